@@ -1,0 +1,174 @@
+"""The contract of the whole system: every activity's name, input and output, in pipeline order.
+
+Workflows call these by class and method; the modules that implement them (`host`, `image`,
+`rootfs`, `network`, `microvm`, `artifacts`, `build_log`, `deletion`) are loaded by workers only.
+Every activity may run twice, half, after a crash, or twice at the same time.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from temporalio import activity
+
+from activities.models import (
+    ArchiveLogInput,
+    BuildRootfsInput,
+    BuildScope,
+    Checkpoint,
+    DeletedTemplate,
+    DeleteTemplateInput,
+    DiscardedUpload,
+    DiscardUploadInput,
+    FindSnapshotInput,
+    HoldHostInput,
+    PublishedTemplate,
+    PublishTemplateInput,
+    PulledImage,
+    PullImageInput,
+    SnapshotVmInput,
+    StartVmInput,
+    StoredObject,
+    UploadArtifactInput,
+    UploadedArtifact,
+    Verification,
+    VerifySnapshotInput,
+    VmRef,
+    WaitUntilReadyInput,
+)
+
+
+class HostActivities(ABC):
+    """A slot on a host (queues `kvm-hosts` and `kvm-lease.<host>`)."""
+
+    @activity.defn(name="hold_host")
+    @abstractmethod
+    async def hold_host(self, hold: HoldHostInput, /) -> None:
+        """Take a slot, signal `lease_granted`, and heartbeat until cancelled."""
+
+
+class CheckpointActivities(ABC):
+    """Checkpoints of one host (queue `kvm-host.<host>`)."""
+
+    @activity.defn(name="find_snapshot")
+    @abstractmethod
+    async def find_snapshot(self, find: FindSnapshotInput, /) -> Checkpoint | None:
+        """Return the snapshot that an earlier build of the same inputs left, if it is whole."""
+
+    @activity.defn(name="discard_checkpoints")
+    @abstractmethod
+    async def discard_checkpoints(self, build_id: str, /) -> None:
+        """Drop the build's references, its work directories and its log on this host."""
+
+
+class ImageActivities(ABC):
+    """Container images (queue `kvm-host.<host>`)."""
+
+    @activity.defn(name="pull_image")
+    @abstractmethod
+    async def pull_image(self, pull: PullImageInput, /) -> PulledImage:
+        """Bring the image to the host and resolve it to a digest."""
+
+
+class RootfsActivities(ABC):
+    """The root file system (queue `kvm-host.<host>`)."""
+
+    @activity.defn(name="build_rootfs")
+    @abstractmethod
+    async def build_rootfs(self, build: BuildRootfsInput, /) -> Checkpoint:
+        """Provision the image in a container and make `rootfs.ext4` of it."""
+
+    @activity.defn(name="clean_up_rootfs")
+    @abstractmethod
+    async def clean_up_rootfs(self, scope: BuildScope, /) -> None:
+        """Remove the containers, mounts, loop devices and half-made files of `build_rootfs`."""
+
+
+class NetworkActivities(ABC):
+    """A VM's netns and TAP (queue `kvm-host.<host>`)."""
+
+    @activity.defn(name="set_up_network")
+    @abstractmethod
+    async def set_up_network(self, vm: VmRef, /) -> None:
+        """Make the VM's netns with `tap0` in it."""
+
+    @activity.defn(name="tear_down_network")
+    @abstractmethod
+    async def tear_down_network(self, vm: VmRef, /) -> None:
+        """Remove the VM's netns, and that of any earlier lease of the same build and purpose."""
+
+
+class MicrovmActivities(ABC):
+    """The VM itself (queue `kvm-host.<host>`)."""
+
+    @activity.defn(name="start_vm")
+    @abstractmethod
+    async def start_vm(self, start: StartVmInput, /) -> None:
+        """Start Firecracker in the VM's netns and boot a private copy of the rootfs."""
+
+    @activity.defn(name="wait_until_ready")
+    @abstractmethod
+    async def wait_until_ready(self, wait: WaitUntilReadyInput, /) -> None:
+        """Follow the serial console until the guest says that it is ready."""
+
+    @activity.defn(name="snapshot_vm")
+    @abstractmethod
+    async def snapshot_vm(self, snapshot: SnapshotVmInput, /) -> Checkpoint:
+        """Pause, snapshot, kill and wait for the VM; keep `rootfs.ext4`, memfile and snapfile."""
+
+    @activity.defn(name="verify_snapshot")
+    @abstractmethod
+    async def verify_snapshot(self, verify: VerifySnapshotInput, /) -> Verification:
+        """Resume the snapshot in a fresh VM on a copy of the disk; it must answer a ping."""
+
+    @activity.defn(name="kill_vm")
+    @abstractmethod
+    async def kill_vm(self, vm: VmRef, /) -> None:
+        """Kill the VM, wait for its processes, remove its directory; earlier leases' too."""
+
+
+class ArtifactActivities(ABC):
+    """The template in the bucket (queue `kvm-host.<host>`; `discard_upload` on `template-manager`)."""
+
+    @activity.defn(name="upload_artifact")
+    @abstractmethod
+    async def upload_artifact(self, upload: UploadArtifactInput, /) -> UploadedArtifact:
+        """Send an artifact's non-zero blocks, and its header where it has one."""
+
+    @activity.defn(name="publish_template")
+    @abstractmethod
+    async def publish_template(self, publish: PublishTemplateInput, /) -> PublishedTemplate:
+        """Check every object, write `build.log`, and commit by writing `metadata.json`."""
+
+    @activity.defn(name="discard_upload")
+    @abstractmethod
+    async def discard_upload(self, discard: DiscardUploadInput, /) -> DiscardedUpload:
+        """Remove what was uploaded, unless a valid `metadata.json` says it is published."""
+
+
+class LogActivities(ABC):
+    """The log of a closed build (queue `template-manager`)."""
+
+    @activity.defn(name="archive_log")
+    @abstractmethod
+    async def archive_log(self, archive: ArchiveLogInput, /) -> StoredObject:
+        """Write the build's log and final status to `logs/<build_id>.jsonl`."""
+
+
+class DeletionActivities(ABC):
+    """Removing a template (queue `template-manager`)."""
+
+    @activity.defn(name="delete_objects")
+    @abstractmethod
+    async def delete_objects(self, delete: DeleteTemplateInput, /) -> DeletedTemplate:
+        """Leave a tombstone in `.leases/`, then remove all objects, `metadata.json` first."""
+
+    @activity.defn(name="delete_image_tag")
+    @abstractmethod
+    async def delete_image_tag(self, delete: DeleteTemplateInput, /) -> DeletedTemplate:
+        """Remove the service's own tag from the registry, never a user's image."""
+
+    @activity.defn(name="remove_late_arrivals")
+    @abstractmethod
+    async def remove_late_arrivals(self, deleted: DeletedTemplate, build_id: str, /) -> int:
+        """Remove what came in after the delete, then the tombstone; a new build is left alone."""

@@ -1,0 +1,65 @@
+"""File locks between attempts, which may run in one process or in several."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+POLL_SECONDS = 0.05
+
+
+@contextmanager
+def locked(path: Path, check: Callable[[], None]) -> Iterator[None]:
+    """Hold an exclusive flock on `path` while the body runs. Blocking: call it in a thread.
+
+    `check` is called while waiting and ends the wait by raising. The kernel drops the lock when
+    the process dies, so a crash leaves nothing to clean but an empty file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            _wait_for(descriptor, check)
+            if _is_still(path, descriptor):
+                yield
+                return
+        finally:
+            os.close(descriptor)
+
+
+def remove_lock(path: Path) -> None:
+    """Remove a lock's file, unless somebody holds it."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+    except BlockingIOError:
+        return
+    finally:
+        os.close(descriptor)
+
+
+def _wait_for(descriptor: int, check: Callable[[], None]) -> None:
+    while True:
+        check()
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(POLL_SECONDS)
+        else:
+            return
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    # Whoever removed the file while we waited has left us the lock of a file that is gone.
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

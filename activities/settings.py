@@ -1,0 +1,83 @@
+"""The one place for settings: environment variables `TEMPLATE_MANAGER_…` and a `.env` file.
+
+Temporal's own connection is not here: `temporalio.envconfig` reads `TEMPORAL_…` and the same TOML
+profiles as Temporal's CLI. The bucket's emulator, if any, is Google's own `STORAGE_EMULATOR_HOST`,
+and Docker's socket Docker's own `DOCKER_HOST`.
+"""
+
+from __future__ import annotations
+
+import socket
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, StringConstraints
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from activities.models import BuildOptions, HostName, PlainName
+
+
+def _default_host() -> HostName:
+    return socket.gethostname().replace("_", "-")[:63] or "host"
+
+
+class Settings(BaseSettings):
+    """Settings of the API, the workers and the hosts. Sizes: `_mb` is MiB, times are seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="TEMPLATE_MANAGER_", extra="ignore")
+
+    # Every process
+    log_format: Literal["json", "console"] = "json"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    ready_file: Path | None = None
+    """Created when the process is ready to serve, removed when it ends."""
+    bucket: str = "template-manager-dev"
+    secret_keys: SecretStr = SecretStr("")
+    """Comma-separated `<key id>:<base64 of 32 bytes>`; the first seals, all open."""
+
+    # API
+    api_address: str = "127.0.0.1:5008"
+    registry: str = "127.0.0.1:5000"
+    """Where images without `from_image` are: `<registry>/<template_id>:<build_id>`."""
+    default_kernel_version: PlainName = "vmlinux-6.1"
+    default_firecracker_version: PlainName = "v1.13.1"
+    drain_seconds: float = 20
+    web_ui_address: str = "http://127.0.0.1:8233"
+    temporal_namespace_retention_days: int = 3
+
+    # Limits of a build, handed to the workflow as its options
+    build: BuildOptions = BuildOptions()
+
+    # KVM host
+    host: HostName = Field(default_factory=_default_host)
+    host_slots: Annotated[int, Field(ge=1, le=1000)] = 2
+    data_dir: Path = Path("/var/lib/template-manager")
+    kernels_dir: Path = Path("/fc-kernels")
+    firecracker_dir: Path = Path("/fc-versions")
+    guest_agent_path: Path | None = None
+    busybox_path: Path = Path("/bin/busybox")
+    """A static busybox; Debian's package busybox-static has it."""
+    dns_server: Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f.:]+$")] = "8.8.8.8"
+    provision_memory_mb: Annotated[int, Field(ge=512)] = 512
+    max_rootfs_mb: int = 64 * 1024
+    restart_grace_seconds: float = 5
+    """How long a restarted host waits for its own builds before it takes new ones."""
+
+    # Uploads
+    upload_chunk_mb: Annotated[int, Field(ge=1, le=1024)] = 32
+    upload_workers: Annotated[int, Field(ge=1, le=64)] = 4
+
+    def kernel_path(self, version: PlainName) -> Path:
+        """Return where the kernel of that version must be on a host."""
+        return self.kernels_dir / version / "vmlinux.bin"
+
+    def firecracker_path(self, version: PlainName) -> Path:
+        """Return where the Firecracker of that version must be on a host."""
+        return self.firecracker_dir / version / "firecracker"
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """Read the settings once per process."""
+    return Settings()

@@ -1,0 +1,116 @@
+"""Large sparse files: private copies and hashes that never read or write a hole."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+FICLONE = 0x40049409  # linux/fs.h
+CHUNK_BYTES = 4 * 1024 * 1024
+ZEROS = bytes(CHUNK_BYTES)
+COPY_ERRORS_WITHOUT_REFLINK = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY)
+
+
+def data_extents(descriptor: int, size_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield (offset, length) of each stretch of data, by SEEK_DATA and SEEK_HOLE (lseek(2))."""
+    position = 0
+    while position < size_bytes:
+        try:
+            start = os.lseek(descriptor, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                return
+            raise
+        position = os.lseek(descriptor, start, os.SEEK_HOLE)
+        yield start, min(position, size_bytes) - start
+
+
+def copy_private(source: Path, target: Path, check: Callable[[], None]) -> None:
+    """Copy a file so that writing to the copy leaves the source alone.
+
+    A reflink where the disk can (no data is copied), else only the data between the holes.
+    `check` is called about every 4 MiB and ends the copy by raising. Raises OSError.
+    """
+    with source.open("rb") as reader, target.open("wb") as writer:
+        if _reflink(reader.fileno(), writer.fileno()):
+            return
+        size_bytes = os.fstat(reader.fileno()).st_size
+        writer.truncate(size_bytes)
+        for start, length in data_extents(reader.fileno(), size_bytes):
+            _copy_extent(reader.fileno(), writer.fileno(), start, length, check)
+
+
+def sha256_of(path: Path, check: Callable[[], None]) -> str:
+    """Return the hex SHA-256 of the whole content; holes count as zeros but are not read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        position = 0
+        for start, length in data_extents(file.fileno(), size_bytes):
+            _hash_zeros(digest, start - position, check)
+            _hash_extent(digest, file.fileno(), start, length, check)
+            position = start + length
+        _hash_zeros(digest, size_bytes - position, check)
+    return digest.hexdigest()
+
+
+def allocated_bytes(path: Path) -> int:
+    """Return how much of the disk a file takes."""
+    return path.stat().st_blocks * 512
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reflink(source: int, target: int) -> bool:
+    try:
+        fcntl.ioctl(target, FICLONE, source)
+    except OSError as error:
+        if error.errno in COPY_ERRORS_WITHOUT_REFLINK:
+            return False
+        raise
+    return True
+
+
+def _copy_extent(
+    source: int, target: int, start: int, length: int, check: Callable[[], None]
+) -> None:
+    done = 0
+    while done < length:
+        check()
+        step = min(CHUNK_BYTES, length - done)
+        copied = os.copy_file_range(source, target, step, start + done, start + done)
+        if copied == 0:
+            raise OSError(errno.EIO, "the source file became shorter while it was copied")
+        done += copied
+
+
+def _hash_extent(
+    digest: hashlib._Hash, descriptor: int, start: int, length: int, check: Callable[[], None]
+) -> None:
+    done = 0
+    while done < length:
+        check()
+        chunk = os.pread(descriptor, min(CHUNK_BYTES, length - done), start + done)
+        if not chunk:
+            raise OSError(errno.EIO, "the file became shorter while it was read")
+        digest.update(chunk)
+        done += len(chunk)
+
+
+def _hash_zeros(digest: hashlib._Hash, length: int, check: Callable[[], None]) -> None:
+    while length > 0:
+        check()
+        step = min(CHUNK_BYTES, length)
+        digest.update(ZEROS[:step] if step < CHUNK_BYTES else ZEROS)
+        length -= step

@@ -1,0 +1,102 @@
+"""How this project talks to Temporal: connection, data converter, search attributes, errors."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from temporalio import activity
+from temporalio.api.operatorservice.v1 import (
+    AddSearchAttributesRequest,
+    ListSearchAttributesRequest,
+)
+from temporalio.client import Client
+from temporalio.common import SearchAttributeKey
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.envconfig import ClientConfig
+from temporalio.service import RPCError, RPCStatusCode
+from temporalio.worker import (
+    ActivityInboundInterceptor,
+    ExecuteActivityInput,
+    Interceptor,
+)
+
+from activities.errors import TemplateManagerError
+
+TEMPLATE_ID = SearchAttributeKey.for_keyword("TemplateId")
+BUILD_ID = SearchAttributeKey.for_keyword("BuildId")
+BUILD_STATE = SearchAttributeKey.for_keyword("BuildState")
+BUILD_STEP = SearchAttributeKey.for_keyword("BuildStep")
+KVM_HOST = SearchAttributeKey.for_keyword("KvmHost")
+SEARCH_ATTRIBUTES = (TEMPLATE_ID, BUILD_ID, BUILD_STATE, BUILD_STEP, KVM_HOST)
+
+CONFIG_SHA256_MEMO = "config_sha256"
+
+# Cancellation reaches an activity with a heartbeat's answer, so heartbeats must not be held back
+# long; and a stopping worker gives its activities this long to let go.
+MAX_HEARTBEAT_THROTTLE = timedelta(seconds=2)
+GRACEFUL_SHUTDOWN = timedelta(seconds=10)
+
+
+async def connect(identity: str, *, lazy: bool = False) -> Client:
+    """Connect as `TEMPORAL_ADDRESS` and its sisters say (default 127.0.0.1:7233).
+
+    With `lazy` the connection is made at the first call, so that a server can start while
+    Temporal is away. Raises RuntimeError when Temporal cannot be reached and `lazy` is False.
+    """
+    config: dict[str, Any] = dict(ClientConfig.load_client_connect_config())
+    config.setdefault("target_host", "127.0.0.1:7233")
+    return await Client.connect(
+        **config,
+        data_converter=pydantic_data_converter,
+        identity=identity,
+        lazy=lazy,
+    )
+
+
+async def register_search_attributes(client: Client) -> None:
+    """Make sure that the namespace knows our search attributes. Safe to call at every start.
+
+    Raises RPCError when Temporal is away or the caller may not change the namespace.
+    """
+    listed = await client.operator_service.list_search_attributes(
+        ListSearchAttributesRequest(namespace=client.namespace)
+    )
+    missing = {
+        key.name: int(key.indexed_value_type)
+        for key in SEARCH_ATTRIBUTES
+        if key.name not in listed.custom_attributes
+    }
+    if not missing:
+        return
+    try:
+        await client.operator_service.add_search_attributes(
+            AddSearchAttributesRequest(
+                namespace=client.namespace,
+                search_attributes=missing,  # type: ignore[arg-type] # the stub wants its enum
+            )
+        )
+    except RPCError as error:  # another process was quicker
+        if error.status is not RPCStatusCode.ALREADY_EXISTS:
+            raise
+
+
+class ErrorInterceptor(Interceptor):
+    """Gives our own errors their wire form, and every process log line its build and step."""
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
+        """Wrap the activity inbound chain."""
+        return _ErrorActivityInterceptor(next)
+
+
+class _ErrorActivityInterceptor(ActivityInboundInterceptor):
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:
+        info = activity.info()
+        with structlog.contextvars.bound_contextvars(
+            workflow_id=info.workflow_id, activity=info.activity_type, attempt=info.attempt
+        ):
+            try:
+                return await super().execute_activity(input)
+            except TemplateManagerError as error:
+                raise error.to_application_error() from error
