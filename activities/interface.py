@@ -128,7 +128,7 @@ class MicrovmActivities(ABC):
 
 
 class ArtifactActivities(ABC):
-    """The template in the bucket (queue `kvm-host.<host>`; `discard_upload` on `template-manager`)."""
+    """The template in the bucket (queue `kvm-host.<host>`; `discard_upload` elsewhere)."""
 
     @activity.defn(name="upload_artifact")
     @abstractmethod
@@ -143,7 +143,10 @@ class ArtifactActivities(ABC):
     @activity.defn(name="discard_upload")
     @abstractmethod
     async def discard_upload(self, discard: DiscardUploadInput, /) -> DiscardedUpload:
-        """Remove what was uploaded, unless a valid `metadata.json` says it is published."""
+        """Remove what was uploaded, unless a valid `metadata.json` says it is published.
+
+        Runs on queue `template-manager`: it must also work when the host is gone.
+        """
 
 
 class LogActivities(ABC):

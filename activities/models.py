@@ -343,7 +343,7 @@ class BuildCheckpoints(Model):
             "verification": Step.VERIFY,
             "uploads": Step.UPLOAD,
         }
-        dropped = {
+        dropped: dict[str, object] = {
             field: {} if field == "uploads" else None
             for field, made_by in keep.items()
             if order.index(made_by) >= order.index(step)
