@@ -1,0 +1,185 @@
+"""The configuration of one VM, and what may not be configured."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from .errors import Fault, unsupported
+from .schema import Json
+
+_VCPUS_MAX = 32
+_COMMAND_LINE_BYTES_MAX = 2048
+_MAC = re.compile(r"([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}")
+_DEFAULT_MACHINE: Json = {
+    "vcpu_count": 1,
+    "mem_size_mib": 128,
+    "smt": False,
+    "track_dirty_pages": False,
+    "huge_pages": "None",
+}
+DEFAULT_BOOT_ARGS = (
+    "reboot=k panic=1 pci=off nomodule 8250.nr_uarts=0 "
+    "i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd"
+)
+
+
+class VmConfig:
+    """What `/vm/config` shows: the parts as the client gave them, checked."""
+
+    def __init__(self) -> None:
+        self.boot_source: Json | None = None
+        self.machine: Json = dict(_DEFAULT_MACHINE)
+        self.drives: list[Json] = []
+        self.interfaces: list[Json] = []
+        self.entropy: Json | None = None
+
+    def to_json(self) -> Json:
+        """The configuration in the form of `/vm/config` and of the snapshot file."""
+        return {
+            "balloon": None,
+            "boot-source": self.boot_source,
+            "cpu-config": None,
+            "drives": self.drives,
+            "entropy": self.entropy,
+            "logger": None,
+            "machine-config": self.machine,
+            "metrics": None,
+            "mmds-config": None,
+            "network-interfaces": self.interfaces,
+            "vsock": None,
+        }
+
+    @classmethod
+    def from_json(cls, stored: Json) -> VmConfig:
+        """The configuration in a snapshot file. Firecracker, too, forgets the boot source."""
+        config = cls()
+        config.machine = stored["machine-config"]
+        config.drives = stored["drives"]
+        config.interfaces = stored["network-interfaces"]
+        config.entropy = stored["entropy"]
+        return config
+
+    def set_boot_source(self, source: Json) -> None:
+        """Take the kernel and its arguments."""
+        if "initrd_path" in source:
+            raise unsupported("initrd_path", "its kernel needs the initrd beside vmlinux.bin")
+        find_kernel(source["kernel_image_path"])
+        if len(source.get("boot_args", "")) >= _COMMAND_LINE_BYTES_MAX:
+            raise Fault("Boot source error: The kernel command line is invalid: too long")
+        self.boot_source = source
+
+    def update_machine(self, update: Json) -> None:
+        """Take over some or all machine settings, or none if one of them is bad."""
+        machine = {**self.machine, **update}
+        vcpus, memory_mib = machine["vcpu_count"], machine["mem_size_mib"]
+        odd = machine["smt"] and vcpus > 1 and vcpus % 2 == 1
+        if not 0 < vcpus <= _VCPUS_MAX or odd:
+            raise Fault(
+                "Machine config error: The vCPU number is invalid! The vCPU number can only be "
+                "1 or an even number when SMT is enabled, and 32 at most."
+            )
+        if memory_mib == 0:
+            raise Fault("Machine config error: The memory size (MiB) is invalid.")
+        _refuse_machine_features(machine)
+        self.machine = machine
+
+    def put_drive(self, drive: Json) -> None:
+        """Add a drive, or replace the one with its id. The root device stays first."""
+        _refuse_drive_features(drive)
+        if "path_on_host" not in drive or "is_read_only" not in drive:
+            raise Fault("Drive config error: path_on_host and is_read_only are required.")
+        roots = [other["drive_id"] for other in self.drives if other["is_root_device"]]
+        if drive["is_root_device"] and roots and roots != [drive["drive_id"]]:
+            raise Fault("Drive config error: A root block device already exists!")
+        check_drive_file(drive)
+        drive = {"cache_type": "Unsafe", "io_engine": "Sync", **drive}
+        self.drives = _put(self.drives, "drive_id", drive)
+        self.drives.sort(key=lambda each: not each["is_root_device"])
+
+    def check_interface(self, interface: Json) -> None:
+        """Refuse an interface that cannot be or clashes with another one."""
+        _refuse_rate_limiters(interface)
+        mac = interface.get("guest_mac")
+        if mac is not None and not _MAC.fullmatch(mac):
+            raise Fault(
+                "An error occurred when deserializing the json body of a request: "
+                f"guest_mac: invalid MAC address `{mac}`."
+            )
+        for other in self.interfaces:
+            if other["iface_id"] != interface["iface_id"] and mac and mac == other.get("guest_mac"):
+                raise Fault(f"Network config error: The MAC address is already in use: {mac}")
+
+    def put_interface(self, interface: Json) -> None:
+        """Add a network interface, or replace the one with its id."""
+        self.interfaces = _put(self.interfaces, "iface_id", interface)
+
+    def set_entropy(self, entropy: Json) -> None:
+        """Give the guest an entropy device."""
+        _refuse_rate_limiters(entropy)
+        self.entropy = entropy
+
+
+def find_kernel(kernel_image_path: str) -> tuple[Path, Path]:
+    """The bzImage and initrd.img beside the real vmlinux.bin."""
+    try:
+        directory = Path(kernel_image_path).resolve(strict=True).parent
+    except OSError as error:
+        raise Fault(f"Boot source error: The kernel file cannot be opened: {error}") from None
+    kernel, initrd = directory / "bzImage", directory / "initrd.img"
+    for path in (kernel, initrd):
+        if not path.is_file():
+            raise Fault(
+                f"Boot source error: The kernel file cannot be opened: the QEMU stand-in for "
+                f"Firecracker boots {path.name} beside {kernel_image_path}, but there is no {path}"
+            )
+    return kernel, initrd
+
+
+def check_drive_file(drive: Json) -> None:
+    """Refuse a drive whose file cannot be opened as the guest will use it."""
+    path = drive["path_on_host"]
+    try:
+        os.close(os.open(path, os.O_RDONLY if drive["is_read_only"] else os.O_RDWR))
+    except OSError as error:
+        raise Fault(
+            "Drive config error: Unable to create the virtio block device: Virtio backend error: "
+            f"Error manipulating the backing file: {error.strerror} (os error {error.errno}) {path}"
+        ) from None
+
+
+def _refuse_machine_features(machine: Json) -> None:
+    if machine["huge_pages"] != "None":
+        raise unsupported(
+            "huge_pages",
+            "a snapshot on huge pages can only be loaded with a page-fault handler, "
+            "Firecracker itself refuses to load it from a file",
+        )
+    if machine["track_dirty_pages"]:
+        raise unsupported("track_dirty_pages", "it makes full snapshots only")
+    if machine.get("cpu_template", "None") != "None":
+        raise unsupported("cpu_template")
+
+
+def _refuse_drive_features(drive: Json) -> None:
+    _refuse_rate_limiters(drive)
+    if drive.get("io_engine") == "Async":
+        raise unsupported("io_engine Async")
+    for feature in ("socket", "partuuid"):
+        if feature in drive:
+            raise unsupported(feature)
+
+
+def _refuse_rate_limiters(device: Json) -> None:
+    for feature in ("rate_limiter", "rx_rate_limiter", "tx_rate_limiter"):
+        if feature in device:
+            raise unsupported(feature)
+
+
+def _put(devices: list[Json], key: str, device: Json) -> list[Json]:
+    """The devices with one more, or with the one of that id replaced."""
+    ids = [other[key] for other in devices]
+    if device[key] not in ids:
+        return [*devices, device]
+    return [device if other[key] == device[key] else other for other in devices]

@@ -1,0 +1,280 @@
+"""One VM: what may be done with it when."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import VERSION, memory
+from .config import VmConfig, check_drive_file
+from .errors import FatalFault, Fault, after_start, before_start, unsupported
+from .log import Log, Metrics
+from .qemu import Accelerator, GuestMemory, Qemu, boot_arguments, machine_arguments
+from .qmp import QmpError
+from .schema import Json
+from .snapfile import HostTraits, Snapfile, SnapfileError
+from .tap import open_tap
+
+
+class Machine:
+    """The life of one VM: not started, then running or paused until its QEMU ends."""
+
+    def __init__(
+        self, instance_id: str, log: Log, metrics: Metrics, on_start: Callable[[Qemu], None]
+    ) -> None:
+        self.state = "Not started"
+        self._instance_id = instance_id
+        self.qemu: Qemu | None = None
+        self._log = log
+        self._metrics = metrics
+        self._on_start = on_start
+        self._config = VmConfig()
+        self._configured = False
+        self._taps: dict[str, int] = {}
+        self._accelerator = Accelerator.chosen()
+        self._host: HostTraits | None = None
+        self._memory: int | None = None
+        # QEMU saves the state of a stopped VM once; until it runs again, that state is valid.
+        self._saved_state: bytes | None = None
+
+    # Before the start
+
+    def put_boot_source(self, source: Json) -> None:
+        """PUT /boot-source"""
+        self._configure().set_boot_source(source)
+
+    def update_machine(self, update: Json) -> None:
+        """PUT and PATCH /machine-config"""
+        self._configure().update_machine(update)
+
+    def put_drive(self, drive: Json) -> None:
+        """PUT /drives/{drive_id}"""
+        self._configure().put_drive(drive)
+
+    def put_interface(self, interface: Json) -> None:
+        """PUT /network-interfaces/{iface_id}"""
+        config = self._configure()
+        config.check_interface(interface)
+        self._open_tap(interface["iface_id"], interface["host_dev_name"])
+        config.put_interface(interface)
+
+    def put_entropy(self, entropy: Json) -> None:
+        """PUT /entropy"""
+        self._configure().set_entropy(entropy)
+
+    def put_logger(self, settings: Json) -> None:
+        """PUT /logger"""
+        self._require_not_started()
+        self._log.configure(settings)
+
+    def put_metrics(self, settings: Json) -> None:
+        """PUT /metrics"""
+        self._require_not_started()
+        self._metrics.configure(settings["metrics_path"])
+
+    def start(self) -> None:
+        """PUT /actions InstanceStart"""
+        self._require_not_started()
+        if self._config.boot_source is None:
+            raise Fault("Start microvm error: Cannot start microvm without kernel configuration.")
+        memory_fd = memory.create(self._config.machine["mem_size_mib"])
+        shared = GuestMemory(f"/proc/self/fd/{memory_fd}", shared=True, fds=(memory_fd,))
+        try:
+            qemu = self._launch(shared, boot_arguments(self._config, self._accelerator))
+            qemu.qmp.execute("cont")
+        except (QmpError, OSError) as error:
+            os.close(memory_fd)
+            raise Fault(f"Start microvm error: {self._reason(error)}") from None
+        self._memory = memory_fd
+        self._started(qemu, "Running")
+
+    def load_snapshot(self, parameters: Json) -> None:
+        """PUT /snapshot/load. A process in which it fails is of no use any more."""
+        self._require_not_started()
+        if self._configured:
+            raise Fault(
+                "Load snapshot error: Loading a microVM snapshot not allowed after configuring "
+                "boot-specific resources."
+            )
+        try:
+            with self._metrics.measuring("load_snapshot"):
+                self._restore(parameters)
+        except (Fault, QmpError, SnapfileError, OSError) as error:
+            raise FatalFault(
+                f"Load snapshot error: Failed to restore from snapshot: {self._reason(error)}"
+            ) from None
+        if parameters.get("resume_vm"):
+            self.resume()
+
+    # After the start
+
+    def pause(self) -> None:
+        """PATCH /vm Paused"""
+        qemu = self.require_started()
+        with self._metrics.measuring("pause_vm"):
+            self._command(qemu, "stop")
+        self.state = "Paused"
+
+    def resume(self) -> None:
+        """PATCH /vm Resumed"""
+        qemu = self.require_started()
+        with self._metrics.measuring("resume_vm"):
+            self._command(qemu, "cont")
+        self.state = "Running"
+        self._saved_state = None
+
+    def create_snapshot(self, parameters: Json) -> None:
+        """PUT /snapshot/create"""
+        qemu = self.require_started()
+        if self.state != "Paused":
+            raise Fault(
+                "Create snapshot error: Cannot save the microVM state: Operation not allowed: "
+                "the microVM is not paused."
+            )
+        if self._memory is None:
+            raise unsupported("A snapshot of a VM that was itself loaded from a snapshot")
+        try:
+            with self._metrics.measuring("full_create_snapshot"):
+                self._save(qemu, parameters)
+        except (QmpError, OSError) as error:
+            raise Fault(f"Create snapshot error: {error}") from None
+
+    def send_ctrl_alt_del(self) -> None:
+        """PUT /actions SendCtrlAltDel"""
+        keys = [{"type": "qcode", "data": key} for key in ("ctrl", "alt", "delete")]
+        self._command(self.require_started(), "send-key", keys=keys)
+
+    def flush_metrics(self) -> None:
+        """PUT /actions FlushMetrics"""
+        self.require_started()
+        self._metrics.flush()
+
+    # At any time
+
+    def describe(self) -> Json:
+        """GET /"""
+        return {
+            "id": self._instance_id,
+            "state": self.state,
+            "vmm_version": VERSION,
+            "app_name": "Firecracker",
+        }
+
+    def version(self) -> Json:
+        """GET /version"""
+        return {"firecracker_version": VERSION}
+
+    def machine_config(self) -> Json:
+        """GET /machine-config"""
+        return self._config.machine
+
+    def config(self) -> Json:
+        """GET /vm/config"""
+        return self._config.to_json()
+
+    def kill(self) -> None:
+        """End the VM with this process."""
+        if self.qemu is not None:
+            self.qemu.kill()
+
+    # How
+
+    def require_started(self) -> Qemu:
+        """Refuse what needs a started VM."""
+        if self.qemu is None:
+            raise before_start()
+        return self.qemu
+
+    def _require_not_started(self) -> None:
+        if self.qemu is not None:
+            raise after_start()
+
+    def _configure(self) -> VmConfig:
+        """The configuration, to be changed: from now on a snapshot cannot be loaded."""
+        self._require_not_started()
+        self._configured = True
+        return self._config
+
+    def _open_tap(self, interface_id: str, name: str) -> None:
+        if interface_id in self._taps:
+            os.close(self._taps.pop(interface_id))
+        self._taps[interface_id] = open_tap(name)
+
+    def _launch(self, guest_memory: GuestMemory, more_arguments: list[str]) -> Qemu:
+        """Start QEMU with the VM stopped."""
+        arguments = machine_arguments(self._config, self._accelerator, guest_memory, self._taps)
+        qemu = Qemu(arguments + more_arguments, (*guest_memory.fds, *self._taps.values()))
+        try:
+            self._host = self._accelerator.traits(qemu.qmp.negotiate())
+        except QmpError as error:
+            qemu.kill()
+            raise QmpError(f"{error}: {qemu.messages()}") from None
+        return qemu
+
+    def _started(self, qemu: Qemu, state: str) -> None:
+        # QEMU has its own copies: a TAP is free again as soon as QEMU is gone.
+        while self._taps:
+            os.close(self._taps.popitem()[1])
+        self.qemu = qemu
+        self.state = state
+        self._on_start(qemu)
+
+    def _save(self, qemu: Qemu, parameters: Json) -> None:
+        assert self._memory is not None and self._host is not None
+        if self._saved_state is None:
+            self._saved_state = qemu.save_device_state()
+        memory.copy_to(self._memory, Path(parameters["mem_file_path"]))
+        snapfile = Snapfile(self._host, self._config.to_json(), self._saved_state)
+        snapfile.write(Path(parameters["snapshot_path"]))
+
+    def _restore(self, parameters: Json) -> None:
+        snapfile = Snapfile.read(Path(parameters["snapshot_path"]))
+        self._config = VmConfig.from_json(snapfile.config)
+        self._apply_overrides(parameters.get("network_overrides", []))
+        memory_path = Path(parameters["mem_backend"]["backend_path"])
+        _check_memory_file(memory_path, self._config.machine["mem_size_mib"])
+        for drive in self._config.drives:
+            check_drive_file(drive)
+        for interface in self._config.interfaces:
+            self._open_tap(interface["iface_id"], interface["host_dev_name"])
+        qemu = self._launch(GuestMemory(str(memory_path), shared=False), ["-incoming", "defer"])
+        try:
+            _check_host(snapfile.host, self._host)
+            qemu.load_device_state(snapfile.device_state)
+        except (QmpError, SnapfileError) as error:
+            qemu.kill()
+            raise QmpError(f"{error} {qemu.messages()}") from None
+        self._started(qemu, "Paused")
+
+    def _apply_overrides(self, overrides: list[Json]) -> None:
+        interfaces = {each["iface_id"]: each for each in self._config.interfaces}
+        for override in overrides:
+            if override["iface_id"] not in interfaces:
+                raise Fault(f"Unknown Network Device: {override['iface_id']}")
+            interfaces[override["iface_id"]]["host_dev_name"] = override["host_dev_name"]
+
+    def _command(self, qemu: Qemu, command: str, **arguments: Any) -> None:
+        try:
+            qemu.qmp.execute(command, **arguments)
+        except QmpError as error:
+            raise Fault(f"Internal VMM error: {error}") from None
+
+    def _reason(self, error: Exception) -> str:
+        if isinstance(error, FileNotFoundError) and error.filename == "qemu-system-x86_64":
+            return "qemu-system-x86_64 is missing; run: apt-get install qemu-system-x86"
+        return str(error)
+
+
+def _check_memory_file(path: Path, size_mib: int) -> None:
+    size = path.stat().st_size
+    if size != size_mib * memory.MIB:
+        raise SnapfileError(
+            f"the memory file {path} has {size} bytes, but the snapshot's VM has {size_mib} MiB"
+        )
+
+
+def _check_host(snapshot: HostTraits, here: HostTraits | None) -> None:
+    if snapshot != here:
+        raise SnapfileError(f"the snapshot was made on {snapshot}, here is {here}")

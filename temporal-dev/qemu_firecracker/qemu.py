@@ -1,0 +1,202 @@
+"""The QEMU process behind one VM."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import signal
+import socket
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .config import DEFAULT_BOOT_ARGS, VmConfig, find_kernel
+from .qmp import Qmp
+from .schema import Json
+from .snapfile import HostTraits
+
+_BINARY = "qemu-system-x86_64"
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
+
+# An emulated CPU is too slow and too irregular for the kernel to calibrate its clocks with: on a
+# busy machine the guest hangs there.
+_TCG_BOOT_ARGS = "tsc_early_khz=2500000 tsc=reliable lpj=10000000 no_timer_check"
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """How QEMU runs guest code."""
+
+    name: str
+    cpu: str
+    boot_args: str
+
+    @classmethod
+    def chosen(cls) -> Accelerator:
+        """TCG unless asked otherwise: a /dev/kvm that opens may still hang the guest."""
+        if os.environ.get("TEMPLATE_MANAGER_QEMU_ACCEL", "tcg") == "kvm":
+            return cls("kvm", "host", "")
+        # With x2apic a guest on `-cpu max` hangs.
+        return cls("tcg", "max,-x2apic", _TCG_BOOT_ARGS)
+
+    def traits(self, qemu_version: str) -> HostTraits:
+        """What a snapshot that is made here depends on."""
+        cpu = _host_cpu() if self.cpu == "host" else self.cpu
+        return HostTraits(qemu_version, self.name, cpu)
+
+
+@dataclass(frozen=True)
+class GuestMemory:
+    """The file that QEMU maps as guest memory."""
+
+    path: str
+    shared: bool
+    fds: tuple[int, ...] = field(default=())
+
+
+class Qemu:
+    """A QEMU process that waits for its first `cont`. It never outlives this process.
+
+    Start it in the main thread: the kernel takes a parent's *thread* for the parent.
+    """
+
+    def __init__(self, arguments: list[str], fds: tuple[int, ...]) -> None:
+        ours, theirs = socket.socketpair()
+        control = f"socket,id=qmp,fd={theirs.fileno()}"
+        command = [_BINARY, *arguments, "-chardev", control, "-mon", "chardev=qmp,mode=control"]
+        self._messages = os.memfd_create("qemu-stderr", os.MFD_CLOEXEC)
+        self.qmp = Qmp(ours)
+        parent = os.getpid()
+        with theirs:
+            self.process = subprocess.Popen(
+                command,
+                stderr=self._messages,
+                pass_fds=(*fds, theirs.fileno()),
+                # With threads around, no more than a system call may happen before exec.
+                preexec_fn=lambda: _die_with(parent),  # noqa: PLW1509
+            )
+
+    def messages(self) -> str:
+        """What QEMU had to say on its standard error."""
+        size = os.fstat(self._messages).st_size
+        return os.pread(self._messages, 4096, max(0, size - 4096)).decode(errors="replace").strip()
+
+    def kill(self) -> None:
+        """End the process and wait until it is gone, and with it its hold on TAP and disk."""
+        self.process.kill()
+        self.process.wait()
+
+    def save_device_state(self) -> bytes:
+        """The state of all devices of a stopped VM, without its shared memory."""
+        state = os.memfd_create("device-state", os.MFD_CLOEXEC)
+        try:
+            self._prepare_migration(state)
+            self.qmp.execute("migrate", uri="fd:state")
+            self.qmp.wait_for_migration()
+            return os.pread(state, os.fstat(state).st_size, 0)
+        finally:
+            os.close(state)
+
+    def load_device_state(self, device_state: bytes) -> None:
+        """Put a VM that was started with `incoming` into the state that was saved."""
+        state = os.memfd_create("device-state", os.MFD_CLOEXEC)
+        try:
+            os.write(state, device_state)
+            os.lseek(state, 0, os.SEEK_SET)
+            self._prepare_migration(state)
+            self.qmp.execute("migrate-incoming", uri="fd:state")
+            self.qmp.wait_for_migration()
+        finally:
+            os.close(state)
+
+    def _prepare_migration(self, state: int) -> None:
+        capabilities = [
+            {"capability": name, "state": True} for name in ("x-ignore-shared", "events")
+        ]
+        self.qmp.execute("migrate-set-capabilities", capabilities=capabilities)
+        self.qmp.execute("getfd", fd=state, fdname="state")
+
+
+def machine_arguments(
+    config: VmConfig, accelerator: Accelerator, memory: GuestMemory, taps: dict[str, int]
+) -> list[str]:
+    """QEMU's arguments for a configuration; they must be the same before and after a snapshot."""
+    machine = config.machine
+    threads = 2 if machine["smt"] and machine["vcpu_count"] > 1 else 1
+    backend = (
+        f"memory-backend-file,id=memory,size={machine['mem_size_mib']}M,"
+        f"mem-path={_escape(memory.path)},share={'on' if memory.shared else 'off'}"
+    )
+    arguments = ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-S"]
+    arguments += ["-M", f"microvm,accel={accelerator.name},memory-backend=memory"]
+    arguments += ["-object", backend, "-m", f"{machine['mem_size_mib']}M"]
+    arguments += ["-cpu", accelerator.cpu, "-smp", f"{machine['vcpu_count']},threads={threads}"]
+    arguments += ["-chardev", "stdio,id=serial,signal=off", "-serial", "chardev:serial"]
+    # Ctrl+Alt+Del and `reboot=k` go through the keyboard controller.
+    arguments += ["-device", "i8042"]
+    return arguments + _device_arguments(config, taps)
+
+
+def boot_arguments(config: VmConfig, accelerator: Accelerator) -> list[str]:
+    """QEMU's arguments for a cold start: kernel, initrd, command line."""
+    assert config.boot_source is not None
+    kernel, initrd = find_kernel(config.boot_source["kernel_image_path"])
+    given = config.boot_source.get("boot_args", DEFAULT_BOOT_ARGS).split()
+    # The virtio drivers of this kernel are modules, so it must be able to load them.
+    words = [word for word in given if word != "nomodule"]
+    for drive in config.drives[:1]:
+        if drive["is_root_device"]:
+            words += ["root=/dev/vda", "ro" if drive["is_read_only"] else "rw"]
+    words.append(accelerator.boot_args)
+    return ["-kernel", str(kernel), "-initrd", str(initrd), "-append", " ".join(words)]
+
+
+def _device_arguments(config: VmConfig, taps: dict[str, int]) -> list[str]:
+    devices: list[str] = []
+    for number, drive in enumerate(config.drives):
+        devices += _drive_arguments(number, drive)
+    for interface in config.interfaces:
+        name = f"net-{interface['iface_id']}"
+        mac = interface.setdefault("guest_mac", _random_mac())
+        devices += ["-netdev", f"tap,id={name},fd={taps[interface['iface_id']]}"]
+        devices += ["-device", f"virtio-net-device,netdev={name},mac={mac}"]
+    if config.entropy is not None:
+        devices += ["-device", "virtio-rng-device"]
+    return devices
+
+
+def _drive_arguments(number: int, drive: Json) -> list[str]:
+    name = f"drive{number}"
+    # Locks would keep a new VM from a disk that a dying one still holds; Firecracker has none.
+    options = f"id={name},if=none,format=raw,aio=threads,file.locking=off"
+    options += f",cache={'unsafe' if drive['cache_type'] == 'Unsafe' else 'writeback'}"
+    options += f",readonly={'on' if drive['is_read_only'] else 'off'}"
+    options += f",file={_escape(drive['path_on_host'])}"
+    serial = drive["drive_id"][:20]
+    return ["-drive", options, "-device", f"virtio-blk-device,drive={name},serial={serial}"]
+
+
+def _die_with(parent: int) -> None:
+    """In the child: have the kernel kill QEMU when its parent is gone, however that happens."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _escape(path: str) -> str:
+    """A path as a value in QEMU's comma-separated options; `./` keeps `nbd:x` from being a URL."""
+    return (path if path.startswith("/") else f"./{path}").replace(",", ",,")
+
+
+def _random_mac() -> str:
+    octets = [0x02, *(random.randrange(256) for _ in range(5))]
+    return ":".join(f"{octet:02x}" for octet in octets)
+
+
+def _host_cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return "unknown"
