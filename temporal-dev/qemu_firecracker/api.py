@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import socketserver
+import sys
 from collections.abc import Callable
 from functools import partial
 from http.server import BaseHTTPRequestHandler
@@ -56,6 +57,11 @@ class ApiServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.requests = requests
         super().__init__(path, _Handler)
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hangs up early is no news; anything else is."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -64,7 +70,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def handle_method(self) -> None:
         """Answer one request."""
-        length = int(self.headers.get("Content-Length") or 0)
+        stated_length = self.headers.get("Content-Length") or "0"
+        if not stated_length.isdecimal():
+            self.close_connection = True
+            self._respond(400, {"fault_message": "Invalid header: Content-Length."})
+            return
+        length = int(stated_length)
         if length > _BODY_BYTES_MAX:
             self.close_connection = True
             message = f"Request payload with size {length} is larger than {_BODY_BYTES_MAX}."

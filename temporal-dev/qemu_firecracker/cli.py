@@ -16,7 +16,7 @@ from .api import ApiServer, Request
 from .errors import Fault
 from .log import Log, Metrics
 from .machine import Machine
-from .qemu import Qemu
+from .qemu import Accelerator, Qemu
 from .snapfile import FORMAT_VERSION, Snapfile, SnapfileError
 
 _OK = 0
@@ -136,10 +136,13 @@ def _run(arguments: Arguments) -> int:
         log.configure(_log_settings(arguments))
         if "metrics-path" in arguments:
             metrics.configure(arguments["metrics-path"])
-    except Fault as fault:
-        raise _ExitError(str(fault), _BAD_CONFIGURATION) from None
+        accelerator = Accelerator.chosen()
+    except (Fault, ValueError) as error:
+        raise _ExitError(str(error), _BAD_CONFIGURATION) from None
     log.info(f"Running Firecracker v{VERSION}")
-    return _Process(instance_id, log, metrics).serve(arguments.get("api-sock", _DEFAULT_SOCKET))
+    process = _Process(log)
+    machine = Machine(instance_id, accelerator, log, metrics, on_start=process.watch)
+    return process.serve(machine, arguments.get("api-sock", _DEFAULT_SOCKET))
 
 
 def _log_settings(arguments: Arguments) -> dict[str, object]:
@@ -155,40 +158,42 @@ def _log_settings(arguments: Arguments) -> dict[str, object]:
 class _Process:
     """The main thread: serves requests and watches QEMU, one event after the other."""
 
-    def __init__(self, instance_id: str, log: Log, metrics: Metrics) -> None:
+    def __init__(self, log: Log) -> None:
         self._log = log
         self._events: SimpleQueue[Request | Qemu] = SimpleQueue()
-        self._machine = Machine(instance_id, log, metrics, on_start=self._watch)
 
-    def serve(self, socket_path: str) -> int:
+    def serve(self, machine: Machine, socket_path: str) -> int:
         """Serve the API until the VM ends; answer the exit code."""
-        signal.signal(signal.SIGTERM, self._terminate)
-        signal.signal(signal.SIGINT, self._terminate)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, _: _die_of(number, machine))
         try:
             server = ApiServer(socket_path, self._events)
-        except OSError as error:
-            message = f"RunWithApi error: Failed to open the API socket at: {socket_path}. "
-            message += f"Check that it is not already used: {error}"
+        except OSError:
+            self._log.error(
+                f"RunWithApiError error: Failed to open the API socket at: {socket_path}. "
+                "Check that it is not already used."
+            )
+            message = f'RunWithApi(FailedToBindSocket("{socket_path}"))'
             raise _ExitError(message, _GENERIC_ERROR) from None
         Thread(target=server.serve_forever, daemon=True).start()
         while True:
             event = self._events.get()
             if isinstance(event, Qemu):
                 return self._ended(event)
-            self._perform(event)
+            self._perform(event, machine)
             if event.fatal:
                 return self._exit("Firecracker exiting with error.", _GENERIC_ERROR)
 
-    def _perform(self, request: Request) -> None:
+    def _perform(self, request: Request, machine: Machine) -> None:
         self._log.info(f"The API server received a {request.description}.")
-        request.perform(self._machine)
+        request.perform(machine)
         if request.status >= 400:
             self._log.error(f"Received Error. Status code: {request.status}: {request.answer}")
         request.done.set()
         if request.fatal:
             request.sent.wait(timeout=5)
 
-    def _watch(self, qemu: Qemu) -> None:
+    def watch(self, qemu: Qemu) -> None:
         """Have QEMU's end among the events."""
 
         def wait() -> None:
@@ -211,9 +216,10 @@ class _Process:
         self._log.info(f"{message} exit_code={code}")
         return code
 
-    def _terminate(self, number: int, frame: object) -> NoReturn:
-        """Die of the signal as Firecracker does, after QEMU has let go of TAP and disk."""
-        self._machine.kill()
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-        raise SystemExit(128 + number)
+
+def _die_of(number: int, machine: Machine) -> NoReturn:
+    """Die of the signal as Firecracker does, after QEMU has let go of TAP and disk."""
+    machine.kill()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    raise SystemExit(128 + number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 from pathlib import Path
 
@@ -113,6 +114,7 @@ class VmConfig:
 
     def put_interface(self, interface: Json) -> None:
         """Add a network interface, or replace the one with its id."""
+        interface.setdefault("guest_mac", _random_mac())
         self.interfaces = _put(self.interfaces, "iface_id", interface)
 
     def set_entropy(self, entropy: Json) -> None:
@@ -175,6 +177,11 @@ def _refuse_rate_limiters(device: Json) -> None:
     for feature in ("rate_limiter", "rx_rate_limiter", "tx_rate_limiter"):
         if feature in device:
             raise unsupported(feature)
+
+
+def _random_mac() -> str:
+    octets = [0x02, *(random.randrange(256) for _ in range(5))]
+    return ":".join(f"{octet:02x}" for octet in octets)
 
 
 def _put(devices: list[Json], key: str, device: Json) -> list[Json]:

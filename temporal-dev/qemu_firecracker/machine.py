@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import VERSION, memory
+from . import VERSION
 from .config import VmConfig, check_drive_file
-from .errors import FatalFault, Fault, after_start, before_start, unsupported
+from .errors import FatalFault, Fault, after_start, before_start
 from .log import Log, Metrics
-from .qemu import Accelerator, GuestMemory, Qemu, boot_arguments, machine_arguments
+from .memory import MIB, GuestMemory
+from .qemu import QEMU, Accelerator, Qemu, boot_arguments, machine_arguments
 from .qmp import QmpError
 from .schema import Json
 from .snapfile import HostTraits, Snapfile, SnapfileError
@@ -22,7 +23,12 @@ class Machine:
     """The life of one VM: not started, then running or paused until its QEMU ends."""
 
     def __init__(
-        self, instance_id: str, log: Log, metrics: Metrics, on_start: Callable[[Qemu], None]
+        self,
+        instance_id: str,
+        accelerator: Accelerator,
+        log: Log,
+        metrics: Metrics,
+        on_start: Callable[[Qemu], None],
     ) -> None:
         self.state = "Not started"
         self._instance_id = instance_id
@@ -32,12 +38,10 @@ class Machine:
         self._on_start = on_start
         self._config = VmConfig()
         self._configured = False
-        self._taps: dict[str, int] = {}
-        self._accelerator = Accelerator.chosen()
+        self._taps: dict[str, tuple[str, int]] = {}
+        self._accelerator = accelerator
         self._host: HostTraits | None = None
-        self._memory: int | None = None
-        # QEMU saves the state of a stopped VM once; until it runs again, that state is valid.
-        self._saved_state: bytes | None = None
+        self._memory: GuestMemory | None = None
 
     # Before the start
 
@@ -57,7 +61,7 @@ class Machine:
         """PUT /network-interfaces/{iface_id}"""
         config = self._configure()
         config.check_interface(interface)
-        self._open_tap(interface["iface_id"], interface["host_dev_name"])
+        self._open_tap(interface)
         config.put_interface(interface)
 
     def put_entropy(self, entropy: Json) -> None:
@@ -79,16 +83,14 @@ class Machine:
         self._require_not_started()
         if self._config.boot_source is None:
             raise Fault("Start microvm error: Cannot start microvm without kernel configuration.")
-        memory_fd = memory.create(self._config.machine["mem_size_mib"])
-        shared = GuestMemory(f"/proc/self/fd/{memory_fd}", shared=True, fds=(memory_fd,))
+        memory = GuestMemory.create(self._config.machine["mem_size_mib"])
         try:
-            qemu = self._launch(shared, boot_arguments(self._config, self._accelerator))
+            qemu = self._launch(memory, boot_arguments(self._config, self._accelerator))
             qemu.qmp.execute("cont")
         except (QmpError, OSError) as error:
-            os.close(memory_fd)
-            raise Fault(f"Start microvm error: {self._reason(error)}") from None
-        self._memory = memory_fd
-        self._started(qemu, "Running")
+            memory.close()
+            raise Fault(f"Start microvm error: {_reason(error)}") from None
+        self._started(qemu, memory, "Running")
 
     def load_snapshot(self, parameters: Json) -> None:
         """PUT /snapshot/load. A process in which it fails is of no use any more."""
@@ -103,7 +105,7 @@ class Machine:
                 self._restore(parameters)
         except (Fault, QmpError, SnapfileError, OSError) as error:
             raise FatalFault(
-                f"Load snapshot error: Failed to restore from snapshot: {self._reason(error)}"
+                f"Load snapshot error: Failed to restore from snapshot: {_reason(error)}"
             ) from None
         if parameters.get("resume_vm"):
             self.resume()
@@ -123,7 +125,6 @@ class Machine:
         with self._metrics.measuring("resume_vm"):
             self._command(qemu, "cont")
         self.state = "Running"
-        self._saved_state = None
 
     def create_snapshot(self, parameters: Json) -> None:
         """PUT /snapshot/create"""
@@ -133,8 +134,6 @@ class Machine:
                 "Create snapshot error: Cannot save the microVM state: Operation not allowed: "
                 "the microVM is not paused."
             )
-        if self._memory is None:
-            raise unsupported("A snapshot of a VM that was itself loaded from a snapshot")
         try:
             with self._metrics.measuring("full_create_snapshot"):
                 self._save(qemu, parameters)
@@ -197,15 +196,21 @@ class Machine:
         self._configured = True
         return self._config
 
-    def _open_tap(self, interface_id: str, name: str) -> None:
-        if interface_id in self._taps:
-            os.close(self._taps.pop(interface_id))
-        self._taps[interface_id] = open_tap(name)
+    def _open_tap(self, interface: Json) -> None:
+        """Hold an interface's TAP until QEMU does; an interface that is replaced may keep its."""
+        interface_id, name = interface["iface_id"], interface["host_dev_name"]
+        old_name, old_fd = self._taps.get(interface_id, ("", -1))
+        if name == old_name:
+            return
+        self._taps[interface_id] = (name, open_tap(name))
+        if old_name:
+            os.close(old_fd)
 
-    def _launch(self, guest_memory: GuestMemory, more_arguments: list[str]) -> Qemu:
+    def _launch(self, memory: GuestMemory, more_arguments: list[str]) -> Qemu:
         """Start QEMU with the VM stopped."""
-        arguments = machine_arguments(self._config, self._accelerator, guest_memory, self._taps)
-        qemu = Qemu(arguments + more_arguments, (*guest_memory.fds, *self._taps.values()))
+        taps = {interface_id: fd for interface_id, (_, fd) in self._taps.items()}
+        arguments = machine_arguments(self._config, self._accelerator, memory, taps)
+        qemu = Qemu(arguments + more_arguments, (memory.fd, *taps.values()))
         try:
             self._host = self._accelerator.traits(qemu.qmp.negotiate())
         except QmpError as error:
@@ -213,40 +218,40 @@ class Machine:
             raise QmpError(f"{error}: {qemu.messages()}") from None
         return qemu
 
-    def _started(self, qemu: Qemu, state: str) -> None:
+    def _started(self, qemu: Qemu, memory: GuestMemory, state: str) -> None:
         # QEMU has its own copies: a TAP is free again as soon as QEMU is gone.
-        while self._taps:
-            os.close(self._taps.popitem()[1])
+        for _, fd in self._taps.values():
+            os.close(fd)
         self.qemu = qemu
         self.state = state
+        self._memory = memory
         self._on_start(qemu)
 
     def _save(self, qemu: Qemu, parameters: Json) -> None:
         assert self._memory is not None and self._host is not None
-        if self._saved_state is None:
-            self._saved_state = qemu.save_device_state()
-        memory.copy_to(self._memory, Path(parameters["mem_file_path"]))
-        snapfile = Snapfile(self._host, self._config.to_json(), self._saved_state)
+        device_state = qemu.save_device_state()
+        self._memory.copy_to(Path(parameters["mem_file_path"]), qemu.process.pid)
+        snapfile = Snapfile(self._host, self._config.to_json(), device_state)
         snapfile.write(Path(parameters["snapshot_path"]))
 
     def _restore(self, parameters: Json) -> None:
         snapfile = Snapfile.read(Path(parameters["snapshot_path"]))
         self._config = VmConfig.from_json(snapfile.config)
-        self._apply_overrides(parameters.get("network_overrides", []))
-        memory_path = Path(parameters["mem_backend"]["backend_path"])
-        _check_memory_file(memory_path, self._config.machine["mem_size_mib"])
+        self._apply_overrides(parameters["network_overrides"])
+        memory = GuestMemory.open(Path(parameters["mem_backend"]["backend_path"]))
+        _check_memory(memory, self._config.machine["mem_size_mib"])
         for drive in self._config.drives:
             check_drive_file(drive)
         for interface in self._config.interfaces:
-            self._open_tap(interface["iface_id"], interface["host_dev_name"])
-        qemu = self._launch(GuestMemory(str(memory_path), shared=False), ["-incoming", "defer"])
+            self._open_tap(interface)
+        qemu = self._launch(memory, ["-incoming", "defer"])
         try:
             _check_host(snapfile.host, self._host)
             qemu.load_device_state(snapfile.device_state)
         except (QmpError, SnapfileError) as error:
             qemu.kill()
             raise QmpError(f"{error} {qemu.messages()}") from None
-        self._started(qemu, "Paused")
+        self._started(qemu, memory, "Paused")
 
     def _apply_overrides(self, overrides: list[Json]) -> None:
         interfaces = {each["iface_id"]: each for each in self._config.interfaces}
@@ -261,17 +266,17 @@ class Machine:
         except QmpError as error:
             raise Fault(f"Internal VMM error: {error}") from None
 
-    def _reason(self, error: Exception) -> str:
-        if isinstance(error, FileNotFoundError) and error.filename == "qemu-system-x86_64":
-            return "qemu-system-x86_64 is missing; run: apt-get install qemu-system-x86"
-        return str(error)
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError) and error.filename == QEMU:
+        return f"{QEMU} is missing; run: apt-get install qemu-system-x86"
+    return str(error)
 
 
-def _check_memory_file(path: Path, size_mib: int) -> None:
-    size = path.stat().st_size
-    if size != size_mib * memory.MIB:
+def _check_memory(memory: GuestMemory, size_mib: int) -> None:
+    if memory.size != size_mib * MIB:
         raise SnapfileError(
-            f"the memory file {path} has {size} bytes, but the snapshot's VM has {size_mib} MiB"
+            f"the memory file has {memory.size} bytes, but the snapshot's VM has {size_mib} MiB"
         )
 
 

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import ctypes
 import os
-import random
 import signal
 import socket
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from .config import DEFAULT_BOOT_ARGS, VmConfig, find_kernel
+from .memory import GuestMemory
 from .qmp import Qmp
 from .schema import Json
 from .snapfile import HostTraits
 
-_BINARY = "qemu-system-x86_64"
+QEMU = "qemu-system-x86_64"
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 
 # An emulated CPU is too slow and too irregular for the kernel to calibrate its clocks with: on a
 # busy machine the guest hangs there.
 _TCG_BOOT_ARGS = "tsc_early_khz=2500000 tsc=reliable lpj=10000000 no_timer_check"
+
+
+_ACCELERATOR_VARIABLE = "TEMPLATE_MANAGER_QEMU_ACCEL"
+# CPU model and kernel arguments. With x2apic a guest on `-cpu max` hangs.
+_ACCELERATORS = {"tcg": ("max,-x2apic", _TCG_BOOT_ARGS), "kvm": ("host", "")}
 
 
 @dataclass(frozen=True)
@@ -36,24 +41,15 @@ class Accelerator:
     @classmethod
     def chosen(cls) -> Accelerator:
         """TCG unless asked otherwise: a /dev/kvm that opens may still hang the guest."""
-        if os.environ.get("TEMPLATE_MANAGER_QEMU_ACCEL", "tcg") == "kvm":
-            return cls("kvm", "host", "")
-        # With x2apic a guest on `-cpu max` hangs.
-        return cls("tcg", "max,-x2apic", _TCG_BOOT_ARGS)
+        name = os.environ.get(_ACCELERATOR_VARIABLE, "tcg")
+        if name not in _ACCELERATORS:
+            raise ValueError(f"{_ACCELERATOR_VARIABLE}={name}: use one of {list(_ACCELERATORS)}")
+        return cls(name, *_ACCELERATORS[name])
 
     def traits(self, qemu_version: str) -> HostTraits:
         """What a snapshot that is made here depends on."""
         cpu = _host_cpu() if self.cpu == "host" else self.cpu
         return HostTraits(qemu_version, self.name, cpu)
-
-
-@dataclass(frozen=True)
-class GuestMemory:
-    """The file that QEMU maps as guest memory."""
-
-    path: str
-    shared: bool
-    fds: tuple[int, ...] = field(default=())
 
 
 class Qemu:
@@ -65,7 +61,7 @@ class Qemu:
     def __init__(self, arguments: list[str], fds: tuple[int, ...]) -> None:
         ours, theirs = socket.socketpair()
         control = f"socket,id=qmp,fd={theirs.fileno()}"
-        command = [_BINARY, *arguments, "-chardev", control, "-mon", "chardev=qmp,mode=control"]
+        command = [QEMU, *arguments, "-chardev", control, "-mon", "chardev=qmp,mode=control"]
         self._messages = os.memfd_create("qemu-stderr", os.MFD_CLOEXEC)
         self.qmp = Qmp(ours)
         parent = os.getpid()
@@ -89,34 +85,30 @@ class Qemu:
         self.process.wait()
 
     def save_device_state(self) -> bytes:
-        """The state of all devices of a stopped VM, without its shared memory."""
+        """The state of all devices of a stopped VM, without its memory."""
         state = os.memfd_create("device-state", os.MFD_CLOEXEC)
         try:
-            self._prepare_migration(state)
-            self.qmp.execute("migrate", uri="fd:state")
-            self.qmp.wait_for_migration()
+            # Made for Xen, it works for any machine. Unlike a migration it leaves the VM as it is,
+            # and it does without memory also where that is not shared.
+            name = f"/proc/{os.getpid()}/fd/{state}"
+            self.qmp.execute("xen-save-devices-state", filename=name, live=False)
             return os.pread(state, os.fstat(state).st_size, 0)
         finally:
             os.close(state)
 
     def load_device_state(self, device_state: bytes) -> None:
-        """Put a VM that was started with `incoming` into the state that was saved."""
+        """Put a VM that was started with `-incoming defer` into the state that was saved."""
         state = os.memfd_create("device-state", os.MFD_CLOEXEC)
         try:
             os.write(state, device_state)
             os.lseek(state, 0, os.SEEK_SET)
-            self._prepare_migration(state)
+            events = [{"capability": "events", "state": True}]
+            self.qmp.execute("migrate-set-capabilities", capabilities=events)
+            self.qmp.execute("getfd", fd=state, fdname="state")
             self.qmp.execute("migrate-incoming", uri="fd:state")
             self.qmp.wait_for_migration()
         finally:
             os.close(state)
-
-    def _prepare_migration(self, state: int) -> None:
-        capabilities = [
-            {"capability": name, "state": True} for name in ("x-ignore-shared", "events")
-        ]
-        self.qmp.execute("migrate-set-capabilities", capabilities=capabilities)
-        self.qmp.execute("getfd", fd=state, fdname="state")
 
 
 def machine_arguments(
@@ -127,9 +119,11 @@ def machine_arguments(
     threads = 2 if machine["smt"] and machine["vcpu_count"] > 1 else 1
     backend = (
         f"memory-backend-file,id=memory,size={machine['mem_size_mib']}M,"
-        f"mem-path={_escape(memory.path)},share={'on' if memory.shared else 'off'}"
+        f"mem-path=/proc/self/fd/{memory.fd},share={'on' if memory.shared else 'off'}"
     )
     arguments = ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-S"]
+    # `xen-save-devices-state` writes no configuration section, so the loading side expects none.
+    arguments += ["-global", "migration.send-configuration=off"]
     arguments += ["-M", f"microvm,accel={accelerator.name},memory-backend=memory"]
     arguments += ["-object", backend, "-m", f"{machine['mem_size_mib']}M"]
     arguments += ["-cpu", accelerator.cpu, "-smp", f"{machine['vcpu_count']},threads={threads}"]
@@ -149,7 +143,7 @@ def boot_arguments(config: VmConfig, accelerator: Accelerator) -> list[str]:
     for drive in config.drives[:1]:
         if drive["is_root_device"]:
             words += ["root=/dev/vda", "ro" if drive["is_read_only"] else "rw"]
-    words.append(accelerator.boot_args)
+    words += accelerator.boot_args.split()
     return ["-kernel", str(kernel), "-initrd", str(initrd), "-append", " ".join(words)]
 
 
@@ -159,9 +153,8 @@ def _device_arguments(config: VmConfig, taps: dict[str, int]) -> list[str]:
         devices += _drive_arguments(number, drive)
     for interface in config.interfaces:
         name = f"net-{interface['iface_id']}"
-        mac = interface.setdefault("guest_mac", _random_mac())
         devices += ["-netdev", f"tap,id={name},fd={taps[interface['iface_id']]}"]
-        devices += ["-device", f"virtio-net-device,netdev={name},mac={mac}"]
+        devices += ["-device", f"virtio-net-device,netdev={name},mac={interface['guest_mac']}"]
     if config.entropy is not None:
         devices += ["-device", "virtio-rng-device"]
     return devices
@@ -188,11 +181,6 @@ def _die_with(parent: int) -> None:
 def _escape(path: str) -> str:
     """A path as a value in QEMU's comma-separated options; `./` keeps `nbd:x` from being a URL."""
     return (path if path.startswith("/") else f"./{path}").replace(",", ",,")
-
-
-def _random_mac() -> str:
-    octets = [0x02, *(random.randrange(256) for _ in range(5))]
-    return ":".join(f"{octet:02x}" for octet in octets)
 
 
 def _host_cpu() -> str:
