@@ -246,6 +246,7 @@ class CheckpointLostError(TemplateManagerError):
 class LeaseLostError(TemplateManagerError):
     """The host no longer has the right to work on this build."""
 
+    retryable = True  # the workflow may be about to renew it, or to go to another host
     users_fault = False
 
 

@@ -331,7 +331,14 @@ class BuildCheckpoints(Model):
     verification: Verification | None = None
     uploads: dict[str, UploadedArtifact] = Field(default_factory=dict)
     host: str | None = None
-    """The host that has the host-local parts (rootfs, snapshot)."""
+    """The host that has the host-local parts (image, rootfs, snapshot)."""
+    image_is_on_host: bool = False
+    """False when only its digest is known, from another host."""
+
+    @property
+    def image_on_host(self) -> PulledImage | None:
+        """The image, if the host has it."""
+        return self.image if self.image_is_on_host else None
 
     def before(self, step: Step) -> BuildCheckpoints:
         """Return what remains when `step` and all later steps must be done again."""
@@ -348,6 +355,8 @@ class BuildCheckpoints(Model):
             for field, made_by in keep.items()
             if order.index(made_by) >= order.index(step)
         }
+        if step is Step.PULL:  # the digest stays: the tag may name another image by now
+            dropped = {**dropped, "image": self.image, "image_is_on_host": False}
         return self.model_copy(update=dropped)
 
     def on_other_host(self) -> BuildCheckpoints:

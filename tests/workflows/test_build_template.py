@@ -1,0 +1,352 @@
+"""The real workflow on a real Temporal server; only the activities are replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.exceptions import ApplicationError, CancelledError
+
+from activities.errors import (
+    CheckpointLostError,
+    HostFaultError,
+    ImageNotFoundError,
+    ReadyTimeoutError,
+    failure_of,
+)
+from activities.models import (
+    LOG_TOPIC,
+    WORKFLOW_TASK_QUEUE,
+    BuildCheckpoints,
+    BuildInput,
+    BuildOptions,
+    BuildResult,
+    BuildState,
+    LogEntry,
+    PublishedTemplate,
+    Step,
+    TemplateConfig,
+    build_workflow_id,
+)
+from tests.workflows.recording_host import (
+    Journal,
+    RecordingHost,
+    checkpoint,
+    running_host,
+    running_stack,
+    stored,
+)
+from workflows.build_template import BuildTemplate
+
+Handle = WorkflowHandle[BuildTemplate, BuildResult]
+
+OPTIONS = BuildOptions(
+    heartbeat_timeout_seconds=1.5,
+    lease_grace_seconds=2,
+    lease_wait_seconds=20,
+    teardown_timeout_seconds=10,
+    retry_attempts=2,
+    retry_initial_seconds=0.1,
+    retry_maximum_seconds=0.2,
+)
+
+# Every activity of a build, in order, with what must be undone when it is the one that stops.
+HOST_UNDO: list[str] = ["host released"]
+ROOTFS_UNDO = ["clean_up_rootfs", *HOST_UNDO]
+BOOT_NETWORK_UNDO = ["tear_down_network boot", *HOST_UNDO]
+BOOT_UNDO = ["kill_vm boot", *BOOT_NETWORK_UNDO]
+VERIFY_NETWORK_UNDO = ["tear_down_network verify", *HOST_UNDO]
+VERIFY_UNDO = ["kill_vm verify", *VERIFY_NETWORK_UNDO]
+UPLOAD = ["discard_upload", *HOST_UNDO]
+PIPELINE = [
+    ("pull_image", Step.PULL, HOST_UNDO),
+    ("build_rootfs", Step.ROOTFS, ROOTFS_UNDO),
+    ("find_snapshot", Step.BOOT, HOST_UNDO),
+    ("set_up_network boot", Step.BOOT, BOOT_NETWORK_UNDO),
+    ("start_vm", Step.BOOT, BOOT_UNDO),
+    ("wait_until_ready", Step.BOOT, BOOT_UNDO),
+    ("snapshot_vm", Step.BOOT, BOOT_UNDO),
+    ("set_up_network verify", Step.VERIFY, VERIFY_NETWORK_UNDO),
+    ("verify_snapshot", Step.VERIFY, VERIFY_UNDO),
+    ("upload_artifact rootfs.ext4", Step.UPLOAD, UPLOAD),
+    ("upload_artifact memfile", Step.UPLOAD, UPLOAD),
+    ("upload_artifact snapfile", Step.UPLOAD, UPLOAD),
+    ("publish_template", Step.UPLOAD, UPLOAD),
+]
+
+
+def config(**changes: Any) -> TemplateConfig:
+    values: dict[str, Any] = {
+        "template_id": "web",
+        "build_id": str(uuid.uuid4()),
+        "image": "127.0.0.1:5000/web:1",
+        "memory_mb": 512,
+        "vcpu_count": 1,
+        "disk_size_mb": 512,
+        "kernel_version": "6.1",
+        "firecracker_version": "v1.13.1",
+        "start_command": "serve",
+        "ready_command": "check",
+    }
+    return TemplateConfig.model_validate(values | changes)
+
+
+async def start(client: Client, build: BuildInput | None = None) -> Handle:
+    build = build or BuildInput(config=config(), options=OPTIONS)
+    return await client.start_workflow(
+        BuildTemplate.run,
+        build,
+        id=build_workflow_id(build.config.build_id),
+        task_queue=WORKFLOW_TASK_QUEUE,
+    )
+
+
+async def result_of(handle: Handle) -> BuildResult:
+    return await asyncio.wait_for(handle.result(), 60)
+
+
+async def failure_cause(handle: Handle) -> BaseException | None:
+    with pytest.raises(WorkflowFailureError) as caught:
+        await result_of(handle)
+    return caught.value.cause
+
+
+def undone(journal: Journal, activity: str) -> list[str]:
+    """Return the compensations that ran after the last call of `activity`."""
+    last = len(journal.calls) - 1 - journal.calls[::-1].index(activity)
+    after = journal.calls[last + 1 :]
+    known = ("clean_up", "kill_vm", "tear_down", "discard", "host released")
+    return [call.split(" keep_parts")[0] for call in after if call.startswith(known)]
+
+
+@pytest_asyncio.fixture
+async def journal() -> Journal:
+    return Journal()
+
+
+@pytest_asyncio.fixture
+async def host(client: Client, journal: Journal) -> AsyncIterator[RecordingHost]:
+    recording = RecordingHost(f"h-{uuid.uuid4().hex[:8]}", journal)
+    async with running_stack(client, recording):
+        yield recording
+
+
+async def test_a_build_runs_every_step_in_order(client: Client, host: RecordingHost) -> None:
+    handle = await start(client)
+    result = await result_of(handle)
+
+    journal = host.journal
+    names = [name for name, _, _ in PIPELINE]
+    assert journal.of(*names) == names
+    assert journal.of("kill_vm boot", "tear_down_network boot", "set_up_network verify") == [
+        "kill_vm boot",
+        "tear_down_network boot",
+        "set_up_network verify",
+    ]
+    assert journal.calls[-2:] == ["host released", "archive_log"]
+    assert [record.step for record in result.timeline] == list(Step)
+    assert {record.outcome for record in result.timeline} == {"done"}
+
+
+async def test_status_and_log_tell_the_whole_story(client: Client, host: RecordingHost) -> None:
+    from temporalio.contrib.workflow_streams import WorkflowStreamClient
+
+    handle = await start(client)
+    await result_of(handle)
+
+    status = await handle.query(BuildTemplate.status)
+    assert status.state is BuildState.COMPLETED
+    assert status.published is not None
+    stream = WorkflowStreamClient.create(client, handle.id)
+    lines = [item.data.message async for item in stream.topic(LOG_TOPIC, type=LogEntry).subscribe()]
+    assert lines[0] == "lease_host: started"
+    assert lines[-1] == "build is completed"
+    assert any(line.startswith("boot_and_snapshot: done in") for line in lines)
+
+
+@pytest.mark.parametrize(("activity", "step", "undo"), PIPELINE)
+async def test_a_failing_step_is_undone_in_reverse_order(
+    client: Client, host: RecordingHost, activity: str, step: Step, undo: list[str]
+) -> None:
+    host.journal.fail(activity, ImageNotFoundError("no such thing", log_tail=["the last line"]))
+    handle = await start(client)
+    cause = await failure_cause(handle)
+
+    assert isinstance(cause, ApplicationError)
+    failure = failure_of(cause)
+    assert (failure.error_type, failure.step) == ("ImageNotFoundError", step)
+    assert failure.log_tail == ("the last line",)
+    assert failure.hint
+    assert "the last line" in str(cause)
+    assert undone(host.journal, activity) == undo
+    assert host.journal.calls[-1] == "archive_log"
+    if step is Step.UPLOAD:
+        assert "discard_upload keep_parts=True" in host.journal.calls
+
+
+@pytest.mark.parametrize(("activity", "step", "undo"), PIPELINE)
+async def test_a_cancelled_step_stops_and_everything_is_undone(
+    client: Client, host: RecordingHost, activity: str, step: Step, undo: list[str]
+) -> None:
+    started = host.journal.hang(activity)
+    handle = await start(client)
+    await asyncio.wait_for(started.wait(), 30)
+    await handle.cancel()
+    cause = await failure_cause(handle)
+
+    assert isinstance(cause, CancelledError)
+    assert f"{activity} stopped" in host.journal.calls
+    assert undone(host.journal, activity) == [*undo[:-1], "discard_checkpoints", "host released"]
+    assert (await handle.query(BuildTemplate.status)).state is BuildState.CANCELLED
+    if step is Step.UPLOAD:
+        assert "discard_upload keep_parts=False" in host.journal.calls
+
+
+async def test_what_may_pass_is_tried_again(client: Client, host: RecordingHost) -> None:
+    host.journal.fail("start_vm", HostFaultError("try me again"))
+    await result_of(await start(client))
+    assert host.journal.of("start_vm") == ["start_vm", "start_vm"]
+
+
+async def test_a_failed_compensation_does_not_stop_the_others(
+    client: Client, host: RecordingHost
+) -> None:
+    host.journal.fail("wait_until_ready", ReadyTimeoutError("not ready"))
+    host.journal.fail("kill_vm boot", *[ImageNotFoundError("cannot")] * 2)
+    handle = await start(client)
+    cause = await failure_cause(handle)
+    assert failure_of(cause or ValueError()).error_type == "ReadyTimeoutError"
+    assert undone(host.journal, "wait_until_ready") == BOOT_UNDO
+
+
+async def test_a_lost_checkpoint_sends_the_build_back_to_its_step(
+    client: Client, host: RecordingHost
+) -> None:
+    host.journal.fail("start_vm", CheckpointLostError("rootfs gone", step=Step.ROOTFS))
+    await result_of(await start(client))
+    calls = host.journal.of("pull_image", "build_rootfs", "start_vm", "snapshot_vm")
+    assert calls == [
+        "pull_image",
+        "build_rootfs",
+        "start_vm",
+        "build_rootfs",
+        "start_vm",
+        "snapshot_vm",
+    ]
+
+
+async def test_a_reused_snapshot_skips_the_boot(client: Client, host: RecordingHost) -> None:
+    found = checkpoint(Step.BOOT, host.name, "rootfs.ext4", "memfile", "snapfile")
+    host.reused = found.model_copy(update={"reused": True})
+    result = await result_of(await start(client))
+    assert host.journal.of("start_vm", "verify_snapshot") == ["verify_snapshot"]
+    assert [record.reused for record in result.timeline if record.step is Step.BOOT] == [True]
+
+
+async def test_a_new_run_goes_on_from_what_is_done(client: Client, host: RecordingHost) -> None:
+    host.journal.fail("upload_artifact memfile", ImageNotFoundError("no"))
+    handle = await start(client)
+    await failure_cause(handle)
+    status = await handle.query(BuildTemplate.status)
+
+    host.journal.calls.clear()
+    build = BuildInput(config=status.config, options=OPTIONS, done=status.done)
+    await result_of(await start(client, build))
+    assert host.journal.of("pull_image", "build_rootfs", "start_vm", "verify_snapshot") == []
+    assert host.journal.calls[1] == "upload_artifact rootfs.ext4"
+
+
+async def test_a_lost_host_costs_its_grace_and_another_host_builds(
+    client: Client, journal: Journal
+) -> None:
+    first = RecordingHost(f"h-{uuid.uuid4().hex[:8]}", journal)
+    second = RecordingHost(f"h-{uuid.uuid4().hex[:8]}", journal)
+    started = journal.hang("wait_until_ready")
+    async with running_stack(client, first):
+        handle = await start(client)
+        await asyncio.wait_for(started.wait(), 30)
+        first.silent.set()  # its heartbeats stop, as a dead host's do
+        journal.hanging.clear()
+    async with running_stack(client, second):
+        result = await result_of(handle)
+    assert [r.outcome for r in result.timeline if r.step is Step.BOOT] == ["rewound", "done"]
+    pulls = [argument.image for name, argument in journal.arguments if name == "pull_image"]
+    assert pulls[1].startswith("registry/x@sha256:")  # the same image, though the tag may move
+    assert result.timeline[-1].host == second.name
+
+
+async def test_a_restarted_host_takes_its_build_up_again(client: Client, journal: Journal) -> None:
+    host = RecordingHost(f"h-{uuid.uuid4().hex[:8]}", journal)
+    started = journal.hang("wait_until_ready")
+    async with running_stack(client, host):
+        handle = await start(client, BuildInput(config=config(), options=OPTIONS))
+        await asyncio.wait_for(started.wait(), 30)
+        host.silent.set()
+        await asyncio.sleep(2)
+        host.silent.clear()
+        journal.hanging.clear()
+        result = await result_of(handle)
+    holds = [argument.retaken_from for name, argument in journal.arguments if name == "hold_host"]
+    assert holds == [None, host.name]
+    assert journal.of("start_vm") == ["start_vm"]  # the boot was not lost
+    assert {record.outcome for record in result.timeline} == {"done"}
+
+
+async def test_a_published_template_survives_a_late_cancel(
+    client: Client, host: RecordingHost
+) -> None:
+    started = host.journal.hang("publish_template")
+    handle = await start(client)
+    await asyncio.wait_for(started.wait(), 30)
+    host.journal.published = PublishedTemplate(
+        bucket="b", prefix="p/", metadata=stored("metadata.json"), artifacts={}
+    )
+    await handle.cancel()
+    result = await result_of(handle)
+    assert result.published.metadata.name == "metadata.json"
+    assert (await handle.query(BuildTemplate.status)).state is BuildState.COMPLETED
+
+
+async def test_without_any_host_the_build_fails_and_says_so(client: Client) -> None:
+    journal = Journal()
+    host = RecordingHost("unused", journal)
+    async with running_stack(client, host):
+        pass  # the workflow worker must exist once, the host must not
+    from tests.workflows.recording_host import RecordingLog
+    from workflows.worker import workflow_worker
+
+    log = RecordingLog(journal)
+    async with workflow_worker(client, [log.archive_log, host.discard_upload]):
+        options = OPTIONS.model_copy(update={"lease_wait_seconds": 1})
+        handle = await start(client, BuildInput(config=config(), options=options))
+        cause = await failure_cause(handle)
+    assert failure_of(cause or ValueError()).error_type == "NoHostError"
+
+
+async def test_a_build_waits_for_a_host(client: Client, journal: Journal) -> None:
+    host = RecordingHost(f"h-{uuid.uuid4().hex[:8]}", journal)
+    from tests.workflows.recording_host import RecordingLog
+    from workflows.worker import workflow_worker
+
+    log = RecordingLog(journal)
+    async with workflow_worker(client, [log.archive_log, host.discard_upload]):
+        handle = await start(client)
+        await asyncio.sleep(0.5)
+        assert journal.calls == []
+        async with running_host(client, host):
+            await result_of(handle)
+
+
+def test_checkpoints_before_a_step_keep_what_earlier_steps_left() -> None:
+    done = BuildCheckpoints(
+        rootfs=checkpoint(Step.ROOTFS, "h", "rootfs.ext4"),
+        snapshot=checkpoint(Step.BOOT, "h", "memfile"),
+        host="h",
+    )
+    back = done.before(Step.BOOT)
+    assert (back.rootfs, back.snapshot, back.host) == (done.rootfs, None, "h")

@@ -1,0 +1,144 @@
+"""Holding a host for a build: taking a slot, noticing its loss, taking another.
+
+`hold_host` runs on the host for as long as the build does. When its heartbeats stop, the host gets
+a grace period (its worker may be restarting) to take the hold up again on its own queue; after
+that it is given up and any host may take the build. Which host it is, is what the **latest**
+`lease_granted` signal says: after a reset the hold is dispatched anew, to any host, while the
+replayed signal still names the old one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    TimeoutError,
+    TimeoutType,
+    is_cancelled_exception,
+)
+
+from activities.errors import HostRestartingError, NoHostError, error_type_of
+from activities.interface import HostActivities
+from activities.models import (
+    SHARED_HOST_TASK_QUEUE,
+    BuildOptions,
+    HoldHostInput,
+    HostLease,
+    TemplateConfig,
+    lease_task_queue,
+)
+
+# Longer than any build: the lease ends by release or by silence, never by age.
+MAX_HOLD = timedelta(days=30)
+
+
+class HostHold:
+    """The hold of one build. `lease` is None while no host has it."""
+
+    def __init__(
+        self, config: TemplateConfig, options: BuildOptions, lost: Callable[[str, str], None]
+    ) -> None:
+        self.lease: HostLease | None = None
+        self._config = config
+        self._options = options
+        self._lost = lost
+        self._hosts_lost = 0
+        self._task: asyncio.Task[None] | None = None
+
+    def granted(self, lease: HostLease) -> None:
+        """Obey the latest signal."""
+        self.lease = lease
+
+    def start(self) -> None:
+        """Begin to hold; goes on until `release`."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._keep())
+
+    def has_failed(self) -> bool:
+        """Whether no host can be had any more; `raise_failure` tells why."""
+        return self._task is not None and self._task.done()
+
+    async def raise_failure(self) -> None:
+        """Raise what ended the holding."""
+        if self._task is not None:
+            await self._task
+
+    async def release(self) -> None:
+        """Give the slot back and wait until the host has let go."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        await workflow.wait([self._task])
+        self._task = None
+
+    async def _keep(self) -> None:
+        retake_from: str | None = None
+        while True:
+            try:
+                await self._hold_once(retake_from)
+                reason = "it let go of the build"
+            except ActivityError as error:
+                if is_cancelled_exception(error):
+                    raise
+                if self._may_come_back(error):
+                    retake_from = self.lease.host if self.lease else None
+                    continue
+                reason = _reason(error, retake_from, self._options)
+            retake_from = None
+            await self._give_up(reason)
+
+    def _hold_once(self, retake_from: str | None) -> workflow.ActivityHandle[None]:
+        options = self._options
+        wait = options.lease_grace_seconds if retake_from else options.lease_wait_seconds
+        return workflow.start_activity_method(
+            HostActivities.hold_host,
+            HoldHostInput(
+                build_id=self._config.build_id,
+                template_id=self._config.template_id,
+                retaken_from=retake_from,
+                lifetime_seconds=options.heartbeat_timeout_seconds + options.lease_grace_seconds,
+            ),
+            task_queue=lease_task_queue(retake_from) if retake_from else SHARED_HOST_TASK_QUEUE,
+            schedule_to_start_timeout=timedelta(seconds=wait),
+            start_to_close_timeout=MAX_HOLD,
+            heartbeat_timeout=timedelta(seconds=options.heartbeat_timeout_seconds),
+            retry_policy=RetryPolicy(maximum_attempts=1),
+            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+            summary=f"hold {retake_from} again" if retake_from else "hold a KVM host",
+        )
+
+    @staticmethod
+    def _may_come_back(error: ActivityError) -> bool:
+        silent = isinstance(error.cause, TimeoutError) and error.cause.type is TimeoutType.HEARTBEAT
+        return silent or error_type_of(error) == HostRestartingError.__name__
+
+    async def _give_up(self, reason: str) -> None:
+        host = self.lease.host if self.lease else ""
+        self.lease = None
+        self._hosts_lost += 1
+        self._lost(host, reason)
+        if self._hosts_lost > self._options.max_hosts:
+            raise NoHostError(
+                f"gave up after {self._hosts_lost} lost hosts; the last: {host or 'none'}: {reason}"
+            ).to_application_error()
+        await workflow.sleep(self._options.retry_initial_seconds, summary="before the next host")
+
+
+def _reason(error: ActivityError, retake_from: str | None, options: BuildOptions) -> str:
+    """Say why the host is given up. Raises what no other host could do better."""
+    cause = error.cause
+    if isinstance(cause, TimeoutError) and cause.type is TimeoutType.SCHEDULE_TO_START:
+        if retake_from is None:
+            raise NoHostError(
+                f"no KVM host took the build within {options.lease_wait_seconds:.0f} s"
+            ).to_application_error() from error
+        return "it did not come back"
+    if isinstance(cause, ApplicationError) and cause.non_retryable:
+        raise error
+    return str(cause) or "its hold failed"
