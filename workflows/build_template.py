@@ -338,7 +338,8 @@ class BuildTemplate:
             await self._stop(work)
             raise
         if work.done():
-            return work.result()
+            work.result()
+            return
         await self._stop(work)
         if self._published is None:
             self._timeline.stop_running("rewound")

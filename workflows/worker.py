@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import signal
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import structlog
 from temporalio.client import Client
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
@@ -23,12 +20,11 @@ from activities.temporal import (
     connect,
     register_search_attributes,
 )
+from activities.worker_lifecycle import run_until_signalled
 from workflows.build_template import BuildTemplate
 from workflows.delete_template import DeleteTemplate
 
 WORKFLOWS: Sequence[type] = (BuildTemplate, DeleteTemplate)
-
-_log = structlog.get_logger(__name__)
 
 
 def sandbox() -> SandboxedWorkflowRunner:
@@ -64,33 +60,6 @@ async def run(settings: Settings) -> None:
     await run_until_signalled([worker], settings)
 
 
-async def run_until_signalled(workers: Sequence[Worker], settings: Settings) -> None:
-    """Run workers; a signal drains them, a fatal error of one ends them all and is raised."""
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
-    running = [asyncio.create_task(worker.run()) for worker in workers]
-    waiting = asyncio.create_task(stopped.wait())
-    _mark_ready(settings, True)
-    _log.info("ready", task_queues=[worker.task_queue for worker in workers])
-    await asyncio.wait([*running, waiting], return_when=asyncio.FIRST_COMPLETED)
-    _mark_ready(settings, False)
-    _log.info("stopping")
-    await asyncio.gather(*(worker.shutdown() for worker in workers), return_exceptions=True)
-    waiting.cancel()
-    await asyncio.gather(*running)
-
-
-def _mark_ready(settings: Settings, ready: bool) -> None:
-    if settings.ready_file is None:
-        return
-    if ready:
-        settings.ready_file.touch()
-    else:
-        settings.ready_file.unlink(missing_ok=True)
-
-
 def _activities(settings: Settings) -> list[Callable[..., Any]]:
     # Loaded here, not above: a process that only replays histories needs no object store.
     from activities.artifacts import BucketArtifactActivities
@@ -98,4 +67,13 @@ def _activities(settings: Settings) -> list[Callable[..., Any]]:
     from activities.build_log_archive import BucketLogActivities
     from activities.deletion import BucketDeletionActivities
 
-    raise NotImplementedError
+    bucket = Bucket(settings.bucket)
+    log = BucketLogActivities(bucket)
+    deletion = BucketDeletionActivities(settings, bucket)
+    return [
+        BucketArtifactActivities.discarding(bucket).discard_upload,
+        log.archive_log,
+        deletion.delete_objects,
+        deletion.delete_image_tag,
+        deletion.remove_late_arrivals,
+    ]

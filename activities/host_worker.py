@@ -1,0 +1,178 @@
+"""The process on a KVM host: three workers that share one ledger, one disk and one bucket."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.service import RPCError, RPCStatusCode
+from temporalio.worker import FixedSizeSlotSupplier, Worker, WorkerTuner
+
+from activities.admission import Admission
+from activities.artifacts import BucketArtifactActivities
+from activities.bucket import Bucket
+from activities.checkpoints import CheckpointStore
+from activities.host import KvmHostActivities
+from activities.host_checkpoints import HostCheckpointActivities
+from activities.image import DockerImageActivities
+from activities.lease_objects import LeaseObjects
+from activities.leases import LeaseLedger
+from activities.microvm import HostMicrovmActivities
+from activities.models import SHARED_HOST_TASK_QUEUE, lease_task_queue, step_task_queue
+from activities.network import NetnsNetworkActivities
+from activities.rootfs import HostRootfsActivities
+from activities.sealing import Sealer
+from activities.settings import Settings
+from activities.temporal import (
+    GRACEFUL_SHUTDOWN,
+    MAX_HEARTBEAT_THROTTLE,
+    ErrorInterceptor,
+    connect,
+    register_search_attributes,
+)
+from activities.worker_lifecycle import run_until_signalled
+
+# A build runs one step at a time, undoing included; a few more than slots leave room for deletes.
+EXTRA_STEPS = 8
+THREADS_PER_SLOT = 8
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Host:
+    """Everything that the activities of one host share."""
+
+    settings: Settings
+    ledger: LeaseLedger
+    admission: Admission
+    hold: Sequence[Callable[..., Any]]
+    steps: Sequence[Callable[..., Any]]
+
+
+def assemble(settings: Settings) -> Host:
+    """Make a host of its settings: clients, ledger, checkpoints and activities."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    ledger = LeaseLedger(settings.data_dir)
+    admission = Admission(ledger, settings.host_slots)
+    bucket = Bucket(settings.bucket)
+    leases = LeaseObjects(bucket)
+    store = CheckpointStore(settings.data_dir, settings.host)
+    hold = KvmHostActivities(settings.host, ledger, leases, admission)
+    return Host(
+        settings=settings,
+        ledger=ledger,
+        admission=admission,
+        hold=[hold.hold_host],
+        steps=_steps(settings, ledger, store, bucket, leases),
+    )
+
+
+def _steps(
+    settings: Settings,
+    ledger: LeaseLedger,
+    store: CheckpointStore,
+    bucket: Bucket,
+    leases: LeaseObjects,
+) -> list[Callable[..., Any]]:
+    image = DockerImageActivities(settings, ledger, Sealer(settings.secret_keys))
+    rootfs = HostRootfsActivities(settings, ledger, store)
+    network = NetnsNetworkActivities(settings, ledger)
+    microvm = HostMicrovmActivities(settings, ledger, store)
+    checkpoints = HostCheckpointActivities(settings, ledger, store)
+    artifacts = BucketArtifactActivities(settings, bucket, ledger, store, leases)
+    return [
+        image.pull_image,
+        rootfs.build_rootfs,
+        rootfs.clean_up_rootfs,
+        checkpoints.find_snapshot,
+        network.set_up_network,
+        network.tear_down_network,
+        microvm.start_vm,
+        microvm.wait_until_ready,
+        microvm.snapshot_vm,
+        microvm.verify_snapshot,
+        microvm.kill_vm,
+        artifacts.upload_artifact,
+        artifacts.publish_template,
+        checkpoints.discard_checkpoints,
+    ]
+
+
+def host_workers(client: Client, host: Host) -> list[Worker]:
+    """Return the workers for new builds, for builds taken up again, and for steps."""
+    name, slots = host.settings.host, host.settings.host_slots
+
+    def worker(queue: str, activities: Sequence[Callable[..., Any]], tuner: WorkerTuner) -> Worker:
+        return Worker(
+            client,
+            task_queue=queue,
+            activities=activities,
+            interceptors=[ErrorInterceptor()],
+            tuner=tuner,
+            max_heartbeat_throttle_interval=MAX_HEARTBEAT_THROTTLE,
+            graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
+        )
+
+    fixed = FixedSizeSlotSupplier
+    return [
+        worker(lease_task_queue(name), host.hold, _tuner(fixed(1000))),
+        worker(step_task_queue(name), host.steps, _tuner(fixed(slots + EXTRA_STEPS))),
+        worker(SHARED_HOST_TASK_QUEUE, host.hold, _tuner(host.admission)),
+    ]
+
+
+def _tuner(activities: FixedSizeSlotSupplier | Admission) -> WorkerTuner:
+    unused = FixedSizeSlotSupplier(1)
+    return WorkerTuner.create_composite(
+        workflow_supplier=unused,
+        activity_supplier=activities,
+        local_activity_supplier=unused,
+        nexus_supplier=unused,
+    )
+
+
+async def run(settings: Settings) -> None:
+    """Run this host until SIGTERM or SIGINT.
+
+    Raises RuntimeError when Temporal cannot be reached, and what a worker fails with.
+    """
+    threads = ThreadPoolExecutor(settings.host_slots * THREADS_PER_SLOT + EXTRA_STEPS)
+    asyncio.get_running_loop().set_default_executor(threads)
+    client = await connect(f"host@{settings.host}:{os.getpid()}")
+    await register_search_attributes(client)
+    host = assemble(settings)
+    opening = asyncio.create_task(open_for_builds(client, host))
+    try:
+        await run_until_signalled(host_workers(client, host), settings)
+    finally:
+        opening.cancel()
+
+
+async def open_for_builds(client: Client, host: Host) -> None:
+    """Wait for builds that this host still owns to come back, then take new ones."""
+    if host.ledger.count():
+        await asyncio.sleep(host.settings.restart_grace_seconds)
+    for entry in host.ledger.entries():
+        if not await is_open(client, entry.workflow_id):
+            _log.info("build has ended while this host was away", build_id=entry.build_id)
+            host.ledger.remove(entry.build_id, entry.number)
+    host.admission.open = True
+    _log.info("taking builds", slots=host.settings.host_slots, free=host.admission.free)
+
+
+async def is_open(client: Client, workflow_id: str) -> bool:
+    """Ask Temporal whether a workflow is still running. Raises RPCError when it cannot tell."""
+    try:
+        description = await client.get_workflow_handle(workflow_id).describe()
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return False
+        raise
+    return description.status is WorkflowExecutionStatus.RUNNING

@@ -1,0 +1,41 @@
+"""Running Temporal workers until a signal: drain, stop, and fail loudly when one of them fails."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Sequence
+
+import structlog
+from temporalio.worker import Worker
+
+from activities.settings import Settings
+
+_log = structlog.get_logger(__name__)
+
+
+async def run_until_signalled(workers: Sequence[Worker], settings: Settings) -> None:
+    """Run workers; a signal drains them, a fatal error of one ends them all and is raised."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    running = [asyncio.create_task(worker.run()) for worker in workers]
+    waiting = asyncio.create_task(stopped.wait())
+    _mark_ready(settings, True)
+    _log.info("ready", task_queues=[worker.task_queue for worker in workers])
+    await asyncio.wait([*running, waiting], return_when=asyncio.FIRST_COMPLETED)
+    _mark_ready(settings, False)
+    _log.info("stopping")
+    await asyncio.gather(*(worker.shutdown() for worker in workers), return_exceptions=True)
+    waiting.cancel()
+    await asyncio.gather(*running)
+
+
+def _mark_ready(settings: Settings, ready: bool) -> None:
+    if settings.ready_file is None:
+        return
+    if ready:
+        settings.ready_file.touch()
+    else:
+        settings.ready_file.unlink(missing_ok=True)

@@ -1,0 +1,122 @@
+"""Record the histories that `test_replay.py` replays: `python -m tests.replay.record`.
+
+Run it only when a new kind of history is needed. An old history stays as it is: it stands for the
+builds that are running while the workers are upgraded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.testing import WorkflowEnvironment
+
+from activities.errors import ReadyTimeoutError, StorageUnavailableError
+from activities.models import BuildInput, delete_workflow_id
+from activities.temporal import SEARCH_ATTRIBUTES
+from tests.workflows.recording_host import Journal, RecordingHost, running_stack
+from tests.workflows.test_build_template import OPTIONS, Handle, config, start
+from tests.workflows.test_delete_template import delete, delete_of
+from workflows.build_template import BuildTemplate
+
+DIRECTORY = Path(__file__).parent / "histories"
+
+
+@asynccontextmanager
+async def one_host(client: Client) -> AsyncIterator[RecordingHost]:
+    host = RecordingHost(f"h-{uuid.uuid4().hex[:8]}", Journal())
+    async with running_stack(client, host):
+        yield host
+
+
+async def _end(handle: Handle) -> Handle:
+    with contextlib.suppress(WorkflowFailureError):
+        await handle.result()
+    return handle
+
+
+async def success(client: Client) -> Handle:
+    async with one_host(client):
+        return await _end(await start(client))
+
+
+async def failure(client: Client) -> Handle:
+    async with one_host(client) as host:
+        host.journal.fail("wait_until_ready", ReadyTimeoutError("not ready", log_tail=["line"]))
+        return await _end(await start(client))
+
+
+async def cancel(client: Client) -> Handle:
+    async with one_host(client) as host:
+        started = host.journal.hang("upload_artifact memfile")
+        handle = await start(client)
+        await started.wait()
+        await handle.cancel()
+        return await _end(handle)
+
+
+async def host_lost(client: Client) -> Handle:
+    first, second = (RecordingHost(f"h-{uuid.uuid4().hex[:8]}", Journal()) for _ in range(2))
+    second.journal.next_lease = 10
+    started = first.journal.hang("wait_until_ready")
+    async with running_stack(client, first):
+        handle = await start(client)
+        await started.wait()
+        first.silent.set()
+        first.journal.hanging.clear()
+    async with running_stack(client, second):
+        return await _end(handle)
+
+
+async def retry(client: Client) -> Handle:
+    async with one_host(client) as host:
+        host.journal.fail("upload_artifact memfile", *[StorageUnavailableError("503")] * 2)
+        failed = await _end(await start(client))
+        status = await failed.query(BuildTemplate.status)
+        build = BuildInput(config=status.config, options=OPTIONS, done=status.done)
+        return await _end(await start(client, build))
+
+
+async def deletion(client: Client) -> WorkflowHandle[Any, Any]:
+    async with one_host(client) as host:
+        what = delete_of(host.name, own_image="127.0.0.1:5000/web:1")
+        await delete(client, what)
+        handle = client.get_workflow_handle(delete_workflow_id(what.build_id))
+        await handle.result()
+        return handle
+
+
+KINDS: dict[str, Callable[[Client], Awaitable[WorkflowHandle[Any, Any]]]] = {
+    "success": success,
+    "failure": failure,
+    "cancel": cancel,
+    "host_lost": host_lost,
+    "retry": retry,
+    "delete": deletion,
+}
+
+
+async def main() -> None:
+    DIRECTORY.mkdir(exist_ok=True)
+    async with await WorkflowEnvironment.start_local(
+        data_converter=pydantic_data_converter,
+        dev_server_existing_path=shutil.which("temporal"),
+        search_attributes=SEARCH_ATTRIBUTES,
+    ) as environment:
+        for kind, record in KINDS.items():
+            handle = await record(environment.client)
+            history = await handle.fetch_history()
+            (DIRECTORY / f"{kind}.json").write_text(history.to_json() + "\n")
+            print(f"{kind}: {len(history.events)} events")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
