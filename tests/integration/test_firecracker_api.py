@@ -1,0 +1,831 @@
+"""What we rely on in Firecracker, tried on whatever binary stands for it.
+
+By default that is the QEMU stand-in in temporal-dev/. `FIRECRACKER_BINARY` names another one,
+`GUEST_KERNEL_DIR` the directory with its `vmlinux.bin`. Needs root (network namespaces).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import requests
+import requests_unixsocket
+
+REPOSITORY = Path(__file__).parents[2]
+FIRECRACKER = os.environ.get("FIRECRACKER_BINARY", str(REPOSITORY / "temporal-dev/firecracker"))
+KERNELS = Path("/var/lib/template-manager-dev/fc-kernels")
+NETNS_PREFIX = f"fc-api-{os.getpid()}-"
+GUEST_IP, HOST_IP = "169.254.0.21", "169.254.0.22"
+MEMORY_MIB = 128
+BOOT_ARGS = (
+    "console=ttyS0 reboot=k panic=1 pci=off quiet loglevel=1 "
+    f"ip={GUEST_IP}::{HOST_IP}:255.255.255.252:instance:eth0:off:8.8.8.8"
+)
+GUEST_INIT = """\
+#!/bin/busybox sh
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sys /sys
+/bin/busybox stty -echo
+echo READY
+while read -r line; do eval "$line"; done
+"""
+NOT_BEFORE_START = "The requested operation is not supported before starting the microVM."
+NOT_AFTER_START = "The requested operation is not supported after starting the microVM."
+
+Json = dict[str, Any]
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"timed out: {what}"
+        time.sleep(0.02)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def copy_sparse(source: Path, target: Path) -> None:
+    subprocess.run(["cp", "--sparse=always", source, target], check=True)
+
+
+class Network:
+    """A network namespace with a TAP for one VM."""
+
+    def __init__(self, number: int, tap: str = "tap0") -> None:
+        self.name = f"{NETNS_PREFIX}{number}"
+        self.ip("netns", "add", self.name)
+        self.ip("-n", self.name, "tuntap", "add", tap, "mode", "tap")
+        self.ip("-n", self.name, "address", "add", f"{HOST_IP}/30", "dev", tap)
+        self.ip("-n", self.name, "link", "set", tap, "up")
+
+    @staticmethod
+    def ip(*arguments: str) -> None:
+        subprocess.run(["ip", *arguments], check=True)
+
+    def guest_answers_ping(self) -> bool:
+        ping = ["busybox", "ping", "-c", "1", "-W", "1", GUEST_IP]
+        command = ["ip", "netns", "exec", self.name, *ping]
+        return subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
+
+    def remove(self) -> None:
+        self.ip("netns", "delete", self.name)
+
+
+class Vm:
+    """A Firecracker process with its own directory, its API, and its serial console."""
+
+    def __init__(self, directory: Path, network: Network | None = None, *more: str) -> None:
+        self.directory = directory
+        self.serial = directory / "serial.log"
+        enter = ["ip", "netns", "exec", network.name] if network else []
+        with self.serial.open("wb") as output:
+            self.process = subprocess.Popen(
+                [*enter, FIRECRACKER, "--api-sock", "fc.sock", *more],
+                cwd=directory,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        self._session = requests_unixsocket.Session()
+        self._commands = 0
+        wait_until(self._answers, "the API socket")
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, self.serial.read_text()
+        try:
+            return self.request("GET", "/").status_code == 200
+        except requests.ConnectionError:
+            return False
+
+    def request(self, method: str, path: str, body: Json | str | None = None) -> requests.Response:
+        url = f"http+unix://{quote(str(self.directory / 'fc.sock'), safe='')}{path}"
+        text = {"data": body} if isinstance(body, str) else {"json": body}
+        response: requests.Response = self._session.request(method, url, timeout=60, **text)
+        return response
+
+    def get(self, path: str) -> Json:
+        response = self.request("GET", path)
+        assert response.status_code == 200, response.text
+        answer: Json = response.json()
+        return answer
+
+    def put(self, path: str, **body: object) -> None:
+        self._change("PUT", path, body)
+
+    def patch(self, path: str, **body: object) -> None:
+        self._change("PATCH", path, body)
+
+    def _change(self, method: str, path: str, body: Json) -> None:
+        response = self.request(method, path, body)
+        assert (response.status_code, response.text) == (204, "")
+
+    def refuses(self, method: str, path: str, body: Json | str | None = None) -> str:
+        response = self.request(method, path, body)
+        assert response.status_code == 400, response.text
+        assert list(response.json()) == ["fault_message"]
+        message: str = response.json()["fault_message"]
+        return message
+
+    @property
+    def state(self) -> str:
+        state: str = self.get("/")["state"]
+        return state
+
+    def run(self, command: str) -> str:
+        """Run a shell command in the guest; answer its output."""
+        self._commands += 1
+        begin, end = f"BEGIN-{self._commands}", f"END-{self._commands}"
+        assert self.process.stdin is not None
+        line = f"echo {begin}; {command}; echo {end}\n"
+        self.process.stdin.write(line.encode())
+        self.process.stdin.flush()
+        pattern = re.compile(rf"^{begin}\r?\n(.*?)^{end}\r?$", re.DOTALL | re.MULTILINE)
+        wait_until(lambda: pattern.search(self._console()) is not None, command)
+        found = pattern.search(self._console())
+        assert found is not None
+        return found.group(1).replace("\r", "").strip()
+
+    def send(self, command: str) -> None:
+        """Run a command in the guest that has no end."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{command}\n".encode())
+        self.process.stdin.flush()
+
+    def _console(self) -> str:
+        """The console without Firecracker's own log lines, which go to the same output."""
+        text = self.serial.read_text(errors="replace")
+        return re.sub(r"^\d{4}-\d\d-\d\dT\S+ \[[^]]*\] .*\n", "", text, flags=re.MULTILINE)
+
+    def wait_for_ready(self) -> None:
+        wait_until(lambda: "READY" in self._console(), "the guest's READY")
+
+    def ends_with(self) -> int:
+        return self.process.wait(timeout=30)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self._session.close()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The files of a snapshot, in a directory of their own."""
+
+    directory: Path
+
+    def copy_to(self, directory: Path) -> None:
+        for name in ("rootfs.ext4", "data.img", "memfile", "snapfile"):
+            copy_sparse(self.directory / name, directory / name)
+
+
+LOAD = {
+    "snapshot_path": "snapfile",
+    "mem_backend": {"backend_type": "File", "backend_path": "memfile"},
+    "resume_vm": True,
+}
+
+
+class World:
+    """Makes VMs and networks, and clears them away."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._vms: list[Vm] = []
+        self._networks: list[Network] = []
+
+    def network(self, tap: str = "tap0") -> Network:
+        self._networks.append(Network(time.monotonic_ns() % 10**9, tap))
+        return self._networks[-1]
+
+    def vm(
+        self, network: Network | None = None, *more: str, snapshot: Snapshot | None = None
+    ) -> Vm:
+        directory = self.directory / f"vm{len(self._vms)}"
+        directory.mkdir(parents=True)
+        if snapshot is not None:
+            snapshot.copy_to(directory)
+        self._vms.append(Vm(directory, network, *more))
+        return self._vms[-1]
+
+    def resumed(self, snapshot: Snapshot) -> tuple[Vm, Network]:
+        network = self.network()
+        vm = self.vm(network, snapshot=snapshot)
+        vm.put("/snapshot/load", **LOAD)
+        return vm, network
+
+    def clear(self) -> None:
+        for vm in self._vms:
+            vm.kill()
+        for network in self._networks:
+            network.remove()
+
+
+def living_processes(below: Path) -> list[str]:
+    """The processes that work in a directory, QEMU's included; zombies do not count."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cwd").readlink().is_relative_to(below):
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue  # gone, or a zombie
+    return found
+
+
+def own_namespaces() -> list[str]:
+    return [path.name for path in Path("/run/netns").glob(f"{NETNS_PREFIX}*")]
+
+
+@pytest.fixture(scope="module")
+def scratch() -> Iterator[Path]:
+    """A directory with a short name: socket paths are limited to 108 bytes."""
+    directory = Path(subprocess.check_output(["mktemp", "-d"], text=True).strip())
+    yield directory
+    wait_until(lambda: not living_processes(directory), "no process is left", seconds=5)
+    assert own_namespaces() == []
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def world(scratch: Path, request: pytest.FixtureRequest) -> Iterator[World]:
+    """Things of one test. Afterwards as many are left as were there before."""
+    directory = scratch / str(abs(hash(request.node.name)))
+    before = own_namespaces()
+    world = World(directory)
+    yield world
+    world.clear()
+    wait_until(lambda: not living_processes(directory), "no process is left", seconds=5)
+    assert own_namespaces() == before
+
+
+@pytest.fixture(scope="module")
+def shared_world(scratch: Path) -> Iterator[World]:
+    """Things that several tests look at without changing them."""
+    world = World(scratch / "shared")
+    yield world
+    world.clear()
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Path:
+    """The kernel image, made from Debian's package where nobody names one."""
+    directory = os.environ.get("GUEST_KERNEL_DIR")
+    if directory:
+        return Path(directory) / "vmlinux.bin"
+    maker = [sys.executable, str(REPOSITORY / "temporal-dev/guest_kernel.py"), str(KERNELS)]
+    version = subprocess.check_output(maker, text=True).strip()
+    return KERNELS / version / "vmlinux.bin"
+
+
+@pytest.fixture(scope="module")
+def rootfs(scratch: Path) -> Path:
+    """A root file system of one static busybox and an init that runs what the console says."""
+    tree = scratch / "tree"
+    for name in ("bin", "dev", "proc", "sys", "sbin", "tmp"):
+        (tree / name).mkdir(parents=True)
+    shutil.copy("/usr/bin/busybox", tree / "bin/busybox")
+    (tree / "sbin/init").write_text(GUEST_INIT)
+    (tree / "sbin/init").chmod(0o755)
+    image = scratch / "rootfs.ext4"
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", tree, image, "16M"], check=True)
+    return image
+
+
+def configure(vm: Vm, kernel: Path, rootfs: Path) -> None:
+    """Everything up to InstanceStart, in the order and with the relative paths that we use."""
+    (vm.directory / "vmlinux.bin").symlink_to(kernel)
+    copy_sparse(rootfs, vm.directory / "rootfs.ext4")
+    (vm.directory / "data.img").write_bytes(bytes(1024 * 1024))
+    vm.put("/boot-source", kernel_image_path="vmlinux.bin", boot_args=BOOT_ARGS)
+    data = {"drive_id": "data", "path_on_host": "data.img", "is_root_device": False}
+    vm.put("/drives/data", **data, is_read_only=True)
+    root = {"drive_id": "rootfs", "path_on_host": "rootfs.ext4", "is_root_device": True}
+    vm.put("/drives/rootfs", **root, is_read_only=False, io_engine="Sync")
+    interface = {"iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": "02:FC:00:00:00:05"}
+    vm.put("/network-interfaces/eth0", **interface)
+    vm.put("/machine-config", vcpu_count=2, mem_size_mib=MEMORY_MIB)
+    vm.put("/entropy")
+
+
+@pytest.fixture(scope="module")
+def booted(shared_world: World, kernel: Path, rootfs: Path) -> Vm:
+    """A VM that booted from a kernel and is left paused, with a snapshot of it taken."""
+    network = shared_world.network()
+    vm = shared_world.vm(network)
+    configure(vm, kernel, rootfs)
+    vm.put("/actions", action_type="InstanceStart")
+    vm.wait_for_ready()
+    assert network.guest_answers_ping()
+    vm.run("remembered=first; echo kept > /file; sync")
+    return vm
+
+
+@pytest.fixture(scope="module")
+def snapshot(booted: Vm, scratch: Path) -> Snapshot:
+    """A full snapshot of the booted VM. The VM goes on afterwards."""
+    directory = scratch / "snapshot"
+    directory.mkdir()
+    booted.patch("/vm", state="Paused")
+    create = {"snapshot_path": "snapfile", "mem_file_path": "memfile"}
+    booted.put("/snapshot/create", **create, snapshot_type="Full")
+    Snapshot(booted.directory).copy_to(directory)
+    booted.patch("/vm", state="Resumed")
+    return Snapshot(directory)
+
+
+@pytest.fixture(scope="module")
+def idle(shared_world: World) -> Vm:
+    """A process in which nothing has been configured."""
+    vm = shared_world.vm()
+    (vm.directory / "disk").write_bytes(bytes(4096))
+    (vm.directory / "no-kernel").mkdir()
+    (vm.directory / "no-kernel/vmlinux.bin").touch()
+    return vm
+
+
+def is_stand_in(vm: Vm) -> bool:
+    return "qemu" in vm.get("/version")["firecracker_version"]
+
+
+# The command line
+
+
+def firecracker(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [FIRECRACKER, *arguments]
+    return subprocess.run(command, cwd=cwd, text=True, capture_output=True, timeout=30, check=False)
+
+
+def test_the_version_is_on_the_first_line_of_its_output() -> None:
+    first_line = firecracker("--version").stdout.splitlines()[0]
+    assert re.match(r"Firecracker v\d+\.\d+\.\d+", first_line)
+
+
+@pytest.mark.parametrize("arguments", [("--unknown",), ("positional",), ("--api-sock",)])
+def test_a_wrong_argument_ends_the_process_with_code_153(arguments: tuple[str, ...]) -> None:
+    result = firecracker(*arguments)
+    assert result.returncode == 153
+    assert "Arguments parsing error" in result.stdout + result.stderr
+
+
+def test_a_second_process_on_the_same_socket_fails_at_once(idle: Vm) -> None:
+    start = time.monotonic()
+    result = firecracker("--api-sock", "fc.sock", cwd=idle.directory)
+    assert result.returncode == 1
+    assert "Failed to open the API socket at: fc.sock" in result.stdout
+    assert time.monotonic() - start < 5
+    assert idle.state == "Not started"
+
+
+def test_a_socket_file_that_was_left_behind_is_not_taken_over(world: World) -> None:
+    vm = world.vm()
+    vm.kill()
+    assert (vm.directory / "fc.sock").exists()
+    assert firecracker("--api-sock", "fc.sock", cwd=vm.directory).returncode == 1
+
+
+# Before the start
+
+
+def test_a_fresh_process_describes_itself(world: World) -> None:
+    vm = world.vm(None, "--id", "some-id")
+    description = vm.get("/")
+    version = vm.get("/version")["firecracker_version"]
+    assert description == {
+        "id": "some-id",
+        "state": "Not started",
+        "vmm_version": version,
+        "app_name": "Firecracker",
+    }
+
+
+def test_machine_settings_have_defaults_and_are_replaced_or_patched(world: World) -> None:
+    vm = world.vm()
+    config = vm.get("/machine-config")
+    assert (config["vcpu_count"], config["mem_size_mib"]) == (1, 128)
+
+    vm.put("/machine-config", vcpu_count=2, mem_size_mib=256)
+    vm.patch("/machine-config", mem_size_mib=512)
+
+    config = vm.get("/machine-config")
+    assert (config["vcpu_count"], config["mem_size_mib"]) == (2, 512)
+    assert vm.get("/vm/config")["machine-config"] == config
+
+
+def test_logger_and_metrics_write_to_their_files(world: World) -> None:
+    vm = world.vm()
+    vm.put("/logger", log_path="vm.log", level="Info", show_level=True)
+    vm.put("/metrics", metrics_path="metrics.json")
+    assert "Metrics" in vm.refuses("PUT", "/metrics", {"metrics_path": "other.json"})
+    vm.get("/version")
+    assert (vm.directory / "vm.log").read_text()
+    assert (vm.directory / "metrics.json").exists()
+
+
+DRIVE = {"drive_id": "a", "path_on_host": "disk", "is_root_device": True, "is_read_only": False}
+INTERFACE = {"iface_id": "eth0", "host_dev_name": "no-such-tap"}
+MACHINE = {"vcpu_count": 1, "mem_size_mib": 128}
+CREATE = {"snapshot_path": "a", "mem_file_path": "b"}
+MALFORMED = "An error occurred when deserializing the json body of a request"
+
+REFUSED_BEFORE_START: dict[str, tuple[str, str, Json | str | None, str]] = {
+    "an unknown path": ("GET", "/nothing", None, "Invalid request method and/or path: GET nothing"),
+    "an unknown method": ("PUT", "/vm", {"state": "Paused"}, "Invalid request method and/or path"),
+    "an unknown operation": ("PUT", "/snapshot/x", CREATE, "Invalid request method and/or path"),
+    "a PUT without a body": ("PUT", "/machine-config", None, "Empty PUT request."),
+    "a PATCH without a body": ("PATCH", "/vm", None, "Empty PATCH request."),
+    "a GET with a body": ("GET", "/version", {"a": 1}, "GET request cannot have a body."),
+    "a body that is not JSON": ("PUT", "/machine-config", "{", MALFORMED),
+    "a body that is not an object": ("PUT", "/machine-config", "[]", MALFORMED),
+    "an unknown field": ("PUT", "/machine-config", {**MACHINE, "cpus": 1}, "unknown field `cpus`"),
+    "a missing vCPU count": (
+        "PUT", "/machine-config", {"mem_size_mib": 1}, "missing field `vcpu_count`",
+    ),
+    "a missing kernel path": ("PUT", "/boot-source", {}, "missing field `kernel_image_path`"),
+    "a missing TAP name": (
+        "PUT", "/network-interfaces/a", {"iface_id": "a"}, "missing field `host_dev_name`",
+    ),
+    "a missing root flag": ("PUT", "/drives/a", {"drive_id": "a"}, "field `is_root_device`"),
+    "a drive without a path": (
+        "PUT", "/drives/a", {"drive_id": "a", "is_root_device": True}, "",
+    ),
+    "text for a number": ("PUT", "/machine-config", {**MACHINE, "vcpu_count": "2"}, MALFORMED),
+    "a flag for a number": ("PUT", "/machine-config", {**MACHINE, "vcpu_count": True}, MALFORMED),
+    "zero vCPUs": ("PUT", "/machine-config", {**MACHINE, "vcpu_count": 0}, "vCPU"),
+    "33 vCPUs": ("PUT", "/machine-config", {**MACHINE, "vcpu_count": 33}, "vCPU"),
+    "a negative vCPU count": ("PUT", "/machine-config", {**MACHINE, "vcpu_count": -1}, MALFORMED),
+    "an odd vCPU count with SMT": (
+        "PUT", "/machine-config", {**MACHINE, "vcpu_count": 3, "smt": True}, "vCPU",
+    ),
+    "no memory": ("PUT", "/machine-config", {**MACHINE, "mem_size_mib": 0}, "memory size"),
+    "no memory in a patch": ("PATCH", "/machine-config", {"mem_size_mib": 0}, "memory size"),
+    "an unknown page size": ("PUT", "/machine-config", {**MACHINE, "huge_pages": "1G"}, MALFORMED),
+    "a missing kernel": (
+        "PUT", "/boot-source", {"kernel_image_path": "none"}, "kernel file cannot be opened",
+    ),
+    "a missing disk": ("PUT", "/drives/a", {**DRIVE, "path_on_host": "none"}, "No such file"),
+    "another id in the path": ("PUT", "/drives/b", DRIVE, "The id from the path does not match"),
+    "a bad id": ("PUT", "/drives/a-b", {**DRIVE, "drive_id": "a-b"}, "API Resource IDs"),
+    "an unknown cache type": ("PUT", "/drives/a", {**DRIVE, "cache_type": "x"}, MALFORMED),
+    "a bad MAC address": (
+        "PUT", "/network-interfaces/eth0", {**INTERFACE, "guest_mac": "02:FC"}, MALFORMED,
+    ),
+    "an unknown action": ("PUT", "/actions", {"action_type": "Explode"}, MALFORMED),
+    "an unknown state": ("PATCH", "/vm", {"state": "Stopped"}, MALFORMED),
+    "a start without a kernel": ("PUT", "/actions", {"action_type": "InstanceStart"}, "kernel"),
+    "a pause": ("PATCH", "/vm", {"state": "Paused"}, NOT_BEFORE_START),
+    "a resume": ("PATCH", "/vm", {"state": "Resumed"}, NOT_BEFORE_START),
+    "a snapshot": ("PUT", "/snapshot/create", CREATE, NOT_BEFORE_START),
+    "Ctrl+Alt+Del": ("PUT", "/actions", {"action_type": "SendCtrlAltDel"}, NOT_BEFORE_START),
+    "a flush of metrics": ("PUT", "/actions", {"action_type": "FlushMetrics"}, NOT_BEFORE_START),
+    "a changed drive": ("PATCH", "/drives/a", {"drive_id": "a"}, NOT_BEFORE_START),
+    "a load without memory": ("PUT", "/snapshot/load", {"snapshot_path": "a"}, "missing field"),
+    "a load with memory twice": (
+        "PUT", "/snapshot/load", {**LOAD, "mem_file_path": "memfile"}, "too many fields",
+    ),
+    "a load without a path": ("PUT", "/snapshot/load", {"mem_file_path": "b"}, "snapshot_path"),
+    "a load from an unknown backend": (
+        "PUT",
+        "/snapshot/load",
+        {**LOAD, "mem_backend": {"backend_type": "Tape", "backend_path": "b"}},
+        MALFORMED,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED_BEFORE_START)
+def test_refused_before_the_start(idle: Vm, case: str) -> None:
+    method, path, body, reason = REFUSED_BEFORE_START[case]
+    before = idle.get("/vm/config")
+    assert reason in idle.refuses(method, path, body)
+    assert idle.get("/vm/config") == before
+    assert idle.state == "Not started"
+
+
+UNSUPPORTED: dict[str, tuple[str, str, Json]] = {
+    "huge_pages": ("PUT", "/machine-config", {**MACHINE, "huge_pages": "2M"}),
+    "track_dirty_pages": ("PUT", "/machine-config", {**MACHINE, "track_dirty_pages": True}),
+    "cpu_template": ("PUT", "/machine-config", {**MACHINE, "cpu_template": "T2"}),
+    "cpu-config": ("PUT", "/cpu-config", {}),
+    "vsock": ("PUT", "/vsock", {"guest_cid": 3, "uds_path": "v"}),
+    "balloon": ("PUT", "/balloon", {"amount_mib": 1, "deflate_on_oom": True}),
+    "MMDS": ("PUT", "/mmds", {"a": "b"}),
+    "io_engine Async": ("PUT", "/drives/a", {**DRIVE, "io_engine": "Async"}),
+    "rate_limiter": ("PUT", "/drives/a", {**DRIVE, "rate_limiter": {}}),
+    "partuuid": ("PUT", "/drives/a", {**DRIVE, "partuuid": "1-2"}),
+    "socket": ("PUT", "/drives/a", {**DRIVE, "socket": "s"}),
+    "rx_rate_limiter": ("PUT", "/network-interfaces/eth0", {**INTERFACE, "rx_rate_limiter": {}}),
+    "initrd_path": ("PUT", "/boot-source", {"kernel_image_path": "k", "initrd_path": "i"}),
+    "Uffd": (
+        "PUT", "/snapshot/load",
+        {**LOAD, "mem_backend": {"backend_type": "Uffd", "backend_path": "b"}},
+    ),
+    "enable_diff_snapshots": ("PUT", "/snapshot/load", {**LOAD, "enable_diff_snapshots": True}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("feature", UNSUPPORTED)
+def test_the_stand_in_names_what_it_does_not_support(idle: Vm, feature: str) -> None:
+    if not is_stand_in(idle):
+        pytest.skip("Firecracker itself supports it")
+    message = idle.refuses(*UNSUPPORTED[feature])
+    assert feature in message
+    assert "not supported" in message
+
+
+def test_the_stand_in_says_which_kernel_files_are_missing(idle: Vm) -> None:
+    if not is_stand_in(idle):
+        pytest.skip("Firecracker itself needs vmlinux.bin only")
+    body = {"kernel_image_path": "no-kernel/vmlinux.bin"}
+    assert "bzImage" in idle.refuses("PUT", "/boot-source", body)
+
+
+def test_the_stand_in_refuses_a_tap_that_does_not_exist(idle: Vm) -> None:
+    if not is_stand_in(idle):
+        pytest.skip("as root Firecracker makes a missing TAP, which nobody has set up")
+    message = idle.refuses("PUT", "/network-interfaces/eth0", INTERFACE)
+    assert "Open tap device failed" in message
+    assert "no-such-tap" in message
+
+
+def test_a_tap_that_another_process_holds_is_refused(world: World) -> None:
+    network = world.network()
+    interface = {"iface_id": "eth0", "host_dev_name": "tap0"}
+    world.vm(network).put("/network-interfaces/eth0", **interface)
+    other = world.vm(network)
+    assert "busy" in other.refuses("PUT", "/network-interfaces/eth0", interface)
+
+
+def test_a_second_root_device_is_refused(world: World) -> None:
+    vm = world.vm()
+    (vm.directory / "disk").write_bytes(bytes(4096))
+    vm.put("/drives/a", **DRIVE)
+    vm.put("/drives/a", **DRIVE)
+    message = vm.refuses("PUT", "/drives/b", {**DRIVE, "drive_id": "b"})
+    assert "root block device already exists" in message
+
+
+# A running VM
+
+
+def test_the_guest_has_what_was_configured(booted: Vm) -> None:
+    assert booted.run("nproc") == "2"
+    assert booted.run("hostname") == "instance"
+    assert booted.run("cat /sys/class/net/eth0/address") == "02:fc:00:00:00:05"
+    assert "rw" in booted.run("cat /proc/cmdline").split()
+    kib = int(booted.run("awk '/MemTotal/ {print $2}' /proc/meminfo"))
+    assert MEMORY_MIB * 1024 * 0.7 < kib <= MEMORY_MIB * 1024
+
+
+def test_the_root_device_is_the_first_disk_whatever_the_order(booted: Vm) -> None:
+    assert booted.run("cat /sys/block/vda/size") == str(16 * 2048)
+    assert booted.run("cat /sys/block/vdb/size /sys/block/vdb/ro").split() == ["2048", "1"]
+
+
+def test_the_guest_has_a_random_number_device(booted: Vm) -> None:
+    read = "dd if=/dev/hwrng bs=16 count=1 2>/dev/null | hexdump -C | head -1"
+    assert booted.run(read) != booted.run(read)
+
+
+REFUSED_AFTER_START: dict[str, tuple[str, str, Json]] = {
+    "a kernel": ("PUT", "/boot-source", {"kernel_image_path": "vmlinux.bin"}),
+    "machine settings": ("PUT", "/machine-config", MACHINE),
+    "patched machine settings": ("PATCH", "/machine-config", {"vcpu_count": 1}),
+    "a drive": ("PUT", "/drives/a", DRIVE),
+    "a network interface": ("PUT", "/network-interfaces/eth0", INTERFACE),
+    "an entropy device": ("PUT", "/entropy", {}),
+    "a logger": ("PUT", "/logger", {"log_path": "x.log"}),
+    "metrics": ("PUT", "/metrics", {"metrics_path": "x.json"}),
+    "a start": ("PUT", "/actions", {"action_type": "InstanceStart"}),
+    "a load": ("PUT", "/snapshot/load", LOAD),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_AFTER_START)
+def test_refused_after_the_start(booted: Vm, case: str) -> None:
+    assert booted.refuses(*REFUSED_AFTER_START[case]) == NOT_AFTER_START
+    assert booted.state == "Running"
+
+
+def test_a_snapshot_of_a_running_vm_is_refused(booted: Vm) -> None:
+    assert "Create snapshot error" in booted.refuses("PUT", "/snapshot/create", CREATE)
+    assert not (booted.directory / "a").exists()
+
+
+def test_a_diff_snapshot_is_refused_by_the_stand_in(booted: Vm) -> None:
+    if not is_stand_in(booted):
+        pytest.skip("Firecracker itself supports it")
+    message = booted.refuses("PUT", "/snapshot/create", {**CREATE, "snapshot_type": "Diff"})
+    assert "Diff" in message
+
+
+def test_a_paused_vm_stands_still_and_goes_on(booted: Vm) -> None:
+    booted.patch("/vm", state="Paused")
+    booted.patch("/vm", state="Paused")
+    assert booted.state == "Paused"
+    booted.patch("/vm", state="Resumed")
+    booted.patch("/vm", state="Resumed")
+    assert booted.state == "Running"
+    assert booted.run("echo $remembered") == "first"
+
+
+# Snapshots
+
+
+def test_the_memory_file_has_exactly_the_size_of_the_memory(snapshot: Snapshot) -> None:
+    assert (snapshot.directory / "memfile").stat().st_size == MEMORY_MIB * 1024 * 1024
+
+
+def test_a_resumed_vm_goes_on_in_another_directory(world: World, snapshot: Snapshot) -> None:
+    vm, network = world.resumed(snapshot)
+    memory_before = sha256(vm.directory / "memfile")
+
+    assert vm.state == "Running"
+    assert vm.run("echo $remembered; cat /file").split() == ["first", "kept"]
+    vm.run("echo new > /other; sync; echo 3 > /proc/sys/vm/drop_caches")
+    assert vm.run("cat /other") == "new"
+    assert network.guest_answers_ping()
+    assert vm.run(f"ping -c 1 -W 5 {HOST_IP} > /dev/null && echo answered") == "answered"
+    random = "dd if=/dev/hwrng bs=16 count=1 2>/dev/null | hexdump -C | head -1"
+    assert vm.run(random) != vm.run(random)
+
+    assert sha256(vm.directory / "memfile") == memory_before
+    assert sha256(snapshot.directory / "rootfs.ext4") != sha256(vm.directory / "rootfs.ext4")
+
+
+def test_two_vms_run_from_one_memory_file(world: World, snapshot: Snapshot) -> None:
+    first, _ = world.resumed(snapshot)
+    network = world.network()
+    second = world.vm(network, snapshot=snapshot)
+    memory = first.directory / "memfile"
+    (second.directory / "memfile").unlink()
+    backend = {"backend_type": "File", "backend_path": str(memory)}
+    second.put("/snapshot/load", **{**LOAD, "mem_backend": backend})
+
+    first.run("remembered=one; echo one > /file; sync")
+    second.run("echo two > /file; sync")
+
+    assert first.run("echo $remembered; cat /file").split() == ["one", "one"]
+    assert second.run("echo $remembered; cat /file").split() == ["first", "two"]
+    assert network.guest_answers_ping()
+
+
+def test_a_vm_that_goes_on_does_not_change_its_snapshot(booted: Vm, snapshot: Snapshot) -> None:
+    booted.run("dd if=/dev/zero of=/tmp/noise bs=1M count=4 2>/dev/null; sync")
+    assert sha256(booted.directory / "memfile") == sha256(snapshot.directory / "memfile")
+
+
+def test_a_resumed_vm_can_be_snapshot_again(world: World, snapshot: Snapshot) -> None:
+    vm, _ = world.resumed(snapshot)
+    vm.run("remembered=second; echo again > /file; sync")
+    vm.patch("/vm", state="Paused")
+    # Over the very file that the VM reads its memory from.
+    vm.put("/snapshot/create", snapshot_path="snapfile", mem_file_path="memfile")
+    vm.kill()
+
+    third, network = world.resumed(Snapshot(vm.directory))
+
+    assert third.run("echo $remembered; cat /file").split() == ["second", "again"]
+    assert network.guest_answers_ping()
+
+
+def test_a_vm_under_heavy_disk_io_resumes_with_working_disks(
+    world: World, snapshot: Snapshot
+) -> None:
+    vm, _ = world.resumed(snapshot)
+    write = "dd if=/dev/zero of=/noise bs=64k count=32 conv=fsync 2>/dev/null"
+    vm.run(f"while :; do {write}; done & :")
+    for _ in range(3):
+        vm.patch("/vm", state="Paused")
+        vm.put("/snapshot/create", snapshot_path="snapfile", mem_file_path="memfile")
+        resumed, _ = world.resumed(Snapshot(vm.directory))
+        assert resumed.run("echo works > /proof; sync; cat /proof") == "works"
+        resumed.kill()
+        vm.patch("/vm", state="Resumed")
+
+
+def test_a_loaded_vm_waits_until_it_is_resumed(world: World, snapshot: Snapshot) -> None:
+    vm = world.vm(world.network(), snapshot=snapshot)
+    vm.put("/logger", level="Warning")
+    vm.put("/snapshot/load", snapshot_path="snapfile", mem_file_path="memfile")
+    assert vm.state == "Paused"
+    assert vm.get("/machine-config")["vcpu_count"] == 2
+    drives = {drive["drive_id"]: drive for drive in vm.get("/vm/config")["drives"]}
+    assert drives["rootfs"]["path_on_host"] == "rootfs.ext4"
+    vm.patch("/vm", state="Resumed")
+    assert vm.run("echo $remembered") == "first"
+
+
+def test_a_loaded_vm_may_have_another_tap(world: World, snapshot: Snapshot) -> None:
+    network = world.network(tap="other0")
+    vm = world.vm(network, snapshot=snapshot)
+    override = {"iface_id": "eth0", "host_dev_name": "other0"}
+    vm.put("/snapshot/load", **LOAD, network_overrides=[override])
+    assert network.guest_answers_ping()
+
+
+def test_a_load_after_a_configuration_is_refused(world: World, snapshot: Snapshot) -> None:
+    vm = world.vm(world.network(), snapshot=snapshot)
+    vm.put("/machine-config", **MACHINE)
+    assert "not allowed after configuring" in vm.refuses("PUT", "/snapshot/load", LOAD)
+    assert vm.state == "Not started"
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+SPOILED: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "a missing snapshot file": ("snapfile", Path.unlink),
+    "a truncated snapshot file": ("snapfile", truncate),
+    "a damaged snapshot file": ("snapfile", flip_a_byte),
+    "a foreign snapshot file": ("snapfile", lambda path: path.write_bytes(b"x" * 5000)),
+    "an empty snapshot file": ("snapfile", lambda path: path.write_bytes(b"")),
+    "a missing memory file": ("memfile", Path.unlink),
+    "a truncated memory file": ("memfile", truncate),
+    "a missing disk": ("rootfs.ext4", Path.unlink),
+}
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_a_load_fails_and_ends_the_process_with(
+    world: World, snapshot: Snapshot, case: str
+) -> None:
+    name, spoil = SPOILED[case]
+    vm = world.vm(world.network(), snapshot=snapshot)
+    spoil(vm.directory / name)
+    assert "Load snapshot error" in vm.refuses("PUT", "/snapshot/load", LOAD)
+    assert vm.ends_with() == 1
+
+
+def test_a_load_without_its_tap_fails(world: World, snapshot: Snapshot) -> None:
+    vm = world.vm(world.network(tap="other0"), snapshot=snapshot)
+    if not is_stand_in(vm):
+        pytest.skip("as root Firecracker makes a missing TAP, which nobody has set up")
+    assert "tap" in vm.refuses("PUT", "/snapshot/load", LOAD)
+    assert vm.ends_with() == 1
+
+
+# The end
+
+ENDS = {
+    "reboots": "reboot -f",
+    "panics": "echo c > /proc/sysrq-trigger",
+    "loses its init": "exit 1",
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_the_process_ends_with_code_0_when_the_guest(
+    world: World, snapshot: Snapshot, end: str
+) -> None:
+    vm, _ = world.resumed(snapshot)
+    vm.send(ENDS[end])
+    assert vm.ends_with() == 0
+
+
+def test_ctrl_alt_del_reaches_the_guest(world: World, snapshot: Snapshot) -> None:
+    vm, _ = world.resumed(snapshot)
+    vm.put("/actions", action_type="SendCtrlAltDel")
+    assert vm.ends_with() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_of_a_process_that_is_killed(
+    world: World, snapshot: Snapshot, number: signal.Signals
+) -> None:
+    vm, network = world.resumed(snapshot)
+    assert living_processes(vm.directory)
+    vm.process.send_signal(number)
+    assert vm.ends_with() == -number
+    wait_until(lambda: not living_processes(vm.directory), "QEMU is gone", seconds=5)
+    # The TAP is free for the next one.
+    heir = world.vm(network, snapshot=snapshot)
+    heir.put("/snapshot/load", **LOAD)
+    assert network.guest_answers_ping()
