@@ -8,7 +8,7 @@ it cannot do it refuses, naming it. From the outside in:
 - `schema`: the JSON bodies, as strict as Firecracker's
 - `machine`: what is allowed when; the life of one VM
 - `qemu`, `qmp`: the QEMU process and its control connection
-- `memory`, `snapfile`, `tap`, `log`: one thing of the real world each
+- `memory`, `snapfile`, `files`, `tap`, `log`: one thing of the real world each
 """
 
 VERSION = "1.13.1-qemu"

@@ -83,14 +83,15 @@ class Machine:
         self._require_not_started()
         if self._config.boot_source is None:
             raise Fault("Start microvm error: Cannot start microvm without kernel configuration.")
+        more_arguments = boot_arguments(self._config, self._accelerator)
         memory = GuestMemory.create(self._config.machine["mem_size_mib"])
         try:
-            qemu = self._launch(memory, boot_arguments(self._config, self._accelerator))
-            qemu.qmp.execute("cont")
+            qemu = self._launch(memory, more_arguments)
         except (QmpError, OSError) as error:
             memory.close()
             raise Fault(f"Start microvm error: {_reason(error)}") from None
-        self._started(qemu, memory, "Running")
+        self._started(qemu, memory)
+        self._go_on(qemu)
 
     def load_snapshot(self, parameters: Json) -> None:
         """PUT /snapshot/load. A process in which it fails is of no use any more."""
@@ -123,8 +124,7 @@ class Machine:
         """PATCH /vm Resumed"""
         qemu = self.require_started()
         with self._metrics.measuring("resume_vm"):
-            self._command(qemu, "cont")
-        self.state = "Running"
+            self._go_on(qemu)
 
     def create_snapshot(self, parameters: Json) -> None:
         """PUT /snapshot/create"""
@@ -218,14 +218,18 @@ class Machine:
             raise QmpError(f"{error}: {qemu.messages()}") from None
         return qemu
 
-    def _started(self, qemu: Qemu, memory: GuestMemory, state: str) -> None:
+    def _started(self, qemu: Qemu, memory: GuestMemory) -> None:
         # QEMU has its own copies: a TAP is free again as soon as QEMU is gone.
         for _, fd in self._taps.values():
             os.close(fd)
         self.qemu = qemu
-        self.state = state
+        self.state = "Paused"
         self._memory = memory
         self._on_start(qemu)
+
+    def _go_on(self, qemu: Qemu) -> None:
+        self._command(qemu, "cont")
+        self.state = "Running"
 
     def _save(self, qemu: Qemu, parameters: Json) -> None:
         assert self._memory is not None and self._host is not None
@@ -251,7 +255,7 @@ class Machine:
         except (QmpError, SnapfileError) as error:
             qemu.kill()
             raise QmpError(f"{error} {qemu.messages()}") from None
-        self._started(qemu, memory, "Paused")
+        self._started(qemu, memory)
 
     def _apply_overrides(self, overrides: list[Json]) -> None:
         interfaces = {each["iface_id"]: each for each in self._config.interfaces}

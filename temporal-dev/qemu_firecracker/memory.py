@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from . import files
 
 MIB = 1024 * 1024
 _CHUNK_BYTES = 64 * 1024
@@ -52,7 +53,7 @@ class GuestMemory:
 
     def copy_to(self, path: Path, qemu_pid: int) -> None:
         """Copy the memory of a paused VM to a file of the same size, sparse where it is zero."""
-        with _replacing(path) as out:
+        with files.replacing(path) as out:
             os.ftruncate(out, self.size)
             if self.shared:
                 self._copy_file(out)
@@ -100,19 +101,3 @@ def _extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
             return
         end = os.lseek(fd, start, os.SEEK_HOLE)
         yield start, end
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[int]:
-    """Write a new file and rename it: VMs may still map the old one under this name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    try:
-        yield fd
-        os.fsync(fd)
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(fd)

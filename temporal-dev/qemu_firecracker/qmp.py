@@ -60,14 +60,6 @@ class Qmp:
                 reason = self.execute("query-migrate").get("error-desc", "no reason given")
                 raise QmpError(f"migration failed: {reason}")
 
-    def events_until_closed(self) -> list[dict[str, Any]]:
-        """All events that are left, once QEMU has exited."""
-        try:
-            while True:
-                self._events.append(self._read_message(time.monotonic() + 1))
-        except QmpError:
-            return list(self._events)
-
     def _read_message(self, deadline: float) -> dict[str, Any]:
         while b"\n" not in self._received:
             self._connection.settimeout(max(deadline - time.monotonic(), 0.001))

@@ -22,6 +22,7 @@ import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from . import files
 from .schema import Json
 
 FORMAT_VERSION = "1.0.0"
@@ -64,12 +65,8 @@ class Snapfile:
                 self.device_state,
             )
         )
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with temporary.open("wb") as file:
-            file.write(content + hashlib.sha256(content).digest())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
+        with files.replacing(path) as out:
+            os.write(out, content + hashlib.sha256(content).digest())
 
     @classmethod
     def read(cls, path: Path) -> Snapfile:
