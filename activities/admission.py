@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
+from temporalio import activity
 from temporalio.worker import (
     CustomSlotSupplier,
     SlotMarkUsedContext,
@@ -31,6 +34,7 @@ class Admission(CustomSlotSupplier):
         self._slots = slots
         self._permits = 0
         self._in_ledger = 0
+        self._entering = asyncio.Lock()
         self._lock = threading.Lock()  # Temporal's core releases permits from threads of its own
         self.open = False
         """False until the restart grace has passed, and while the host is draining."""
@@ -40,6 +44,18 @@ class Admission(CustomSlotSupplier):
         """How many more builds this host would take now."""
         not_yet_in_ledger = self._permits - self._in_ledger
         return self._slots - self._ledger.count() - not_yet_in_ledger
+
+    @asynccontextmanager
+    async def room_for(self, build_id: str) -> AsyncIterator[None]:
+        """Wait, heartbeating, until one more build fits; enter it in the ledger in the body.
+
+        A permit is not enough: a retried build comes back to this host without one.
+        """
+        async with self._entering:
+            while self._ledger.get(build_id) is None and self._ledger.count() >= self._slots:
+                activity.heartbeat()
+                await asyncio.sleep(POLL_SECONDS)
+            yield
 
     def entered_ledger(self) -> None:
         """A build that came with a permit now has its ledger entry, which counts instead."""

@@ -37,8 +37,9 @@ class KvmHostActivities(HostActivities):
     @activity.defn(name="hold_host")
     async def hold_host(self, hold: HoldHostInput, /) -> None:
         """Take a slot, signal `lease_granted`, and heartbeat until cancelled."""
-        started = boottime()
-        entry = await self._take(hold)
+        async with self._admission.room_for(hold.build_id):
+            started = boottime()
+            entry = await self._take(hold)
         admitted = hold.retaken_from is None
         if admitted:
             self._admission.entered_ledger()

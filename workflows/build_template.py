@@ -106,7 +106,9 @@ class BuildTemplate:
         self._timeline = Timeline()
         self._stream = WorkflowStream()
         self._log_topic = self._stream.topic(LOG_TOPIC, type=LogEntry)
-        self._hold = HostHold(self._config, self._options, self._host_lost)
+        self._hold = HostHold(
+            self._config, self._options, self._host_lost, preferred_host=self._done.host
+        )
         self._undos = Compensations(self._undo_failed)
 
     @workflow.run

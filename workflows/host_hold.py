@@ -10,6 +10,7 @@ replayed signal still names the old one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -18,6 +19,7 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import (
     ActivityError,
     ApplicationError,
+    FailureError,
     TimeoutError,
     TimeoutType,
     is_cancelled_exception,
@@ -42,12 +44,19 @@ class HostHold:
     """The hold of one build. `lease` is None while no host has it."""
 
     def __init__(
-        self, config: TemplateConfig, options: BuildOptions, lost: Callable[[str, str], None]
+        self,
+        config: TemplateConfig,
+        options: BuildOptions,
+        lost: Callable[[str, str], None],
+        *,
+        preferred_host: str | None,
     ) -> None:
+        """`preferred_host` has what an earlier run of the build left; it is asked first."""
         self.lease: HostLease | None = None
         self._config = config
         self._options = options
         self._lost = lost
+        self._preferred_host = preferred_host
         self._hosts_lost = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -73,12 +82,13 @@ class HostHold:
         """Give the slot back and wait until the host has let go."""
         if self._task is None:
             return
-        self._task.cancel()
-        await workflow.wait([self._task])
-        self._task = None
+        task, self._task = self._task, None
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, FailureError):
+            await task
 
     async def _keep(self) -> None:
-        retake_from: str | None = None
+        retake_from = self._preferred_host
         while True:
             try:
                 await self._hold_once(retake_from)
@@ -119,8 +129,8 @@ class HostHold:
         return silent or error_type_of(error) == HostRestartingError.__name__
 
     async def _give_up(self, reason: str) -> None:
-        host = self.lease.host if self.lease else ""
-        self.lease = None
+        host = self.lease.host if self.lease else self._preferred_host or ""
+        self.lease = self._preferred_host = None
         self._hosts_lost += 1
         self._lost(host, reason)
         if self._hosts_lost > self._options.max_hosts:

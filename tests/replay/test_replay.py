@@ -9,11 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from temporalio.client import WorkflowHistory
-from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.worker import Replayer
 
-from workflows.worker import WORKFLOWS, sandbox
+from workflows.replay import history_from_file, replay
 
 HISTORIES = sorted((Path(__file__).parent / "histories").glob("*.json"))
 
@@ -25,11 +22,28 @@ def test_there_is_a_history_of_every_kind() -> None:
 
 @pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
 async def test_a_recorded_history_replays(path: Path) -> None:
-    replayer = Replayer(
-        workflows=WORKFLOWS,
-        data_converter=pydantic_data_converter,
-        workflow_runner=sandbox(),
-    )
-    history = WorkflowHistory.from_json(path.stem, path.read_text())
-    result = await replayer.replay_workflow(history, raise_on_replay_failure=False)
-    assert result.replay_failure is None
+    verdict = await replay(history_from_file(path))
+    assert verdict.fits, verdict.difference
+
+
+async def test_a_history_that_does_not_fit_is_told_with_its_event(tmp_path: Path) -> None:
+    text = (HISTORIES[0].parent / "success.json").read_text()
+    foreign = tmp_path / "foreign.json"
+    foreign.write_text(text.replace('"name": "pull_image"', '"name": "push_image"'))
+    verdict = await replay(history_from_file(foreign))
+    assert not verdict.fits
+    events = history_from_file(foreign).events
+    names = {
+        e.event_id: e.activity_task_scheduled_event_attributes.activity_type.name for e in events
+    }
+    asked_for = [
+        names[number] for number in range(verdict.event_id or 0, len(events)) if names[number]
+    ]
+    assert asked_for[0] == "push_image"
+
+
+def test_a_file_that_is_no_history_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="not a workflow history"):
+        history_from_file(path)

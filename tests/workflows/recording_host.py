@@ -11,6 +11,7 @@ from typing import Any
 
 from temporalio import activity
 from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Worker
 
 from activities.errors import LeaseLostError, TemplateManagerError
@@ -278,7 +279,13 @@ class RecordingLog(LogActivities, DeletionActivities):
 
 @asynccontextmanager
 async def running_host(client: Client, host: RecordingHost) -> AsyncIterator[None]:
-    """Run a host's three workers: shared queue, lease queue and step queue."""
+    """Run a host's three workers: shared queue, lease queue and step queue.
+
+    Each host has a connection of its own, as a process has: one takes a queue only once.
+    """
+    client = await Client.connect(
+        client.service_client.config.target_host, data_converter=pydantic_data_converter
+    )
     async with contextlib.AsyncExitStack() as stack:
         for queue, methods in (
             (SHARED_HOST_TASK_QUEUE, [host.hold_host]),

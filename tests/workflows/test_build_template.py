@@ -261,6 +261,27 @@ async def test_a_new_run_goes_on_from_what_is_done(client: Client, host: Recordi
     assert host.journal.calls[1] == "upload_artifact rootfs.ext4"
 
 
+async def test_a_retry_prefers_the_host_that_has_the_checkpoints(
+    client: Client, journal: Journal
+) -> None:
+    hosts = [RecordingHost(f"h-{uuid.uuid4().hex[:8]}", journal) for _ in range(2)]
+    image = BuildCheckpoints(host=hosts[1].name)
+    async with running_stack(client, *hosts):
+        build = BuildInput(config=config(), options=OPTIONS, done=image)
+        result = await result_of(await start(client, build))
+    assert {record.host for record in result.timeline if record.host} == {hosts[1].name}
+
+
+async def test_a_retry_goes_elsewhere_when_that_host_is_gone(
+    client: Client, host: RecordingHost
+) -> None:
+    done = BuildCheckpoints(host="gone", rootfs=checkpoint(Step.ROOTFS, "gone", "rootfs.ext4"))
+    build = BuildInput(config=config(), options=OPTIONS, done=done)
+    result = await result_of(await start(client, build))
+    assert host.journal.of("build_rootfs") == ["build_rootfs"]
+    assert result.timeline[-1].host == host.name
+
+
 async def test_a_lost_host_costs_its_grace_and_another_host_builds(
     client: Client, journal: Journal
 ) -> None:
