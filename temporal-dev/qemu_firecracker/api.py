@@ -100,6 +100,12 @@ class _Handler(BaseHTTPRequestHandler):
         if answer is not None:
             self.wfile.write(body)
 
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer what is not HTTP in the form of all other errors."""
+        self.close_connection = True
+        self.request_version = self.protocol_version
+        self._respond(code, {"fault_message": f"Invalid request: {message}"})
+
     def version_string(self) -> str:
         """The Server header."""
         return "Firecracker API"

@@ -133,6 +133,8 @@ def _checked(name: str, value: object, field: Field) -> object:
     if type(value) is not field.type:
         expected = _TYPE_NAMES[field.type]
         raise _malformed(f"{name}: invalid type: {_name(value)}, expected {expected}")
+    if isinstance(value, str) and "\0" in value:
+        raise _malformed(f"{name}: nul byte found in provided data")
     if field.choices and value not in field.choices:
         expected = ", ".join(f"`{choice}`" for choice in field.choices)
         raise _malformed(f"{name}: unknown variant `{value}`, expected one of {expected}")

@@ -484,6 +484,7 @@ REFUSED_BEFORE_START: dict[str, tuple[str, str, Json | str | None, str]] = {
         "PUT", "/boot-source", {"kernel_image_path": "none"}, "kernel file cannot be opened",
     ),
     "a missing disk": ("PUT", "/drives/a", {**DRIVE, "path_on_host": "none"}, "No such file"),
+    "a NUL byte in a path": ("PUT", "/drives/a", {**DRIVE, "path_on_host": "a\0b"}, ""),
     "another id in the path": ("PUT", "/drives/b", DRIVE, "The id from the path does not match"),
     "a bad id": ("PUT", "/drives/a-b", {**DRIVE, "drive_id": "a-b"}, "API Resource IDs"),
     "an unknown cache type": ("PUT", "/drives/a", {**DRIVE, "cache_type": "x"}, MALFORMED),
