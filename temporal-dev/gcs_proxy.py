@@ -4,8 +4,8 @@ The emulator stores and serves objects well, but (as tried with the bundled bina
 
 * it checks `ifGenerationMatch` on multipart uploads only. Resumable and media uploads, compose,
   rewrite, copy, delete, patch and reads ignore it, and so is every other precondition;
-* it takes a status query (`Content-Range: bytes */N`) for the end of a resumable upload and
-  stores what came so far as if it were whole;
+* it takes a status query (`Content-Range: bytes */*`, which clients send after a failed chunk) for
+  the end of a resumable upload and stores what came so far as if it were whole;
 * it answers 500 where a source of a compose is missing (Cloud Storage: 404);
 * it forgets a resumable session when the upload ends, so that the retry of a final chunk whose
   answer was lost gets 404 instead of the object.
@@ -18,7 +18,9 @@ lock costs no parallelism.)
 Generations are microseconds since the epoch, kept in the files' extended attributes: they survive
 the emulator's restart and grow as long as the clock does. One difference stays: a metadata patch
 changes the generation (Cloud Storage would change the metageneration). Preconditions other than
-the generation on a multipart upload are not checked, and batch requests are refused.
+the generation on a multipart upload are not checked, batch requests are refused, and because
+objects are files, `a` and `a/b` cannot both exist (500, also after the deletion of `a/b`).
+The emulator keeps an object in memory while it stores it: composing n bytes takes it up to 4 n.
 
 Faults are injected by `POST /_faults` (see `gcs_faults.py`), read by `GET`, removed by `DELETE`.
 `GET /_log` shows the last requests and the sums per operation, `DELETE /_log` forgets them.
@@ -149,11 +151,12 @@ def _understand_object(method: str, bucket: str, rest: str, query: dict[str, str
 
 @dataclass
 class Session:
-    """A resumable upload: its conditions, and its answer once it has ended."""
+    """A resumable upload: its conditions, how far it is, and its answer once it has ended."""
 
     target: ObjectName
     conditions: Mapping[str, str]
-    answer: Any = None
+    received: int = 0
+    answer: bytes | None = None
 
 
 class Traffic:
@@ -361,7 +364,7 @@ class Proxy:
         if call.is_upload:
             return await self._upload(exchange)
         if call.operation in {"get", "download"} and call.target:
-            await self._check(call.target, call.query, reading=True)
+            await self._check(call.target, call.query, must_exist=True, reading=True)
         if call.operation in {"compose", "rewrite", "delete", "patch"}:
             return await self._mutate(exchange)
         return await self._forward(exchange, await self._small_body(exchange))
@@ -391,7 +394,8 @@ class Proxy:
         body = await self._small_body(exchange)
         await exchange.gate.enter()
         assert call.target is not None
-        await self._check(call.target, call.query)
+        must_exist = call.operation in {"delete", "patch"}
+        await self._check(call.target, call.query, must_exist=must_exist)
         if call.source is not None:
             await self._check_source(call.source, call.query)
         if call.operation == "compose":
@@ -404,7 +408,7 @@ class Proxy:
             for key, value in query.items()
             if key.lower().startswith(("ifsource", "source"))
         }
-        await self._check(source, conditions)
+        await self._check(source, conditions, must_exist=True)
 
     async def _check_components(self, bucket: str, body: bytes) -> None:
         for component in json.loads(body).get("sourceObjects", []):
@@ -417,13 +421,20 @@ class Proxy:
                 raise ApiError(404, "notFound", f"No such object: {bucket}/{source.name}")
 
     async def _check(
-        self, target: ObjectName, query: Mapping[str, str], *, reading: bool = False
+        self,
+        target: ObjectName,
+        query: Mapping[str, str],
+        *,
+        must_exist: bool = False,
+        reading: bool = False,
     ) -> None:
         """Hold the conditions in a query against the object as it is now."""
         if not any(key.startswith("if") or key == "generation" for key in query):
             return
         now = await self._stat(target)
-        if "generation" in query and now and query["generation"] != now["generation"]:
+        wanted = query.get("generation", now.get("generation"))
+        # Where the object is what the request is about, its absence comes before all conditions.
+        if must_exist and (not now or wanted != now["generation"]):
             raise ApiError(404, "notFound", f"No such object: {target.bucket}/{target.name}")
         for kind in ("Generation", "Metageneration"):
             current = int(now.get(kind.lower(), 0))
@@ -456,32 +467,36 @@ class Proxy:
         return response
 
     async def _upload(self, exchange: Exchange) -> web.StreamResponse:
+        if exchange.call.operation == "upload":
+            return await self._forward(exchange, self._until_commit(exchange, None))
         session = self._sessions.get(exchange.call.query.get("upload_id", ""))
-        content_range = exchange.request.headers.get("Content-Range", "")
-        if session and session.answer is not None:
+        if session is None:
+            raise ApiError(404, "notFound", "no such upload; it ends with a restart of the proxy")
+        if session.answer is not None:
             return web.Response(body=session.answer, content_type="application/json")
-        if re.fullmatch(r"bytes \*/\d+", content_range):
-            received = await self._received(exchange)
-            if received != int(content_range.rpartition("/")[2]):
-                return self._incomplete(received)
-        response = await self._forward(exchange, self._until_commit(exchange, session))
-        if session and isinstance(response, web.Response) and response.status == 200:
-            session.answer = response.body
-        return response
-
-    async def _received(self, exchange: Exchange) -> int:
-        """How much of a resumable upload the emulator has (asked so that it does not end it)."""
-        url = URL(self._upstream + exchange.request.raw_path, encoded=True)
-        async with self._http.put(url, headers={"Content-Range": "bytes */*"}) as response:
-            if response.status != 308:
-                raise ApiError(response.status, "notFound", "no such upload")
-            span = response.headers.get("Range", "")
-            return int(span.rpartition("-")[2]) + 1 if span else 0
+        content_range = exchange.request.headers.get("Content-Range", "")
+        if early := self._answer_state(session, content_range):
+            return early
+        return await self._forward(exchange, self._until_commit(exchange, session), session)
 
     @staticmethod
-    def _incomplete(received: int) -> web.Response:
-        headers = {"Range": f"bytes=0-{received - 1}"} if received else {}
-        return web.Response(status=308, headers=headers)
+    def _answer_state(session: Session, content_range: str) -> web.Response | None:
+        """Answer what must not reach the emulator: a status query, or a chunk out of turn."""
+        match = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", content_range)
+        if match is None or match[1] == str(session.received) or match[2] == str(session.received):
+            return None
+        # A range is inclusive: with nothing received there is none to tell.
+        span = {"Range": f"bytes=0-{session.received - 1}"} if session.received else {}
+        return web.Response(status=308, headers=span)
+
+    @staticmethod
+    def _note_progress(
+        session: Session, status: int, headers: Mapping[str, str], body: bytes
+    ) -> None:
+        if status == 308 and "Range" in headers:
+            session.received = int(headers["Range"].rpartition("-")[2]) + 1
+        elif status == 200:
+            session.answer = body
 
     async def _until_commit(
         self, exchange: Exchange, session: Session | None
@@ -507,7 +522,10 @@ class Proxy:
     # Forwarding
 
     async def _forward(
-        self, exchange: Exchange, body: bytes | AsyncIterator[bytes]
+        self,
+        exchange: Exchange,
+        body: bytes | AsyncIterator[bytes],
+        session: Session | None = None,
     ) -> web.StreamResponse:
         request = exchange.request
         async with self._http.request(
@@ -517,6 +535,9 @@ class Proxy:
             data=body or None,
             allow_redirects=False,
         ) as upstream:
+            if session:
+                content = await upstream.read()
+                self._note_progress(session, upstream.status, upstream.headers, content)
             if exchange.has_fault("lost_response"):
                 await upstream.read()
                 raise exchange.drop()
