@@ -1,0 +1,139 @@
+# Runs the start command, waits until the ready command succeeds, and says on the serial console
+# what happens. Argument: what the init is (systemd, other, added).
+#
+# Every line that it says is `@tm@ <kind> <text>`, after an empty line: start, out, err, start-exit,
+# ready-out, ready-attempt, ready, failed.
+set -u
+t=/.template
+bb=$t/busybox
+state=$t/run
+console=/dev/ttyS0
+ATTEMPT_SECONDS=30
+LINE_CHARS=2000
+
+say() { # kind, text
+    printf '\n@tm@ %s %s\n' "$1" "$2" >$console
+}
+
+# Control characters could end a line where none ends, so they become spaces. busybox's tr passes on
+# what it has at once.
+clean() {
+    $bb tr '\000-\010\013-\037\177' ' '
+}
+
+relay() { # kind: says each line of the input
+    clean | {
+        while IFS= read -r -n $LINE_CHARS line || [ -n "$line" ]; do
+            say "$1" "$line"
+            [ -e $state/is-ready ] && break
+        done
+        pass_on
+    }
+    : >"$state/$1.done"
+}
+
+# After the snapshot nobody may be reading the console, or its interrupt may be lost. The start
+# command must not stop for that: what the console does not take in time is thrown away.
+pass_on() {
+    while chunk=$($bb dd bs=4096 count=1 2>/dev/null && echo .) && [ "$chunk" != . ]; do
+        printf '%s' "${chunk%.}" | $bb timeout 2 $bb cat >$console || break
+    done
+    $bb cat >/dev/null
+}
+
+run_start_command() {
+    $bb mkfifo $state/out $state/err
+    relay out <$state/out &
+    relay err <$state/err &
+    $bb setsid $bb sh $t/run.sh start </dev/null >$state/out 2>$state/err
+    code=$?
+    # Its output comes first. A daemon that it left may hold the pipes open, so not for long.
+    tries=0
+    while [ $tries -lt 50 ] && ! { [ -e $state/out.done ] && [ -e $state/err.done ]; }; do
+        $bb usleep 20000
+        tries=$((tries + 1))
+    done
+    echo $code >$state/start-exit.new
+    $bb mv $state/start-exit.new $state/start-exit
+    say start-exit $code
+}
+
+start_has_failed() {
+    [ -e $state/start-exit ] || return 1
+    read -r code <$state/start-exit
+    [ "$code" != 0 ]
+}
+
+is_ready() { # attempt
+    $bb setsid $bb timeout -k 2 $ATTEMPT_SECONDS $bb sh $t/run.sh ready \
+        </dev/null >$state/ready-out 2>&1
+    code=$?
+    if [ $code -ge 128 ] && read -r group <$state/ready.pid; then
+        $bb kill -KILL -"$group" 2>/dev/null
+    fi
+    say_ready_output
+    say ready-attempt "$1 $code"
+    [ $code = 0 ]
+}
+
+# The same words at every attempt would fill the log: they are said when they change.
+say_ready_output() {
+    $bb tail -n 20 $state/ready-out | $bb tail -c 8192 | clean >$state/ready-out.new
+    $bb cmp -s $state/ready-out.new $state/ready-out.said 2>/dev/null && return
+    while IFS= read -r -n $LINE_CHARS line || [ -n "$line" ]; do
+        say ready-out "$line"
+    done <$state/ready-out.new
+    $bb mv $state/ready-out.new $state/ready-out.said
+}
+
+wait_until_ready() {
+    attempt=0
+    pause=200000
+    while :; do
+        attempt=$((attempt + 1))
+        is_ready $attempt && return 0
+        start_has_failed && return 1
+        $bb usleep $pause
+        [ $pause -ge 1000000 ] || pause=$((pause + 100000))
+    done
+}
+
+wait_a_second() {
+    tries=0
+    while [ $tries -lt 50 ] && [ ! -e $state/start-exit ]; do
+        $bb usleep 20000
+        tries=$((tries + 1))
+    done
+    ! start_has_failed
+}
+
+get_ready() {
+    if [ -s $t/ready.command ]; then
+        wait_until_ready
+    elif [ -s $t/start.command ]; then
+        attempt=0
+        wait_a_second
+    else
+        attempt=0
+    fi
+}
+
+umask 022
+ulimit -n 1048576 2>/dev/null
+# Held open, so that closing it after a line does not wait for the line to be sent.
+exec 3>$console
+say start "$1"
+if [ -s $t/start.command ]; then run_start_command & fi
+if [ -x $t/agent ]; then $bb setsid $t/agent </dev/null >/dev/null 2>&1 & fi
+if get_ready; then
+    : >$state/is-ready
+    $bb sync
+    say ready $attempt
+else
+    say failed 'the start command ended before the guest was ready'
+fi
+# systemd would end what belongs to a service when its first process ends.
+while :; do
+    $bb sleep 2147483647 &
+    wait
+done

@@ -1,0 +1,176 @@
+"""Mounts that cannot leak: each in a mount namespace of its own, which dies with its thread.
+
+Whatever ends the thread or its process (an error, a cancel, SIGKILL), the kernel takes the mounts
+and their loop devices away with the namespace.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# linux/sched.h and linux/mount.h
+CLONE_NEWNS = 0x00020000
+MS_RDONLY = 0x1
+MS_NOATIME = 0x400
+MS_REC = 0x4000
+MS_SLAVE = 0x80000
+MAX_OPTIONS_BYTES = os.sysconf("SC_PAGE_SIZE") - 1  # mount(2) takes one page
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class MountError(OSError):
+    """A mount or unmount that the kernel refused."""
+
+
+def in_mount_namespace(function: Callable[[], T]) -> T:
+    """Run `function` in a thread of its own whose mounts, root and working directory are its own.
+
+    Blocking. Returns what it returns and raises what it raises.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            _check(_libc.unshare(CLONE_NEWNS), "unshare the mount namespace")
+            # Ours must not show on the host; unmounts there must still reach us, or we would keep
+            # other containers' file systems busy.
+            mount("none", Path("/"), "", MS_REC | MS_SLAVE)
+            results.append(function())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="mount-namespace")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def mount(source: str, target: Path, kind: str, flags: int, options: str = "") -> None:
+    """mount(2). Raises MountError; also when the options are longer than a page."""
+    encoded = os.fsencode(options)
+    if len(encoded) > MAX_OPTIONS_BYTES:
+        raise MountError(f"mount options of {len(encoded)} bytes are longer than a page")
+    done = _libc.mount(
+        os.fsencode(source), os.fsencode(target), kind.encode(), ctypes.c_ulong(flags), encoded
+    )
+    _check(done, f"mount {kind or source} on {target}")
+
+
+def unmount(target: Path) -> None:
+    """umount2(2). Raises MountError."""
+    _check(_libc.umount2(os.fsencode(target), 0), f"unmount {target}")
+
+
+@contextmanager
+def merged_layers(root: Path, layers: list[str], target: Path) -> Iterator[None]:
+    """Mount layers (paths under `root`, topmost first) read-only on `target`, as overlayfs does.
+
+    Changes the thread's working directory: call it inside `in_mount_namespace`. Relative paths keep
+    a hundred layers within the page that mount(2) takes.
+    """
+    os.chdir(root)
+    options = "lowerdir=" + ":".join(layers)
+    mount("overlay", target, "overlay", MS_RDONLY | MS_NOATIME, options)
+    try:
+        yield
+    finally:
+        os.chdir("/")
+        unmount(target)
+
+
+@contextmanager
+def mounted_image(image: Path, target: Path, *options: str) -> Iterator[None]:
+    """Mount a file that holds an ext4 on `target`; its loop device goes with the mount.
+
+    What was written is on the disk when the body has ended. Raises MountError, and OSError when
+    writing failed (the host's disk is full, say).
+    """
+    _run_mount(["mount", "-t", "ext4", "-o", ",".join(("loop", *options)), image, target])
+    try:
+        yield
+        sync_filesystem(target)
+    finally:
+        unmount(target)
+
+
+@contextmanager
+def changed_root(root: Path) -> Iterator[None]:
+    """Make `root` the thread's root directory, so that no symlink in it leads out of it.
+
+    Call it inside `in_mount_namespace`, where the root directory is the thread's own.
+    """
+    before = os.open("/", os.O_PATH | os.O_DIRECTORY)
+    try:
+        os.chroot(root)
+        os.chdir("/")
+        yield
+    finally:
+        os.fchdir(before)
+        os.chroot(".")
+        os.close(before)
+
+
+def sync_filesystem(path: Path) -> None:
+    """syncfs(2). Raises OSError when something that was written did not reach the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _check(_libc.syncfs(descriptor), f"sync {path}")
+    finally:
+        os.close(descriptor)
+
+
+def mounts_under(directory: Path) -> list[Path]:
+    """Return this process's mount points under `directory`, the deepest first."""
+    prefix = f"{directory}/"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+        points = [_unescape(line.split(" ")[4]) for line in table]
+    return [Path(point) for point in reversed(points) if point.startswith(prefix)]
+
+
+def loop_devices_of(marker: str) -> list[Path]:
+    """Return the loop devices whose file's path contains `marker`."""
+    found = []
+    for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            backing = entry.read_text()
+        except OSError:  # detached while we looked
+            continue
+        if marker in backing:
+            found.append(Path("/dev") / entry.parent.parent.name)
+    return found
+
+
+def detach_loop_device(device: Path) -> None:
+    """Detach a loop device; one that is still mounted goes when it is unmounted."""
+    subprocess.run(["losetup", "--detach", device], check=False, capture_output=True)
+
+
+def _run_mount(command: list[str | Path]) -> None:
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise MountError(f"{command[-2]} cannot be mounted: {done.stderr.strip()}")
+
+
+def _unescape(text: str) -> str:
+    for code in ("040", "011", "012", "134"):  # proc(5): space, tab, newline, backslash
+        text = text.replace(f"\\{code}", chr(int(code, 8)))
+    return text
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise MountError(number, f"cannot {what}: {os.strerror(number)}")
