@@ -109,6 +109,29 @@ class WrongArchitectureError(TemplateManagerError):
     hint = "Build the image for the host's architecture (docker buildx build --platform …)."
 
 
+class ImageUnusableError(TemplateManagerError):
+    """Docker cannot unpack the image."""
+
+    hint = "Docker takes up to 125 layers and well-formed ones; build the image anew."
+
+
+class ImageDamagedError(HostFaultError):
+    """What dockerd has is not what the registry named."""
+
+
+class DockerUnavailableError(HostFaultError):
+    """The Docker daemon cannot be reached, or failed."""
+
+    hint = "Check that dockerd runs on the KVM host, then retry the build."
+
+
+class StorageDriverError(HostFaultError):
+    """Docker keeps its images in a way that we cannot read."""
+
+    retryable = False
+    hint = "Run dockerd with the storage driver overlay2 (not the containerd image store)."
+
+
 # ---- Root file system
 
 
@@ -133,6 +156,10 @@ class ProvisioningError(TemplateManagerError):
 
 class FilesystemDamagedError(HostFaultError):
     """e2fsck found errors in a file system that we made."""
+
+
+class FilesystemToolError(HostFaultError):
+    """A tool that makes or fills a file system (mke2fs, resize2fs, cp) failed."""
 
 
 # ---- Boot

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from activities.errors import FilesystemDamagedError, HostFaultError
+from activities.errors import FilesystemDamagedError, FilesystemToolError
 from activities.sparse_files import data_extents
 
 BLOCK = 4096
@@ -34,10 +34,6 @@ IN_INODE_SYMLINK_BYTES = 60  # ext4(5): a shorter target lives in the inode
 IN_INODE_XATTR_BYTES = 92  # what a 256-byte inode has left, less the header
 EXTENTS_IN_INODE = 4
 EXTENTS_IN_BLOCK = 340
-
-
-class MkfsError(HostFaultError):
-    """mke2fs or resize2fs failed."""
 
 
 @dataclass
@@ -166,7 +162,7 @@ def _mke2fs(image: Path, size_bytes: int, inodes: int, uuid: str) -> None:
 def _run(command: list[str | Path]) -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True, errors="replace")
     if done.returncode != 0:
-        raise MkfsError(f"{command[0]} failed: {done.stderr.strip()[-400:]}")
+        raise FilesystemToolError(f"{command[0]} failed: {done.stderr.strip()[-400:]}")
 
 
 def _count(content: Content, entry: os.DirEntry[bytes]) -> None:

@@ -128,7 +128,7 @@ class MicrovmActivities(ABC):
 
 
 class ArtifactActivities(ABC):
-    """The template in the bucket (queue `kvm-host.<host>`; `discard_upload` elsewhere)."""
+    """The template in the bucket (queue `kvm-host.<host>`)."""
 
     @activity.defn(name="upload_artifact")
     @abstractmethod
@@ -140,13 +140,14 @@ class ArtifactActivities(ABC):
     async def publish_template(self, publish: PublishTemplateInput, /) -> PublishedTemplate:
         """Check every object, write `build.log`, and commit by writing `metadata.json`."""
 
+
+class UploadUndoActivities(ABC):
+    """The upload's undo (queue `template-manager`: it must also work when the host is gone)."""
+
     @activity.defn(name="discard_upload")
     @abstractmethod
     async def discard_upload(self, discard: DiscardUploadInput, /) -> DiscardedUpload:
-        """Remove what was uploaded, unless a valid `metadata.json` says it is published.
-
-        Runs on queue `template-manager`: it must also work when the host is gone.
-        """
+        """Remove what was uploaded, unless a valid `metadata.json` says it is published."""
 
 
 class LogActivities(ABC):

@@ -17,7 +17,7 @@ import docker.errors
 from docker.types import LogConfig, Mount
 
 from activities.build_log import BuildLog
-from activities.errors import CheckpointLostError, HostFaultError, ProvisioningError
+from activities.errors import CheckpointLostError, DockerUnavailableError, ProvisioningError
 from activities.guest_files import DEFAULT_PATH, IN_GUEST, GuestFacts
 from activities.models import BuildRootfsInput, BuildScope, Step
 from activities.settings import Settings
@@ -28,12 +28,6 @@ ANSWER = "@tm@ "
 PIDS_LIMIT = 256
 POLL_SECONDS = 0.05
 MAX_OUTPUT_LINES = 1000
-
-
-class DockerUnavailableError(HostFaultError):
-    """The Docker daemon cannot be reached, or failed."""
-
-    hint = "Check that dockerd runs on the KVM host, then retry the build."
 
 
 def container_name(scope: BuildScope) -> str:

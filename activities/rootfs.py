@@ -21,18 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import docker
-import docker.errors
-import requests
 from temporalio import activity
 
 from activities import ext4, mounts
 from activities.checkpoints import CheckpointStore, fingerprint
+from activities.docker_daemon import docker_errors
 from activities.errors import (
     CheckpointLostError,
-    FilesystemDamagedError,
+    FilesystemToolError,
     HostDiskFullError,
-    HostFaultError,
     RootfsTooLargeError,
+    StorageDriverError,
 )
 from activities.guest_files import (
     GuestFacts,
@@ -45,7 +44,6 @@ from activities.interface import RootfsActivities
 from activities.leases import LeaseLedger
 from activities.models import BuildRootfsInput, BuildScope, Checkpoint, Step
 from activities.provisioning import (
-    DockerUnavailableError,
     create_container,
     inspect_image,
     remove_container,
@@ -63,13 +61,6 @@ HOST_RESERVE_BYTES = 64 * MIB
 POLL_SECONDS = 0.1
 DIRECTORIES_ADDED = 12  # at most: those that a bare image lacks, and the files in `/etc`
 COPY_ERROR_LINES = 20
-
-
-class StorageDriverError(HostFaultError):
-    """Docker keeps its images in a way that we cannot read."""
-
-    retryable = False
-    hint = "Run dockerd with the storage driver overlay2 (not the containerd image store)."
 
 
 @dataclass(frozen=True)
@@ -148,7 +139,7 @@ class HostRootfsActivities(RootfsActivities):
         if found:
             return found
         with (
-            _docker_errors(),
+            docker_errors(),
             self._store.making(Step.ROOTFS, key, build.scope, attempt, step.check) as work,
         ):
             # Another attempt, or another build of the same image, may have just made it.
@@ -282,7 +273,7 @@ class HostRootfsActivities(RootfsActivities):
 
     def _remove_leftovers(self, scope: BuildScope) -> None:
         """Remove what attempts of this lease and earlier ones have left."""
-        with _docker_errors():
+        with docker_errors():
             remove_containers(self._docker, scope)
         work = _work(self._settings.data_dir, scope)
         for directory in _attempts_until(work, scope.lease.number):
@@ -337,7 +328,7 @@ def copy_tree(
 ) -> None:
     """Copy everything of a tree with coreutils' cp, which keeps all that ext4 can hold.
 
-    Dies with the calling thread. Raises HostDiskFullError or FilesystemDamagedError.
+    Dies with the calling thread. Raises HostDiskFullError or FilesystemToolError.
     """
     command = ["setpriv", "--pdeathsig", "KILL", "cp", "-dR", "--sparse=auto"]
     command += ["--preserve=mode,ownership,timestamps,links,xattr", "--"]
@@ -354,7 +345,7 @@ def copy_tree(
             _follow_copy(process, target, expected_bytes, step)
     if process.returncode != 0:
         lines = messages.read_text(errors="replace").splitlines()[-COPY_ERROR_LINES:]
-        kind = HostDiskFullError if "No space left" in "".join(lines) else FilesystemDamagedError
+        kind = HostDiskFullError if "No space left" in "".join(lines) else FilesystemToolError
         raise kind(f"copying the image failed: {lines[-1] if lines else '?'}", log_tail=lines)
 
 
@@ -380,16 +371,6 @@ def _killed_at_the_end(process: subprocess.Popen[bytes]) -> Iterator[None]:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-@contextmanager
-def _docker_errors() -> Iterator[None]:
-    try:
-        yield
-    except docker.errors.APIError as error:
-        raise DockerUnavailableError(f"Docker refused a call: {error.explanation}") from error
-    except (requests.ConnectionError, requests.Timeout, docker.errors.DockerException) as error:
-        raise DockerUnavailableError(f"Docker cannot be reached: {error}") from error
 
 
 def _facts(facts: GuestFacts, made: Flattened) -> dict[str, str | int | float]:

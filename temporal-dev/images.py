@@ -31,7 +31,7 @@ import docker
 import docker.errors
 import requests
 from processes import ServiceError
-from services import Progress, StackEnvironment, environment, print_progress
+from services import Progress, StackPorts, print_progress, state_dir
 
 START_COMMAND = "/bin/busybox httpd -f -p 8080 -h /srv"
 BUSYBOX = Path("/bin/busybox")
@@ -47,7 +47,7 @@ class Image:
 
     name: str
     # Writes or finds a tar file of the whole root file system.
-    archive: Callable[[StackEnvironment, Progress], Path]
+    archive: Callable[[Progress], Path]
     changes: tuple[str, ...]
     recipe: Callable[[], str]
 
@@ -91,8 +91,8 @@ class Tree:
 
 
 @contextmanager
-def _tree(stack: StackEnvironment, name: str) -> Iterator[tuple[Tree, Path]]:
-    directory = _cache(stack)
+def _tree(name: str) -> Iterator[tuple[Tree, Path]]:
+    directory = _cache()
     path = directory / f"{name}.tar"
     tree = Tree(path)
     try:
@@ -101,8 +101,8 @@ def _tree(stack: StackEnvironment, name: str) -> Iterator[tuple[Tree, Path]]:
         tree.close()
 
 
-def _cache(stack: StackEnvironment) -> Path:
-    directory = stack.state_dir / "images"
+def _cache() -> Path:
+    directory = state_dir() / "images"
     directory.mkdir(parents=True, exist_ok=True)
     return directory
 
@@ -113,8 +113,8 @@ def _static_busybox() -> bytes:
     return BUSYBOX.read_bytes()
 
 
-def _archive_busybox(stack: StackEnvironment, progress: Progress) -> Path:
-    with _tree(stack, "busybox") as (tree, path):
+def _archive_busybox(progress: Progress) -> Path:
+    with _tree("busybox") as (tree, path):
         tree.directory("bin")
         tree.file("bin/busybox", _static_busybox(), 0o755)
         tree.directory("srv")
@@ -142,8 +142,8 @@ ALPINE_DIRECTORIES = (
 )
 
 
-def _archive_alpine_like(stack: StackEnvironment, progress: Progress) -> Path:
-    with _tree(stack, "alpine-like") as (tree, path):
+def _archive_alpine_like(progress: Progress) -> Path:
+    with _tree("alpine-like") as (tree, path):
         for directory in ALPINE_DIRECTORIES:
             tree.directory(directory)
         tree.directory("root", 0o700)
@@ -174,11 +174,11 @@ def _debian_suite() -> str:
     return "stable"
 
 
-def _archive_debian(stack: StackEnvironment, progress: Progress) -> Path:
-    path = _cache(stack) / f"debian-{_hash(_debian_recipe())[:16]}.tar"
+def _archive_debian(progress: Progress) -> Path:
+    path = _cache() / f"debian-{_hash(_debian_recipe())[:16]}.tar"
     if path.exists():
         return path
-    with tempfile.TemporaryDirectory(dir=_cache(stack), prefix="debootstrap-") as work:
+    with tempfile.TemporaryDirectory(dir=_cache(), prefix="debootstrap-") as work:
         root, draft = Path(work) / "root", Path(work) / "root.tar"
         _debootstrap(root, progress)
         _clean(root)
@@ -249,23 +249,19 @@ IMAGES = {
 }
 
 
-def reference(name: str, stack: StackEnvironment | None = None) -> str:
-    """Where an image is in the stack's registry."""
-    stack = stack or environment()
-    return f"127.0.0.1:{stack.ports.registry}/demo/{name}:latest"
+def reference(name: str, registry: str) -> str:
+    """Where an image is in a registry."""
+    return f"{registry}/demo/{name}:latest"
 
 
-def provide(
-    name: str, stack: StackEnvironment | None = None, progress: Progress = print_progress
-) -> str:
+def make_and_push(name: str, registry: str, progress: Progress = print_progress) -> str:
     """Make an image unless Docker has it, push it unless the registry has it; its reference."""
-    stack = stack or environment()
-    image, target = IMAGES[name], reference(name, stack)
+    image, target = IMAGES[name], reference(name, registry)
     client = docker.from_env(timeout=600)
     try:
         recipe = _hash(image.recipe() + "".join(image.changes))[:16]
         if _recipe_of(client, target) != recipe:
-            _import(client, image, target, recipe, stack, progress)
+            _import(client, image, target, recipe, progress)
         if not _is_pushed(client, target):
             _push(client, target, progress)
         progress(f"{name}: {target} is there")
@@ -287,10 +283,9 @@ def _import(
     image: Image,
     target: str,
     recipe: str,
-    stack: StackEnvironment,
     progress: Progress,
 ) -> None:
-    archive = image.archive(stack, progress)
+    archive = image.archive(progress)
     progress(f"{image.name}: importing {archive.stat().st_size / 1e6:.0f} MB into Docker")
     repository, _, tag = target.rpartition(":")
     client.api.import_image_from_file(
@@ -344,9 +339,10 @@ def main() -> int:
     names = parser.parse_args().names or list(IMAGES)
     if unknown := set(names) - set(IMAGES):
         parser.error(f"no such image: {', '.join(sorted(unknown))}")
+    registry = f"127.0.0.1:{StackPorts.from_environment().registry}"
     try:
         for name in names:
-            print(provide(name))
+            print(make_and_push(name, registry))
     except (ServiceError, docker.errors.DockerException) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,6 +1,6 @@
 """The services that stand in for production on one machine, and the product's own processes.
 
-As a program: `python temporal-dev/services.py up|down|restart|status|env`. As a library:
+As a program: `python temporal-dev/services.py up|down|restart|run|status|env`. As a library:
 `start_services`, `start_apps`, `stop_all`, `stack_status`, `environment`, and for tests `Stack`,
 which has its own state directory and ports.
 
@@ -475,6 +475,22 @@ def start_services(
     return stack
 
 
+@contextlib.contextmanager
+def borrowed(
+    stack: StackEnvironment, only: Sequence[str], progress: Progress = print_progress
+) -> Iterator[None]:
+    """Have services for the length of a block; what ran before it is left running after it."""
+    wanted = [service for service in SERVICES if service.name in only]
+    lent = [service for service in wanted if not processes.running(stack.files(service.name))]
+    try:
+        start_services(progress=progress, stack=stack, only=only)
+        yield
+    finally:
+        for service in reversed(lent):
+            if processes.stop(stack.files(service.name), service.stop_seconds):
+                progress(f"{service.name}: stopped")
+
+
 def start_apps(
     stack: StackEnvironment, progress: Progress = print_progress, apps: Sequence[str] = APPS
 ) -> None:
@@ -690,23 +706,31 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="start what does not run yet and wait until it is ready")
     up.add_argument("--no-apps", action="store_true", help="without api, worker and host")
-    up.add_argument(
-        "--only",
-        nargs="+",
-        choices=ALL_PARTS,
-        default=ALL_PARTS,
-        metavar="PART",
-        help=f"only these services: {', '.join(ALL_PARTS)}",
-    )
+    _add_only(up)
     commands.add_parser("down", help="stop what `up` started; data stays")
     again = commands.add_parser("restart", help="stop and start single processes")
     again.add_argument("names", nargs="+", metavar="NAME")
+    run = commands.add_parser("run", help="have services while a command runs, then stop them")
+    _add_only(run)
+    run.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
     commands.add_parser("status", help="show every process: state, pid, ports, log")
     commands.add_parser("env", help="print `export NAME=value` lines for a shell")
     return parser
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _add_only(parser: argparse.ArgumentParser) -> None:
+    text = f"only these, separated by commas: {','.join(ALL_PARTS)}"
+    parser.add_argument("--only", type=_part_names, default=ALL_PARTS, metavar="PARTS", help=text)
+
+
+def _part_names(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := set(names) - set(ALL_PARTS):
+        raise argparse.ArgumentTypeError(f"no such part: {', '.join(sorted(unknown))}")
+    return names
+
+
+def _run(arguments: argparse.Namespace) -> int:
     stack = environment()
     if arguments.command == "up":
         start_services(stack=stack, only=arguments.only)
@@ -717,20 +741,24 @@ def _run(arguments: argparse.Namespace) -> None:
     elif arguments.command == "restart":
         for name in arguments.names:
             restart(stack, name)
+    elif arguments.command == "run":
+        with borrowed(stack, arguments.only):
+            command = [word for word in arguments.argv if word != "--"]
+            return subprocess.run(command, check=False).returncode
     elif arguments.command == "status":
         _print_status(stack)
     else:
         _print_environment(stack)
+    return 0
 
 
 def main() -> int:
     """Run one command; an error is a message, not a traceback."""
     try:
-        _run(_parser().parse_args())
+        return _run(_parser().parse_args())
     except ServiceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

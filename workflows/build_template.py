@@ -39,6 +39,7 @@ from activities.interface import (
     MicrovmActivities,
     NetworkActivities,
     RootfsActivities,
+    UploadUndoActivities,
 )
 from activities.models import (
     LOG_TOPIC,
@@ -435,7 +436,7 @@ class BuildTemplate:
     async def _discard_upload(self, scope: BuildScope) -> None:
         cancelled = self._state is BuildState.CANCELLING
         discarded = await self._undo_activity(
-            ArtifactActivities.discard_upload,
+            UploadUndoActivities.discard_upload,
             DiscardUploadInput(scope=scope, keep_parts=not cancelled),
             WORKFLOW_TASK_QUEUE,
             "discard upload",

@@ -62,16 +62,17 @@ async def run(settings: Settings) -> None:
 
 def _activities(settings: Settings) -> list[Callable[..., Any]]:
     # Loaded here, not above: a process that only replays histories needs no object store.
-    from activities.artifacts import BucketArtifactActivities
+    from activities.artifacts import BucketUploadUndoActivities
     from activities.bucket import Bucket
     from activities.build_log_archive import BucketLogActivities
     from activities.deletion import BucketDeletionActivities
+    from activities.sealing import Sealer
 
     bucket = Bucket(settings.bucket)
     log = BucketLogActivities(bucket)
-    deletion = BucketDeletionActivities(settings, bucket)
+    deletion = BucketDeletionActivities(bucket, Sealer(settings.secret_keys))
     return [
-        BucketArtifactActivities.discarding(bucket).discard_upload,
+        BucketUploadUndoActivities(bucket).discard_upload,
         log.archive_log,
         deletion.delete_objects,
         deletion.delete_image_tag,

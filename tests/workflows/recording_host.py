@@ -25,6 +25,7 @@ from activities.interface import (
     MicrovmActivities,
     NetworkActivities,
     RootfsActivities,
+    UploadUndoActivities,
 )
 from activities.models import (
     SHARED_HOST_TASK_QUEUE,
@@ -125,6 +126,7 @@ class RecordingHost(
     NetworkActivities,
     MicrovmActivities,
     ArtifactActivities,
+    UploadUndoActivities,
 ):
     """A host that only records. Its slot handling is that of the real contract."""
 

@@ -1,0 +1,230 @@
+"""Sending one file to the bucket: find its data, hash it and send it, in one pass over the disk.
+
+The data between the zero blocks goes up in chunks, several at a time, each an object of its own
+under `<build_id>/.parts/<artifact>/` that is named by its position and checksum. What an earlier
+attempt has sent is not sent again. The parts are composed into the artifact and then removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import BoundedSemaphore, Lock
+
+from activities.bucket import (
+    MAX_COMPOSE_SOURCES,
+    Bucket,
+    Crc32c,
+    PreconditionFailedError,
+    crc32c_of,
+)
+from activities.errors import StorageCorruptionError
+from activities.headers import Extent, ExtentBuilder, nonzero_blocks
+from activities.models import StoredObject
+from activities.sparse_files import CHUNK_BYTES, ZEROS, data_extents
+
+Check = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass over a file showed."""
+
+    size_bytes: int
+    sha256: str
+    extents: tuple[Extent, ...]
+    stored_bytes: int
+    stored_crc32c: str
+
+
+def scan(
+    path: Path, block_size: int, emit: Callable[[bytes], None], check: Check, *, dense: bool = False
+) -> Scan:
+    """Read a file once: hash it whole, and hand its non-zero blocks to `emit`, in order.
+
+    With `dense` everything is handed on. The size must be of whole blocks unless `dense`. `check`
+    is called about every 4 MiB. Raises OSError.
+    """
+    digest, crc, builder = hashlib.sha256(), Crc32c(), ExtentBuilder(block_size)
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        for data in _pieces(file.fileno(), size, block_size, check):
+            if isinstance(data, int):
+                _add_zeros(data, digest, builder)
+                continue
+            digest.update(data)
+            for run in [data] if dense else _runs(data, block_size, builder):
+                crc.update(run)
+                emit(run)
+            if dense:
+                builder.data(len(data))
+    return Scan(size, digest.hexdigest(), builder.extents(), builder.stored_bytes, crc.value())
+
+
+def _pieces(descriptor: int, size: int, block_size: int, check: Check) -> Iterator[bytes | int]:
+    """Yield data in chunks, and the lengths of the holes between them."""
+    position = 0
+    for start, length in data_extents(descriptor, size):
+        start_block = max(position, start - start % block_size)
+        end = min(size, -(-(start + length) // block_size) * block_size)
+        if start_block > position:
+            yield start_block - position
+        position = start_block
+        while position < end:
+            check()
+            data = os.pread(descriptor, min(CHUNK_BYTES, end - position), position)
+            if not data:
+                raise OSError("the file became shorter while it was read")
+            position += len(data)
+            yield data
+    if position < size:
+        yield size - position
+
+
+def _add_zeros(length: int, digest: hashlib._Hash, builder: ExtentBuilder) -> None:
+    builder.zeros(length)
+    while length > 0:
+        step = min(len(ZEROS), length)
+        digest.update(ZEROS[:step] if step < len(ZEROS) else ZEROS)
+        length -= step
+
+
+def _runs(data: bytes, block_size: int, builder: ExtentBuilder) -> Iterator[bytes]:
+    """Yield the stretches of non-zero blocks, telling the builder of both kinds."""
+    flags = nonzero_blocks(data, block_size)
+    start = 0
+    while start < len(flags):
+        end = start
+        while end < len(flags) and flags[end] == flags[start]:
+            end += 1
+        length = (end - start) * block_size
+        if flags[start]:
+            builder.data(length)
+            yield data[start * block_size : end * block_size]
+        else:
+            builder.zeros(length)
+        start = end
+
+
+class PartSender:
+    """Cuts a stream into parts and sends them in parallel. Memory: (workers + 2) chunks."""
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        prefix: str,
+        *,
+        chunk_bytes: int,
+        workers: int,
+        check: Check,
+        sent: Callable[[int], None],
+    ) -> None:
+        """`prefix` is the artifact's own under `.parts/`; `sent` is told each part's bytes."""
+        self._bucket = bucket
+        self._prefix = prefix
+        self._chunk_bytes = chunk_bytes
+        self._check = check
+        self._sent = sent
+        self._there = {stored.name: stored for stored in bucket.list_objects(prefix)}
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="upload")
+        self._room = BoundedSemaphore(workers + 1)
+        self._parts: list[Future[StoredObject]] = []
+        self._buffer = bytearray()
+        self._lock = Lock()
+        self.sent_bytes = 0
+
+    def add(self, data: bytes) -> None:
+        """Take more of the stream; waits while too many parts are under way."""
+        self._buffer += data
+        while len(self._buffer) >= self._chunk_bytes:
+            part = bytes(self._buffer[: self._chunk_bytes])
+            del self._buffer[: self._chunk_bytes]
+            self._submit(part)
+
+    def finish(self) -> list[StoredObject]:
+        """Send the rest and return all parts in order. Raises what a part failed with."""
+        if self._buffer or not self._parts:
+            self._submit(bytes(self._buffer))
+            self._buffer.clear()
+        return [part.result() for part in self._parts]
+
+    def close(self) -> None:
+        """Stop: parts that have not begun are dropped, those under way end."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self, part: bytes) -> None:
+        while not self._room.acquire(timeout=0.5):
+            self._check()
+        self._raise_failed()
+        future = self._pool.submit(self._send, len(self._parts), part)
+        future.add_done_callback(lambda _: self._room.release())
+        self._parts.append(future)
+
+    def _raise_failed(self) -> None:
+        for future in self._parts[-2 * MAX_COMPOSE_SOURCES :]:
+            if future.done():
+                future.result()
+
+    def _send(self, number: int, part: bytes) -> StoredObject:
+        self._check()
+        crc = crc32c_of(part)
+        name = f"{self._prefix}{number:06d}-{crc.translate(NAME_SAFE)}-{len(part)}"
+        known = self._there.get(name)
+        if known is None:
+            known = self._write(name, part)
+            with self._lock:
+                self.sent_bytes += len(part)
+        if (known.size_bytes, known.crc32c) != (len(part), crc):
+            raise StorageCorruptionError(f"part {name} is not what was sent")
+        self._sent(len(part))
+        return known
+
+    def _write(self, name: str, part: bytes) -> StoredObject:
+        try:
+            return self._bucket.write_object(name, part, if_generation_match=0)
+        except PreconditionFailedError:  # another attempt, or the first try of this request
+            found = self._bucket.stat_object(name)
+            if found is None:
+                raise
+            return found
+
+
+# Base64 in object names without characters that need escaping.
+NAME_SAFE = str.maketrans("+/=", "-_.")
+
+
+def compose_tree(
+    bucket: Bucket, name: str, parts: Sequence[StoredObject], prefix: str, check: Check
+) -> StoredObject:
+    """Compose any number of parts into `name`, 32 at a time.
+
+    Raises PreconditionFailedError when `name` exists already.
+    """
+    names = [part.name for part in parts]
+    level = 0
+    while len(names) > MAX_COMPOSE_SOURCES:
+        groups = [
+            names[start : start + MAX_COMPOSE_SOURCES]
+            for start in range(0, len(names), MAX_COMPOSE_SOURCES)
+        ]
+        names = [
+            _compose_group(bucket, f"{prefix}level{level}-{number:04d}", group, check)
+            for number, group in enumerate(groups)
+        ]
+        level += 1
+    check()
+    return bucket.compose(name, names)
+
+
+def _compose_group(bucket: Bucket, stem: str, group: Sequence[str], check: Check) -> str:
+    check()
+    key = hashlib.sha256("\n".join(group).encode()).hexdigest()[:16]
+    name = f"{stem}-{key}"
+    with contextlib.suppress(PreconditionFailedError):  # the same parts: the same content
+        bucket.compose(name, group)
+    return name

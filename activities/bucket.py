@@ -1,0 +1,230 @@
+"""The one object store client: a Google Cloud Storage bucket.
+
+Blocking and thread-safe; activities call it in threads. Every write verifies its CRC32C and every
+change names the generation that it expects, so that a request sent twice does no harm. Google's
+exceptions become ours here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import google_crc32c
+import requests
+from google.api_core import exceptions as google_errors
+from google.api_core.retry import Retry
+from google.auth import exceptions as auth_errors
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import storage
+from google.cloud.storage.exceptions import DataCorruption
+from google.cloud.storage.retry import DEFAULT_RETRY
+
+from activities.errors import (
+    StorageCorruptionError,
+    StorageDeniedError,
+    StorageUnavailableError,
+    TemplateManagerError,
+)
+from activities.models import StoredObject
+
+CONNECT_SECONDS = 5.0
+READ_SECONDS = 60.0
+TIMEOUT = (CONNECT_SECONDS, READ_SECONDS)
+# A short wait here for a blip; longer ones are the workflow's business, where they can be seen.
+RETRY: Retry = DEFAULT_RETRY.with_timeout(20.0).with_delay(initial=0.2, multiplier=2, maximum=5)
+MAX_COMPOSE_SOURCES = 32  # of one compose request, by Google's documentation
+CONNECTIONS = 64
+
+
+class PreconditionFailedError(TemplateManagerError):
+    """The object's generation is not the expected one: somebody else was there."""
+
+    users_fault = False
+
+
+class Crc32c:
+    """A running CRC32C, written as Google Cloud Storage does: base64 of the big-endian bytes."""
+
+    def __init__(self) -> None:
+        self._checksum: Any = google_crc32c.Checksum()  # type: ignore[no-untyped-call] # the package is untyped
+
+    def update(self, data: bytes) -> None:
+        """Go on with more data."""
+        self._checksum.update(data)
+
+    def value(self) -> str:
+        """Return the checksum of all data so far."""
+        return base64.b64encode(self._checksum.digest()).decode()
+
+
+def crc32c_of(data: bytes) -> str:
+    """Return the CRC32C of `data`, see `Crc32c`."""
+    checksum = Crc32c()
+    checksum.update(data)
+    return checksum.value()
+
+
+class Bucket:
+    """A bucket, by name. `STORAGE_EMULATOR_HOST` sends it to an emulator."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        client = _client()
+        _widen_pool(client)
+        self._bucket: Any = client.bucket(name)
+
+    def read_object(self, name: str) -> tuple[bytes, int] | None:
+        """Return content and generation, or None when there is no such object."""
+        with _errors(f"read {name}"):
+            blob = self._bucket.get_blob(name, timeout=TIMEOUT, retry=RETRY)
+            if blob is None:
+                return None
+            try:
+                content: bytes = blob.download_as_bytes(
+                    raw_download=True,
+                    if_generation_match=blob.generation,
+                    timeout=TIMEOUT,
+                    retry=RETRY,
+                    checksum="crc32c",
+                )
+            except google_errors.NotFound:
+                return None
+            return content, int(blob.generation)
+
+    def read_range(self, stored: StoredObject, start: int, length: int) -> bytes:
+        """Return `length` bytes from `start` on, of exactly that generation of the object.
+
+        Raises StorageCorruptionError when fewer arrive.
+        """
+        with _errors(f"read {stored.name}"):
+            blob = self._bucket.blob(stored.name, generation=stored.generation)
+            content: bytes = blob.download_as_bytes(
+                start=start,
+                end=start + length - 1,
+                raw_download=True,
+                timeout=TIMEOUT,
+                retry=RETRY,
+                checksum=None,  # a range has none; the caller checks the whole
+            )
+        if len(content) != length:
+            raise StorageCorruptionError(f"{stored.name}: {len(content)} of {length} bytes came")
+        return content
+
+    def write_object(
+        self, name: str, data: bytes, *, if_generation_match: int | None = None
+    ) -> StoredObject:
+        """Write an object whole. `if_generation_match=0` means that it must not exist.
+
+        Raises PreconditionFailedError; StorageCorruptionError when it did not arrive as sent.
+        """
+        with _errors(f"write {name}"):
+            blob = self._bucket.blob(name)
+            blob.upload_from_string(
+                data,
+                content_type="application/octet-stream",
+                if_generation_match=if_generation_match,
+                checksum="crc32c",
+                timeout=TIMEOUT,
+                retry=RETRY if if_generation_match is not None else None,
+            )
+        stored = _stored(blob)
+        if (stored.size_bytes, stored.crc32c) != (len(data), crc32c_of(data)):
+            raise StorageCorruptionError(f"{name} did not arrive as it was sent")
+        return stored
+
+    def stat_object(self, name: str) -> StoredObject | None:
+        """Return an object's generation, size and checksum, or None."""
+        with _errors(f"look at {name}"):
+            blob = self._bucket.get_blob(name, timeout=TIMEOUT, retry=RETRY)
+        return None if blob is None else _stored(blob)
+
+    def delete_object(self, name: str, generation: int) -> bool:
+        """Delete exactly that generation; False when it is not there (any more)."""
+        with _errors(f"delete {name}"):
+            blob = self._bucket.blob(name)
+            try:
+                blob.delete(if_generation_match=generation, timeout=TIMEOUT, retry=RETRY)
+            except (google_errors.NotFound, google_errors.PreconditionFailed):
+                return False
+        return True
+
+    def list_objects(self, prefix: str) -> list[StoredObject]:
+        """Return all objects whose names begin with `prefix`, in order of their names."""
+        with _errors(f"list {prefix}"):
+            blobs = self._bucket.list_blobs(prefix=prefix, timeout=TIMEOUT, retry=RETRY)
+            return [_stored(blob) for blob in blobs]
+
+    def compose(self, name: str, sources: Sequence[str]) -> StoredObject:
+        """Join up to 32 objects into a new one. Raises PreconditionFailedError when it exists."""
+        with _errors(f"compose {name}"):
+            blob = self._bucket.blob(name)
+            blob.content_type = "application/octet-stream"
+            parts = [self._bucket.blob(source) for source in sources]
+            blob.compose(parts, if_generation_match=0, timeout=TIMEOUT, retry=RETRY)
+            blob.reload(timeout=TIMEOUT, retry=RETRY)
+        return _stored(blob)
+
+
+def _client() -> Any:
+    if os.environ.get("STORAGE_EMULATOR_HOST"):
+        credentials = AnonymousCredentials()  # type: ignore[no-untyped-call] # untyped upstream
+        return storage.Client(project="emulator", credentials=credentials)
+    try:
+        return storage.Client()
+    except auth_errors.DefaultCredentialsError as error:
+        raise StorageDeniedError(f"no Google credentials: {error}") from error
+
+
+def _widen_pool(client: Any) -> None:
+    # Otherwise parallel parts share ten connections, and urllib3 warns about each one more.
+    adapter = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=CONNECTIONS)
+    for scheme in ("http://", "https://"):
+        client._http.mount(scheme, adapter)
+
+
+def _stored(blob: Any) -> StoredObject:
+    return StoredObject(
+        name=blob.name,
+        generation=int(blob.generation),
+        size_bytes=int(blob.size),
+        crc32c=blob.crc32c or "",
+    )
+
+
+@contextmanager
+def _errors(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except google_errors.PreconditionFailed as error:
+        raise PreconditionFailedError(f"could not {doing}: its generation differs") from error
+    except (google_errors.NotFound, google_errors.Forbidden, google_errors.Unauthorized) as error:
+        raise StorageDeniedError(f"could not {doing}: {_reason(error)}") from error
+    except auth_errors.RefreshError as error:
+        raise StorageUnavailableError(f"could not {doing}: {error}") from error
+    except DataCorruption as error:
+        raise StorageCorruptionError(f"could not {doing}: its checksum is wrong") from error
+    except google_errors.RetryError as error:
+        raise _unavailable(doing, error.cause or error) from error
+    except (google_errors.GoogleAPICallError, requests.RequestException, OSError) as error:
+        raise _unavailable(doing, error) from error
+    except (ValueError, KeyError) as error:  # 200 with a body that is not what was asked for
+        raise StorageUnavailableError(f"could not {doing}: the answer makes no sense") from error
+
+
+def _unavailable(doing: str, error: BaseException) -> StorageUnavailableError:
+    response = getattr(error, "response", None)
+    header = (getattr(response, "headers", None) or {}).get("Retry-After", "")
+    return StorageUnavailableError(
+        f"could not {doing}: {_reason(error)}",
+        retry_after_seconds=float(header) if header.isdigit() else None,
+    )
+
+
+def _reason(error: BaseException) -> str:
+    code = getattr(error, "code", None)
+    message = getattr(error, "message", None) or str(error) or type(error).__name__
+    return f"{code} {message}"[:300] if code else f"{type(error).__name__}: {message}"[:300]

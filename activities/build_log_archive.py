@@ -1,0 +1,88 @@
+"""The log of a closed build: `logs/<build_id>.jsonl`, outside the template's own prefix.
+
+Its first line is the final `BuildStatus`, each further line a `LogEntry`. It answers for builds
+that Temporal has forgotten, and for those that never became a template.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+from temporalio import activity
+from temporalio.contrib.workflow_streams import WorkflowStreamClient
+
+from activities.bucket import Bucket
+from activities.interface import LogActivities
+from activities.models import (
+    LOG_TOPIC,
+    ArchiveLogInput,
+    BuildStatus,
+    LogEntry,
+    StoredObject,
+)
+
+READ_SECONDS = 30.0
+
+
+def archived_log_name(build_id: str) -> str:
+    """Return the name of a closed build's log."""
+    return f"logs/{build_id}.jsonl"
+
+
+class BucketLogActivities(LogActivities):
+    """Archives logs. See `interface` for the contract."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+
+    @activity.defn(name="archive_log")
+    async def archive_log(self, archive: ArchiveLogInput, /) -> StoredObject:
+        """Write the build's log and final status. A later run's log replaces an earlier one's."""
+        entries = await asyncio.wait_for(_stream_so_far(), READ_SECONDS)
+        status = archive.final_status.model_copy(
+            update={
+                "config": archive.final_status.config.model_copy(update={"registry_auth": None})
+            }
+        )
+        return await asyncio.to_thread(
+            self._bucket.write_object,
+            archived_log_name(archive.build_id),
+            to_jsonl(status, entries),
+        )
+
+
+def to_jsonl(status: BuildStatus, entries: Sequence[LogEntry]) -> bytes:
+    """Write a status and log entries, one JSON object a line."""
+    lines = [status.model_dump_json(), *(entry.model_dump_json() for entry in entries)]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def read_archived_log(bucket: Bucket, build_id: str) -> tuple[BuildStatus, list[LogEntry]] | None:
+    """Return a closed build's final status and log, or None when there is none. Blocking."""
+    found = bucket.read_object(archived_log_name(build_id))
+    if found is None:
+        return None
+    first, *rest = found[0].decode().splitlines()
+    try:
+        return (
+            BuildStatus.model_validate_json(first),
+            [LogEntry.model_validate_json(line) for line in rest],
+        )
+    except ValidationError:  # of a version that this one cannot read
+        return None
+
+
+async def _stream_so_far() -> list[LogEntry]:
+    """Read what the workflow's stream has now, without waiting for more."""
+    stream = WorkflowStreamClient.from_within_activity()
+    end = await stream.get_offset()
+    entries: list[LogEntry] = []
+    if end == 0:
+        return entries
+    async for item in stream.topic(LOG_TOPIC, type=LogEntry).subscribe():
+        entries.append(item.data)
+        if item.offset + 1 >= end:
+            break
+    return entries

@@ -1,0 +1,66 @@
+"""Removing a template for good. Doing it twice is fine."""
+
+from __future__ import annotations
+
+import asyncio
+
+from temporalio import activity
+
+from activities.artifacts import metadata_first
+from activities.bucket import Bucket
+from activities.build_log_archive import archived_log_name
+from activities.interface import DeletionActivities
+from activities.lease_objects import LeaseObjects, lease_name
+from activities.models import DeletedTemplate, DeleteTemplateInput
+from activities.registry import Credentials, delete_tag
+from activities.sealing import Sealer
+
+
+class BucketDeletionActivities(DeletionActivities):
+    """Deletes objects and image tags. See `interface` for the contract."""
+
+    def __init__(self, bucket: Bucket, sealer: Sealer) -> None:
+        self._bucket = bucket
+        self._sealer = sealer
+        self._leases = LeaseObjects(bucket)
+
+    @activity.defn(name="delete_objects")
+    async def delete_objects(self, delete: DeleteTemplateInput, /) -> DeletedTemplate:
+        """Leave a tombstone, then remove all objects, `metadata.json` first."""
+        return await asyncio.to_thread(self._delete_objects, delete.build_id)
+
+    @activity.defn(name="delete_image_tag")
+    async def delete_image_tag(self, delete: DeleteTemplateInput, /) -> DeletedTemplate:
+        """Remove the service's own tag from the registry."""
+        auth = delete.registry_auth
+        secret = self._sealer.open(auth.secret, delete.build_id) if auth and auth.secret else ""
+        credentials = Credentials(auth.username, secret) if auth and secret else None
+        assert delete.own_image is not None
+        kept = await asyncio.to_thread(delete_tag, delete.own_image, credentials)
+        return DeletedTemplate(removed_tag=not kept, kept_tag_reason=kept)
+
+    @activity.defn(name="remove_late_arrivals")
+    async def remove_late_arrivals(self, deleted: DeletedTemplate, build_id: str, /) -> int:
+        """Remove what came in after the delete, then the tombstone; leave a new build alone."""
+        return await asyncio.to_thread(
+            self._remove_late_arrivals, build_id, deleted.tombstone_generation
+        )
+
+    def _delete_objects(self, build_id: str) -> DeletedTemplate:
+        tombstone = self._leases.bury(build_id)
+        return DeletedTemplate(
+            removed_objects=self._remove_all(build_id), tombstone_generation=tombstone
+        )
+
+    def _remove_all(self, build_id: str) -> int:
+        objects = metadata_first(self._bucket.list_objects(f"{build_id}/"))
+        objects += self._bucket.list_objects(archived_log_name(build_id))
+        return sum(self._bucket.delete_object(stored.name, stored.generation) for stored in objects)
+
+    def _remove_late_arrivals(self, build_id: str, tombstone: int | None) -> int:
+        current = self._bucket.stat_object(lease_name(build_id))
+        if current is None or current.generation != tombstone:
+            return 0  # a new build of this id has begun: its objects are not ours to remove
+        removed = self._remove_all(build_id)
+        self._leases.unbury(build_id, current.generation)
+        return removed

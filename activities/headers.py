@@ -1,0 +1,129 @@
+"""Which blocks of a file hold data, and the header that says where they are in the bucket.
+
+The header's format (E2B's, version 1), little-endian: 64 bytes (version u64 = 1, block size u64,
+size u64, generation u64 = 0, build id 16 bytes, base build id 16 bytes), then records of 40 bytes
+to the end: offset u64, length u64, build id 16 bytes (nil: zeros), storage offset u64. The records
+are sorted, contiguous, of whole blocks, and cover the whole size.
+"""
+
+from __future__ import annotations
+
+import struct
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+HEADER = struct.Struct("<QQQQ16s16s")
+RECORD = struct.Struct("<QQ16sQ")
+VERSION = 1
+NIL = uuid.UUID(int=0)
+
+
+class HeaderError(ValueError):
+    """The bytes are not a header of version 1."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A stretch of a file. `storage_offset` is None where it is all zeros. All in bytes."""
+
+    offset: int
+    length: int
+    storage_offset: int | None
+
+
+@dataclass(frozen=True)
+class Header:
+    """A parsed header."""
+
+    block_size: int
+    size: int
+    build_id: uuid.UUID
+    base_build_id: uuid.UUID
+    extents: tuple[Extent, ...]
+
+    def to_bytes(self) -> bytes:
+        """Write the header in its format."""
+        head = HEADER.pack(
+            VERSION, self.block_size, self.size, 0, self.build_id.bytes, self.base_build_id.bytes
+        )
+        return head + b"".join(self._record(extent) for extent in self.extents)
+
+    def _record(self, extent: Extent) -> bytes:
+        if extent.storage_offset is None:
+            return RECORD.pack(extent.offset, extent.length, NIL.bytes, 0)
+        return RECORD.pack(extent.offset, extent.length, self.build_id.bytes, extent.storage_offset)
+
+
+def parse_header(data: bytes) -> Header:
+    """Read a header. Raises HeaderError when it breaks any rule of the format."""
+    if len(data) < HEADER.size or (len(data) - HEADER.size) % RECORD.size:
+        raise HeaderError(f"{len(data)} bytes cannot be a header")
+    version, block_size, size, _, build, base = HEADER.unpack_from(data)
+    if version != VERSION:
+        raise HeaderError(f"version {version} is not {VERSION}")
+    records = RECORD.iter_unpack(data[HEADER.size :])
+    extents = tuple(
+        Extent(offset, length, None if owner == NIL.bytes else stored)
+        for offset, length, owner, stored in records
+    )
+    _require_cover(extents, block_size, size)
+    return Header(block_size, size, uuid.UUID(bytes=build), uuid.UUID(bytes=base), extents)
+
+
+def _require_cover(extents: Sequence[Extent], block_size: int, size: int) -> None:
+    position = 0
+    for extent in extents:
+        if extent.offset != position or extent.length <= 0:
+            raise HeaderError(f"the records are not contiguous at {position}")
+        position += extent.length
+        if block_size <= 0 or extent.length % block_size:
+            raise HeaderError(f"the record at {extent.offset} is not of whole blocks")
+    if position != size:
+        raise HeaderError(f"the records cover {position} of {size} bytes")
+
+
+def nonzero_blocks(data: bytes | memoryview, block_size: int) -> list[bool]:
+    """Tell for each whole block of `data` whether any of its bytes is not zero.
+
+    `len(data)` must be a multiple of `block_size`, and that of 8: words are compared, not bytes.
+    """
+    words = np.frombuffer(data, dtype=np.uint64).reshape(-1, block_size // 8)
+    flags: list[bool] = np.any(words, axis=1).tolist()
+    return flags
+
+
+class ExtentBuilder:
+    """Joins blocks, given in order of their offsets, into the fewest extents."""
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+        self._extents: list[Extent] = []
+        self._position = 0
+        self.stored_bytes = 0
+
+    def zeros(self, length: int) -> None:
+        """Add a stretch of zeros."""
+        self._add(length, stored=False)
+
+    def data(self, length: int) -> None:
+        """Add a stretch of data."""
+        self._add(length, stored=True)
+
+    def extents(self) -> tuple[Extent, ...]:
+        """Return what was added so far."""
+        return tuple(self._extents)
+
+    def _add(self, length: int, *, stored: bool) -> None:
+        if length == 0:
+            return
+        last = self._extents[-1] if self._extents else None
+        if last is not None and (last.storage_offset is not None) == stored:
+            self._extents[-1] = Extent(last.offset, last.length + length, last.storage_offset)
+        else:
+            where = self.stored_bytes if stored else None
+            self._extents.append(Extent(self._position, length, where))
+        self._position += length
+        self.stored_bytes += length if stored else 0

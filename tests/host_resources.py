@@ -1,0 +1,89 @@
+"""What a build may leave on a host. Counted before and after: equal, or the test fails."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import docker
+import psutil
+from pyroute2 import netns
+
+VM_PROGRAMS = ("qemu-system", "firecracker", "vm_supervisor")
+SETTLE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class HostResources:
+    """Names, not numbers, so that a difference says what was left."""
+
+    processes: frozenset[str]
+    networks: frozenset[str]
+    mounts: frozenset[str]
+    loop_devices: frozenset[str]
+    containers: frozenset[str]
+    work_directories: frozenset[str]
+
+    @classmethod
+    def count(cls, data_dir: Path) -> HostResources:
+        """Look at the host now. `data_dir` is the data directory of the host under test."""
+        return cls(
+            processes=frozenset(_vm_processes()),
+            networks=frozenset(name for name in netns.listnetns() if name.startswith("tm-")),
+            mounts=frozenset(_mounts(data_dir)),
+            loop_devices=frozenset(_loop_devices(data_dir)),
+            containers=frozenset(_containers()),
+            work_directories=frozenset(_work_directories(data_dir)),
+        )
+
+    def assert_unchanged(self, data_dir: Path) -> None:
+        """Wait a little for what is just ending, then compare."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while (now := HostResources.count(data_dir)) != self and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert now == self
+
+
+def _vm_processes() -> list[str]:
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        command = " ".join(process.info["cmdline"] or [])
+        if process.info["status"] == psutil.STATUS_ZOMBIE:
+            continue
+        if any(program in command for program in VM_PROGRAMS) and "pytest" not in command:
+            found.append(f"{process.pid} {command[:200]}")
+    return found
+
+
+def _mounts(data_dir: Path) -> list[str]:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    points = [line.split()[4] for line in lines]
+    return [point for point in points if point.startswith(str(data_dir))]
+
+
+def _loop_devices(data_dir: Path) -> list[str]:
+    listed = subprocess.run(
+        ["losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [line for line in listed.stdout.splitlines() if str(data_dir) in line]
+
+
+def _containers() -> list[str]:
+    client = docker.from_env()
+    try:
+        filters = {"label": "template-manager.build-id"}
+        return [str(c.name) for c in client.containers.list(all=True, filters=filters)]
+    finally:
+        client.close()
+
+
+def _work_directories(data_dir: Path) -> list[str]:
+    places = [data_dir / "vms", data_dir / "work"]
+    found = [str(path) for place in places if place.is_dir() for path in place.iterdir()]
+    found += [str(path) for path in (data_dir / "steps").glob("*/*.tmp.*")]
+    return found + [str(path) for path in (data_dir / "leases").glob("*")]
