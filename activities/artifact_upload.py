@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import BoundedSemaphore, Lock
+from threading import Lock, Semaphore
 
 from activities.bucket import (
     MAX_COMPOSE_SOURCES,
     Bucket,
+    Check,
     Crc32c,
     PreconditionFailedError,
     crc32c_of,
@@ -28,7 +29,7 @@ from activities.headers import Extent, ExtentBuilder, nonzero_blocks
 from activities.models import StoredObject
 from activities.sparse_files import CHUNK_BYTES, ZEROS, data_extents
 
-Check = Callable[[], None]
+PART_TRIES = 3  # at a part whose checksum is wrong
 
 
 @dataclass(frozen=True)
@@ -53,23 +54,23 @@ def scan(
     digest, crc, builder = hashlib.sha256(), Crc32c(), ExtentBuilder(block_size)
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        for data in _pieces(file.fileno(), size, block_size, check):
+        for data in _pieces(file.fileno(), size, block_size, check, dense=dense):
             if isinstance(data, int):
                 _add_zeros(data, digest, builder)
                 continue
             digest.update(data)
-            for run in [data] if dense else _runs(data, block_size, builder):
+            for run in _all_of(data, builder) if dense else _runs(data, block_size, builder):
                 crc.update(run)
                 emit(run)
-            if dense:
-                builder.data(len(data))
     return Scan(size, digest.hexdigest(), builder.extents(), builder.stored_bytes, crc.value())
 
 
-def _pieces(descriptor: int, size: int, block_size: int, check: Check) -> Iterator[bytes | int]:
-    """Yield data in chunks, and the lengths of the holes between them."""
+def _pieces(
+    descriptor: int, size: int, block_size: int, check: Check, *, dense: bool
+) -> Iterator[bytes | int]:
+    """Yield data in chunks, and the lengths of the holes between them (none when `dense`)."""
     position = 0
-    for start, length in data_extents(descriptor, size):
+    for start, length in [(0, size)] if dense else data_extents(descriptor, size):
         start_block = max(position, start - start % block_size)
         end = min(size, -(-(start + length) // block_size) * block_size)
         if start_block > position:
@@ -94,6 +95,11 @@ def _add_zeros(length: int, digest: hashlib._Hash, builder: ExtentBuilder) -> No
         length -= step
 
 
+def _all_of(data: bytes, builder: ExtentBuilder) -> Iterator[bytes]:
+    builder.data(len(data))
+    yield data
+
+
 def _runs(data: bytes, block_size: int, builder: ExtentBuilder) -> Iterator[bytes]:
     """Yield the stretches of non-zero blocks, telling the builder of both kinds."""
     flags = nonzero_blocks(data, block_size)
@@ -112,7 +118,11 @@ def _runs(data: bytes, block_size: int, builder: ExtentBuilder) -> Iterator[byte
 
 
 class PartSender:
-    """Cuts a stream into parts and sends them in parallel. Memory: (workers + 2) chunks."""
+    """Cuts a stream into parts and sends them in parallel.
+
+    The parts in memory are bounded by `room`, which all senders of a host share, so that many
+    builds at once take no more memory than one.
+    """
 
     def __init__(
         self,
@@ -121,6 +131,7 @@ class PartSender:
         *,
         chunk_bytes: int,
         workers: int,
+        room: Semaphore,
         check: Check,
         sent: Callable[[int], None],
     ) -> None:
@@ -132,7 +143,8 @@ class PartSender:
         self._sent = sent
         self._there = {stored.name: stored for stored in bucket.list_objects(prefix)}
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="upload")
-        self._room = BoundedSemaphore(workers + 1)
+        self._room = room
+        self._has_room = False
         self._parts: list[Future[StoredObject]] = []
         self._buffer = bytearray()
         self._lock = Lock()
@@ -140,30 +152,43 @@ class PartSender:
 
     def add(self, data: bytes) -> None:
         """Take more of the stream; waits while too many parts are under way."""
-        self._buffer += data
-        while len(self._buffer) >= self._chunk_bytes:
-            part = bytes(self._buffer[: self._chunk_bytes])
-            del self._buffer[: self._chunk_bytes]
-            self._submit(part)
+        view = memoryview(data)
+        while view:
+            self._take_room()
+            fits = self._chunk_bytes - len(self._buffer)
+            self._buffer += view[:fits]
+            view = view[fits:]
+            if len(self._buffer) == self._chunk_bytes:
+                self._submit()
 
     def finish(self) -> list[StoredObject]:
         """Send the rest and return all parts in order. Raises what a part failed with."""
         if self._buffer or not self._parts:
-            self._submit(bytes(self._buffer))
-            self._buffer.clear()
+            self._take_room()
+            self._submit()
         return [part.result() for part in self._parts]
 
     def close(self) -> None:
         """Stop: parts that have not begun are dropped, those under way end."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._buffer.clear()
+        if self._has_room:
+            self._has_room = False
+            self._room.release()
 
-    def _submit(self, part: bytes) -> None:
-        while not self._room.acquire(timeout=0.5):
+    def _take_room(self) -> None:
+        while not self._has_room:
             self._check()
-        self._raise_failed()
+            self._has_room = self._room.acquire(timeout=0.5)
+
+    def _submit(self) -> None:
+        part = bytes(self._buffer)
+        self._buffer.clear()
         future = self._pool.submit(self._send, len(self._parts), part)
+        self._has_room = False  # it is the part's from here on
         future.add_done_callback(lambda _: self._room.release())
         self._parts.append(future)
+        self._raise_failed()
 
     def _raise_failed(self) -> None:
         for future in self._parts[-2 * MAX_COMPOSE_SOURCES :]:
@@ -171,27 +196,43 @@ class PartSender:
                 future.result()
 
     def _send(self, number: int, part: bytes) -> StoredObject:
-        self._check()
         crc = crc32c_of(part)
-        name = f"{self._prefix}{number:06d}-{crc.translate(NAME_SAFE)}-{len(part)}"
-        known = self._there.get(name)
-        if known is None:
-            known = self._write(name, part)
-            with self._lock:
-                self.sent_bytes += len(part)
-        if (known.size_bytes, known.crc32c) != (len(part), crc):
-            raise StorageCorruptionError(f"part {name} is not what was sent")
-        self._sent(len(part))
-        return known
+        name = part_name(self._prefix, number, crc, len(part))
+        for _ in range(PART_TRIES):
+            self._check()
+            stored = self._there.pop(name, None) or self._write(name, part)
+            if stored is not None and (stored.size_bytes, stored.crc32c) == (len(part), crc):
+                self._sent(len(part))
+                return stored
+            self._remove_wrong(name, len(part), crc)
+        raise StorageCorruptionError(f"part {name} did not arrive as it was sent")
 
-    def _write(self, name: str, part: bytes) -> StoredObject:
+    def _write(self, name: str, part: bytes) -> StoredObject | None:
         try:
-            return self._bucket.write_object(name, part, if_generation_match=0)
+            stored = self._bucket.write_object(name, part, if_generation_match=0, check=self._check)
         except PreconditionFailedError:  # another attempt, or the first try of this request
-            found = self._bucket.stat_object(name)
-            if found is None:
-                raise
-            return found
+            return self._bucket.stat_object(name)
+        except StorageCorruptionError:
+            return None
+        with self._lock:
+            self.sent_bytes += len(part)
+        return stored
+
+    def _remove_wrong(self, name: str, size_bytes: int, crc: str) -> None:
+        # Looks first: it may have been the answer that was wrong, and not the object.
+        found = self._bucket.stat_object(name)
+        if found is None:
+            return
+        if (found.size_bytes, found.crc32c) == (size_bytes, crc):
+            with self._lock:
+                self._there[name] = found
+        else:
+            self._bucket.delete_object(name, found.generation)
+
+
+def part_name(prefix: str, number: int, crc32c: str, size_bytes: int) -> str:
+    """Name a part by its position and content: an equal name is an equal part."""
+    return f"{prefix}{number:06d}-{crc32c.translate(NAME_SAFE)}-{size_bytes}"
 
 
 # Base64 in object names without characters that need escaping.

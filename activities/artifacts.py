@@ -8,19 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Lock, Semaphore
+from typing import TypeVar
 
 from temporalio import activity
 
 from activities.artifact_upload import PartSender, Scan, compose_tree, scan
 from activities.bucket import Bucket, PreconditionFailedError, crc32c_of
 from activities.checkpoints import CheckpointStore
-from activities.errors import LeaseLostError, StorageCorruptionError, TemplateDamagedError
+from activities.errors import (
+    CheckpointLostError,
+    LeaseLostError,
+    StorageCorruptionError,
+    StorageUnavailableError,
+    TemplateAlreadyPublishedError,
+    TemplateDamagedError,
+)
 from activities.headers import Header
 from activities.interface import ArtifactActivities, UploadUndoActivities
 from activities.lease_objects import LeaseObjects
 from activities.leases import LeaseLedger
+from activities.locks import locked, remove_lock
 from activities.metadata import (
     metadata_name,
     metadata_of,
@@ -41,8 +53,11 @@ from activities.models import (
 from activities.settings import Settings
 from activities.step import RunningStep, running_step
 
+T = TypeVar("T")
+
 MIB = 1024 * 1024
 WITHOUT_HEADER = "snapfile"
+PUBLISH_TRIES = 3
 
 
 def parts_prefix(build_id: str, artifact: str = "") -> str:
@@ -66,38 +81,59 @@ class BucketArtifactActivities(ArtifactActivities):
         self._ledger = ledger
         self._store = store
         self._leases = leases
+        # One more than are sent: the next part is ready when a connection becomes free.
+        self._room = Semaphore(settings.upload_workers + 1)
 
     @activity.defn(name="upload_artifact")
     async def upload_artifact(self, upload: UploadArtifactInput, /) -> UploadedArtifact:
         """Send an artifact's non-zero blocks, and its header where it has one."""
         data_dir = self._settings.data_dir
         async with running_step(data_dir, self._ledger, upload.scope, Step.UPLOAD) as running:
-            return await running.in_thread(self._upload, upload, running)
+            return await running.in_thread(
+                self._alone,
+                upload.scope,
+                upload.name,
+                running,
+                lambda: self._upload(upload, running),
+            )
 
     @activity.defn(name="publish_template")
     async def publish_template(self, publish: PublishTemplateInput, /) -> PublishedTemplate:
         """Check every object, write `build.log`, and commit by writing `metadata.json`."""
         data_dir = self._settings.data_dir
         async with running_step(data_dir, self._ledger, publish.scope, Step.UPLOAD) as running:
-            return await running.in_thread(self._publish, publish, running)
+            return await running.in_thread(
+                self._alone,
+                publish.scope,
+                "publish",
+                running,
+                lambda: self._publish(publish, running),
+            )
+
+    def _alone(
+        self, scope: BuildScope, what: str, running: RunningStep, work: Callable[[], T]
+    ) -> T:
+        """Run while no other attempt of this host does the same; the bucket fences other hosts."""
+        lock = self._settings.data_dir / "locks" / f"{Step.UPLOAD}.{scope.build_id}.{what}"
+        try:
+            with locked(lock, running.check):
+                return work()
+        finally:
+            remove_lock(lock)
 
     # ---- Upload
 
     def _upload(self, upload: UploadArtifactInput, running: RunningStep) -> UploadedArtifact:
         directory = self._store.require(upload.snapshot, upload.scope.build_id)
         path = directory / upload.name
-        name = f"{upload.scope.build_id}/{upload.name}"
-        existing = self._bucket.stat_object(name)
+        existing = self._bucket.stat_object(_object_name(upload))
         found = self._scan(path, upload, running) if existing else None
-        if found is None or existing is None or not _is(existing, found):
-            found, existing, sent = self._send(path, upload, running, existing)
-        else:
-            sent = 0
-        self._require_unchanged(upload, found)
+        if existing is None or found is None or not _is(existing, found):
+            found, existing = self._send(path, upload, running, existing)
+        self._remove_parts(upload, running)
         objects = {"data": existing}
         if upload.name != WITHOUT_HEADER:
             objects["header"] = self._put_header(upload, found, running)
-        running.log.info(_summary(upload.name, found, sent))
         return UploadedArtifact(
             name=upload.name,
             objects=objects,
@@ -110,7 +146,9 @@ class BucketArtifactActivities(ArtifactActivities):
     def _scan(path: Path, upload: UploadArtifactInput, running: RunningStep) -> Scan:
         running.progress(f"reading {upload.name}")
         dense = upload.name == WITHOUT_HEADER
-        return scan(path, upload.block_size_bytes, lambda _: None, running.check, dense=dense)
+        found = scan(path, upload.block_size_bytes, lambda _: None, running.check, dense=dense)
+        _require_unchanged(upload, found)
+        return found
 
     def _send(
         self,
@@ -118,22 +156,16 @@ class BucketArtifactActivities(ArtifactActivities):
         upload: UploadArtifactInput,
         running: RunningStep,
         outdated: StoredObject | None,
-    ) -> tuple[Scan, StoredObject, int]:
-        total = upload.snapshot.files[upload.name].allocated_bytes
-        done = 0
-
-        def sent(size_bytes: int) -> None:
-            nonlocal done
-            done += size_bytes
-            running.progress(f"uploading {upload.name}", done, max(total, done), "bytes")
-
+    ) -> tuple[Scan, StoredObject]:
+        meter = _Meter(upload, running)
         sender = PartSender(
             self._bucket,
             parts_prefix(upload.scope.build_id, upload.name),
             chunk_bytes=self._settings.upload_chunk_mb * MIB,
             workers=self._settings.upload_workers,
+            room=self._room,
             check=running.check,
-            sent=sent,
+            sent=meter.add,
         )
         dense = upload.name == WITHOUT_HEADER
         try:
@@ -141,9 +173,10 @@ class BucketArtifactActivities(ArtifactActivities):
             parts = sender.finish()
         finally:
             sender.close()
+        _require_unchanged(upload, found)
         stored = self._compose(upload, parts, found, running, outdated)
-        self._remove_parts(upload, running)
-        return found, stored, sender.sent_bytes
+        running.log.info(meter.summary(found, sender.sent_bytes))
+        return found, stored
 
     def _compose(
         self,
@@ -153,10 +186,11 @@ class BucketArtifactActivities(ArtifactActivities):
         running: RunningStep,
         outdated: StoredObject | None,
     ) -> StoredObject:
-        name = f"{upload.scope.build_id}/{upload.name}"
+        name = _object_name(upload)
         prefix = parts_prefix(upload.scope.build_id, upload.name)
         self._require_current(upload.scope, running)
         if outdated is not None:  # of an earlier attempt whose undo did not come through
+            self._require_unpublished(upload.scope.build_id)
             self._bucket.delete_object(name, outdated.generation)
         try:
             stored = compose_tree(self._bucket, name, parts, prefix, running.check)
@@ -171,9 +205,8 @@ class BucketArtifactActivities(ArtifactActivities):
         return stored
 
     def _remove_parts(self, upload: UploadArtifactInput, running: RunningStep) -> None:
-        for part in self._bucket.list_objects(parts_prefix(upload.scope.build_id, upload.name)):
-            running.check()
-            self._bucket.delete_object(part.name, part.generation)
+        running.check()
+        remove_objects(self._bucket, parts_prefix(upload.scope.build_id, upload.name))
 
     def _put_header(
         self, upload: UploadArtifactInput, found: Scan, running: RunningStep
@@ -186,46 +219,69 @@ class BucketArtifactActivities(ArtifactActivities):
             base_build_id=build_id,
             extents=found.extents,
         )
-        running.check()
-        name = f"{upload.scope.build_id}/{upload.name}.header"
-        return _put(self._bucket, name, header.to_bytes())
+        name = f"{_object_name(upload)}.header"
+        return self._put(upload.scope, name, header.to_bytes(), running)
 
-    @staticmethod
-    def _require_unchanged(upload: UploadArtifactInput, found: Scan) -> None:
-        expected = upload.snapshot.files[upload.name].sha256
-        if found.sha256 != expected:
-            raise StorageCorruptionError(
-                f"{upload.name} has changed on the host's disk since it was made"
-            )
+    def _put(self, scope: BuildScope, name: str, data: bytes, running: RunningStep) -> StoredObject:
+        """Write a small object, replacing what an earlier attempt left there.
+
+        The lease is looked at after the generation that is replaced, so that a host that loses it
+        in between cannot replace what its successor wrote.
+        """
+        existing = self._bucket.stat_object(name)
+        wanted = (len(data), crc32c_of(data))
+        if existing is not None and (existing.size_bytes, existing.crc32c) == wanted:
+            return existing
+        self._require_current(scope, running)
+        generation = existing.generation if existing else 0
+        try:
+            return self._bucket.write_object(name, data, if_generation_match=generation)
+        except PreconditionFailedError:  # the first try of this very request, or somebody else
+            written = self._bucket.stat_object(name)
+            if written is None or (written.size_bytes, written.crc32c) != wanted:
+                raise
+            return written
 
     def _require_current(self, scope: BuildScope, running: RunningStep) -> None:
         running.check()
         if not self._leases.is_current(scope.build_id, scope.lease.number):
             raise LeaseLostError(f"build {scope.build_id} has been given to another host")
 
+    def _require_unpublished(self, build_id: str) -> None:
+        if published_template(self._bucket, build_id) is not None:
+            raise TemplateAlreadyPublishedError(f"the template {build_id} is already published")
+
     # ---- Publish
 
     def _publish(self, publish: PublishTemplateInput, running: RunningStep) -> PublishedTemplate:
         build_id = publish.scope.build_id
         running.progress("publishing metadata.json")
-        done = published_template(self._bucket, build_id)
-        if done is not None:
-            return done
-        self._require_current(publish.scope, running)
-        running.log.info("publishing")
-        log = _put(self._bucket, f"{build_id}/build.log", _read(running.log.path))
+        for _ in range(PUBLISH_TRIES):
+            outdated = self._bucket.stat_object(metadata_name(build_id))
+            done = published_template(self._bucket, build_id)
+            if done is not None:
+                return done
+            self._require_current(publish.scope, running)
+            if outdated is not None:  # it does not fit the objects: no commit, but in its place
+                self._bucket.delete_object(outdated.name, outdated.generation)
+            self._commit(publish, running)
+        raise TemplateDamagedError(f"the template {build_id} is not whole after publishing")
+
+    def _commit(self, publish: PublishTemplateInput, running: RunningStep) -> None:
+        build_id = publish.scope.build_id
+        running.log.info("publishing metadata.json")
+        log_name = f"{build_id}/build.log"
+        log = self._put(publish.scope, log_name, _read(running.log.path), running)
         metadata = metadata_of(publish, log)
-        wrong = wrong_objects(self._bucket, metadata)
-        if wrong:
-            raise StorageCorruptionError(f"not published: {', '.join(wrong)} changed meanwhile")
+        if wrong := wrong_objects(self._bucket, metadata):
+            raise CheckpointLostError(
+                f"{', '.join(wrong)} changed after the upload", step=Step.UPLOAD
+            )
         self._require_current(publish.scope, running)
         body = metadata.model_dump_json(indent=2).encode()
-        with contextlib.suppress(PreconditionFailedError):  # our own first try, or a twin
+        # Whether it is there, and is ours or a twin's, is read back and not taken from the answer.
+        with contextlib.suppress(PreconditionFailedError, StorageCorruptionError):
             self._bucket.write_object(metadata_name(build_id), body, if_generation_match=0)
-        published = published_template(self._bucket, build_id)
-        if published is None:
-            raise TemplateDamagedError(f"the template {build_id} is not whole after publishing")
-        return published
 
 
 class BucketUploadUndoActivities(UploadUndoActivities):
@@ -249,40 +305,77 @@ def discard_upload(bucket: Bucket, discard: DiscardUploadInput) -> DiscardedUplo
     published = published_template(bucket, build_id)
     if published is not None:
         return DiscardedUpload(published=published)
-    removed = 0
-    for stored in metadata_first(bucket.list_objects(f"{build_id}/")):
-        if discard.keep_parts and stored.name.startswith(parts_prefix(build_id)):
-            continue
-        removed += bucket.delete_object(stored.name, stored.generation)
+    keep = parts_prefix(build_id) if discard.keep_parts else None
+    removed = remove_objects(bucket, f"{build_id}/", keep_prefix=keep)
     return DiscardedUpload(published=None, removed_objects=removed)
 
 
-def metadata_first(objects: list[StoredObject]) -> list[StoredObject]:
-    """Order objects for removal: a template without metadata is none, so that goes first."""
-    return sorted(objects, key=lambda stored: not stored.name.endswith("/metadata.json"))
+def remove_objects(bucket: Bucket, prefix: str, *, keep_prefix: str | None = None) -> int:
+    """Delete what is there now, `metadata.json` first: without it there is no template. Blocking.
+
+    Returns how many objects there were; raises StorageUnavailableError when some would not go.
+    """
+    objects = [
+        stored
+        for stored in bucket.list_objects(prefix)
+        if keep_prefix is None or not stored.name.startswith(keep_prefix)
+    ]
+    return remove_listed(bucket, prefix, objects)
 
 
-def _put(bucket: Bucket, name: str, data: bytes) -> StoredObject:
-    """Write a small object, replacing what an earlier attempt left there."""
-    existing = bucket.stat_object(name)
-    if existing is not None and (existing.size_bytes, existing.crc32c) == (
-        len(data),
-        crc32c_of(data),
-    ):
-        return existing
-    generation = existing.generation if existing else 0
-    return bucket.write_object(name, data, if_generation_match=generation)
+def remove_listed(bucket: Bucket, prefix: str, objects: Sequence[StoredObject]) -> int:
+    """Delete exactly these objects of a prefix, see `remove_objects`."""
+    first = [stored for stored in objects if stored.name.endswith("/metadata.json")]
+    removed = bucket.delete_objects(first)
+    removed += bucket.delete_objects(stored for stored in objects if stored not in first)
+    left = set(bucket.list_objects(prefix) if objects else ()).intersection(objects)
+    if left:
+        raise StorageUnavailableError(f"{len(left)} objects under {prefix} would not go")
+    return removed
 
 
 def _is(stored: StoredObject, found: Scan) -> bool:
     return (stored.size_bytes, stored.crc32c) == (found.stored_bytes, found.stored_crc32c)
 
 
-def _summary(name: str, found: Scan, sent_bytes: int) -> str:
-    return (
-        f"{name}: sent {sent_bytes / MIB:.1f} MiB, {found.stored_bytes / MIB:.1f} MiB stored "
-        f"of {found.size_bytes / MIB:.1f} MiB"
-    )
+def _object_name(upload: UploadArtifactInput) -> str:
+    return f"{upload.scope.build_id}/{upload.name}"
+
+
+def _require_unchanged(upload: UploadArtifactInput, found: Scan) -> None:
+    if found.sha256 != upload.snapshot.files[upload.name].sha256:
+        raise CheckpointLostError(
+            f"{upload.name} has changed on the host's disk since it was made",
+            step=upload.snapshot.step,
+        )
+
+
+class _Meter:
+    """How much of an artifact is in the bucket, and how fast it gets there. Thread-safe."""
+
+    def __init__(self, upload: UploadArtifactInput, running: RunningStep) -> None:
+        self._name = upload.name
+        self._running = running
+        self._total = upload.snapshot.files[upload.name].allocated_bytes
+        self._started = time.monotonic()
+        self._done = 0
+        self._lock = Lock()
+
+    def add(self, size_bytes: int) -> None:
+        with self._lock:
+            self._done += size_bytes
+            done = self._done
+        what = f"uploading {self._name}, {self._rate(done):.0f} MiB/s"
+        self._running.progress(what, done, max(self._total, done), "bytes")
+
+    def summary(self, found: Scan, sent_bytes: int) -> str:
+        return (
+            f"{self._name}: sent {sent_bytes / MIB:.1f} MiB at {self._rate(sent_bytes):.0f} MiB/s; "
+            f"{found.stored_bytes / MIB:.1f} MiB stored of {found.size_bytes / MIB:.1f} MiB"
+        )
+
+    def _rate(self, size_bytes: int) -> float:
+        return size_bytes / MIB / max(time.monotonic() - self._started, 0.001)
 
 
 def _read(path: Path) -> bytes:

@@ -20,7 +20,9 @@ from activities.models import (
     ArchiveLogInput,
     BuildStatus,
     LogEntry,
+    LogLevel,
     StoredObject,
+    utc_now,
 )
 
 READ_SECONDS = 30.0
@@ -40,7 +42,12 @@ class BucketLogActivities(LogActivities):
     @activity.defn(name="archive_log")
     async def archive_log(self, archive: ArchiveLogInput, /) -> StoredObject:
         """Write the build's log and final status. A later run's log replaces an earlier one's."""
-        entries = await asyncio.wait_for(_stream_so_far(), READ_SECONDS)
+        entries: list[LogEntry] = []
+        try:
+            await asyncio.wait_for(_read_stream(entries), READ_SECONDS)
+        except TimeoutError:  # a status with half a log is worth more than none
+            message = "the rest of the log could not be read in time"
+            entries.append(LogEntry(timestamp=utc_now(), level=LogLevel.WARN, message=message))
         status = archive.final_status.model_copy(
             update={
                 "config": archive.final_status.config.model_copy(update={"registry_auth": None})
@@ -64,7 +71,7 @@ def read_archived_log(bucket: Bucket, build_id: str) -> tuple[BuildStatus, list[
     found = bucket.read_object(archived_log_name(build_id))
     if found is None:
         return None
-    first, *rest = found[0].decode().splitlines()
+    first, *rest = found[0].decode().rstrip("\n").split("\n")  # not splitlines: texts have U+2028
     try:
         return (
             BuildStatus.model_validate_json(first),
@@ -74,15 +81,13 @@ def read_archived_log(bucket: Bucket, build_id: str) -> tuple[BuildStatus, list[
         return None
 
 
-async def _stream_so_far() -> list[LogEntry]:
-    """Read what the workflow's stream has now, without waiting for more."""
+async def _read_stream(entries: list[LogEntry]) -> None:
+    """Append what the workflow's stream has now, without waiting for more."""
     stream = WorkflowStreamClient.from_within_activity()
     end = await stream.get_offset()
-    entries: list[LogEntry] = []
     if end == 0:
-        return entries
+        return
     async for item in stream.topic(LOG_TOPIC, type=LogEntry).subscribe():
         entries.append(item.data)
         if item.offset + 1 >= end:
-            break
-    return entries
+            return

@@ -6,7 +6,7 @@ import asyncio
 
 from temporalio import activity
 
-from activities.artifacts import metadata_first
+from activities.artifacts import remove_listed, remove_objects
 from activities.bucket import Bucket
 from activities.build_log_archive import archived_log_name
 from activities.interface import DeletionActivities
@@ -48,19 +48,19 @@ class BucketDeletionActivities(DeletionActivities):
 
     def _delete_objects(self, build_id: str) -> DeletedTemplate:
         tombstone = self._leases.bury(build_id)
-        return DeletedTemplate(
-            removed_objects=self._remove_all(build_id), tombstone_generation=tombstone
-        )
-
-    def _remove_all(self, build_id: str) -> int:
-        objects = metadata_first(self._bucket.list_objects(f"{build_id}/"))
-        objects += self._bucket.list_objects(archived_log_name(build_id))
-        return sum(self._bucket.delete_object(stored.name, stored.generation) for stored in objects)
+        removed = sum(remove_objects(self._bucket, prefix) for prefix in _prefixes(build_id))
+        return DeletedTemplate(removed_objects=removed, tombstone_generation=tombstone)
 
     def _remove_late_arrivals(self, build_id: str, tombstone: int | None) -> int:
+        late = {prefix: self._bucket.list_objects(prefix) for prefix in _prefixes(build_id)}
+        # Looked at after the listing: while the tombstone stands, nothing listed is of a new build.
         current = self._bucket.stat_object(lease_name(build_id))
         if current is None or current.generation != tombstone:
-            return 0  # a new build of this id has begun: its objects are not ours to remove
-        removed = self._remove_all(build_id)
+            return 0
+        removed = sum(remove_listed(self._bucket, prefix, late[prefix]) for prefix in late)
         self._leases.unbury(build_id, current.generation)
         return removed
+
+
+def _prefixes(build_id: str) -> tuple[str, str]:
+    return f"{build_id}/", archived_log_name(build_id)

@@ -167,7 +167,15 @@ def delete_tag(
             registry.delete_manifest(digest)
         except ImageNotFoundError:
             return ""
+        except _NotAllowedError:
+            return f"registry {reference.registry} does not allow deletion"
     return ""
+
+
+class _NotAllowedError(RegistryUnavailableError):
+    """The registry does not do this at all (HTTP 405)."""
+
+    retryable = False
 
 
 class _Conversation:
@@ -330,6 +338,8 @@ def _raise_for(
             if anonymous
             else f"registry {registry} refused the credentials for {reference} (HTTP {status})"
         )
+    if status == requests.codes.method_not_allowed:
+        raise _NotAllowedError(f"registry {registry} does not allow this for {reference}")
     if status == requests.codes.too_many_requests:
         raise RegistryUnavailableError(
             f"registry {registry} asks us to slow down (HTTP 429)",

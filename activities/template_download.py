@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
 from activities.bucket import Bucket
-from activities.errors import StorageCorruptionError, TemplateNotFoundError
-from activities.headers import Extent, parse_header
-from activities.metadata import TemplateMetadata, read_metadata
-from activities.models import StoredObject, UploadedArtifact
+from activities.errors import StorageCorruptionError, TemplateDamagedError, TemplateNotFoundError
+from activities.headers import Extent, HeaderError, parse_header
+from activities.metadata import TemplateMetadata, read_metadata, wrong_objects
+from activities.models import UploadedArtifact
 from activities.sparse_files import sha256_of, sync_directory
 
 RANGE_BYTES = 8 * 1024 * 1024
 WORKERS = 4
+ARTIFACTS = ("rootfs.ext4", "memfile", "snapfile")
+METADATA = "metadata.json"
 
 ProgressCallback = Callable[[str, int, int], None]
 """Called with an artifact's name, the bytes that have come and their total."""
@@ -27,78 +31,98 @@ def pull_template(
 ) -> TemplateMetadata:
     """Write `rootfs.ext4`, `memfile`, `snapfile` and `metadata.json` of a template. Blocking.
 
-    Files appear by rename, whole and with the right SHA-256, or not at all; holes stay holes.
-    Raises TemplateNotFoundError, StorageCorruptionError and StorageUnavailableError.
+    Files appear by rename, whole and with the right SHA-256, or not at all, `metadata.json` last;
+    holes stay holes. Raises TemplateNotFoundError, TemplateDamagedError, StorageCorruptionError
+    and StorageUnavailableError.
     """
     metadata = read_metadata(bucket, build_id)
     if metadata is None:
         raise TemplateNotFoundError(f"there is no template {build_id} in bucket {bucket.name}")
+    if wrong := wrong_objects(bucket, metadata):
+        raise TemplateDamagedError(f"template {build_id} is damaged: {', '.join(wrong)}")
     directory.mkdir(parents=True, exist_ok=True)
-    for artifact in metadata.artifacts.values():
-        _pull_artifact(bucket, artifact, directory, progress)
-    _write_whole(directory / "metadata.json", metadata.model_dump_json(indent=2).encode())
+    (directory / METADATA).unlink(missing_ok=True)  # of another template, if any
+    for name in ARTIFACTS:
+        _pull_artifact(bucket, metadata.artifacts[name], directory / name, progress)
+    with _appearing(directory / METADATA) as temporary:
+        temporary.write_text(metadata.model_dump_json(indent=2))
     sync_directory(directory)
     return metadata
 
 
 def _pull_artifact(
-    bucket: Bucket, artifact: UploadedArtifact, directory: Path, progress: ProgressCallback
+    bucket: Bucket, artifact: UploadedArtifact, target: Path, progress: ProgressCallback
 ) -> None:
-    target = directory / artifact.name
-    temporary = target.with_name(f".{artifact.name}.part")
-    try:
+    extents = _stored_extents(bucket, artifact)
+    with _appearing(target) as temporary:
         with temporary.open("wb") as file:
             file.truncate(artifact.size_bytes)
-            _fill(bucket, artifact, file.fileno(), progress)
+            _fill(bucket, artifact, extents, file.fileno(), progress)
             os.fsync(file.fileno())
         if sha256_of(temporary, lambda: None) != artifact.sha256:
             raise StorageCorruptionError(f"{artifact.name} did not arrive as it was built")
+
+
+@contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+    """Yield a name to write to, which becomes `target` if nothing goes wrong."""
+    temporary = target.with_name(f".{target.name}.part")
+    try:
+        yield temporary
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _fill(
-    bucket: Bucket, artifact: UploadedArtifact, descriptor: int, progress: ProgressCallback
+    bucket: Bucket,
+    artifact: UploadedArtifact,
+    extents: list[Extent],
+    descriptor: int,
+    progress: ProgressCallback,
 ) -> None:
     data = artifact.objects["data"]
-    ranges = _ranges(_stored_extents(bucket, artifact))
+    starts = [extent.storage_offset or 0 for extent in extents]
+
+    def fetch(start: int) -> int:
+        content = bucket.read_range(data, start, min(RANGE_BYTES, data.size_bytes - start))
+        for extent in extents[bisect_right(starts, start) - 1 :]:
+            if not _write_overlap(descriptor, extent, start, content):
+                break
+        return len(content)
+
     done = 0
-
-    def fetch(piece: Extent) -> int:
-        assert piece.storage_offset is not None
-        content = bucket.read_range(data, piece.storage_offset, piece.length)
-        return os.pwrite(descriptor, content, piece.offset)
-
+    ranges = iter(range(0, data.size_bytes, RANGE_BYTES))
     progress(artifact.name, 0, data.size_bytes)
     with ThreadPoolExecutor(WORKERS, thread_name_prefix="download") as pool:
         while batch := list(islice(ranges, WORKERS * 2)):  # bounded: not all futures at once
-            for written in pool.map(fetch, batch):
-                done += written
+            for size_bytes in pool.map(fetch, batch):
+                done += size_bytes
                 progress(artifact.name, done, data.size_bytes)
 
 
+def _write_overlap(descriptor: int, extent: Extent, start: int, content: bytes) -> bool:
+    """Write what of `content` (stored from `start` on) is of this extent; False if nothing is."""
+    stored = extent.storage_offset or 0
+    begin, end = max(start, stored), min(start + len(content), stored + extent.length)
+    if begin >= end:
+        return False
+    piece = memoryview(content)[begin - start : end - start]
+    position = extent.offset + begin - stored
+    while piece:
+        written = os.pwrite(descriptor, piece, position)
+        piece, position = piece[written:], position + written
+    return True
+
+
 def _stored_extents(bucket: Bucket, artifact: UploadedArtifact) -> list[Extent]:
+    """Return where the stored bytes belong, in the order in which they are stored."""
     header = artifact.objects.get("header")
     if header is None:
         return [Extent(0, artifact.size_bytes, 0)] if artifact.size_bytes else []
-    extents = parse_header(_read_whole(bucket, header)).extents
-    return [extent for extent in extents if extent.storage_offset is not None]
-
-
-def _read_whole(bucket: Bucket, stored: StoredObject) -> bytes:
-    return bucket.read_range(stored, 0, stored.size_bytes)
-
-
-def _ranges(extents: list[Extent]) -> Iterator[Extent]:
-    for extent in extents:
-        assert extent.storage_offset is not None
-        for start in range(0, extent.length, RANGE_BYTES):
-            length = min(RANGE_BYTES, extent.length - start)
-            yield Extent(extent.offset + start, length, extent.storage_offset + start)
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    try:
+        parsed = parse_header(bucket.read_range(header, 0, header.size_bytes))
+    except HeaderError as error:
+        raise TemplateDamagedError(f"{header.name} is not a header: {error}") from error
+    stored = [extent for extent in parsed.extents if extent.storage_offset is not None]
+    return sorted(stored, key=lambda extent: extent.storage_offset or 0)

@@ -76,7 +76,7 @@ def _loop_devices(data_dir: Path) -> list[str]:
 def _containers() -> list[str]:
     client = docker.from_env()
     try:
-        filters = {"label": "template-manager.build-id"}
+        filters: dict[str, str | list[str] | bool] = {"label": "template-manager.build-id"}
         return [str(c.name) for c in client.containers.list(all=True, filters=filters)]
     finally:
         client.close()

@@ -1,0 +1,70 @@
+"""Real parts for the integration tests: a bucket, a host's directory, a lease."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from services import Stack
+
+from activities.bucket import Bucket
+from activities.checkpoints import CheckpointStore
+from activities.lease_objects import LeaseObjects
+from activities.leases import LeaseLedger
+from activities.models import BuildScope, HostLease
+from activities.settings import Settings
+
+BUILD = "11111111-1111-4111-8111-111111111111"
+
+
+@pytest.fixture(scope="session")
+def storage() -> Iterator[Stack]:
+    """An emulated Google Cloud Storage behind the proxy that keeps its promises."""
+    with Stack(only=("gcs-emulator", "gcs", "bucket")) as stack:
+        yield stack
+
+
+@pytest.fixture
+def empty_bucket(storage: Stack, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """A bucket without any object."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.variables["STORAGE_EMULATOR_HOST"])
+    bucket = Bucket(storage.environment.bucket)
+    for stored in bucket.list_objects(""):
+        bucket.delete_object(stored.name, stored.generation)
+    return bucket
+
+
+@dataclass(frozen=True)
+class HeldBuild:
+    """A host that holds a build."""
+
+    settings: Settings
+    ledger: LeaseLedger
+    store: CheckpointStore
+    scope: BuildScope
+
+
+def hold(data_dir: Path, number: int = 1, build_id: str = BUILD) -> HeldBuild:
+    """Let a host with that data directory hold a build by that lease number."""
+    settings = Settings(data_dir=data_dir, host="h1", upload_chunk_mb=1)
+    ledger = LeaseLedger(data_dir)
+    ledger.put(
+        build_id=build_id,
+        template_id="web",
+        workflow_id=f"template-build-{build_id}",
+        number=number,
+        lifetime_seconds=600,
+    )
+    scope = BuildScope(
+        build_id=build_id, template_id="web", lease=HostLease(host="h1", number=number)
+    )
+    return HeldBuild(settings, ledger, CheckpointStore(data_dir, "h1"), scope)
+
+
+@pytest.fixture
+def held(tmp_path: Path, empty_bucket: Bucket) -> HeldBuild:
+    """A build that this host holds, by a lease number from the bucket."""
+    number = LeaseObjects(empty_bucket).take(BUILD, "h1", "workflow", None)
+    return hold(tmp_path, number)

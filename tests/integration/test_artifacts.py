@@ -1,0 +1,417 @@
+"""Upload, publish, undo and pull against a real emulator of Google Cloud Storage."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock, Semaphore
+from typing import Any
+
+import pytest
+from services import Stack
+from temporalio.testing import ActivityEnvironment
+
+from activities.artifact_upload import PartSender
+from activities.artifacts import (
+    BucketArtifactActivities,
+    discard_upload,
+    parts_prefix,
+)
+from activities.bucket import Bucket
+from activities.errors import (
+    CheckpointLostError,
+    LeaseLostError,
+    StorageCorruptionError,
+    StorageDeniedError,
+    TemplateAlreadyPublishedError,
+    TemplateDamagedError,
+    TemplateManagerError,
+    TemplateNotFoundError,
+)
+from activities.headers import parse_header
+from activities.lease_objects import LeaseObjects
+from activities.metadata import read_metadata, wrong_objects
+from activities.models import (
+    Checkpoint,
+    DiscardUploadInput,
+    ImageConfig,
+    PublishedTemplate,
+    PublishTemplateInput,
+    PulledImage,
+    Step,
+    StoredObject,
+    TemplateConfig,
+    UploadArtifactInput,
+    UploadedArtifact,
+    Verification,
+)
+from activities.template_download import pull_template
+from tests.integration.conftest import BUILD, HeldBuild, hold
+
+MIB = 1024 * 1024
+NAMES = ("rootfs.ext4", "memfile", "snapfile")
+
+
+def go_on() -> None:
+    """Never stops anything."""
+
+
+def activities(held: HeldBuild, bucket: Bucket) -> BucketArtifactActivities:
+    return BucketArtifactActivities(
+        held.settings, bucket, held.ledger, held.store, LeaseObjects(bucket)
+    )
+
+
+def snapshot(held: HeldBuild, seed: int = 1, mebibytes: int = 40) -> Checkpoint:
+    """Make a snapshot checkpoint of sparse files with some data."""
+    key = f"{seed:064x}"
+    with held.store.making(Step.BOOT, key, held.scope, 1, go_on) as work:
+        for name in NAMES:
+            chance = random.Random(f"{seed}{name}")
+            with (work / name).open("wb") as file:
+                file.truncate(mebibytes * MIB)
+                for _ in range(60):
+                    file.seek(chance.randrange(mebibytes * 256 - 32) * 4096)
+                    file.write(chance.randbytes(chance.randrange(1, 32 * 4096)))
+                file.seek(5 * MIB)
+                file.write(bytes(MIB))  # zeros that are written, not a hole
+        with (work / "snapfile").open("r+b") as file:
+            file.truncate(70_001)
+        return held.store.publish(work, Step.BOOT, key, held.scope, names=NAMES, check=go_on)
+
+
+async def upload(held: HeldBuild, bucket: Bucket, what: Checkpoint, name: str) -> UploadedArtifact:
+    sent = UploadArtifactInput.model_validate({"scope": held.scope, "snapshot": what, "name": name})
+    return await ActivityEnvironment().run(activities(held, bucket).upload_artifact, sent)
+
+
+async def publish(
+    held: HeldBuild,
+    bucket: Bucket,
+    what: Checkpoint,
+    uploads: dict[str, UploadedArtifact] | None = None,
+) -> PublishedTemplate:
+    uploads = uploads or {name: await upload(held, bucket, what, name) for name in NAMES}
+    publishing = PublishTemplateInput(
+        scope=held.scope,
+        config=TemplateConfig(
+            template_id="web",
+            build_id=BUILD,
+            image="registry/web:1",
+            memory_mb=512,
+            vcpu_count=1,
+            disk_size_mb=512,
+            kernel_version="6.1",
+            firecracker_version="v1.13.1",
+        ),
+        image=PulledImage(
+            reference="registry/web@sha256:" + "a" * 64,
+            digest="sha256:" + "a" * 64,
+            image_id="sha256:" + "b" * 64,
+            architecture="amd64",
+            size_bytes=1,
+            layer_count=1,
+            config=ImageConfig(),
+        ),
+        rootfs=what,
+        snapshot=what,
+        verification=Verification(
+            resume_ms=1, load_ms=1, clock_skew_ms=0, seconds_since_snapshot=1
+        ),
+        uploads=uploads,
+        timeline=(),
+    )
+    return await ActivityEnvironment().run(activities(held, bucket).publish_template, publishing)
+
+
+def names(bucket: Bucket) -> list[str]:
+    return [stored.name.removeprefix(f"{BUILD}/") for stored in bucket.list_objects(f"{BUILD}/")]
+
+
+async def test_a_template_comes_back_byte_for_byte(
+    held: HeldBuild, empty_bucket: Bucket, tmp_path: Path
+) -> None:
+    what = snapshot(held)
+    await publish(held, empty_bucket, what)
+    assert sorted(names(empty_bucket)) == sorted(
+        [*NAMES, "rootfs.ext4.header", "memfile.header", "build.log", "metadata.json"]
+    )
+    pull_template(empty_bucket, BUILD, tmp_path / "out", lambda *_: None)
+    for name in NAMES:
+        source, target = held.store.file(what, name), tmp_path / "out" / name
+        assert target.read_bytes() == source.read_bytes()
+    assert (tmp_path / "out" / "memfile").stat().st_blocks * 512 < 20 * MIB
+
+
+async def test_zero_blocks_are_never_sent(held: HeldBuild, empty_bucket: Bucket) -> None:
+    what = snapshot(held)
+    sent = await upload(held, empty_bucket, what, "memfile")
+    content = held.store.file(what, "memfile").read_bytes()
+    blocks = [content[at : at + 4096] for at in range(0, len(content), 4096)]
+    nonzero = sum(1 for block in blocks if any(block))
+    assert sent.sent_bytes == sent.objects["data"].size_bytes == nonzero * 4096
+    header = empty_bucket.read_object(f"{BUILD}/memfile.header")
+    assert header is not None
+    assert parse_header(header[0]).size == len(content)
+
+
+async def test_uploading_twice_changes_nothing(held: HeldBuild, empty_bucket: Bucket) -> None:
+    what = snapshot(held)
+    first = await upload(held, empty_bucket, what, "memfile")
+    second = await upload(held, empty_bucket, what, "memfile")
+    assert first == second
+
+
+async def test_uploading_at_the_same_time_gives_one_object(
+    held: HeldBuild, empty_bucket: Bucket
+) -> None:
+    what = snapshot(held)
+    both = await asyncio.gather(*(upload(held, empty_bucket, what, "memfile") for _ in range(2)))
+    stored = empty_bucket.stat_object(f"{BUILD}/memfile")
+    assert both[0] == both[1]
+    assert both[0].objects["data"] == stored
+    assert sorted(names(empty_bucket)) == ["memfile", "memfile.header"]
+
+
+async def test_publishing_at_the_same_time_is_publishing_once(
+    held: HeldBuild, empty_bucket: Bucket
+) -> None:
+    what = snapshot(held)
+    both = await asyncio.gather(*(publish(held, empty_bucket, what) for _ in range(2)))
+    assert both[0] == both[1]
+
+
+async def test_publishing_twice_is_publishing_once(held: HeldBuild, empty_bucket: Bucket) -> None:
+    what = snapshot(held)
+    assert await publish(held, empty_bucket, what) == await publish(held, empty_bucket, what)
+
+
+async def test_an_interrupted_upload_sends_only_what_is_missing(
+    held: HeldBuild, empty_bucket: Bucket, storage: Stack
+) -> None:
+    what = snapshot(held, mebibytes=80)
+    rule = {"kind": "status", "status": 403, "operation": "upload", "skip": 2, "count": None}
+    with storage.faults(rule), pytest.raises(StorageDeniedError):
+        await upload(held, empty_bucket, what, "memfile")
+    parts = {s.name for s in empty_bucket.list_objects(parts_prefix(BUILD))}
+    assert parts
+    discard_upload(empty_bucket, DiscardUploadInput(scope=held.scope, keep_parts=True))
+    assert {s.name for s in empty_bucket.list_objects(parts_prefix(BUILD))} == parts
+    storage.traffic(clear=True)
+    uploaded = await upload(held, empty_bucket, what, "memfile")
+    missing = -(-uploaded.sent_bytes // MIB) - len(parts)
+    header = 1
+    assert missing > 0
+    assert storage.traffic()["operations"]["upload"]["requests"] == missing + header
+    assert empty_bucket.list_objects(parts_prefix(BUILD)) == []
+
+
+async def test_a_cancelled_upload_stops_within_seconds_and_leaves_nothing_after_its_undo(
+    held: HeldBuild, empty_bucket: Bucket, storage: Stack
+) -> None:
+    what = snapshot(held, mebibytes=80)
+    environment = ActivityEnvironment()
+    running = asyncio.ensure_future(
+        environment.run(
+            activities(held, empty_bucket).upload_artifact,
+            UploadArtifactInput(scope=held.scope, snapshot=what, name="memfile"),
+        )
+    )
+    with storage.faults({"kind": "slow", "bytes_per_second": 400_000, "count": None}):
+        await asyncio.sleep(0.5)
+        started = time.monotonic()
+        environment.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    assert time.monotonic() - started < 5
+    discard_upload(empty_bucket, DiscardUploadInput(scope=held.scope, keep_parts=False))
+    assert names(empty_bucket) == []
+
+
+async def test_a_fenced_host_publishes_nothing(held: HeldBuild, empty_bucket: Bucket) -> None:
+    what = snapshot(held)
+    LeaseObjects(empty_bucket).take(BUILD, "h2", "workflow", None)
+    with pytest.raises(LeaseLostError):
+        await upload(held, empty_bucket, what, "memfile")
+    assert empty_bucket.stat_object(f"{BUILD}/memfile") is None
+
+
+async def test_a_host_whose_ledger_has_a_newer_lease_does_not_even_begin(
+    held: HeldBuild, empty_bucket: Bucket, tmp_path: Path
+) -> None:
+    what = snapshot(held)
+    hold(tmp_path, held.scope.lease.number + 1)
+    with pytest.raises(LeaseLostError):
+        await upload(held, empty_bucket, what, "memfile")
+    assert names(empty_bucket) == []
+
+
+async def test_discarding_leaves_the_bucket_as_it_was(
+    held: HeldBuild, empty_bucket: Bucket
+) -> None:
+    what = snapshot(held)
+    await upload(held, empty_bucket, what, "memfile")
+    discarded = discard_upload(empty_bucket, DiscardUploadInput(scope=held.scope, keep_parts=False))
+    assert discarded.published is None
+    assert names(empty_bucket) == []
+
+
+async def test_discarding_what_is_published_keeps_it(held: HeldBuild, empty_bucket: Bucket) -> None:
+    published = await publish(held, empty_bucket, snapshot(held))
+    discarded = discard_upload(empty_bucket, DiscardUploadInput(scope=held.scope, keep_parts=False))
+    assert discarded.published == published
+
+
+async def test_a_damaged_template_is_not_published(
+    held: HeldBuild, empty_bucket: Bucket, tmp_path: Path
+) -> None:
+    await publish(held, empty_bucket, snapshot(held))
+    stored = empty_bucket.stat_object(f"{BUILD}/memfile")
+    assert stored is not None
+    empty_bucket.delete_object(stored.name, stored.generation)
+    metadata = read_metadata(empty_bucket, BUILD)
+    assert metadata is not None
+    assert wrong_objects(empty_bucket, metadata) == [f"{BUILD}/memfile"]
+    with pytest.raises(TemplateDamagedError, match="memfile"):
+        pull_template(empty_bucket, BUILD, tmp_path / "out", lambda *_: None)
+    discarded = discard_upload(empty_bucket, DiscardUploadInput(scope=held.scope, keep_parts=False))
+    assert discarded.published is None
+    assert names(empty_bucket) == []
+
+
+async def test_what_changed_on_disk_is_not_published(held: HeldBuild, empty_bucket: Bucket) -> None:
+    what = snapshot(held)
+    path = held.store.file(what, "memfile")
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.write(b"changed behind our back")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(CheckpointLostError, match="has changed") as lost:
+        await upload(held, empty_bucket, what, "memfile")
+    assert lost.value.step is Step.BOOT
+    assert empty_bucket.stat_object(f"{BUILD}/memfile") is None
+
+
+@pytest.mark.parametrize("operation", ["upload", "compose", "list", "get", "delete"])
+@pytest.mark.parametrize("kind", ["status", "reset", "lost_response", "error_body", "wrong_crc"])
+async def test_a_fault_is_ridden_out_or_retryable_and_never_half_published(
+    held: HeldBuild, empty_bucket: Bucket, storage: Stack, kind: str, operation: str
+) -> None:
+    what = snapshot(held, mebibytes=8)
+    with storage.faults({"kind": kind, "operation": operation, "skip": 1, "count": 2}):
+        for _ in range(6):
+            try:
+                published = await publish(held, empty_bucket, what)
+            except TemplateManagerError as error:
+                assert error.retryable, error
+            else:
+                break
+    metadata = read_metadata(empty_bucket, BUILD)
+    assert metadata is not None
+    assert wrong_objects(empty_bucket, metadata) == []
+    assert published.artifacts == metadata.artifacts
+    assert empty_bucket.list_objects(parts_prefix(BUILD)) == []
+
+
+async def test_a_template_changed_before_publishing_goes_back_to_the_upload(
+    held: HeldBuild, empty_bucket: Bucket
+) -> None:
+    what = snapshot(held)
+    uploads = {name: await upload(held, empty_bucket, what, name) for name in NAMES}
+    gone = uploads["memfile"].objects["data"]
+    empty_bucket.delete_object(gone.name, gone.generation)
+    with pytest.raises(CheckpointLostError) as lost:
+        await publish(held, empty_bucket, what, uploads)
+    assert lost.value.step is Step.UPLOAD
+    assert read_metadata(empty_bucket, BUILD) is None
+
+
+async def test_metadata_of_a_host_that_lost_its_lease_is_no_template_and_in_nobodys_way(
+    held: HeldBuild, empty_bucket: Bucket
+) -> None:
+    published = await publish(held, empty_bucket, snapshot(held))
+    frozen = empty_bucket.read_object(published.metadata.name)
+    assert frozen is not None
+    discard = DiscardUploadInput(scope=held.scope, keep_parts=False)
+    stale = published.artifacts["memfile"].objects["data"]
+    empty_bucket.delete_object(stale.name, stale.generation)
+    discard_upload(empty_bucket, discard)
+    empty_bucket.write_object(published.metadata.name, frozen[0], if_generation_match=0)
+    again = await publish(held, empty_bucket, snapshot(held, seed=2))
+    assert again.artifacts != published.artifacts
+    assert discard_upload(empty_bucket, discard).published == again
+
+
+async def test_another_snapshot_does_not_replace_what_is_published(
+    held: HeldBuild, empty_bucket: Bucket
+) -> None:
+    published = await publish(held, empty_bucket, snapshot(held))
+    with pytest.raises(TemplateAlreadyPublishedError):
+        await upload(held, empty_bucket, snapshot(held, seed=2), "memfile")
+    discarded = discard_upload(empty_bucket, DiscardUploadInput(scope=held.scope, keep_parts=False))
+    assert discarded.published == published
+
+
+async def test_a_download_that_is_damaged_leaves_no_file(
+    held: HeldBuild, empty_bucket: Bucket, storage: Stack, tmp_path: Path
+) -> None:
+    await publish(held, empty_bucket, snapshot(held))
+    out = tmp_path / "out"
+    rule = {"kind": "error_body", "operation": "download", "path": "memfile\\?", "count": None}
+    with storage.faults(rule), pytest.raises(StorageCorruptionError):
+        pull_template(empty_bucket, BUILD, out, lambda *_: None)
+    assert sorted(path.name for path in out.iterdir()) == ["rootfs.ext4"]
+
+
+async def test_a_download_rides_out_resets_and_truncations(
+    held: HeldBuild, empty_bucket: Bucket, storage: Stack, tmp_path: Path
+) -> None:
+    what = snapshot(held)
+    await publish(held, empty_bucket, what)
+    cut = {"kind": "truncate", "operation": "download", "path": "memfile\\?", "after_bytes": 5000}
+    reset = {"kind": "reset", "operation": "download", "path": "rootfs"}
+    with storage.faults(cut, reset):
+        pull_template(empty_bucket, BUILD, tmp_path / "out", lambda *_: None)
+    source = held.store.file(what, "memfile")
+    assert (tmp_path / "out" / "memfile").read_bytes() == source.read_bytes()
+
+
+def test_many_uploads_take_no_more_memory_than_the_room_they_share(empty_bucket: Bucket) -> None:
+    chunk, workers, room = 64 * 1024, 2, Semaphore(3)
+    data, seen, lock = random.Random(1).randbytes(chunk * 6), [0], Lock()
+
+    class Counting(Bucket):
+        def write_object(self, name: str, data: bytes, **more: Any) -> StoredObject:
+            with lock:
+                seen[0] = max(seen[0], 3 - room._value)
+            return super().write_object(name, data, **more)
+
+    def send(number: int) -> int:
+        sender = PartSender(
+            Counting(empty_bucket.name),
+            f"x/.parts/{number}/",
+            chunk_bytes=chunk,
+            workers=workers,
+            room=room,
+            check=go_on,
+            sent=lambda _: None,
+        )
+        try:
+            sender.add(data)
+            return len(sender.finish())
+        finally:
+            sender.close()
+
+    with ThreadPoolExecutor(10) as pool:
+        assert list(pool.map(send, range(10))) == [6] * 10
+    assert seen[0] <= 3
+    assert room._value == 3
+
+
+def test_a_template_that_does_not_exist_is_not_found(empty_bucket: Bucket, tmp_path: Path) -> None:
+    with pytest.raises(TemplateNotFoundError):
+        pull_template(empty_bucket, BUILD, tmp_path, lambda *_: None)
