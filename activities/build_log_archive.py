@@ -7,11 +7,13 @@ that Temporal has forgotten, and for those that never became a template.
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import Sequence
 
 from pydantic import ValidationError
 from temporalio import activity
-from temporalio.contrib.workflow_streams import WorkflowStreamClient
+from temporalio.api.common.v1 import Payload
+from temporalio.contrib.workflow_streams import PollInput, PollResult
 
 from activities.bucket import Bucket
 from activities.interface import LogActivities
@@ -26,6 +28,8 @@ from activities.models import (
 )
 
 READ_SECONDS = 30.0
+POLL_QUERY = "__temporal_workflow_stream_poll"
+"""Of `temporalio.contrib.workflow_streams`, which names it in its README."""
 
 
 def archived_log_name(build_id: str) -> str:
@@ -82,12 +86,19 @@ def read_archived_log(bucket: Bucket, build_id: str) -> tuple[BuildStatus, list[
 
 
 async def _read_stream(entries: list[LogEntry]) -> None:
-    """Append what the workflow's stream has now, without waiting for more."""
-    stream = WorkflowStreamClient.from_within_activity()
-    end = await stream.get_offset()
-    if end == 0:
-        return
-    async for item in stream.topic(LOG_TOPIC, type=LogEntry).subscribe():
-        entries.append(item.data)
-        if item.offset + 1 >= end:
+    """Append what the workflow's stream has now, without waiting for more.
+
+    By queries: what `subscribe` reads would be stored in the workflow's history once more.
+    """
+    info, converter = activity.info(), activity.payload_converter()
+    assert info.workflow_id is not None
+    build = activity.client().get_workflow_handle(info.workflow_id, run_id=info.workflow_run_id)
+    poll = PollInput(topics=[LOG_TOPIC])
+    while True:
+        page = await build.query(POLL_QUERY, poll, result_type=PollResult)
+        for item in page.items:
+            payload = Payload.FromString(base64.b64decode(item.data))
+            entries.append(converter.from_payload(payload, LogEntry))
+        if not page.more_ready:
             return
+        poll = PollInput(topics=[LOG_TOPIC], from_offset=page.next_offset)

@@ -1,0 +1,111 @@
+"""A closed build's log: from a real workflow's stream into the bucket, and back."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.contrib.workflow_streams import WorkflowStream
+from temporalio.testing import WorkflowEnvironment
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+
+from activities.bucket import Bucket
+from activities.build_log_archive import BucketLogActivities, archived_log_name, read_archived_log
+from activities.interface import LogActivities
+from activities.models import (
+    LOG_TOPIC,
+    ArchiveLogInput,
+    BuildCheckpoints,
+    BuildState,
+    BuildStatus,
+    LogEntry,
+    LogLevel,
+    RegistryAuth,
+    Sealed,
+    Step,
+    StoredObject,
+    TemplateConfig,
+)
+from tests.integration.conftest import BUILD
+
+LINES = 3000
+LINE_CHARS = 1000  # so that it takes several pages
+
+
+@workflow.defn
+class TalkingWorkflow:
+    """Fills its stream and archives it, as a build does at its end."""
+
+    @workflow.init
+    def __init__(self, archive: ArchiveLogInput) -> None:
+        self._stream = WorkflowStream()
+
+    @workflow.run
+    async def run(self, archive: ArchiveLogInput) -> StoredObject:
+        topic = self._stream.topic(LOG_TOPIC, type=LogEntry)
+        for number in range(LINES):
+            message = f"{number} ".ljust(LINE_CHARS, "é")
+            topic.publish(LogEntry(timestamp=workflow.now(), level=LogLevel.INFO, message=message))
+        return await workflow.execute_activity_method(
+            LogActivities.archive_log, archive, start_to_close_timeout=timedelta(seconds=60)
+        )
+
+
+def final_status() -> BuildStatus:
+    secret = Sealed(key_id="k", token="sealed")
+    config = TemplateConfig(
+        template_id="web",
+        build_id=BUILD,
+        image="web:1",
+        registry_auth=RegistryAuth(kind="password", username="me", secret=secret),
+        memory_mb=512,
+        vcpu_count=1,
+        disk_size_mb=0,
+        kernel_version="6.1",
+        firecracker_version="v1",
+    )
+    return BuildStatus(
+        config=config,
+        state=BuildState.COMPLETED,
+        step=Step.RELEASE,
+        host=None,
+        lease_number=None,
+        done=BuildCheckpoints(),
+        timeline=(),
+    )
+
+
+async def test_every_line_of_a_long_log_is_archived_without_growing_the_history(
+    empty_bucket: Bucket,
+) -> None:
+    archive = ArchiveLogInput(build_id=BUILD, final_status=final_status())
+    async with (
+        await WorkflowEnvironment.start_local(
+            data_converter=pydantic_data_converter,
+            dev_server_existing_path=shutil.which("temporal"),
+        ) as environment,
+        Worker(
+            environment.client,
+            task_queue="log",
+            workflows=[TalkingWorkflow],
+            activities=[BucketLogActivities(empty_bucket).archive_log],
+            workflow_runner=UnsandboxedWorkflowRunner(),
+        ),
+    ):
+        handle = await environment.client.start_workflow(
+            TalkingWorkflow.run, archive, id="talking", task_queue="log"
+        )
+        stored = await asyncio.wait_for(handle.result(), 60)
+        history = await handle.fetch_history()
+    assert stored == empty_bucket.stat_object(archived_log_name(BUILD))
+    found = read_archived_log(empty_bucket, BUILD)
+    assert found is not None
+    status, lines = found
+    assert status.config.registry_auth is None
+    assert status.state is BuildState.COMPLETED
+    assert [int(line.message.split()[0]) for line in lines] == list(range(LINES))
+    assert all(line.message.endswith("é") for line in lines)
+    assert len(history.events) < 20
