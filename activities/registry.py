@@ -40,6 +40,7 @@ MANIFEST_TYPES = (
 MAX_JSON_BYTES = 8 * 1024 * 1024
 TIMEOUT_SECONDS = (5.0, 20.0)  # to connect, and between two bytes
 TOTAL_SECONDS = 60.0
+DELETE_SECONDS = 240.0  # every other tag of the repository is looked at
 CERTIFICATES = Path("/etc/docker/certs.d")
 DOCKER_HUB = "docker.io"
 DOCKER_HUB_API = "registry-1.docker.io"
@@ -150,20 +151,17 @@ def delete_tag(
     """Remove a tag; returns '' when it is gone, else why it was left.
 
     A plain registry deletes by digest, with every tag on it, so a digest that has another tag is
-    left alone. Blocking, bounded by TOTAL_SECONDS. Raises RegistryAuthError and
+    left alone. Blocking, bounded by DELETE_SECONDS. Raises RegistryAuthError and
     RegistryUnavailableError.
     """
     reference = parse_reference(image)
-    with _Conversation(reference, credentials, insecure) as registry:
+    with _Conversation(reference, credentials, insecure, DELETE_SECONDS) as registry:
         try:
             digest, _ = registry.manifest(reference.version)
-            others = [
-                tag
-                for tag in registry.tags()
-                if tag != reference.version and registry.has(tag, digest)
-            ]
-            if others:
-                return f"{digest} also has the tag {others[0]}"
+            tags = [tag for tag in registry.tags() if tag != reference.version]
+            other = next((tag for tag in tags if registry.has(tag, digest)), None)
+            if other:
+                return f"{digest} also has the tag {other}"
             registry.delete_manifest(digest)
         except ImageNotFoundError:
             return ""
@@ -182,7 +180,11 @@ class _Conversation:
     """Some requests to one registry about one repository, with one login."""
 
     def __init__(
-        self, reference: ImageReference, credentials: Credentials | None, insecure: frozenset[str]
+        self,
+        reference: ImageReference,
+        credentials: Credentials | None,
+        insecure: frozenset[str],
+        total_seconds: float = TOTAL_SECONDS,
     ) -> None:
         self._reference = reference
         self._credentials = credentials
@@ -190,7 +192,7 @@ class _Conversation:
         self._base = f"{scheme}://{reference.api_host}/v2/{reference.repository}"
         self._session = requests.Session()
         self._session.trust_env = True
-        self._deadline = time.monotonic() + TOTAL_SECONDS
+        self._deadline = time.monotonic() + total_seconds
         certificate = CERTIFICATES / reference.registry / "ca.crt"
         if certificate.exists():
             self._session.verify = str(certificate)
