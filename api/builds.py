@@ -1,0 +1,415 @@
+"""Builds: finding, starting, stopping and deleting them. All of it is durable in Temporal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import structlog
+from temporalio.client import (
+    Client,
+    WithStartWorkflowOperation,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowFailureError,
+    WorkflowHandle,
+    WorkflowQueryFailedError,
+    WorkflowUpdateFailedError,
+    WorkflowUpdateRPCTimeoutOrCancelledError,
+)
+from temporalio.common import (
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities.errors import TemplateAlreadyPublishedError, failure_of
+from activities.models import (
+    WORKFLOW_TASK_QUEUE,
+    BuildInput,
+    BuildResult,
+    BuildState,
+    BuildStatus,
+    DeleteTemplateInput,
+    build_workflow_id,
+    delete_workflow_id,
+)
+from activities.settings import Settings
+from activities.temporal import BUILD_ID, BUILD_STATE, CONFIG_SHA256_MEMO, TEMPLATE_ID
+from api.build_view import (
+    BuildView,
+    state_of_description,
+    view_of_description,
+    view_of_metadata,
+    view_of_status,
+    with_description,
+)
+from api.errors import (
+    RETRY_SECONDS,
+    ApiError,
+    build_not_found,
+    failed_precondition,
+    temporal_unavailable,
+)
+from api.template_bucket import TemplateBucket
+from api.validation import ValidRequest, config_sha256, require_same_config
+from workflows.build_template import BuildTemplate
+from workflows.delete_template import DeleteTemplate
+
+RPC_LIMIT = timedelta(seconds=10)
+QUERY_LIMIT = timedelta(seconds=5)
+CREATE_ATTEMPTS = 3
+# What a frozen host may still have under way when its lease has run out.
+LONGEST_UPLOAD_REQUEST_SECONDS = 60
+
+BuildHandle = WorkflowHandle[BuildTemplate, BuildResult]
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class StartedBuild:
+    """The build that answers a create request. `run_id` is empty when Temporal has forgotten it."""
+
+    build_id: str
+    workflow_id: str
+    run_id: str
+
+
+class Builds:
+    """The builds that Temporal runs or remembers, and the templates that are in the bucket."""
+
+    def __init__(self, client: Client, bucket: TemplateBucket, settings: Settings) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._settings = settings
+
+    # ---- Finding
+
+    async def view(self, build_id: str, template_id: str = "") -> BuildView:
+        """Tell everything about a build. Raises ApiError NOT_FOUND; a deleted build is not there.
+
+        `template_id`, if given, must be the build's.
+        """
+        view = await self._view(build_id)
+        if view is None or (template_id and view.template_id not in ("", template_id)):
+            raise build_not_found(build_id, template_id)
+        return view
+
+    async def _view(self, build_id: str) -> BuildView | None:
+        described = await self._describe(build_workflow_id(build_id))
+        if described is None:
+            return await self._forgotten(build_id)
+        if await self._was_deleted(build_id, described):
+            return None
+        status = await self._query(described)
+        view = replace(view_of_status(status), is_answered=True) if status else None
+        if view is None and described.status is not WorkflowExecutionStatus.RUNNING:
+            view = await self._archived(build_id) or await self._ended(build_id, described)
+        view = view or view_of_description(build_id, described)
+        return await with_description(view, described, self._client.data_converter)
+
+    async def _describe(self, workflow_id: str) -> WorkflowExecutionDescription | None:
+        try:
+            handle = self._client.get_workflow_handle(workflow_id)
+            return await handle.describe(rpc_timeout=RPC_LIMIT)
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return None
+            raise
+
+    async def _was_deleted(self, build_id: str, build: WorkflowExecutionDescription) -> bool:
+        """Whether a delete has begun after this build, and has not failed."""
+        if build.status is WorkflowExecutionStatus.RUNNING:
+            return False  # a delete stops it first
+        delete = await self._describe(delete_workflow_id(build_id))
+        if delete is None or delete.start_time < build.start_time:
+            return False
+        running_or_done = (WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.COMPLETED)
+        return delete.status in running_or_done
+
+    async def _query(self, described: WorkflowExecutionDescription) -> BuildStatus | None:
+        """Ask the workflow itself; None when no worker answers."""
+        try:
+            return await self._handle(described).query(
+                BuildTemplate.status, rpc_timeout=QUERY_LIMIT
+            )
+        except WorkflowQueryFailedError:
+            return None
+        except RPCError as error:
+            if error.status is RPCStatusCode.UNAVAILABLE:
+                raise
+            _log.warning("no worker answers a query", workflow_id=described.id, error=str(error))
+            return None
+
+    async def _forgotten(self, build_id: str) -> BuildView | None:
+        """Find a build that Temporal does not know (any more)."""
+        metadata = await self._bucket.metadata(build_id)
+        if metadata is not None:
+            return view_of_metadata(metadata, self._bucket.name)
+        view = await self._archived(build_id)
+        # Without its metadata a completed build's template has been deleted.
+        return None if view is None or view.state is BuildState.COMPLETED else view
+
+    async def _archived(self, build_id: str) -> BuildView | None:
+        archived = await self._bucket.archived_log(build_id)
+        return view_of_status(archived[0]) if archived else None
+
+    async def _ended(self, build_id: str, described: WorkflowExecutionDescription) -> BuildView:
+        """Tell what the end of the workflow itself tells: its failure, with no worker's help."""
+        view = view_of_description(build_id, described)
+        if described.status is not WorkflowExecutionStatus.FAILED:
+            return view
+        try:
+            await self._handle(described).result(follow_runs=False, rpc_timeout=RPC_LIMIT)
+        except WorkflowFailureError as error:
+            return replace(view, failure=failure_of(error.cause))
+        return view
+
+    # ---- Starting
+
+    async def create(self, valid: ValidRequest) -> StartedBuild:
+        """Start a build, or find the one that this request has started before.
+
+        Raises ApiError ALREADY_EXISTS when the build id has another config, FAILED_PRECONDITION
+        while the earlier build is being cancelled.
+        """
+        for _ in range(CREATE_ATTEMPTS):
+            existing = await self._existing(valid)
+            if existing is not None:
+                return existing
+            with contextlib.suppress(WorkflowAlreadyStartedError):  # another call was quicker
+                return await self._start(valid)
+        raise _busy(valid.config.build_id)
+
+    async def _existing(self, valid: ValidRequest) -> StartedBuild | None:
+        """Return the build that answers the request; None when one is to be started."""
+        build_id = valid.config.build_id
+        described = await self._describe(build_workflow_id(build_id))
+        if described is None:
+            return await self._existing_in_bucket(valid)
+        state = state_of_description(described)
+        if state is BuildState.CANCELLING:
+            raise _being_cancelled(build_id)
+        if state is BuildState.CANCELLED:
+            return None
+        if await self._was_deleted(build_id, described):
+            await self._finish_delete(build_id)
+            return None
+        require_same_config(valid.config, await described.memo_value(CONFIG_SHA256_MEMO, ""))
+        return StartedBuild(build_id, described.id, described.run_id)
+
+    async def _existing_in_bucket(self, valid: ValidRequest) -> StartedBuild | None:
+        view = await self._forgotten(valid.config.build_id)
+        if view is None or view.config is None or view.state is BuildState.CANCELLED:
+            return None
+        require_same_config(valid.config, config_sha256(view.config))
+        return StartedBuild(view.build_id, view.workflow_id, "")
+
+    async def _start(self, valid: ValidRequest) -> StartedBuild:
+        config = valid.config
+        handle = await self._client.start_workflow(
+            BuildTemplate.run,
+            BuildInput(config=config, options=valid.options),
+            id=build_workflow_id(config.build_id),
+            task_queue=WORKFLOW_TASK_QUEUE,
+            # Not USE_EXISTING: that would take a build of another config for the same.
+            id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+            memo={CONFIG_SHA256_MEMO: config_sha256(config)},
+            search_attributes=TypedSearchAttributes(
+                [
+                    SearchAttributePair(TEMPLATE_ID, config.template_id),
+                    SearchAttributePair(BUILD_ID, config.build_id),
+                    SearchAttributePair(BUILD_STATE, BuildState.BUILDING),
+                ]
+            ),
+            static_summary=f"{config.template_id} · {config.image}",
+            rpc_timeout=RPC_LIMIT,
+        )
+        _log.info("build started", build_id=config.build_id, template_id=config.template_id)
+        return StartedBuild(config.build_id, handle.id, handle.first_execution_run_id or "")
+
+    # ---- Stopping
+
+    async def cancel(self, build_id: str, template_id: str = "") -> None:
+        """Stop a build and wait until all is undone. A build that is cancelled already is fine.
+
+        Raises ApiError FAILED_PRECONDITION when it has ended in another way.
+        """
+        described = await self._describe(build_workflow_id(build_id))
+        _require_template(build_id, template_id, described)
+        if described is None or await self._was_deleted(build_id, described):
+            raise build_not_found(build_id, template_id)
+        _require_cancelled(build_id, await self._stop(described))
+
+    async def _stop(self, described: WorkflowExecutionDescription) -> WorkflowExecutionStatus:
+        """Cancel a running build, wait until it has closed, and return how."""
+        handle = self._handle(described)
+        if described.status is WorkflowExecutionStatus.RUNNING:
+            try:
+                await handle.cancel(reason="asked by the API", rpc_timeout=RPC_LIMIT)
+            except RPCError as error:  # it closes at this very moment
+                if error.status is not RPCStatusCode.NOT_FOUND:
+                    raise
+            with contextlib.suppress(WorkflowFailureError):
+                await handle.result(follow_runs=False)
+            described = await handle.describe(rpc_timeout=RPC_LIMIT)
+        assert described.status is not None
+        return described.status
+
+    # ---- Deleting
+
+    async def delete(self, build_id: str, template_id: str = "") -> None:
+        """Stop a build if it runs, then remove all that it has left. Twice is fine.
+
+        Raises ApiError NOT_FOUND when nothing is known of such a build.
+        """
+        described = await self._describe(build_workflow_id(build_id))
+        _require_template(build_id, template_id, described)
+        if described is not None and described.status is WorkflowExecutionStatus.RUNNING:
+            await self._stop(described)
+        if described is not None and await self._was_deleted(build_id, described):
+            await self._finish_delete(build_id)
+            return
+        await self._replace_earlier_delete(build_id, described)
+        await self._run_delete(await self._delete_input(build_id, template_id))
+        _log.info("build deleted", build_id=build_id, template_id=template_id)
+
+    async def _delete_input(self, build_id: str, template_id: str) -> DeleteTemplateInput:
+        view = await self._view(build_id)
+        if view is None and not await self._bucket.has_objects(build_id):
+            raise build_not_found(build_id, template_id)
+        if view is not None and template_id and view.template_id not in ("", template_id):
+            raise build_not_found(build_id, template_id)
+        if view is not None and view.config is None:
+            raise temporal_unavailable("no worker answers for this build")
+        config = view.config if view else None
+        limits = self._settings.build
+        return DeleteTemplateInput(
+            template_id=view.template_id if view else template_id or "unknown",
+            build_id=build_id,
+            host=view.host or None if view else None,
+            own_image=config.image if config and config.image_is_default else None,
+            registry_auth=config.registry_auth if config else None,
+            late_arrival_seconds=limits.heartbeat_timeout_seconds
+            + limits.lease_grace_seconds
+            + LONGEST_UPLOAD_REQUEST_SECONDS,
+        )
+
+    async def _run_delete(self, delete: DeleteTemplateInput) -> None:
+        start: WithStartWorkflowOperation[Any, Any] = WithStartWorkflowOperation(
+            DeleteTemplate.run,
+            delete,
+            id=delete_workflow_id(delete.build_id),
+            task_queue=WORKFLOW_TASK_QUEUE,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            static_summary=f"delete {delete.template_id} · {delete.build_id}",
+        )
+        with _update_errors():
+            await self._client.execute_update_with_start_workflow(
+                DeleteTemplate.wait_deleted, start_workflow_operation=start
+            )
+
+    async def _finish_delete(self, build_id: str) -> None:
+        """Wait until a delete that has begun has removed everything."""
+        handle = self._client.get_workflow_handle_for(
+            DeleteTemplate.run, delete_workflow_id(build_id)
+        )
+        with _update_errors():
+            try:
+                await handle.execute_update(DeleteTemplate.wait_deleted)
+            except RPCError as error:  # it has ended
+                if error.status is not RPCStatusCode.NOT_FOUND:
+                    raise
+
+    async def _replace_earlier_delete(
+        self, build_id: str, build: WorkflowExecutionDescription | None
+    ) -> None:
+        """End a delete that still waits for late arrivals of an earlier build of this id: it would
+        answer for what it has deleted, not for what has been built since."""
+        delete = await self._describe(delete_workflow_id(build_id))
+        if build is None or delete is None or delete.start_time > build.start_time:
+            return
+        if delete.status is WorkflowExecutionStatus.RUNNING:
+            await self._client.get_workflow_handle(delete.id, run_id=delete.run_id).terminate(
+                reason="the build id was used again, and is deleted again", rpc_timeout=RPC_LIMIT
+            )
+
+    def _handle(self, described: WorkflowExecutionDescription) -> BuildHandle:
+        return self._client.get_workflow_handle_for(
+            BuildTemplate.run, described.id, run_id=described.run_id
+        )
+
+
+@contextlib.contextmanager
+def _update_errors() -> Iterator[None]:
+    """Translate the failures of an update, which wrap what the workflow raised."""
+    try:
+        yield
+    except WorkflowUpdateFailedError as error:
+        failure = failure_of(error.cause)
+        raise ApiError(
+            grpc.StatusCode.UNAVAILABLE,
+            "DELETE_FAILED",
+            failure.message,
+            hint=failure.hint or "Delete it again.",
+            retry_after_seconds=RETRY_SECONDS,
+        ) from error
+    except WorkflowUpdateRPCTimeoutOrCancelledError as error:
+        if isinstance(error.__cause__, asyncio.CancelledError):
+            raise error.__cause__ from None
+        raise temporal_unavailable("the delete goes on; ask again") from error
+
+
+def _require_template(
+    build_id: str, template_id: str, described: WorkflowExecutionDescription | None
+) -> None:
+    if described is None or not template_id:
+        return
+    known = described.typed_search_attributes.get(TEMPLATE_ID) or template_id
+    if known != template_id:
+        raise build_not_found(build_id, template_id)
+
+
+def _require_cancelled(build_id: str, status: WorkflowExecutionStatus) -> None:
+    if status is WorkflowExecutionStatus.CANCELED:
+        return
+    if status is WorkflowExecutionStatus.COMPLETED:
+        raise failed_precondition(
+            "TEMPLATE_ALREADY_PUBLISHED",
+            f"build {build_id} has been published and can no longer be cancelled",
+            TemplateAlreadyPublishedError.hint,
+        )
+    raise failed_precondition(
+        "BUILD_ALREADY_FAILED",
+        f"build {build_id} has already failed",
+        "Read its status; delete it to remove what it left.",
+    )
+
+
+def _being_cancelled(build_id: str) -> ApiError:
+    return failed_precondition(
+        "BUILD_BEING_CANCELLED",
+        f"build {build_id} is being cancelled",
+        "Create it again when the cancel has finished.",
+        retry_after_seconds=RETRY_SECONDS,
+    )
+
+
+def _busy(build_id: str) -> ApiError:
+    return ApiError(
+        grpc.StatusCode.ABORTED,
+        "BUILD_CHANGES",
+        f"build {build_id} is being started and ended by other calls",
+        hint="Send the request again.",
+        retry_after_seconds=RETRY_SECONDS,
+    )

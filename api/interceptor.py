@@ -1,0 +1,104 @@
+"""Around every call of ours: errors get their form, and a stopping server sees what still runs."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+
+from api.errors import Violation, internal_error, invalid_argument, to_api_error
+
+SERVICE = "TemplateService"
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_log = structlog.get_logger(__name__)
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Turns whatever a handler raises into a typed status: never UNKNOWN, never a stack trace."""
+
+    def __init__(self) -> None:
+        self._running = 0
+
+    @property
+    def running(self) -> int:
+        """How many calls are being answered now."""
+        return self._running
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wrap the handlers of our own service; health and reflection stay as they are."""
+        handler = await continuation(handler_call_details)
+        method = str(handler_call_details.method)
+        if handler is None or not method.startswith(f"/{SERVICE}/"):
+            return handler
+        # The request is decoded in here: gRPC itself would answer garbage with UNKNOWN.
+        serialize = handler.response_serializer
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(
+                self._stream(method, handler), response_serializer=serialize
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary(method, handler), response_serializer=serialize
+        )
+
+    def _unary(self, name: str, handler: Any) -> Any:
+        async def call(request: bytes, context: Context) -> Any:
+            with self._counted(name):
+                try:
+                    return await handler.unary_unary(_decoded(handler, request), context)
+                except Exception as error:
+                    await _abort(context, name, error)
+
+        return call
+
+    def _stream(self, name: str, handler: Any) -> Any:
+        async def call(request: bytes, context: Context) -> AsyncIterator[Any]:
+            with self._counted(name):
+                try:
+                    async for answer in handler.unary_stream(_decoded(handler, request), context):
+                        yield answer
+                except Exception as error:
+                    await _abort(context, name, error)
+
+        return call
+
+    @contextmanager
+    def _counted(self, name: str) -> Iterator[None]:
+        self._running += 1
+        try:
+            with structlog.contextvars.bound_contextvars(rpc=name):
+                yield
+        finally:
+            self._running -= 1
+
+
+def _decoded(handler: Any, request: bytes) -> Any:
+    try:
+        return handler.request_deserializer(request)
+    except DecodeError as error:
+        raise invalid_argument(
+            [Violation("", "the request is not the expected message")]
+        ) from error
+
+
+async def _abort(context: Context, name: str, error: Exception) -> NoReturn:
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    told = to_api_error(error)
+    if told is None:
+        incident = uuid.uuid4().hex[:12]
+        _log.error("a call failed", incident=incident, exc_info=error)
+        told = internal_error(incident)
+    await context.abort(told.code, told.short_message, told.trailers())
+    raise asyncio.CancelledError  # not reached: abort raises

@@ -1,0 +1,62 @@
+"""What the API reads from the bucket: templates and logs of builds that Temporal has forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING
+
+from activities.models import BuildStatus, LogEntry
+
+if TYPE_CHECKING:  # loading Google's client takes longer than starting the rest of the API
+    from activities.bucket import Bucket
+    from activities.metadata import TemplateMetadata
+
+
+class TemplateBucket:
+    """Reads in threads. Connects at the first read, so that the API starts without a bucket.
+
+    Every method raises StorageUnavailableError or StorageDeniedError when the bucket does not
+    answer.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._lock = threading.Lock()
+        self._bucket: Bucket | None = None
+
+    async def metadata(self, build_id: str) -> TemplateMetadata | None:
+        """Return a template's metadata, or None when there is no such template."""
+
+        def read() -> TemplateMetadata | None:
+            from activities.metadata import read_metadata
+
+            return read_metadata(self._connect(), build_id)
+
+        return await asyncio.to_thread(read)
+
+    async def archived_log(self, build_id: str) -> tuple[BuildStatus, list[LogEntry]] | None:
+        """Return a closed build's final status and log, or None."""
+
+        def read() -> tuple[BuildStatus, list[LogEntry]] | None:
+            from activities.build_log_archive import read_archived_log
+
+            return read_archived_log(self._connect(), build_id)
+
+        return await asyncio.to_thread(read)
+
+    async def has_objects(self, build_id: str) -> bool:
+        """Return whether anything of a build is there, such as the parts of half an upload."""
+
+        def read() -> bool:
+            return bool(self._connect().list_objects(f"{build_id}/"))
+
+        return await asyncio.to_thread(read)
+
+    def _connect(self) -> Bucket:
+        from activities.bucket import Bucket
+
+        with self._lock:
+            if self._bucket is None:
+                self._bucket = Bucket(self.name)
+            return self._bucket
