@@ -1,0 +1,176 @@
+"""A client of the API: what the CLI is made of, and others can use.
+
+Errors are `CallError`: the server's message, reason, bad fields and hint in one place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TypeVar
+
+import grpc
+from google.protobuf.empty_pb2 import Empty
+from google.rpc import error_details_pb2, status_pb2
+
+from api.errors import DETAILS_TRAILER, Violation
+from api.pb import template_manager_pb2 as pb
+from api.pb import template_manager_pb2_grpc as pb_grpc
+
+CALL_SECONDS = 30.0
+# Undoing a build and deleting a template take as long as the hosts and the bucket need.
+UNDO_SECONDS = 1800.0
+RECONNECT_SECONDS = 1.0
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+
+T = TypeVar("T")
+
+
+@dataclass
+class CallError(Exception):
+    """A call that did not succeed, in words for a person."""
+
+    code: grpc.StatusCode
+    message: str
+    reason: str = ""
+    hint: str = ""
+    violations: tuple[Violation, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    retry_after_seconds: float | None = None
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True)
+class CreatedBuild:
+    """What the headers of a create call say."""
+
+    build_id: str
+    workflow_id: str
+    run_id: str
+
+
+class TemplateClient:
+    """One connection to the API, as an async context manager."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._channel = grpc.aio.insecure_channel(
+            address, options=[("grpc.max_receive_message_length", MAX_ANSWER_BYTES)]
+        )
+        self._stub: pb_grpc.TemplateServiceAsyncStub = pb_grpc.TemplateServiceStub(self._channel)
+
+    async def __aenter__(self) -> TemplateClient:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._channel.close()
+
+    async def create(self, template: pb.TemplateConfig) -> CreatedBuild:
+        """Start a build, or find the one that the same request has started. Raises CallError."""
+        call = self._stub.TemplateCreate(
+            pb.TemplateCreateRequest(template=template), timeout=CALL_SECONDS
+        )
+        await _answer(call)
+        headers = {str(key): str(value) for key, value in await call.initial_metadata()}
+        return CreatedBuild(
+            build_id=headers.get("build-id", template.build_id),
+            workflow_id=headers.get("workflow-id", ""),
+            run_id=headers.get("run-id", ""),
+        )
+
+    async def status(self, build_id: str, *, log_lines: int = 1) -> pb.TemplateBuildStatusResponse:
+        """Return a build's status with its last `log_lines` lines. Raises CallError."""
+        request = pb.TemplateStatusRequest(
+            build_id=build_id, limit=log_lines, direction=pb.Backward
+        )
+        return await _answer(self._stub.TemplateBuildStatus(request, timeout=CALL_SECONDS))
+
+    async def cancel(self, build_id: str) -> None:
+        """Stop a build and wait until it is undone. Raises CallError."""
+        request = pb.TemplateBuildCancelRequest(build_id=build_id)
+        await _answer(self._stub.TemplateBuildCancel(request, timeout=UNDO_SECONDS))
+
+    async def delete(self, build_id: str) -> None:
+        """Delete a template and wait until it is gone. Raises CallError."""
+        request = pb.TemplateBuildDeleteRequest(build_id=build_id)
+        await _answer(self._stub.TemplateBuildDelete(request, timeout=UNDO_SECONDS))
+
+    async def health(self) -> pb.HealthStatusResponse:
+        """Return whether the server takes new work. Raises CallError."""
+        return await _answer(self._stub.HealthStatus(Empty(), timeout=CALL_SECONDS))
+
+    async def logs(
+        self,
+        build_id: str,
+        *,
+        cursor: int = 0,
+        follow: bool = False,
+        level: pb.LogLevel | None = None,
+        patience_seconds: float = 60,
+    ) -> AsyncIterator[pb.TemplateBuildLogsResponse]:
+        """Yield log lines from `cursor` on; with `follow` until the build ends.
+
+        When the connection breaks it goes on at the line after the last one, until the server
+        has been away for `patience_seconds`. Raises CallError.
+        """
+        loop = asyncio.get_running_loop()
+        away_since: float | None = None
+        while True:
+            request = pb.TemplateBuildLogsRequest(
+                build_id=build_id, cursor=cursor, follow=follow, level=level
+            )
+            try:
+                async for line in self._stub.TemplateBuildLogs(request):
+                    away_since, cursor = None, line.next_cursor
+                    yield line
+                return
+            except grpc.aio.AioRpcError as error:
+                away_since = away_since or loop.time()
+                gave_up = loop.time() - away_since > patience_seconds
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or not follow or gave_up:
+                    raise explain(error) from None
+            await asyncio.sleep(RECONNECT_SECONDS)
+
+
+async def _answer(call: Awaitable[T]) -> T:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise explain(error) from None
+
+
+def explain(error: grpc.aio.AioRpcError) -> CallError:
+    """Read the google.rpc details of a failed call."""
+    explained = CallError(error.code(), error.details() or error.code().name)
+    for key, value in error.trailing_metadata() or ():
+        if key == DETAILS_TRAILER and isinstance(value, bytes):
+            _add_details(explained, status_pb2.Status.FromString(value))
+    if explained.code is grpc.StatusCode.UNAVAILABLE and not explained.reason:
+        explained.hint = "Check that the API runs there (template-manager api) and the address."
+    return explained
+
+
+def _add_details(explained: CallError, status: status_pb2.Status) -> None:
+    info = error_details_pb2.ErrorInfo()
+    bad = error_details_pb2.BadRequest()
+    retry = error_details_pb2.RetryInfo()
+    for detail in status.details:
+        if detail.Unpack(info):
+            explained.reason = info.reason
+            explained.metadata = dict(info.metadata)
+            explained.hint = info.metadata.get("hint", "")
+        elif detail.Unpack(bad):
+            explained.violations = tuple(
+                Violation(v.field, v.description) for v in bad.field_violations
+            )
+        elif detail.Unpack(retry):
+            explained.retry_after_seconds = retry.retry_delay.ToMilliseconds() / 1000
