@@ -1,0 +1,627 @@
+"""The API server, driven by real gRPC clients, over a real Temporal server and bucket.
+
+The workflows are the real ones; only a KVM host's activities are replaced by recording ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import re
+import shutil
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+from google.protobuf.timestamp_pb2 import Timestamp
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from services import Stack
+from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.contrib.workflow_streams import WorkflowStreamClient
+from temporalio.service import RPCError
+from temporalio.testing import WorkflowEnvironment
+
+from activities.bucket import Bucket
+from activities.build_log_archive import archived_log_name, to_jsonl
+from activities.errors import ImageNotFoundError
+from activities.models import (
+    LOG_TOPIC,
+    BuildOptions,
+    BuildState,
+    BuildStatus,
+    LogEntry,
+    LogLevel,
+    build_workflow_id,
+    delete_workflow_id,
+    utc_now,
+)
+from activities.settings import Settings
+from api.client import CallError, TemplateClient
+from api.pb import template_manager_pb2 as pb
+from api.server import ApiServer, running_server
+from tests.workflows.recording_host import Journal, RecordingHost, running_stack
+from workflows.build_template import BuildTemplate
+
+OPTIONS = BuildOptions(
+    heartbeat_timeout_seconds=1.5,
+    lease_grace_seconds=2,
+    lease_wait_seconds=20,
+    teardown_timeout_seconds=10,
+    retry_attempts=2,
+    retry_initial_seconds=0.1,
+    retry_maximum_seconds=0.2,
+)
+SECRET_KEYS = "k1:" + "A" * 43 + "="
+
+
+@pytest_asyncio.fixture(scope="session")
+async def temporal() -> AsyncIterator[Client]:
+    """A Temporal dev server that does not know our search attributes yet."""
+    async with await WorkflowEnvironment.start_local(
+        data_converter=pydantic_data_converter,
+        dev_server_existing_path=shutil.which("temporal"),
+    ) as environment:
+        yield environment.client
+
+
+def template_of(**changes: Any) -> pb.TemplateConfig:
+    values: dict[str, Any] = {
+        "template_id": "web",
+        "build_id": str(uuid.uuid4()),
+        "from_image": "127.0.0.1:5000/web:1",
+        "memory_mb": 512,
+        "vcpu_count": 1,
+        "disk_size_mb": 512,
+        "start_command": "serve",
+        "ready_command": "check",
+    }
+    return pb.TemplateConfig(**(values | changes))
+
+
+@dataclass
+class Api:
+    """A running API, its client, and the host that its builds run on."""
+
+    server: ApiServer
+    client: TemplateClient
+    temporal: Client
+    host: RecordingHost
+    journal: Journal
+    settings: Settings
+    ids: list[str] = field(default_factory=list)
+
+    def template(self, **changes: Any) -> pb.TemplateConfig:
+        template = template_of(**changes)
+        self.ids.append(template.build_id)
+        return template
+
+    async def completed(self, **changes: Any) -> str:
+        """Build a template and wait for it."""
+        created = await self.client.create(self.template(**changes))
+        await self.ended(created.build_id)
+        return created.build_id
+
+    async def running_until(self, activity: str, **changes: Any) -> str:
+        """Start a build that hangs in an activity."""
+        started = self.journal.hang(activity)
+        created = await self.client.create(self.template(**changes))
+        await asyncio.wait_for(started.wait(), 20)
+        return created.build_id
+
+    async def end_everything(self) -> None:
+        """Leave no build running: the recording host has room for one."""
+        for build_id in self.ids:
+            for workflow_id in (build_workflow_id(build_id), delete_workflow_id(build_id)):
+                with contextlib.suppress(RPCError):
+                    await self.temporal.get_workflow_handle(workflow_id).terminate()
+
+    async def ended(self, build_id: str) -> pb.TemplateBuildStatusResponse:
+        """Wait until a build has closed."""
+        with contextlib.suppress(Exception):
+            handle = self.temporal.get_workflow_handle(build_workflow_id(build_id))
+            await asyncio.wait_for(handle.result(), 20)
+        return await self.client.status(build_id)
+
+
+def settings_for(storage: Stack, **changes: Any) -> Settings:
+    values: dict[str, Any] = {
+        "api_address": "127.0.0.1:0",
+        "bucket": storage.environment.bucket,
+        "build": OPTIONS,
+        "secret_keys": SECRET_KEYS,
+        "drain_seconds": 3,
+    }
+    return Settings(**(values | changes))
+
+
+@pytest_asyncio.fixture
+async def api(temporal: Client, storage: Stack, empty_bucket: Bucket) -> AsyncIterator[Api]:
+    settings = settings_for(storage)
+    journal = Journal()
+    host = RecordingHost(f"h-{uuid.uuid4().hex[:8]}", journal)
+    async with (
+        running_server(temporal, settings) as server,
+        TemplateClient(server.address) as client,
+        running_stack(temporal, host),
+    ):
+        await serving(server.address, True)
+        running = Api(server, client, temporal, host, journal, settings)
+        yield running
+        await running.end_everything()
+
+
+async def health_of(address: str) -> int:
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service="TemplateService"))
+        return int(answer.status)
+
+
+async def serving(address: str, expected: bool, limit_seconds: float = 15) -> None:
+    """Wait until the health service says SERVING, or no longer does."""
+    wanted = health_pb2.HealthCheckResponse.SERVING
+    async with asyncio.timeout(limit_seconds):
+        while (await health_of(address) == wanted) is not expected:
+            await asyncio.sleep(0.1)
+
+
+async def messages(api: Api, build_id: str, **options: Any) -> list[str]:
+    return [line.entry.message async for line in api.client.logs(build_id, **options)]
+
+
+async def publish(temporal: Client, build_id: str, *texts: str, level: LogLevel) -> None:
+    """Publish log lines as a step does."""
+    stream = WorkflowStreamClient.create(
+        temporal, build_workflow_id(build_id), batch_interval=timedelta(milliseconds=50)
+    )
+    async with stream:
+        topic = stream.topic(LOG_TOPIC, type=LogEntry)
+        for text in texts:
+            topic.publish(LogEntry(timestamp=utc_now(), level=level, message=text))
+
+
+# ---- Create
+
+
+async def test_a_build_runs_and_its_status_tells_everything(api: Api) -> None:
+    created = await api.client.create(api.template())
+    assert created.workflow_id == build_workflow_id(created.build_id)
+    assert created.run_id
+
+    status = await api.ended(created.build_id)
+
+    assert status.status == pb.Completed
+    assert status.state == "completed"
+    assert status.timeline[0].step == "lease_host"
+    assert {artifact.name for artifact in status.artifacts} == {
+        "rootfs.ext4",
+        "memfile",
+        "snapfile",
+    }
+    assert status.host == api.host.name
+    assert status.image_digest.startswith("sha256:")
+    assert status.metadata.kernel_version == "vmlinux-6.1"
+    assert status.run_id == created.run_id
+    assert not status.HasField("reason")
+
+
+async def test_the_same_request_again_is_the_same_build(api: Api) -> None:
+    template = api.template()
+    first = await api.client.create(template)
+    again = await api.client.create(template)
+    assert again == first
+    await api.ended(first.build_id)
+    assert await api.client.create(template) == first
+
+
+async def test_the_same_id_with_another_config_is_refused(api: Api) -> None:
+    template = api.template()
+    await api.client.create(template)
+    template.memory_mb = 1024
+    with pytest.raises(CallError) as caught:
+        await api.client.create(template)
+    assert caught.value.code is grpc.StatusCode.ALREADY_EXISTS
+    assert caught.value.reason == "BUILD_EXISTS_WITH_OTHER_CONFIG"
+    assert "new build id" in caught.value.hint
+
+
+async def test_of_many_creates_at_once_one_config_wins(api: Api) -> None:
+    build_id = str(uuid.uuid4())
+    results = await asyncio.gather(
+        *(
+            api.client.create(api.template(build_id=build_id, memory_mb=memory))
+            for memory in (512, 1024) * 4
+        ),
+        return_exceptions=True,
+    )
+    created = [result for result in results if not isinstance(result, BaseException)]
+    refused = [result for result in results if isinstance(result, CallError)]
+    assert len(created) == 4 and len({build.run_id for build in created}) == 1
+    assert {error.code for error in refused} == {grpc.StatusCode.ALREADY_EXISTS}
+
+
+async def test_bad_fields_are_all_named(api: Api) -> None:
+    bad = api.template(build_id="x", memory_mb=511, vcpu_count=3, disk_size_mb=-1)
+    with pytest.raises(CallError) as caught:
+        await api.client.create(bad)
+    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    fields = {violation.field.removeprefix("template.") for violation in caught.value.violations}
+    assert fields == {"build_id", "memory_mb", "vcpu_count", "disk_size_mb"}
+
+
+async def test_a_secret_does_not_enter_the_workflow_in_the_clear(api: Api) -> None:
+    general = pb.GeneralRegistry(username="me", password="hunter2-hunter2")
+    build_id = await api.completed(from_image_registry=pb.FromImageRegistry(general=general))
+    handle = api.temporal.get_workflow_handle(build_workflow_id(build_id))
+    history = (await handle.fetch_history()).to_json()
+    payloads = re.findall(r'"data": ?"([A-Za-z0-9+/=]+)"', history)
+    assert payloads
+    assert not any(b"hunter2" in base64.b64decode(payload) for payload in payloads)
+    [pull] = [argument for name, argument in api.journal.arguments if name == "pull_image"]
+    assert "hunter2" not in pull.model_dump_json()
+    assert pull.auth.username == "me"
+
+
+# ---- Status
+
+
+async def test_a_running_build_tells_its_step_and_what_it_waits_for(api: Api) -> None:
+    build_id = await api.running_until("build_rootfs")
+    status = await api.client.status(build_id)
+    assert (status.status, status.state, status.step) == (pb.Building, "building", "build_rootfs")
+    assert status.progress.what == "build_rootfs"
+    assert status.progress.attempt == 1
+    await api.client.cancel(build_id)
+
+
+async def test_a_failed_build_tells_why_and_what_to_do(api: Api) -> None:
+    api.journal.fail("pull_image", ImageNotFoundError("no such image", log_tail=["last line"]))
+    status = await api.ended((await api.client.create(api.template())).build_id)
+    assert (status.status, status.state) == (pb.Failed, "failed")
+    reason = status.reason
+    assert (reason.error_type, reason.step) == ("ImageNotFoundError", "pull_image")
+    assert reason.message == "no such image"
+    assert list(reason.log_tail) == ["last line"]
+    assert "tag" in reason.hint
+
+
+async def test_an_unknown_build_is_not_found(api: Api) -> None:
+    unknown = str(uuid.uuid4())
+    for call in (api.client.status, api.client.cancel, api.client.delete):
+        with pytest.raises(CallError) as caught:
+            await call(unknown)
+        assert caught.value.code is grpc.StatusCode.NOT_FOUND
+        assert caught.value.reason == "BUILD_NOT_FOUND"
+
+
+async def test_another_template_s_build_is_not_found(api: Api) -> None:
+    build_id = await api.completed()
+    async with raw_stub(api.server.address) as stub:
+        for method, request in (
+            (stub.TemplateBuildStatus, pb.TemplateStatusRequest),
+            (stub.TemplateBuildDelete, pb.TemplateBuildDeleteRequest),
+            (stub.TemplateBuildCancel, pb.TemplateBuildCancelRequest),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await method(request(build_id=build_id, template_id="other"))
+            assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert (await api.client.status(build_id)).state == "completed"
+
+
+async def test_status_selects_log_lines(api: Api) -> None:
+    build_id = await api.running_until("build_rootfs")
+    await publish(api.temporal, build_id, "w1", "w2", "w3", level=LogLevel.WARN)
+    now = Timestamp()
+    now.GetCurrentTime()
+    async with raw_stub(api.server.address) as stub:
+
+        async def lines(**selection: Any) -> list[str]:
+            request = pb.TemplateStatusRequest(build_id=build_id, **selection)
+            answer = await stub.TemplateBuildStatus(request)
+            return [entry.message for entry in answer.log_entries]
+
+        everything = await lines()
+        assert everything[-3:] == ["w1", "w2", "w3"]
+        assert await lines(offset=2, limit=2) == everything[2:4]
+        assert await lines(level=pb.Warn) == ["w1", "w2", "w3"]
+        assert await lines(level=pb.Warn, offset=1, limit=1) == ["w2"]
+        assert await lines(direction=pb.Backward, limit=2) == ["w3", "w2"]
+        assert await lines(start=now) == []
+        assert await lines(end=now) == everything
+    await api.client.cancel(build_id)
+
+
+async def test_a_build_that_temporal_has_forgotten_is_read_from_the_archive(
+    api: Api, empty_bucket: Bucket
+) -> None:
+    build_id = await api.completed()
+    handle = api.temporal.get_workflow_handle_for(BuildTemplate.run, build_workflow_id(build_id))
+    status: BuildStatus = await handle.query(BuildTemplate.status)
+    forgotten = str(uuid.uuid4())
+    config = status.config.model_copy(update={"build_id": forgotten})
+    failed = status.model_copy(
+        update={"config": config, "state": BuildState.FAILED, "published": None}
+    )
+    lines = [LogEntry(timestamp=utc_now(), level=LogLevel.INFO, message=str(n)) for n in range(5)]
+    empty_bucket.write_object(archived_log_name(forgotten), to_jsonl(failed, lines))
+
+    assert (await api.client.status(forgotten)).state == "failed"
+    assert await messages(api, forgotten, cursor=2) == ["2", "3", "4"]
+    assert await messages(api, forgotten, follow=True) == ["0", "1", "2", "3", "4"]
+    with pytest.raises(CallError) as caught:
+        await api.client.create(api.template(build_id=forgotten, memory_mb=2048))
+    assert caught.value.code is grpc.StatusCode.ALREADY_EXISTS
+
+
+async def test_without_workers_status_still_tells_what_temporal_knows(
+    temporal: Client, storage: Stack, empty_bucket: Bucket
+) -> None:
+    async with (
+        running_server(temporal, settings_for(storage)) as server,
+        TemplateClient(server.address) as client,
+    ):
+        created = await client.create(template_of())
+        status = await client.status(created.build_id)
+        assert status.state == "building"
+        await temporal.get_workflow_handle(created.workflow_id).terminate()
+
+
+async def test_a_build_ended_by_an_operator_reads_failed(api: Api) -> None:
+    build_id = await api.running_until("build_rootfs")
+    await api.temporal.get_workflow_handle(build_workflow_id(build_id)).terminate()
+    status = await api.client.status(build_id)
+    assert (status.state, status.reason.error_type) == ("failed", "BuildTerminatedError")
+    assert status.reason.hint
+
+
+# ---- Logs
+
+
+async def test_a_log_is_followed_to_the_end_by_many_without_loss(api: Api) -> None:
+    build_id = await api.running_until("build_rootfs")
+    followers = [asyncio.create_task(messages(api, build_id, follow=True)) for _ in range(15)]
+    late = asyncio.create_task(messages(api, build_id, follow=True, cursor=3))
+    for number in range(10):
+        await publish(api.temporal, build_id, f"line {number}", level=LogLevel.INFO)
+    assert api.server.logs.followed == 1
+    api.journal.hanging.clear()
+    logs = await asyncio.wait_for(asyncio.gather(*followers), 30)
+
+    assert all(log == logs[0] for log in logs)
+    assert [line for line in logs[0] if line.startswith("line ")] == [
+        f"line {n}" for n in range(10)
+    ]
+    assert logs[0][-1] == "build is completed"
+    assert await late == logs[0][3:]
+    assert await messages(api, build_id) == logs[0]
+    assert api.server.logs.followed == 0
+    starts = [
+        event
+        async for event in (
+            api.temporal.get_workflow_handle(build_workflow_id(build_id))
+        ).fetch_history_events()
+    ]
+    assert not [
+        e for e in starts if e.HasField("workflow_execution_update_accepted_event_attributes")
+    ]
+
+
+async def test_a_log_goes_on_at_its_cursor_when_the_api_restarts(api: Api, storage: Stack) -> None:
+    build_id = await api.running_until("build_rootfs")
+    settings = settings_for(storage, api_address=api.server.address)
+    seen: list[str] = []
+    cursors: list[int] = []
+
+    async def follow() -> None:
+        async for line in api.client.logs(build_id, follow=True):
+            seen.append(line.entry.message)
+            cursors.append(line.next_cursor)
+
+    following = asyncio.create_task(follow())
+    await publish(api.temporal, build_id, "before", level=LogLevel.INFO)
+    while "before" not in seen:
+        await asyncio.sleep(0.05)
+    await api.server.drain()
+    await publish(api.temporal, build_id, "meanwhile", level=LogLevel.INFO)
+    async with running_server(api.temporal, settings):
+        await publish(api.temporal, build_id, "after", level=LogLevel.INFO)
+        api.journal.hanging.clear()
+        await asyncio.wait_for(following, 30)
+        whole = await messages(api, build_id)
+    assert seen == whole
+    assert cursors == list(range(1, len(whole) + 1))
+    assert [line for line in seen if line in ("before", "meanwhile", "after")] == [
+        "before",
+        "meanwhile",
+        "after",
+    ]
+
+
+async def test_a_log_is_filtered_by_level_and_its_success_told_in_trailers(api: Api) -> None:
+    build_id = await api.completed()
+    assert await messages(api, build_id, level=pb.Error) == []
+    async with raw_stub(api.server.address) as stub:
+        call = stub.TemplateBuildLogs(pb.TemplateBuildLogsRequest(build_id=build_id, follow=True))
+        assert [line.next_cursor async for line in call]
+        trailers = dict(await call.trailing_metadata())
+    assert trailers["rootfs_size"] == "1"
+    assert "envd_version" in trailers
+
+
+# ---- Cancel and delete
+
+
+async def test_a_cancelled_build_is_undone_and_can_be_created_anew(api: Api) -> None:
+    template = api.template()
+    build_id = await api.running_until("build_rootfs", build_id=template.build_id)
+    await api.client.cancel(build_id)
+    assert "clean_up_rootfs" in api.journal.calls
+    await api.client.cancel(build_id)  # twice is fine
+    status = await api.client.status(build_id)
+    assert (status.status, status.state) == (pb.Failed, "cancelled")
+    assert status.reason.message == "cancelled"
+
+    api.journal.hanging.clear()
+    again = await api.client.create(template)
+    assert again.run_id != status.run_id
+    assert (await api.ended(build_id)).state == "completed"
+
+
+async def test_a_build_that_is_being_cancelled_cannot_be_created(api: Api) -> None:
+    template = api.template()
+    build_id = await api.running_until("build_rootfs", build_id=template.build_id)
+    api.journal.hang("clean_up_rootfs")
+    cancelling = asyncio.create_task(api.client.cancel(build_id))
+    await asyncio.wait_for(api.journal.started["clean_up_rootfs"].wait(), 10)
+    with pytest.raises(CallError) as caught:
+        await api.client.create(template)
+    assert caught.value.reason == "BUILD_BEING_CANCELLED"
+    assert caught.value.retry_after_seconds
+    assert (await api.client.status(build_id)).state == "cancelling"
+    api.journal.hanging.clear()
+    await asyncio.wait_for(cancelling, 20)
+
+
+async def test_a_published_template_cannot_be_cancelled(api: Api) -> None:
+    build_id = await api.completed()
+    with pytest.raises(CallError) as caught:
+        await api.client.cancel(build_id)
+    assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert caught.value.reason == "TEMPLATE_ALREADY_PUBLISHED"
+
+
+async def test_a_deleted_template_is_gone_twice_and_can_be_built_and_deleted_again(
+    api: Api,
+) -> None:
+    template = api.template()
+    for _ in range(2):
+        first = await api.client.create(template)
+        assert (await api.ended(first.build_id)).state == "completed"
+        api.journal.calls.clear()
+        await api.client.delete(template.build_id)
+        assert api.journal.of("delete_objects", "discard_checkpoints", "delete_image_tag") == [
+            "delete_objects",
+            "discard_checkpoints",
+        ]
+        await api.client.delete(template.build_id)
+        with pytest.raises(CallError) as caught:
+            await api.client.status(template.build_id)
+        assert caught.value.code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_delete_stops_a_running_build_and_removes_the_service_s_own_tag(api: Api) -> None:
+    build_id = await api.running_until("build_rootfs", from_image="")
+    await api.client.delete(build_id)
+    assert "clean_up_rootfs" in api.journal.calls
+    [delete] = [argument for name, argument in api.journal.arguments if name == "delete_image_tag"]
+    assert delete.own_image == f"{api.settings.registry}/web:{build_id}"
+
+
+# ---- Errors and health
+
+
+@contextlib.asynccontextmanager
+async def raw_stub(address: str) -> AsyncIterator[Any]:
+    from api.pb import template_manager_pb2_grpc as pb_grpc
+
+    async with grpc.aio.insecure_channel(address) as channel:
+        yield pb_grpc.TemplateServiceStub(channel)
+
+
+async def test_a_deadline_is_honoured_and_the_cancel_goes_on(api: Api) -> None:
+    build_id = await api.running_until("build_rootfs")
+    api.journal.hang("clean_up_rootfs")
+    started = time.monotonic()
+    async with raw_stub(api.server.address) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.TemplateBuildCancel(
+                pb.TemplateBuildCancelRequest(build_id=build_id), timeout=1
+            )
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert time.monotonic() - started < 3
+    api.journal.hanging.clear()
+    assert (await api.ended(build_id)).state == "cancelled"
+
+
+async def test_garbage_is_never_unknown(api: Api) -> None:
+    async with grpc.aio.insecure_channel(api.server.address) as channel:
+        for method in ("TemplateCreate", "TemplateBuildStatus", "TemplateBuildLogs", "NoSuchRpc"):
+            call: Any = channel.unary_unary(f"/TemplateService/{method}")
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(b"\xff\xff\xff")
+            assert caught.value.code() is not grpc.StatusCode.UNKNOWN
+            assert "Traceback" not in str(caught.value.details())
+
+
+async def test_a_bug_of_ours_shows_no_trace_but_an_incident(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise KeyError("a secret of ours")
+
+    monkeypatch.setattr(api.server.service._builds, "view", broken)
+    with pytest.raises(CallError) as caught:
+        await api.client.status(str(uuid.uuid4()))
+    assert caught.value.code is grpc.StatusCode.INTERNAL
+    assert "secret of ours" not in caught.value.message
+    assert caught.value.metadata["incident"] in caught.value.message
+
+
+async def test_while_temporal_is_away_calls_are_unavailable_and_health_says_so(
+    storage: Stack, empty_bucket: Bucket, tmp_path: Path
+) -> None:
+    database = str(tmp_path / "temporal.db")
+
+    async def start(port: int | None = None) -> WorkflowEnvironment:
+        return await WorkflowEnvironment.start_local(
+            data_converter=pydantic_data_converter,
+            dev_server_existing_path=shutil.which("temporal"),
+            dev_server_database_filename=database,
+            port=port,
+        )
+
+    environment = await start()
+    address = environment.client.service_client.config.target_host
+    lazy = await Client.connect(address, data_converter=pydantic_data_converter, lazy=True)
+    async with (
+        running_server(lazy, settings_for(storage)) as server,
+        TemplateClient(server.address) as client,
+    ):
+        await serving(server.address, True)
+        await environment.shutdown()
+        await serving(server.address, False)
+        with pytest.raises(CallError) as caught:
+            await client.status(str(uuid.uuid4()))
+        assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+        assert caught.value.reason == "TEMPORAL_UNAVAILABLE"
+        assert caught.value.retry_after_seconds
+        assert (await client.health()).status == pb.Healthy
+
+        environment = await start(int(address.rpartition(":")[2]))
+        await serving(server.address, True, limit_seconds=30)
+        with pytest.raises(CallError) as caught:
+            await client.status(str(uuid.uuid4()))
+        assert caught.value.code is grpc.StatusCode.NOT_FOUND
+        await environment.shutdown()
+
+
+async def test_a_draining_server_says_so_and_lets_calls_end(api: Api) -> None:
+    build_id = await api.running_until("build_rootfs")
+    api.journal.hang("clean_up_rootfs")
+    cancelling = asyncio.create_task(api.client.cancel(build_id))
+    await asyncio.wait_for(api.journal.started["clean_up_rootfs"].wait(), 10)
+    draining = asyncio.create_task(api.server.drain())
+    await serving(api.server.address, False)
+    assert (await api.client.health()).status == pb.Draining
+    api.journal.hanging.clear()
+    await asyncio.wait_for(cancelling, 10)
+    await asyncio.wait_for(draining, 10)
