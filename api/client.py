@@ -87,8 +87,11 @@ class TemplateClient:
             run_id=headers.get("run-id", ""),
         )
 
-    async def status(self, build_id: str, *, log_lines: int = 1) -> pb.TemplateBuildStatusResponse:
-        """Return a build's status with its last `log_lines` lines. Raises CallError."""
+    async def status(self, build_id: str, *, log_lines: int = 0) -> pb.TemplateBuildStatusResponse:
+        """Return a build's status with its last `log_lines` lines, the latest first.
+
+        Raises CallError.
+        """
         request = pb.TemplateStatusRequest(
             build_id=build_id, limit=log_lines, direction=pb.Backward
         )
@@ -114,7 +117,7 @@ class TemplateClient:
         *,
         cursor: int = 0,
         follow: bool = False,
-        level: pb.LogLevel | None = None,
+        level: pb.LogLevel | str | None = None,
         patience_seconds: float = 60,
     ) -> AsyncIterator[pb.TemplateBuildLogsResponse]:
         """Yield log lines from `cursor` on; with `follow` until the build ends.

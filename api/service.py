@@ -142,7 +142,11 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
     ) -> list[pb.TemplateBuildLogEntry]:
         if request.offset < 0:
             raise invalid_argument([Violation("offset", "must not be negative")])
-        limit = min(request.limit, MAX_STATUS_LINES) if request.limit else MAX_STATUS_LINES
+        limit = (
+            min(request.limit, MAX_STATUS_LINES) if request.HasField("limit") else MAX_STATUS_LINES
+        )
+        if limit == 0:
+            return []
         if _wants_all_lines(request):
             entries = await self._logs.read(view, request.offset, limit)
         else:
