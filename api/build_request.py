@@ -1,0 +1,120 @@
+"""The request for a build, from what the command line gives."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from api.pb import template_manager_pb2 as pb
+
+PASSWORD_VARIABLE = "TEMPLATE_MANAGER_REGISTRY_PASSWORD"  # noqa: S105 # a name, not a password
+MAX_TEMPLATE_ID = 63
+
+
+class OptionError(Exception):
+    """An option that cannot be understood. The message names it and says what it should be."""
+
+
+@dataclass(frozen=True)
+class RegistryOptions:
+    """How to log in to the image's registry."""
+
+    user: str = ""
+    password_stdin: bool = False
+    password_file: Path | None = None
+    google_key_file: Path | None = None
+    google_default: bool = False
+    aws_region: str = ""
+
+
+def template_id_of(image: str) -> str:
+    """Return a template id made of an image's name: the last part of its path."""
+    name = image.partition("@")[0].rpartition("/")[2].partition(":")[0]
+    plain = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")
+    return plain[:MAX_TEMPLATE_ID] or "template"
+
+
+def new_build_id() -> str:
+    """Return a fresh build id."""
+    return str(uuid.uuid4())
+
+
+def environment_of(assignments: Sequence[str]) -> dict[str, str]:
+    """Read NAME=VALUE pairs; NAME alone takes the value from this process's environment.
+
+    Raises OptionError.
+    """
+    env = {}
+    for assignment in assignments:
+        name, sign, value = assignment.partition("=")
+        if not sign:
+            if name not in os.environ:
+                raise OptionError(f"--env {name}: not set here; write --env {name}=VALUE")
+            value = os.environ[name]
+        env[name] = value
+    return env
+
+
+def registry_of(
+    options: RegistryOptions, environ: Mapping[str, str] = os.environ
+) -> pb.FromImageRegistry | None:
+    """Return the credentials for the image's registry, or None when none are given.
+
+    Secrets come from standard input, files and the environment, never from arguments, which
+    everyone on the machine can read. Raises OptionError.
+    """
+    kinds = [bool(options.user), bool(options.google_key_file), options.google_default]
+    if sum([*kinds, bool(options.aws_region)]) > 1:
+        raise OptionError("give one kind of registry credentials: user, Google or AWS")
+    if options.user:
+        password = _password(options, environ)
+        return pb.FromImageRegistry(
+            general=pb.GeneralRegistry(username=options.user, password=password)
+        )
+    if options.google_key_file:
+        key = _read(options.google_key_file, "--google-key-file")
+        return pb.FromImageRegistry(gcp=pb.GcpRegistry(service_account_json=key))
+    if options.google_default:
+        return pb.FromImageRegistry(gcp=pb.GcpRegistry())
+    if options.aws_region:
+        return pb.FromImageRegistry(aws=_aws(options.aws_region, environ))
+    if options.password_stdin or options.password_file:
+        raise OptionError("a registry password needs --registry-user")
+    return None
+
+
+def _password(options: RegistryOptions, environ: Mapping[str, str]) -> str:
+    if options.password_stdin:
+        return sys.stdin.read().rstrip("\r\n")
+    if options.password_file:
+        return _read(options.password_file, "--registry-password-file").rstrip("\r\n")
+    password = environ.get(PASSWORD_VARIABLE, "")
+    if not password:
+        raise OptionError(
+            "--registry-user needs a password: --registry-password-stdin, "
+            f"--registry-password-file or {PASSWORD_VARIABLE}"
+        )
+    return password
+
+
+def _aws(region: str, environ: Mapping[str, str]) -> pb.AwsRegistry:
+    missing = [n for n in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") if not environ.get(n)]
+    if missing:
+        raise OptionError(f"--aws-region needs {' and '.join(missing)} in the environment")
+    return pb.AwsRegistry(
+        aws_access_key_id=environ["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=environ["AWS_SECRET_ACCESS_KEY"],
+        aws_region=region,
+    )
+
+
+def _read(path: Path, option: str) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"{option}: cannot read {path}: {error}") from error

@@ -1,0 +1,597 @@
+"""`template-manager`: the command line.
+
+Commands load what they start only when they start it, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from activities.errors import TemplateManagerError
+    from activities.settings import Settings
+    from api.client import CallError, TemplateClient
+    from api.pb import template_manager_pb2 as pb
+
+
+class Exit(IntEnum):
+    """The exit codes, the same for every command."""
+
+    OK = 0
+    BUILD_FAILED = 1
+    USAGE = 2
+    UNAVAILABLE = 3
+    INTERRUPTED = 130
+
+
+EXIT_CODES = (
+    "Exit codes: 0 success; 1 the build failed or was cancelled, or the template is damaged; "
+    "2 wrong usage or a request that cannot be granted; 3 the API, or what it needs, is "
+    "unavailable: try again."
+)
+
+app = typer.Typer(
+    name="template-manager",
+    help="Builds Firecracker VM templates from container images.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+T = TypeVar("T")
+
+ApiAddress = Annotated[
+    str,
+    typer.Option(
+        "--api-address",
+        envvar="TEMPLATE_MANAGER_API_ADDRESS",
+        help="Where the API listens.",
+        metavar="HOST:PORT",
+    ),
+]
+BuildIdArgument = Annotated[str, typer.Argument(metavar="BUILD_ID", help="The build's UUID.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+DEFAULT_API_ADDRESS = "127.0.0.1:5008"
+EXAMPLE_BUILD = "4f2c6f0e-5d1c-4c8e-9d43-0a7c6a1b2c3d"
+BUILDS = "Builds and templates"
+PROCESSES = "Processes"
+DEVELOPMENT = "Development"
+
+
+def main() -> None:
+    """Run the command line. gRPC's own chatter about connections is left out."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    app()
+
+
+# ---- Builds
+
+
+@app.command(
+    rich_help_panel=BUILDS,
+    epilog="Example: template-manager build --image 127.0.0.1:5000/web:1 --memory 512 --vcpu 1 "
+    "--start-command 'httpd -f -p 8080' --ready-command 'wget -q -O- http://127.0.0.1:8080' "
+    "--follow",
+)
+def build(
+    *,
+    image: Annotated[
+        str,
+        typer.Option(help="The container image; without it, the service's own for the ids."),
+    ] = "",
+    start_command: Annotated[str, typer.Option(help="What runs in the guest.")] = "",
+    ready_command: Annotated[str, typer.Option(help="Succeeds when the guest is ready.")] = "",
+    memory: Annotated[int, typer.Option(metavar="MIB", help="Memory, even, 128 to 32768.")] = 512,
+    vcpu: Annotated[int, typer.Option(metavar="N", help="vCPUs: 1, or even, up to 32.")] = 1,
+    disk: Annotated[int, typer.Option(metavar="MIB", help="Free disk space to add.")] = 512,
+    template_id: Annotated[
+        str, typer.Option(help="The template's name; by default made of the image's.")
+    ] = "",
+    build_id: Annotated[str, typer.Option(help="A UUID; by default a new one.")] = "",
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Environment of both commands. May be repeated."),
+    ] = None,
+    kernel: Annotated[str, typer.Option(help="Guest kernel; by default the server's.")] = "",
+    firecracker: Annotated[
+        str, typer.Option(help="Firecracker version; by default the server's.")
+    ] = "",
+    ready_timeout: Annotated[
+        int, typer.Option(metavar="SECONDS", min=0, help="Limit until ready; 0 is the server's.")
+    ] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Use no checkpoint.")] = False,
+    registry_user: Annotated[str, typer.Option(help="User of the image's registry.")] = "",
+    registry_password_stdin: Annotated[
+        bool,
+        typer.Option(
+            "--registry-password-stdin",
+            help="Read the password from standard input. "
+            "Else: a file, or TEMPLATE_MANAGER_REGISTRY_PASSWORD.",
+        ),
+    ] = False,
+    registry_password_file: Annotated[
+        Path | None, typer.Option(help="A file that holds the password.")
+    ] = None,
+    google_key_file: Annotated[
+        Path | None, typer.Option(help="A Google service account's key in JSON.")
+    ] = None,
+    google_default: Annotated[
+        bool, typer.Option("--google-default", help="Use the KVM host's Google credentials.")
+    ] = False,
+    aws_region: Annotated[
+        str, typer.Option(help="Log in to ECR there; AWS_ACCESS_KEY_ID and its secret are read.")
+    ] = "",
+    follow: Annotated[
+        bool | None,
+        typer.Option(
+            "--follow/--no-follow", help="Show the build until it ends; the default on a terminal."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    api_address: ApiAddress = DEFAULT_API_ADDRESS,
+) -> None:
+    """Build a template, and show how it goes.
+
+    Without --follow it prints the build's id and returns: the build goes on by itself.
+    """
+    from api.build_request import (
+        OptionError,
+        RegistryOptions,
+        environment_of,
+        new_build_id,
+        registry_of,
+        template_id_of,
+    )
+    from api.pb import template_manager_pb2 as pb
+
+    registry = RegistryOptions(
+        user=registry_user,
+        password_stdin=registry_password_stdin,
+        password_file=registry_password_file,
+        google_key_file=google_key_file,
+        google_default=google_default,
+        aws_region=aws_region,
+    )
+    try:
+        template = pb.TemplateConfig(
+            template_id=template_id or template_id_of(image),
+            build_id=build_id or new_build_id(),
+            from_image=image or None,
+            from_image_registry=registry_of(registry),
+            memory_mb=memory,
+            vcpu_count=vcpu,
+            disk_size_mb=disk,
+            kernel_version=kernel,
+            firecracker_version=firecracker,
+            start_command=start_command,
+            ready_command=ready_command,
+            ready_timeout_seconds=ready_timeout,
+            env=environment_of(env or ()),
+            force=force,
+        )
+    except (OptionError, ValueError) as error:  # ValueError: a number that the wire cannot hold
+        _fail(str(error), "See template-manager build --help.", Exit.USAGE, as_json=as_json)
+    following = out.is_terminal if follow is None else follow
+    _run(lambda: _build(api_address, template, following, as_json), as_json)
+
+
+async def _build(address: str, template: pb.TemplateConfig, follow: bool, as_json: bool) -> None:
+    from api.client import TemplateClient
+
+    async with TemplateClient(address) as client:
+        created = await client.create(template)
+        if follow:
+            err.print(f"build {created.build_id} of template {template.template_id}")
+            await _follow(client, created.build_id, as_json)
+        elif as_json:
+            _print_json(vars(created))
+        else:
+            out.print(created.build_id)
+            err.print(f"→ template-manager logs {created.build_id} --follow")
+
+
+async def _follow(client: TemplateClient, build_id: str, as_json: bool) -> None:
+    """Show a build to its end, then all about it. Exits with the build's code."""
+    from api.live_view import follow, view_for
+
+    try:
+        with view_for(err if as_json else out) as view:
+            status = await follow(client, build_id, view)
+    except asyncio.CancelledError:
+        err.print(
+            f"\nThe build goes on. See it again: template-manager logs {build_id} --follow\n"
+            f"Stop it: template-manager cancel {build_id}"
+        )
+        raise
+    _show_end(build_id, status, as_json)
+
+
+def _show_end(build_id: str, status: pb.TemplateBuildStatusResponse, as_json: bool) -> None:
+    _show_status(build_id, status, as_json)
+    if status.state != "completed":
+        raise typer.Exit(Exit.BUILD_FAILED)
+
+
+def _show_status(build_id: str, status: pb.TemplateBuildStatusResponse, as_json: bool) -> None:
+    from api.report import build_table, failure_text, status_json
+
+    if as_json:
+        _print_json(status_json(build_id, status))
+        return
+    out.print(build_table(build_id, status, _settings().web_ui_address))
+    if status.HasField("reason"):
+        out.print(failure_text(status))
+
+
+@app.command(
+    rich_help_panel=BUILDS, epilog=f"Example: template-manager status {EXAMPLE_BUILD} --json"
+)
+def status(
+    build_id: BuildIdArgument,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it until it ends.")] = False,
+    as_json: AsJson = False,
+    api_address: ApiAddress = DEFAULT_API_ADDRESS,
+) -> None:
+    """Show a build: state, step, progress, durations, artifacts; why it failed and what to do.
+
+    The exit code is that of the question, not of the build: 0 also for a failed one, unless
+    --watch has waited for its end.
+    """
+
+    async def show() -> None:
+        from api.client import TemplateClient
+
+        async with TemplateClient(api_address) as client:
+            if watch:
+                await _watch(client, build_id, as_json)
+            else:
+                _show_status(build_id, await client.status(build_id), as_json)
+
+    _run(show, as_json)
+
+
+async def _watch(client: TemplateClient, build_id: str, as_json: bool) -> None:
+    from api.live_view import STATUS_SECONDS, view_for
+
+    with view_for(err if as_json else out) as view:
+        while (current := await client.status(build_id)).state in ("building", "cancelling"):
+            view.status(current)
+            await asyncio.sleep(STATUS_SECONDS)
+    _show_end(build_id, current, as_json)
+
+
+@app.command(
+    rich_help_panel=BUILDS, epilog=f"Example: template-manager logs {EXAMPLE_BUILD} --follow"
+)
+def logs(
+    build_id: BuildIdArgument,
+    *,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the build ends.")
+    ] = False,
+    level: Annotated[
+        str, typer.Option(help="The lowest level to show: debug, info, warn, error.")
+    ] = "debug",
+    cursor: Annotated[int, typer.Option(min=0, help="Where to start; 0 is the beginning.")] = 0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line, with next_cursor.")
+    ] = False,
+    api_address: ApiAddress = DEFAULT_API_ADDRESS,
+) -> None:
+    """Show a build's log. Works the same for a build that has ended."""
+    from api.pb import template_manager_pb2 as pb
+
+    levels = [name.lower() for name, _ in pb.LogLevel.items()]
+    if level not in levels:
+        _fail(f"--level {level}: must be one of {', '.join(levels)}", "", Exit.USAGE, as_json=False)
+
+    async def show() -> None:
+        from api.client import TemplateClient
+        from api.report import log_json, log_line
+
+        async with TemplateClient(api_address) as client:
+            lines = client.logs(build_id, cursor=cursor, follow=follow, level=level.capitalize())
+            async for line in lines:
+                if as_json:
+                    sys.stdout.write(json.dumps(log_json(line)) + "\n")
+                    sys.stdout.flush()
+                else:
+                    out.print(log_line(line.entry), soft_wrap=True)
+
+    _run(show, as_json)
+
+
+@app.command(rich_help_panel=BUILDS, epilog=f"Example: template-manager cancel {EXAMPLE_BUILD}")
+def cancel(
+    build_id: BuildIdArgument,
+    as_json: AsJson = False,
+    api_address: ApiAddress = DEFAULT_API_ADDRESS,
+) -> None:
+    """Stop a build and undo it; returns when all is undone."""
+    _run(lambda: _undo(api_address, build_id, "cancelled", as_json), as_json)
+
+
+@app.command(rich_help_panel=BUILDS, epilog=f"Example: template-manager delete {EXAMPLE_BUILD}")
+def delete(
+    build_id: BuildIdArgument,
+    as_json: AsJson = False,
+    api_address: ApiAddress = DEFAULT_API_ADDRESS,
+) -> None:
+    """Delete a template: objects, checkpoints, the service's own image tag. Stops a running build.
+
+    It cannot be undone. Twice is fine.
+    """
+    _run(lambda: _undo(api_address, build_id, "deleted", as_json), as_json)
+
+
+async def _undo(address: str, build_id: str, outcome: str, as_json: bool) -> None:
+    from api.client import TemplateClient
+
+    async with TemplateClient(address) as client:
+        with err.status(f"build {build_id}: undoing"):
+            await (client.cancel if outcome == "cancelled" else client.delete)(build_id)
+    if as_json:
+        _print_json({"build_id": build_id, "outcome": outcome})
+    else:
+        out.print(f"{build_id} {outcome}")
+
+
+# ---- Templates
+
+
+@app.command(
+    rich_help_panel=BUILDS, epilog=f"Example: template-manager pull {EXAMPLE_BUILD} ./template"
+)
+def pull(
+    build_id: BuildIdArgument,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write it.")],
+    bucket: Annotated[
+        str, typer.Option(envvar="TEMPLATE_MANAGER_BUCKET", help="By default the settings' one.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Download rootfs.ext4, memfile and snapfile, byte for byte, straight from the bucket."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TransferSpeedColumn
+
+    columns = ("{task.description}", BarColumn(), DownloadColumn(True), TransferSpeedColumn())
+    with _template_errors(as_json), Progress(*columns, console=err) as progress:
+        from activities.bucket import Bucket
+        from activities.template_download import pull_template
+
+        bars: dict[str, TaskID] = {}
+
+        def show(name: str, done: int, total: int) -> None:
+            if name not in bars:
+                bars[name] = progress.add_task(name, total=total)
+            progress.update(bars[name], completed=done)
+
+        metadata = pull_template(Bucket(bucket or _settings().bucket), build_id, directory, show)
+    sizes = {name: artifact.size_bytes for name, artifact in metadata.artifacts.items()}
+    if as_json:
+        _print_json({"build_id": build_id, "directory": str(directory), "size_bytes": sizes})
+    else:
+        out.print(f"template {metadata.template_id} is in {directory}")
+        err.print(f"→ template-manager run {directory}")
+
+
+@app.command(rich_help_panel=BUILDS, epilog="Example: template-manager run ./template")
+def run(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where `pull` has put it.")],
+) -> None:
+    """Resume a template on this machine and say where it answers. Ctrl-C ends it."""
+    with _template_errors(as_json=False):
+        from activities.microvm import run_template
+
+        ended = run_template(directory, _settings())
+        if inspect.isawaitable(ended):
+            asyncio.run(_awaited(ended))
+
+
+async def _awaited(work: Awaitable[object]) -> None:
+    await work
+
+
+# ---- Processes
+
+
+@app.command(
+    rich_help_panel=PROCESSES, epilog="Example: template-manager api --listen 127.0.0.1:5008"
+)
+def api(
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where to listen; by default the settings'.")
+    ] = "",
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="Allow an address that others can reach, without TLS."),
+    ] = False,
+) -> None:
+    """Run the gRPC API. SIGTERM drains it."""
+    from api.server import BindError, serve
+
+    settings = _settings()
+    if listen:
+        settings = settings.model_copy(update={"api_address": listen})
+    try:
+        _run_process("api", settings, lambda: serve(settings, insecure=insecure))
+    except BindError as error:
+        _fail(str(error), "", Exit.USAGE, as_json=False)
+
+
+@app.command(rich_help_panel=PROCESSES, epilog="Example: template-manager worker")
+def worker() -> None:
+    """Run the workflows."""
+    from workflows.worker import run
+
+    settings = _settings()
+    _run_process("worker", settings, lambda: run(settings))
+
+
+@app.command(
+    rich_help_panel=PROCESSES,
+    epilog="Example: TEMPLATE_MANAGER_HOST_SLOTS=4 template-manager host",
+)
+def host() -> None:
+    """Run builds on this KVM host. Needs root, Docker, Firecracker and a guest kernel."""
+    from activities.host_worker import run
+
+    settings = _settings()
+    _run_process("host", settings, lambda: run(settings))
+
+
+def _run_process(
+    name: str, settings: Settings, start: Callable[[], Coroutine[Any, Any, None]]
+) -> None:
+    from activities.logging import configure_logging
+
+    configure_logging(settings, name)
+    try:
+        asyncio.run(start())
+    except RuntimeError as error:
+        if "Failed client connect" not in str(error):  # the SDK has no type of its own for it
+            raise
+        _fail(
+            "Temporal cannot be reached",
+            "Check TEMPORAL_ADDRESS and that Temporal runs there (template-manager up).",
+            Exit.UNAVAILABLE,
+            as_json=False,
+        )
+
+
+# ---- Development
+
+
+@app.command(rich_help_panel=DEVELOPMENT, epilog="Example: template-manager up")
+def up() -> None:
+    """Start the whole stack on this machine: what stands in for production, and our processes."""
+    _services("up")
+
+
+@app.command(rich_help_panel=DEVELOPMENT, epilog="Example: template-manager down")
+def down() -> None:
+    """Stop what `up` has started."""
+    _services("down")
+
+
+def _services(command: str) -> NoReturn:
+    script = Path(__file__).resolve().parents[1] / "temporal-dev" / "services.py"
+    if not script.exists():
+        _fail(
+            f"`{command}` needs a checkout: there is no {script}",
+            "Clone the repository, and install it there with `pip install --editable .`.",
+            Exit.USAGE,
+            as_json=False,
+        )
+    raise typer.Exit(subprocess.run([sys.executable, str(script), command], check=False).returncode)
+
+
+# ---- How commands end
+
+
+def _run(command: Callable[[], Coroutine[Any, Any, None]], as_json: bool) -> None:
+    """Run a command; tell its errors in words and in an exit code."""
+    from api.client import CallError
+
+    try:
+        asyncio.run(command())
+    except CallError as error:
+        _show_call_error(error, as_json)
+        raise typer.Exit(exit_code_of(error)) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(Exit.INTERRUPTED) from None
+
+
+def exit_code_of(error: CallError) -> Exit:
+    """Return the exit code for a call that failed: whose turn it is."""
+    import grpc
+
+    usage = (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.ALREADY_EXISTS,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNAUTHENTICATED,
+    )
+    return Exit.USAGE if error.code in usage else Exit.UNAVAILABLE
+
+
+def _show_call_error(error: CallError, as_json: bool) -> None:
+    from api.report import error_json, error_text
+
+    if as_json:
+        _print_json(error_json(error))
+    else:
+        err.print(error_text(error))
+
+
+@contextlib.contextmanager
+def _template_errors(as_json: bool) -> Iterator[None]:
+    """Tell the errors of commands that work without the API."""
+    from activities.errors import TemplateManagerError
+
+    try:
+        yield
+    except TemplateManagerError as error:
+        _fail(error.message, error.hint, _code_of(error), as_json=as_json)
+    except KeyboardInterrupt:
+        raise typer.Exit(Exit.INTERRUPTED) from None
+
+
+def _code_of(error: TemplateManagerError) -> Exit:
+    from activities.errors import TemplateNotFoundError
+
+    if error.retryable:
+        return Exit.UNAVAILABLE
+    return Exit.USAGE if isinstance(error, TemplateNotFoundError) else Exit.BUILD_FAILED
+
+
+def _fail(message: str, hint: str, code: Exit, *, as_json: bool) -> NoReturn:
+    if as_json:
+        _print_json({"error": {"message": message, "hint": hint}})
+    else:
+        parts: list[RenderableType] = [Text(f"error: {message}", style="bold red")]
+        parts += [Text(f"→ {hint}")] if hint else []
+        err.print(*parts, sep="\n")
+    raise typer.Exit(code)
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(data, indent=2) + "\n")
+
+
+def _settings() -> Settings:
+    from pydantic import ValidationError
+
+    from activities.settings import get_settings
+
+    try:
+        return get_settings()
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"TEMPLATE_MANAGER_{'__'.join(map(str, each['loc'])).upper()}: {each['msg']}"
+            for each in error.errors()
+        )
+        _fail(wrong, "Correct these environment variables.", Exit.USAGE, as_json=False)
+
+
+if __name__ == "__main__":
+    main()
