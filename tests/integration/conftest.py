@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+import uuid
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from services import Stack
+from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.testing import WorkflowEnvironment
 
 from activities.bucket import Bucket
 from activities.checkpoints import CheckpointStore
@@ -15,6 +21,10 @@ from activities.lease_objects import LeaseObjects
 from activities.leases import LeaseLedger
 from activities.models import BuildScope, HostLease
 from activities.settings import Settings
+from api.client import TemplateClient
+from api.server import running_server
+from tests.integration.running_api import Api, serving, settings_for
+from tests.workflows.recording_host import Journal, RecordingHost, running_stack
 
 BUILD = "11111111-1111-4111-8111-111111111111"
 
@@ -68,3 +78,29 @@ def held(tmp_path: Path, empty_bucket: Bucket) -> HeldBuild:
     """A build that this host holds, by a lease number from the bucket."""
     number = LeaseObjects(empty_bucket).take(BUILD, "h1", "workflow", None)
     return hold(tmp_path, number)
+
+
+@pytest_asyncio.fixture(scope="session")
+async def temporal() -> AsyncIterator[Client]:
+    """A Temporal dev server that does not know our search attributes yet."""
+    async with await WorkflowEnvironment.start_local(
+        data_converter=pydantic_data_converter,
+        dev_server_existing_path=shutil.which("temporal"),
+    ) as environment:
+        yield environment.client
+
+
+@pytest_asyncio.fixture
+async def api(temporal: Client, storage: Stack, empty_bucket: Bucket) -> AsyncIterator[Api]:
+    settings = settings_for(storage)
+    journal = Journal()
+    host = RecordingHost(f"h-{uuid.uuid4().hex[:8]}", journal)
+    async with (
+        running_server(temporal, settings) as server,
+        TemplateClient(server.address) as client,
+        running_stack(temporal, host),
+    ):
+        await serving(server.address, True)
+        running = Api(server, client, temporal, host, journal, settings)
+        yield running
+        await running.end_everything()

@@ -1,0 +1,104 @@
+"""A client with E2B's own stubs, as of April 2025: camelCase names, the same numbers.
+
+It runs in a process of its own, since two descriptions of the same messages clash in one.
+`python e2b_client.py ADDRESS TEMPLATE_ID BUILD_ID` prints what it sees as JSON.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import tempfile
+import time
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf.empty_pb2 import Empty
+from grpc_tools import protoc
+
+PROTO = """
+syntax = "proto3";
+import "google/protobuf/empty.proto";
+
+message TemplateConfig {
+  string templateID = 1;
+  string buildID = 2;
+  int32 memoryMB = 3;
+  int32 vCpuCount = 4;
+  int32 diskSizeMB = 5;
+  string kernelVersion = 6;
+  string firecrackerVersion = 7;
+  string startCommand = 8;
+  bool hugePages = 9;
+  string readyCommand = 10;
+}
+message TemplateCreateRequest { TemplateConfig template = 1; }
+message TemplateStatusRequest { string templateID = 1; string buildID = 2; }
+message TemplateBuildDeleteRequest { string buildID = 1; string templateID = 2; }
+message TemplateBuildMetadata { int32 rootfsSizeKey = 1; string envdVersionKey = 2; }
+enum TemplateBuildState { Building = 0; Failed = 1; Completed = 2; }
+message TemplateBuildStatusResponse {
+  TemplateBuildState status = 1;
+  TemplateBuildMetadata metadata = 2;
+}
+enum HealthState { Healthy = 0; Draining = 1; }
+message HealthStatusResponse { HealthState status = 1; }
+
+service TemplateService {
+  rpc TemplateCreate(TemplateCreateRequest) returns (google.protobuf.Empty);
+  rpc TemplateBuildStatus(TemplateStatusRequest) returns (TemplateBuildStatusResponse);
+  rpc TemplateBuildDelete(TemplateBuildDeleteRequest) returns (google.protobuf.Empty);
+  rpc HealthStatus(google.protobuf.Empty) returns (HealthStatusResponse);
+}
+"""
+
+
+def stubs() -> tuple[Any, Any]:
+    """Generate and load the stubs."""
+    directory = Path(tempfile.mkdtemp())
+    (directory / "e2b.proto").write_text(PROTO)
+    well_known = str(files("grpc_tools") / "_proto")
+    arguments = ["protoc", f"-I{directory}", f"-I{well_known}", f"--python_out={directory}"]
+    assert protoc.main([*arguments, f"--grpc_python_out={directory}", "e2b.proto"]) == 0
+    sys.path.insert(0, str(directory))
+    return importlib.import_module("e2b_pb2"), importlib.import_module("e2b_pb2_grpc")
+
+
+def main(address: str, template_id: str, build_id: str) -> None:
+    """Create, ask until it is completed, delete."""
+    pb, pb_grpc = stubs()
+    seen: dict[str, Any] = {}
+    with grpc.insecure_channel(address) as channel:
+        service = pb_grpc.TemplateServiceStub(channel)
+        seen["health"] = service.HealthStatus(Empty()).status
+        config = pb.TemplateConfig(
+            templateID=template_id,
+            buildID=build_id,
+            memoryMB=512,
+            vCpuCount=2,
+            diskSizeMB=512,
+            kernelVersion="vmlinux-6.1",
+            firecrackerVersion="v1.13.1",
+            startCommand="serve",
+            readyCommand="check",
+        )
+        service.TemplateCreate(pb.TemplateCreateRequest(template=config))
+        request = pb.TemplateStatusRequest(templateID=template_id, buildID=build_id)
+        while (answer := service.TemplateBuildStatus(request)).status == pb.Building:
+            time.sleep(0.2)
+        seen["status"] = pb.TemplateBuildState.Name(answer.status)
+        seen["rootfs_size"] = answer.metadata.rootfsSizeKey
+        delete = pb.TemplateBuildDeleteRequest(templateID=template_id, buildID=build_id)
+        service.TemplateBuildDelete(delete)
+        try:
+            service.TemplateBuildStatus(request)
+        except grpc.RpcError as error:
+            seen["after_delete"] = error.code().name
+    print(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,198 @@
+"""The command line as a user calls it: a process, its output and its exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from activities.errors import StartCommandError
+from activities.models import LogLevel
+from activities.sealing import Sealer
+from tests.integration.running_api import Api, publish, serving
+
+BUILD = ("build", "--image", "127.0.0.1:5000/web:1", "--start-command", "serve")
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+async def started(
+    *arguments: str, env: Mapping[str, str] | None = None
+) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "api.cli",
+        *arguments,
+        cwd=REPOSITORY,
+        env={**os.environ, "COLUMNS": "120", **(env or {})},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def cli(*arguments: str, stdin: str = "", env: Mapping[str, str] | None = None) -> Ended:
+    process = await started(*arguments, env=env)
+    out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 40)
+    assert process.returncode is not None
+    return Ended(process.returncode, out.decode(), err.decode())
+
+
+async def test_a_build_is_followed_and_ends_with_all_about_it(api: Api) -> None:
+    build_id = str(uuid.uuid4())
+    api.ids.append(build_id)
+    ended = await cli(*BUILD, "--build-id", build_id, "--follow", *at(api))
+    assert ended.code == 0, ended.err
+    assert "lease_host: started" in ended.out
+    assert "build is completed" in ended.out
+    for told in (build_id, "sha256:aaaa", "build_rootfs", "memfile", "gs://bucket/", "/workflows/"):
+        assert told in ended.out
+
+
+async def test_without_follow_it_prints_the_id_and_leaves(api: Api) -> None:
+    ended = await cli(*BUILD, *at(api))
+    assert ended.code == 0
+    build_id = ended.out.strip()
+    api.ids.append(build_id)
+    assert str(uuid.UUID(build_id)) == build_id
+    status = await cli("status", build_id, "--json", *at(api))
+    assert status.json["build_id"] == build_id
+
+
+async def test_json_has_what_programs_need(api: Api) -> None:
+    build_id = await api.completed()
+    status = (await cli("status", build_id, "--json", *at(api))).json
+    assert status["state"] == "completed"
+    assert all(row["seconds"] >= 0 for row in status["timeline"])
+    assert {artifact["name"] for artifact in status["artifacts"]} == {
+        "rootfs.ext4",
+        "memfile",
+        "snapfile",
+    }
+    lines = (await cli("logs", build_id, "--json", *at(api))).out.splitlines()
+    assert [json.loads(line)["next_cursor"] for line in lines] == list(range(1, len(lines) + 1))
+
+
+async def test_a_failed_build_exits_1_and_says_what_to_do(api: Api) -> None:
+    api.journal.fail("wait_until_ready", StartCommandError("exit code 127", log_tail=["not found"]))
+    ended = await cli(*BUILD, "--follow", *at(api))
+    assert ended.code == 1
+    for told in ("exit code 127", "StartCommandError", "not found", "→ Run the command"):
+        assert told in ended.out
+
+
+async def test_wrong_values_exit_2_and_name_the_options(api: Api) -> None:
+    ended = await cli(*BUILD, "--memory", "511", "--vcpu", "3", "--template-id", "A_B", *at(api))
+    assert ended.code == 2
+    for told in ("--memory: is 511", "--vcpu: is 3", "--template-id: must be", "→ "):
+        assert told in ended.err
+
+
+async def test_an_unknown_build_exits_2(api: Api) -> None:
+    for command in ("status", "logs", "cancel", "delete"):
+        ended = await cli(command, str(uuid.uuid4()), *at(api))
+        assert (ended.code, "there is no build" in ended.err) == (2, True)
+    ended = await cli("status", "not-a-uuid", "--json", *at(api))
+    assert ended.code == 2
+    assert ended.json["error"]["reason"] == "INVALID_REQUEST"
+
+
+async def test_an_absent_api_exits_3() -> None:
+    ended = await cli("status", str(uuid.uuid4()), "--api-address", "127.0.0.1:1")
+    assert ended.code == 3
+    assert "template-manager api" in ended.err
+
+
+async def test_cancel_and_delete(api: Api) -> None:
+    build_id = await api.running_until("build_rootfs")
+    assert (await cli("cancel", build_id, *at(api))).out == f"{build_id} cancelled\n"
+    status = (await cli("status", build_id, "--json", *at(api))).json
+    assert (status["state"], status["reason"]["message"]) == ("cancelled", "cancelled")
+    assert (await cli("delete", build_id, *at(api))).code == 0
+    assert (await cli("delete", build_id, *at(api))).code == 0
+    assert (await cli("status", build_id, *at(api))).code == 2
+
+
+async def test_interrupting_a_follower_leaves_the_build_alone(api: Api) -> None:
+    build_id = await api.running_until("build_rootfs")
+    await publish(api.temporal, build_id, "now!", level=LogLevel.INFO)
+    process = await started("logs", build_id, "-f", *at(api))
+    assert process.stdout is not None
+    async with asyncio.timeout(20):
+        while b"now!" not in await process.stdout.readline():
+            pass
+    process.send_signal(signal.SIGINT)
+    assert await asyncio.wait_for(process.wait(), 10) == 130
+    assert (await api.client.status(build_id)).state == "building"
+
+
+async def test_a_password_is_read_from_standard_input(api: Api) -> None:
+    arguments = ("--registry-user", "me", "--registry-password-stdin", "--follow")
+    ended = await cli(*BUILD, *arguments, *at(api), stdin="hunter2\n")
+    assert ended.code == 0, ended.err
+    [pull] = [argument for name, argument in api.journal.arguments if name == "pull_image"]
+    assert pull.auth.username == "me"
+    opened = Sealer(api.settings.secret_keys).open(pull.auth.secret, pull.scope.build_id)
+    assert opened == "hunter2"
+
+
+async def test_the_api_process_serves_drains_and_ends(api: Api, tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    process = await started(
+        "api",
+        "--listen",
+        "127.0.0.1:15908",
+        env={
+            "TEMPORAL_ADDRESS": str(api.temporal.service_client.config.target_host),
+            "TEMPLATE_MANAGER_READY_FILE": str(ready),
+        },
+    )
+    async with asyncio.timeout(20):
+        while not ready.exists():
+            await asyncio.sleep(0.05)
+    await serving("127.0.0.1:15908", True)
+    process.send_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(process.wait(), 10) == 0
+    assert not ready.exists()
+
+
+async def test_the_api_process_refuses_an_open_door() -> None:
+    ended = await cli("api", "--listen", "0.0.0.0:15909")
+    assert ended.code == 2
+    assert "--insecure" in ended.err
+
+
+@pytest.mark.parametrize("command", ["worker", "host"])
+async def test_a_process_without_temporal_says_so(command: str) -> None:
+    if command == "host":
+        pytest.importorskip("activities.microvm")
+    ended = await cli(command, env={"TEMPORAL_ADDRESS": "127.0.0.1:1"})
+    assert ended.code == 3
+    assert "TEMPORAL_ADDRESS" in ended.err
+
+
+def at(api: Api) -> tuple[str, str]:
+    """The option that leads to the running API."""
+    return ("--api-address", api.server.address)
