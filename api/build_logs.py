@@ -29,7 +29,8 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.models import LOG_TOPIC, LogEntry
 from api.build_view import BuildView
-from api.errors import ApiError, temporal_unavailable, to_api_error
+from api.error_translation import to_api_error
+from api.errors import ApiError, temporal_unavailable
 from api.template_bucket import TemplateBucket
 
 POLL_QUERY = "__temporal_workflow_stream_poll"

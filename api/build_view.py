@@ -13,6 +13,7 @@ from temporalio.converter import DataConverter
 from temporalio.exceptions import FailureError
 
 from activities.models import (
+    BuildCheckpoints,
     BuildFailure,
     BuildState,
     BuildStatus,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 MIB = 1024 * 1024
 HOLD_ACTIVITY = "hold_host"
 
-_CLOSED_STATES = {
+CLOSED_STATES = {
     WorkflowExecutionStatus.COMPLETED: BuildState.COMPLETED,
     WorkflowExecutionStatus.CANCELED: BuildState.CANCELLED,
     WorkflowExecutionStatus.FAILED: BuildState.FAILED,
@@ -59,6 +60,7 @@ class BuildView:
     step: str = ""
     host: str = ""
     config: TemplateConfig | None = None
+    done: BuildCheckpoints | None = None
     timeline: tuple[StepRecord, ...] = ()
     failure: BuildFailure | None = None
     image_digest: str = ""
@@ -93,6 +95,7 @@ def view_of_status(status: BuildStatus) -> BuildView:
         step=status.step,
         host=status.host or "",
         config=status.config,
+        done=done,
         timeline=status.timeline,
         failure=status.failure,
         image_digest=done.image.digest if done.image else "",
@@ -150,8 +153,8 @@ async def with_description(
 
 def state_of_description(described: WorkflowExecutionDescription) -> BuildState:
     """Return the state as Temporal sees it: a build that is being cancelled is `cancelling`."""
-    if described.status in _CLOSED_STATES:
-        return _CLOSED_STATES[described.status]
+    if described.status in CLOSED_STATES:
+        return CLOSED_STATES[described.status]
     extended = described.raw_description.workflow_extended_info
     return BuildState.CANCELLING if extended.cancel_requested else BuildState.BUILDING
 

@@ -44,6 +44,7 @@ from activities.models import (
 )
 from activities.settings import Settings
 from activities.temporal import BUILD_ID, BUILD_STATE, CONFIG_SHA256_MEMO, TEMPLATE_ID
+from api.build_listing import IMAGE_MEMO
 from api.build_view import (
     BuildView,
     state_of_description,
@@ -52,10 +53,10 @@ from api.build_view import (
     view_of_status,
     with_description,
 )
+from api.error_translation import build_not_found
 from api.errors import (
     RETRY_SECONDS,
     ApiError,
-    build_not_found,
     failed_precondition,
     temporal_unavailable,
 )
@@ -187,8 +188,24 @@ class Builds:
             if existing is not None:
                 return existing
             with contextlib.suppress(WorkflowAlreadyStartedError):  # another call was quicker
-                return await self._start(valid)
+                return await self._start(BuildInput(config=valid.config, options=valid.options))
         raise _busy(valid.config.build_id)
+
+    async def retry(self, build_id: str, template_id: str = "") -> StartedBuild:
+        """Start a failed build again, with what it has finished. Its limits are the settings'.
+
+        Raises ApiError FAILED_PRECONDITION when it has not failed.
+        """
+        view = await self.view(build_id, template_id)
+        if view.state is not BuildState.FAILED:
+            raise _not_failed(view)
+        if view.config is None or view.done is None:
+            raise temporal_unavailable("no worker answers for this build")
+        again = BuildInput(config=view.config, options=self._settings.build, done=view.done)
+        try:
+            return await self._start(again)
+        except WorkflowAlreadyStartedError:
+            raise _busy(build_id) from None
 
     async def _existing(self, valid: ValidRequest) -> StartedBuild | None:
         """Return the build that answers the request; None when one is to be started."""
@@ -214,17 +231,17 @@ class Builds:
         require_same_config(valid.config, config_sha256(view.config))
         return StartedBuild(view.build_id, view.workflow_id, "")
 
-    async def _start(self, valid: ValidRequest) -> StartedBuild:
-        config = valid.config
+    async def _start(self, build: BuildInput) -> StartedBuild:
+        config = build.config
         handle = await self._client.start_workflow(
             BuildTemplate.run,
-            BuildInput(config=config, options=valid.options),
+            build,
             id=build_workflow_id(config.build_id),
             task_queue=WORKFLOW_TASK_QUEUE,
             # Not USE_EXISTING: that would take a build of another config for the same.
             id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-            memo={CONFIG_SHA256_MEMO: config_sha256(config)},
+            memo={CONFIG_SHA256_MEMO: config_sha256(config), IMAGE_MEMO: config.image},
             search_attributes=TypedSearchAttributes(
                 [
                     SearchAttributePair(TEMPLATE_ID, config.template_id),
@@ -235,7 +252,12 @@ class Builds:
             static_summary=f"{config.template_id} · {config.image}",
             rpc_timeout=RPC_LIMIT,
         )
-        _log.info("build started", build_id=config.build_id, template_id=config.template_id)
+        _log.info(
+            "build started",
+            build_id=config.build_id,
+            template_id=config.template_id,
+            again=build.done is not None,
+        )
         return StartedBuild(config.build_id, handle.id, handle.first_execution_run_id or "")
 
     # ---- Stopping
@@ -393,6 +415,18 @@ def _require_cancelled(build_id: str, status: WorkflowExecutionStatus) -> None:
         "BUILD_ALREADY_FAILED",
         f"build {build_id} has already failed",
         "Read its status; delete it to remove what it left.",
+    )
+
+
+def _not_failed(view: BuildView) -> ApiError:
+    hints = {
+        BuildState.COMPLETED: "Use the template, or build another one under a new build id.",
+        BuildState.CANCELLED: "Create it again (template-manager build --build-id …).",
+    }
+    return failed_precondition(
+        "BUILD_NOT_FAILED",
+        f"build {view.build_id} is {view.state}: only a failed build can be retried",
+        hints.get(view.state, "Wait until it has ended; cancel it if it hangs."),
     )
 
 

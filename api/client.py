@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.empty_pb2 import Empty
@@ -23,7 +23,10 @@ CALL_SECONDS = 30.0
 # Undoing a build and deleting a template take as long as the hosts and the bucket need.
 UNDO_SECONDS = 1800.0
 RECONNECT_SECONDS = 1.0
-MAX_ANSWER_BYTES = 16 * 1024 * 1024
+OPTIONS = (
+    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
+    ("grpc.keepalive_time_ms", 30_000),  # a followed log can be silent for long
+)
 
 T = TypeVar("T")
 
@@ -58,9 +61,7 @@ class TemplateClient:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._channel = grpc.aio.insecure_channel(
-            address, options=[("grpc.max_receive_message_length", MAX_ANSWER_BYTES)]
-        )
+        self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
         self._stub: pb_grpc.TemplateServiceAsyncStub = pb_grpc.TemplateServiceStub(self._channel)
 
     async def __aenter__(self) -> TemplateClient:
@@ -76,16 +77,19 @@ class TemplateClient:
 
     async def create(self, template: pb.TemplateConfig) -> CreatedBuild:
         """Start a build, or find the one that the same request has started. Raises CallError."""
-        call = self._stub.TemplateCreate(
-            pb.TemplateCreateRequest(template=template), timeout=CALL_SECONDS
-        )
-        await _answer(call)
-        headers = {str(key): str(value) for key, value in await call.initial_metadata()}
-        return CreatedBuild(
-            build_id=headers.get("build-id", template.build_id),
-            workflow_id=headers.get("workflow-id", ""),
-            run_id=headers.get("run-id", ""),
-        )
+        request = pb.TemplateCreateRequest(template=template)
+        return await self._started(self._stub.TemplateCreate(request, timeout=CALL_SECONDS))
+
+    async def retry(self, build_id: str) -> CreatedBuild:
+        """Go on with a failed build where it failed. Raises CallError."""
+        request = pb.TemplateBuildRetryRequest(build_id=build_id)
+        return await self._started(self._stub.TemplateBuildRetry(request, timeout=CALL_SECONDS))
+
+    async def list_builds(
+        self, request: pb.TemplateBuildListRequest
+    ) -> pb.TemplateBuildListResponse:
+        """Return a page of builds, latest first. Raises CallError."""
+        return await self._answer(self._stub.TemplateBuildList(request, timeout=CALL_SECONDS))
 
     async def status(self, build_id: str, *, log_lines: int = 0) -> pb.TemplateBuildStatusResponse:
         """Return a build's status with its last `log_lines` lines, the latest first.
@@ -95,21 +99,21 @@ class TemplateClient:
         request = pb.TemplateStatusRequest(
             build_id=build_id, limit=log_lines, direction=pb.Backward
         )
-        return await _answer(self._stub.TemplateBuildStatus(request, timeout=CALL_SECONDS))
+        return await self._answer(self._stub.TemplateBuildStatus(request, timeout=CALL_SECONDS))
 
     async def cancel(self, build_id: str) -> None:
         """Stop a build and wait until it is undone. Raises CallError."""
         request = pb.TemplateBuildCancelRequest(build_id=build_id)
-        await _answer(self._stub.TemplateBuildCancel(request, timeout=UNDO_SECONDS))
+        await self._answer(self._stub.TemplateBuildCancel(request, timeout=UNDO_SECONDS))
 
     async def delete(self, build_id: str) -> None:
         """Delete a template and wait until it is gone. Raises CallError."""
         request = pb.TemplateBuildDeleteRequest(build_id=build_id)
-        await _answer(self._stub.TemplateBuildDelete(request, timeout=UNDO_SECONDS))
+        await self._answer(self._stub.TemplateBuildDelete(request, timeout=UNDO_SECONDS))
 
     async def health(self) -> pb.HealthStatusResponse:
         """Return whether the server takes new work. Raises CallError."""
-        return await _answer(self._stub.HealthStatus(Empty(), timeout=CALL_SECONDS))
+        return await self._answer(self._stub.HealthStatus(Empty(), timeout=CALL_SECONDS))
 
     async def logs(
         self,
@@ -131,33 +135,43 @@ class TemplateClient:
             request = pb.TemplateBuildLogsRequest(
                 build_id=build_id, cursor=cursor, follow=follow, level=level
             )
+            call = self._stub.TemplateBuildLogs(request)
             try:
-                async for line in self._stub.TemplateBuildLogs(request):
-                    away_since, cursor = None, line.next_cursor
+                await call.initial_metadata()  # it is there, even if the build is silent
+                away_since = None
+                async for line in call:
+                    cursor = line.next_cursor
                     yield line
                 return
             except grpc.aio.AioRpcError as error:
                 away_since = away_since or loop.time()
                 gave_up = loop.time() - away_since > patience_seconds
                 if error.code() is not grpc.StatusCode.UNAVAILABLE or not follow or gave_up:
-                    raise explain(error) from None
+                    raise explain(error, self.address) from None
+            finally:
+                call.cancel()
             await asyncio.sleep(RECONNECT_SECONDS)
 
+    async def _started(self, call: grpc.aio.UnaryUnaryCall[Any, Empty]) -> CreatedBuild:
+        await self._answer(call)
+        headers = {str(key): str(value) for key, value in await call.initial_metadata()}
+        return CreatedBuild(headers["build-id"], headers["workflow-id"], headers["run-id"])
 
-async def _answer(call: Awaitable[T]) -> T:
-    try:
-        return await call
-    except grpc.aio.AioRpcError as error:
-        raise explain(error) from None
+    async def _answer(self, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise explain(error, self.address) from None
 
 
-def explain(error: grpc.aio.AioRpcError) -> CallError:
+def explain(error: grpc.aio.AioRpcError, address: str) -> CallError:
     """Read the google.rpc details of a failed call."""
     explained = CallError(error.code(), error.details() or error.code().name)
     for key, value in error.trailing_metadata() or ():
         if key == DETAILS_TRAILER and isinstance(value, bytes):
             _add_details(explained, status_pb2.Status.FromString(value))
     if explained.code is grpc.StatusCode.UNAVAILABLE and not explained.reason:
+        explained.message = f"the API at {address} cannot be reached: {explained.message}"
         explained.hint = "Check that the API runs there (template-manager api) and the address."
     return explained
 

@@ -1,14 +1,12 @@
 """What clients are told when a call fails: a gRPC code, a reason, and what to do next.
 
-Every error of the API is an `ApiError` in the end. On the wire it is a `google.rpc.Status` with
-`ErrorInfo` (reason, and the hint among its metadata), `BadRequest` for bad fields and `RetryInfo`
-where trying again can help.
+Every error of the API is an `ApiError` in the end; `error_translation` sees to that. On the wire
+it is a `google.rpc.Status` with `ErrorInfo` (reason, and the hint among its metadata),
+`BadRequest` for bad fields and `RetryInfo` where trying again can help.
 """
 
 from __future__ import annotations
 
-import asyncio
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,13 +14,6 @@ import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
-from temporalio.service import RPCError, RPCStatusCode
-
-from activities.errors import (
-    StorageDeniedError,
-    TemplateManagerError,
-    TemplateNotFoundError,
-)
 
 DOMAIN = "template-manager"
 DETAILS_TRAILER = "grpc-status-details-bin"
@@ -119,18 +110,6 @@ def failed_precondition(
     )
 
 
-def build_not_found(build_id: str, template_id: str = "") -> ApiError:
-    """Return the error for a build that is not there (any more), or is of another template."""
-    of_template = f" of template {template_id}" if template_id else ""
-    return ApiError(
-        grpc.StatusCode.NOT_FOUND,
-        "BUILD_NOT_FOUND",
-        f"there is no build {build_id}{of_template}",
-        hint=TemplateNotFoundError.hint,
-        metadata={"build_id": build_id},
-    )
-
-
 def temporal_unavailable(message: str = "") -> ApiError:
     """Return the error for a Temporal that does not answer."""
     return _unavailable(
@@ -149,22 +128,6 @@ def draining() -> ApiError:
     )
 
 
-def to_api_error(error: BaseException) -> ApiError | None:
-    """Translate what calls to Temporal and the bucket raise; None for what is our own bug."""
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, RPCError):
-        return _of_temporal(error)
-    if isinstance(error, TemplateManagerError):
-        return _of_template_manager(error)
-    if isinstance(error, asyncio.TimeoutError):
-        return temporal_unavailable("it did not answer in time")
-    # The SDK has no type of its own for a connection that could not be made.
-    if isinstance(error, RuntimeError) and str(error).startswith("Failed client connect"):
-        return temporal_unavailable()
-    return None
-
-
 def internal_error(incident: str) -> ApiError:
     """Return what a client learns of a bug of ours: where to find it in the log."""
     return ApiError(
@@ -173,56 +136,6 @@ def internal_error(incident: str) -> ApiError:
         f"the API failed; its log has the details under incident {incident}",
         hint="Try again; if it happens again, report the incident.",
         metadata={"incident": incident},
-    )
-
-
-def reason_of(error: TemplateManagerError) -> str:
-    """Return an error class's name as a google.rpc reason: TemplateNotFoundError, for example, as
-    TEMPLATE_NOT_FOUND."""
-    name = type(error).__name__.removesuffix("Error")
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).upper()
-
-
-_TEMPORAL_CODES = {
-    RPCStatusCode.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
-    RPCStatusCode.DEADLINE_EXCEEDED: grpc.StatusCode.UNAVAILABLE,
-    RPCStatusCode.CANCELLED: grpc.StatusCode.UNAVAILABLE,
-    RPCStatusCode.ABORTED: grpc.StatusCode.UNAVAILABLE,
-    RPCStatusCode.RESOURCE_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    RPCStatusCode.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
-}
-
-
-def _of_temporal(error: RPCError) -> ApiError:
-    code = _TEMPORAL_CODES.get(error.status, grpc.StatusCode.INTERNAL)
-    if code is grpc.StatusCode.UNAVAILABLE:
-        return temporal_unavailable(error.message)
-    may_retry = code is grpc.StatusCode.RESOURCE_EXHAUSTED
-    return ApiError(
-        code,
-        f"TEMPORAL_{error.status.name}",
-        f"Temporal answered: {error.message}",
-        hint="Check the API's namespace and credentials for Temporal." if not may_retry else "",
-        retry_after_seconds=RETRY_SECONDS if may_retry else None,
-    )
-
-
-def _of_template_manager(error: TemplateManagerError) -> ApiError:
-    if isinstance(error, TemplateNotFoundError):
-        code = grpc.StatusCode.NOT_FOUND
-    elif error.retryable:
-        code = grpc.StatusCode.UNAVAILABLE
-    elif error.users_fault or isinstance(error, StorageDeniedError):
-        code = grpc.StatusCode.FAILED_PRECONDITION
-    else:
-        code = grpc.StatusCode.INTERNAL
-    retry = error.retry_after_seconds or RETRY_SECONDS
-    return ApiError(
-        code,
-        reason_of(error),
-        error.message,
-        hint=error.hint,
-        retry_after_seconds=retry if error.retryable else None,
     )
 
 

@@ -12,7 +12,8 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
-from api.errors import Violation, internal_error, invalid_argument, to_api_error
+from api.error_translation import to_api_error
+from api.errors import Violation, internal_error, invalid_argument
 
 SERVICE = "TemplateService"
 

@@ -19,6 +19,7 @@ from temporalio.client import Client
 
 from activities.settings import Settings
 from activities.temporal import connect
+from api.build_listing import BuildListing
 from api.build_logs import BuildLogs
 from api.builds import Builds
 from api.interceptor import SERVICE, CallInterceptor
@@ -62,7 +63,11 @@ class ApiServer:
         self._server = grpc.aio.server(interceptors=[self._interceptor], options=OPTIONS)
         self.logs = BuildLogs(client, bucket)
         self.service = TemplateService(
-            settings, Builds(client, bucket, settings), self.logs, self._temporal
+            settings,
+            builds=Builds(client, bucket, settings),
+            listing=BuildListing(client),
+            logs=self.logs,
+            temporal=self._temporal,
         )
         self.address = ""
         """Where it listens, with the real port when the settings say port 0."""

@@ -13,15 +13,16 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from activities.models import BuildState, LogEntry
 from activities.sealing import Sealer
 from activities.settings import Settings
+from api.build_listing import BuildListing, list_query
 from api.build_logs import BuildLogs, following
 from api.build_view import BuildView
-from api.builds import Builds
+from api.builds import Builds, StartedBuild
 from api.errors import Violation, draining, invalid_argument
 from api.pb import template_manager_pb2 as pb
 from api.pb import template_manager_pb2_grpc as pb_grpc
 from api.temporal_health import TemporalHealth
 from api.validation import require_build_id, validate
-from api.wire import level_number, log_message, status_message
+from api.wire import level_number, log_message, status_message, summary_message
 
 # An answer must fit into the 4 MiB that gRPC clients take by default.
 MAX_STATUS_LINES = 1_000
@@ -34,11 +35,18 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
     """Answers clients. A client that goes away never cancels a build."""
 
     def __init__(
-        self, settings: Settings, builds: Builds, logs: BuildLogs, temporal: TemporalHealth
+        self,
+        settings: Settings,
+        *,
+        builds: Builds,
+        listing: BuildListing,
+        logs: BuildLogs,
+        temporal: TemporalHealth,
     ) -> None:
         self._settings = settings
         self._sealer = Sealer(settings.secret_keys)
         self._builds = builds
+        self._listing = listing
         self._logs = logs
         self._temporal = temporal
         self._draining = asyncio.Event()
@@ -51,15 +59,29 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         """Validate, start the build, and say in the headers which one it is."""
         valid = validate(request, self._settings, self._sealer)
         await self._temporal.require()
-        started = await self._builds.create(valid)
-        await context.send_initial_metadata(
-            (
-                ("build-id", started.build_id),
-                ("workflow-id", started.workflow_id),
-                ("run-id", started.run_id),
-            )
-        )
+        await _send_headers(context, await self._builds.create(valid))
         return Empty()
+
+    async def TemplateBuildRetry(
+        self, request: pb.TemplateBuildRetryRequest, context: Context
+    ) -> Empty:
+        """Start a failed build again, from the last step that it has finished."""
+        build_id = require_build_id(request.build_id)
+        await self._temporal.require()
+        await _send_headers(context, await self._builds.retry(build_id, request.template_id))
+        return Empty()
+
+    async def TemplateBuildList(
+        self, request: pb.TemplateBuildListRequest, context: Context
+    ) -> pb.TemplateBuildListResponse:
+        """Tell a page of builds."""
+        query = list_query(request)
+        await self._temporal.require()
+        page = await self._listing.page(query, request.page_size, request.page_token)
+        return pb.TemplateBuildListResponse(
+            builds=[summary_message(build) for build in page.builds],
+            next_page_token=page.next_page_token,
+        )
 
     async def TemplateBuildStatus(
         self, request: pb.TemplateStatusRequest, context: Context
@@ -75,6 +97,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
     ) -> AsyncIterator[pb.TemplateBuildLogsResponse]:
         """Stream the log from a cursor on; the trailers of a success tell what was built."""
         view = await self._view(request)
+        await context.send_initial_metadata(())  # now: the first line may be long in coming
         lowest = request.level if request.HasField("level") else pb.Debug
         async for offset, entry in self._lines(view, request):
             if level_number(entry.level) >= lowest:
@@ -156,6 +179,16 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
                 entries.reverse()
             entries = entries[request.offset :][:limit]
         return _within_size([log_message(entry) for entry in entries])
+
+
+async def _send_headers(context: Context, started: StartedBuild) -> None:
+    await context.send_initial_metadata(
+        (
+            ("build-id", started.build_id),
+            ("workflow-id", started.workflow_id),
+            ("run-id", started.run_id),
+        )
+    )
 
 
 async def _until(

@@ -14,6 +14,7 @@ from activities.models import (
     StepRecord,
     UploadedArtifact,
 )
+from api.build_listing import ListedBuild
 from api.build_view import BuildView, RunningActivity
 from api.pb import template_manager_pb2 as pb
 
@@ -65,6 +66,24 @@ def log_message(entry: LogEntry) -> pb.TemplateBuildLogEntry:
         level=level_number(entry.level),
         fields=fields,
     )
+
+
+def summary_message(build: ListedBuild) -> pb.TemplateBuildSummary:
+    """Return one row of a list."""
+    message = pb.TemplateBuildSummary(
+        build_id=build.build_id,
+        template_id=build.template_id,
+        state=build.state,
+        step=build.step,
+        host=build.host,
+        image=build.image,
+        started=timestamp(build.started),
+        workflow_id=build.workflow_id,
+        run_id=build.run_id,
+    )
+    if build.ended is not None:
+        message.ended.CopyFrom(timestamp(build.ended))
+    return message
 
 
 def level_number(level: LogLevel) -> pb.LogLevel:

@@ -337,6 +337,62 @@ class TemplateBuildLogsResponse(_message.Message):
     next_cursor: int
     def __init__(self, entry: _Optional[_Union[TemplateBuildLogEntry, _Mapping]] = ..., next_cursor: _Optional[int] = ...) -> None: ...
 
+class TemplateBuildRetryRequest(_message.Message):
+    __slots__ = ("build_id", "template_id")
+    BUILD_ID_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATE_ID_FIELD_NUMBER: _ClassVar[int]
+    build_id: str
+    template_id: str
+    def __init__(self, build_id: _Optional[str] = ..., template_id: _Optional[str] = ...) -> None: ...
+
+class TemplateBuildListRequest(_message.Message):
+    __slots__ = ("template_id", "states", "started_after", "started_before", "page_size", "page_token")
+    TEMPLATE_ID_FIELD_NUMBER: _ClassVar[int]
+    STATES_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AFTER_FIELD_NUMBER: _ClassVar[int]
+    STARTED_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    template_id: str
+    states: _containers.RepeatedScalarFieldContainer[str]
+    started_after: _timestamp_pb2.Timestamp
+    started_before: _timestamp_pb2.Timestamp
+    page_size: int
+    page_token: str
+    def __init__(self, template_id: _Optional[str] = ..., states: _Optional[_Iterable[str]] = ..., started_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class TemplateBuildListResponse(_message.Message):
+    __slots__ = ("builds", "next_page_token")
+    BUILDS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    builds: _containers.RepeatedCompositeFieldContainer[TemplateBuildSummary]
+    next_page_token: str
+    def __init__(self, builds: _Optional[_Iterable[_Union[TemplateBuildSummary, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class TemplateBuildSummary(_message.Message):
+    __slots__ = ("build_id", "template_id", "state", "step", "host", "image", "started", "ended", "workflow_id", "run_id")
+    BUILD_ID_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATE_ID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    WORKFLOW_ID_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    build_id: str
+    template_id: str
+    state: str
+    step: str
+    host: str
+    image: str
+    started: _timestamp_pb2.Timestamp
+    ended: _timestamp_pb2.Timestamp
+    workflow_id: str
+    run_id: str
+    def __init__(self, build_id: _Optional[str] = ..., template_id: _Optional[str] = ..., state: _Optional[str] = ..., step: _Optional[str] = ..., host: _Optional[str] = ..., image: _Optional[str] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., workflow_id: _Optional[str] = ..., run_id: _Optional[str] = ...) -> None: ...
+
 class HealthStatusResponse(_message.Message):
     __slots__ = ("status",)
     STATUS_FIELD_NUMBER: _ClassVar[int]

@@ -61,6 +61,16 @@ class TemplateServiceStub:
                 request_serializer=api_dot_pb_dot_template__manager__pb2.TemplateBuildLogsRequest.SerializeToString,
                 response_deserializer=api_dot_pb_dot_template__manager__pb2.TemplateBuildLogsResponse.FromString,
                 _registered_method=True)
+        self.TemplateBuildRetry = channel.unary_unary(
+                '/TemplateService/TemplateBuildRetry',
+                request_serializer=api_dot_pb_dot_template__manager__pb2.TemplateBuildRetryRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.TemplateBuildList = channel.unary_unary(
+                '/TemplateService/TemplateBuildList',
+                request_serializer=api_dot_pb_dot_template__manager__pb2.TemplateBuildListRequest.SerializeToString,
+                response_deserializer=api_dot_pb_dot_template__manager__pb2.TemplateBuildListResponse.FromString,
+                _registered_method=True)
         self.HealthStatus = channel.unary_unary(
                 '/TemplateService/HealthStatus',
                 request_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
@@ -109,6 +119,21 @@ class TemplateServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TemplateBuildRetry(self, request, context):
+        """Goes on with a failed build where it failed: same build id, a new run. Its log starts anew.
+        Response headers as for TemplateCreate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TemplateBuildList(self, request, context):
+        """The builds that Temporal remembers, latest first. A build that has just begun may be missing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def HealthStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -142,6 +167,16 @@ def add_TemplateServiceServicer_to_server(servicer, server):
                     servicer.TemplateBuildLogs,
                     request_deserializer=api_dot_pb_dot_template__manager__pb2.TemplateBuildLogsRequest.FromString,
                     response_serializer=api_dot_pb_dot_template__manager__pb2.TemplateBuildLogsResponse.SerializeToString,
+            ),
+            'TemplateBuildRetry': grpc.unary_unary_rpc_method_handler(
+                    servicer.TemplateBuildRetry,
+                    request_deserializer=api_dot_pb_dot_template__manager__pb2.TemplateBuildRetryRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'TemplateBuildList': grpc.unary_unary_rpc_method_handler(
+                    servicer.TemplateBuildList,
+                    request_deserializer=api_dot_pb_dot_template__manager__pb2.TemplateBuildListRequest.FromString,
+                    response_serializer=api_dot_pb_dot_template__manager__pb2.TemplateBuildListResponse.SerializeToString,
             ),
             'HealthStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.HealthStatus,
@@ -285,6 +320,60 @@ class TemplateService:
             '/TemplateService/TemplateBuildLogs',
             api_dot_pb_dot_template__manager__pb2.TemplateBuildLogsRequest.SerializeToString,
             api_dot_pb_dot_template__manager__pb2.TemplateBuildLogsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TemplateBuildRetry(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/TemplateService/TemplateBuildRetry',
+            api_dot_pb_dot_template__manager__pb2.TemplateBuildRetryRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TemplateBuildList(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/TemplateService/TemplateBuildList',
+            api_dot_pb_dot_template__manager__pb2.TemplateBuildListRequest.SerializeToString,
+            api_dot_pb_dot_template__manager__pb2.TemplateBuildListResponse.FromString,
             options,
             channel_credentials,
             insecure,

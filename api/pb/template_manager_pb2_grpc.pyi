@@ -50,6 +50,12 @@ class TemplateServiceStub:
     """The build log from a cursor on; with follow until the build ends. A successful build ends
     with the trailers rootfs_size (MiB) and envd_version.
     """
+    TemplateBuildRetry: _grpc.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateBuildRetryRequest, _empty_pb2.Empty]
+    """Goes on with a failed build where it failed: same build id, a new run. Its log starts anew.
+    Response headers as for TemplateCreate.
+    """
+    TemplateBuildList: _grpc.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateBuildListRequest, _template_manager_pb2.TemplateBuildListResponse]
+    """The builds that Temporal remembers, latest first. A build that has just begun may be missing."""
     HealthStatus: _grpc.UnaryUnaryMultiCallable[_empty_pb2.Empty, _template_manager_pb2.HealthStatusResponse]
 
 @_typing.type_check_only
@@ -71,6 +77,12 @@ class TemplateServiceAsyncStub(TemplateServiceStub):
     """The build log from a cursor on; with follow until the build ends. A successful build ends
     with the trailers rootfs_size (MiB) and envd_version.
     """
+    TemplateBuildRetry: _aio.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateBuildRetryRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Goes on with a failed build where it failed: same build id, a new run. Its log starts anew.
+    Response headers as for TemplateCreate.
+    """
+    TemplateBuildList: _aio.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateBuildListRequest, _template_manager_pb2.TemplateBuildListResponse]  # type: ignore[assignment]
+    """The builds that Temporal remembers, latest first. A build that has just begun may be missing."""
     HealthStatus: _aio.UnaryUnaryMultiCallable[_empty_pb2.Empty, _template_manager_pb2.HealthStatusResponse]  # type: ignore[assignment]
 
 class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -119,6 +131,24 @@ class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
         """The build log from a cursor on; with follow until the build ends. A successful build ends
         with the trailers rootfs_size (MiB) and envd_version.
         """
+
+    @_abc_1.abstractmethod
+    def TemplateBuildRetry(
+        self,
+        request: _template_manager_pb2.TemplateBuildRetryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Goes on with a failed build where it failed: same build id, a new run. Its log starts anew.
+        Response headers as for TemplateCreate.
+        """
+
+    @_abc_1.abstractmethod
+    def TemplateBuildList(
+        self,
+        request: _template_manager_pb2.TemplateBuildListRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_template_manager_pb2.TemplateBuildListResponse, _abc.Awaitable[_template_manager_pb2.TemplateBuildListResponse]]:
+        """The builds that Temporal remembers, latest first. A build that has just begun may be missing."""
 
     @_abc_1.abstractmethod
     def HealthStatus(
