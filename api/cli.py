@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
@@ -24,7 +24,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from activities.errors import TemplateManagerError
     from activities.settings import Settings
-    from api.client import CallError, TemplateClient
+    from api.client import CallError, CreatedBuild, TemplateClient
     from api.pb import template_manager_pb2 as pb
 
 
@@ -187,23 +187,28 @@ def build(
         )
     except (OptionError, ValueError) as error:  # ValueError: a number that the wire cannot hold
         _fail(str(error), "See template-manager build --help.", Exit.USAGE, as_json=as_json)
-    following = out.is_terminal if follow is None else follow
-    _run(lambda: _build(api_address, template, following, as_json), as_json)
+
+    async def start() -> None:
+        from api.client import TemplateClient
+
+        async with TemplateClient(api_address) as client:
+            await _show_started(client, await client.create(template), follow, as_json)
+
+    _run(start, as_json)
 
 
-async def _build(address: str, template: pb.TemplateConfig, follow: bool, as_json: bool) -> None:
-    from api.client import TemplateClient
-
-    async with TemplateClient(address) as client:
-        created = await client.create(template)
-        if follow:
-            err.print(f"build {created.build_id} of template {template.template_id}")
-            await _follow(client, created.build_id, as_json)
-        elif as_json:
-            _print_json(vars(created))
-        else:
-            out.print(created.build_id)
-            err.print(f"→ template-manager logs {created.build_id} --follow")
+async def _show_started(
+    client: TemplateClient, created: CreatedBuild, follow: bool | None, as_json: bool
+) -> None:
+    """Follow the build, by default on a terminal; else say which it is."""
+    if out.is_terminal if follow is None else follow:
+        err.print(f"build {created.build_id}")
+        await _follow(client, created.build_id, as_json)
+    elif as_json:
+        _print_json(vars(created))
+    else:
+        out.print(created.build_id)
+        err.print(f"→ template-manager logs {created.build_id} --follow")
 
 
 async def _follow(client: TemplateClient, build_id: str, as_json: bool) -> None:
@@ -315,6 +320,78 @@ def logs(
                     out.print(log_line(line.entry), soft_wrap=True)
 
     _run(show, as_json)
+
+
+@app.command("list", rich_help_panel=BUILDS, epilog="Example: template-manager list --state failed")
+def list_builds(
+    state: Annotated[
+        list[str] | None,
+        typer.Option(help="building, cancelling, completed, failed, cancelled. May be repeated."),
+    ] = None,
+    template_id: Annotated[str, typer.Option(help="Only builds of this template.")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="How many to show.")] = 50,
+    as_json: AsJson = False,
+    api_address: ApiAddress = DEFAULT_API_ADDRESS,
+) -> None:
+    """List builds, latest first."""
+
+    async def show() -> None:
+        from api.client import TemplateClient
+        from api.report import list_table, summary_json
+
+        async with TemplateClient(api_address) as client:
+            builds = await _listed(client, state or (), template_id, limit)
+        if as_json:
+            _print_json({"builds": [summary_json(build) for build in builds]})
+        elif builds:
+            out.print(list_table(builds))
+        else:
+            err.print("no builds")
+
+    _run(show, as_json)
+
+
+async def _listed(
+    client: TemplateClient, states: Sequence[str], template_id: str, limit: int
+) -> list[pb.TemplateBuildSummary]:
+    from api.pb import template_manager_pb2 as pb
+
+    builds: list[pb.TemplateBuildSummary] = []
+    request = pb.TemplateBuildListRequest(
+        states=states, template_id=template_id, page_size=min(limit, 100)
+    )
+    while len(builds) < limit:
+        page = await client.list_builds(request)
+        builds.extend(page.builds)
+        if not page.next_page_token:
+            break
+        request.page_token = page.next_page_token
+    return builds[:limit]
+
+
+@app.command(
+    rich_help_panel=BUILDS, epilog=f"Example: template-manager retry {EXAMPLE_BUILD} --follow"
+)
+def retry(
+    build_id: BuildIdArgument,
+    follow: Annotated[
+        bool | None,
+        typer.Option(
+            "--follow/--no-follow", help="Show the build until it ends; the default on a terminal."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    api_address: ApiAddress = DEFAULT_API_ADDRESS,
+) -> None:
+    """Go on with a failed build where it failed."""
+
+    async def go_on() -> None:
+        from api.client import TemplateClient
+
+        async with TemplateClient(api_address) as client:
+            await _show_started(client, await client.retry(build_id), follow, as_json)
+
+    _run(go_on, as_json)
 
 
 @app.command(rich_help_panel=BUILDS, epilog=f"Example: template-manager cancel {EXAMPLE_BUILD}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from datetime import UTC
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -118,6 +120,41 @@ def build_table(build_id: str, status: pb.TemplateBuildStatusResponse, web_ui: s
     if status.run_id:
         table.add_row("web UI", workflow_address(web_ui, status))
     return table
+
+
+def list_table(builds: Sequence[pb.TemplateBuildSummary]) -> Table:
+    """Return builds as rows."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in ("build", "template", "state", "step", "host", "started", "took"):
+        table.add_column(heading, no_wrap=heading == "build")
+    for build in builds:
+        running = build.state in ("building", "cancelling")
+        table.add_row(
+            build.build_id,
+            build.template_id,
+            Text(build.state, style=STATE_STYLES.get(build.state, "")),
+            build.step if running or build.state == "failed" else "",
+            build.host,
+            build.started.ToDatetime(UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S"),
+            "" if running else duration(build.ended.ToSeconds() - build.started.ToSeconds()),
+        )
+    return table
+
+
+def summary_json(build: pb.TemplateBuildSummary) -> dict[str, Any]:
+    """Return a row of a list as plain data."""
+    return {
+        "build_id": build.build_id,
+        "template_id": build.template_id,
+        "state": build.state,
+        "step": build.step,
+        "host": build.host,
+        "image": build.image,
+        "started": _iso(build.started),
+        "ended": _iso(build.ended) if build.HasField("ended") else None,
+        "workflow_id": build.workflow_id,
+        "run_id": build.run_id,
+    }
 
 
 def failure_text(status: pb.TemplateBuildStatusResponse) -> RenderableType:
