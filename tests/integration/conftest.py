@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,10 @@ from activities.lease_objects import LeaseObjects
 from activities.leases import LeaseLedger
 from activities.models import BuildScope, HostLease
 from activities.settings import Settings
+from activities.temporal import register_search_attributes
 from api.client import TemplateClient
 from api.server import running_server
-from tests.integration.running_api import Api, serving, settings_for
+from tests.integration.running_api import Api, forget, serving, settings_for
 from tests.workflows.recording_host import Journal, RecordingHost, running_stack
 
 BUILD = "11111111-1111-4111-8111-111111111111"
@@ -90,17 +90,27 @@ async def temporal() -> AsyncIterator[Client]:
         yield environment.client
 
 
+@pytest_asyncio.fixture(scope="session")
+async def recording_host(temporal: Client) -> AsyncIterator[RecordingHost]:
+    """A host that records what it is asked for, and the workflow worker beside it."""
+    await register_search_attributes(temporal)
+    host = RecordingHost("recording-host", Journal())
+    async with running_stack(temporal, host):
+        yield host
+
+
 @pytest_asyncio.fixture
-async def api(temporal: Client, storage: Stack, empty_bucket: Bucket) -> AsyncIterator[Api]:
+async def api(
+    temporal: Client, recording_host: RecordingHost, storage: Stack, empty_bucket: Bucket
+) -> AsyncIterator[Api]:
+    """The API over a real Temporal server and bucket; only the host's activities are replaced."""
     settings = settings_for(storage)
-    journal = Journal()
-    host = RecordingHost(f"h-{uuid.uuid4().hex[:8]}", journal)
+    forget(recording_host.journal)
     async with (
         running_server(temporal, settings) as server,
         TemplateClient(server.address) as client,
-        running_stack(temporal, host),
     ):
         await serving(server.address, True)
-        running = Api(server, client, temporal, host, journal, settings)
+        running = Api(server, client, temporal, recording_host, settings)
         yield running
         await running.end_everything()

@@ -65,9 +65,12 @@ class Api:
     client: TemplateClient
     temporal: Client
     host: RecordingHost
-    journal: Journal
     settings: Settings
     ids: list[str] = field(default_factory=list)
+
+    @property
+    def journal(self) -> Journal:
+        return self.host.journal
 
     def template(self, **changes: Any) -> pb.TemplateConfig:
         template = template_of(**changes)
@@ -89,6 +92,7 @@ class Api:
 
     async def end_everything(self) -> None:
         """Leave no build running: the recording host has room for one."""
+        self.journal.hanging.clear()
         for build_id in self.ids:
             for workflow_id in (build_workflow_id(build_id), delete_workflow_id(build_id)):
                 with contextlib.suppress(RPCError):
@@ -100,6 +104,13 @@ class Api:
             handle = self.temporal.get_workflow_handle(build_workflow_id(build_id))
             await asyncio.wait_for(handle.result(), 20)
         return await self.client.status(build_id)
+
+
+def forget(journal: Journal) -> None:
+    """Make a journal as good as new; the activities that write to it run on."""
+    journal.published = None
+    for record in (journal.calls, journal.arguments, journal.failures, journal.hanging):
+        record.clear()
 
 
 def settings_for(storage: Stack, **changes: Any) -> Settings:

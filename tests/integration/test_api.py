@@ -26,7 +26,7 @@ from temporalio.testing import WorkflowEnvironment
 
 from activities.bucket import Bucket
 from activities.build_log_archive import archived_log_name, to_jsonl
-from activities.errors import ImageNotFoundError
+from activities.errors import ImageNotFoundError, StartCommandError
 from activities.models import (
     BuildState,
     BuildStatus,
@@ -222,16 +222,21 @@ async def test_a_build_that_temporal_has_forgotten_is_read_from_the_archive(
 
 
 async def test_without_workers_status_still_tells_what_temporal_knows(
-    temporal: Client, storage: Stack, empty_bucket: Bucket
+    storage: Stack, empty_bucket: Bucket
 ) -> None:
     async with (
-        running_server(temporal, settings_for(storage)) as server,
+        await WorkflowEnvironment.start_local(
+            data_converter=pydantic_data_converter,
+            dev_server_existing_path=shutil.which("temporal"),
+        ) as fresh,  # it does not know our search attributes: the API registers them
+        running_server(fresh.client, settings_for(storage)) as server,
         TemplateClient(server.address) as client,
     ):
+        await serving(server.address, True)
         created = await client.create(template_of())
         status = await client.status(created.build_id)
         assert status.state == "building"
-        await temporal.get_workflow_handle(created.workflow_id).terminate()
+        assert status.progress.what == ""
 
 
 async def test_a_build_ended_by_an_operator_reads_failed(api: Api) -> None:
@@ -383,6 +388,75 @@ async def test_delete_stops_a_running_build_and_removes_the_service_s_own_tag(ap
     assert "clean_up_rootfs" in api.journal.calls
     [delete] = [argument for name, argument in api.journal.arguments if name == "delete_image_tag"]
     assert delete.own_image == f"{api.settings.registry}/web:{build_id}"
+
+
+# ---- Retry and list
+
+
+async def test_a_failed_build_is_retried_from_where_it_failed(api: Api) -> None:
+    api.journal.fail("start_vm", StartCommandError("exit code 1"))
+    build_id = (await api.client.create(api.template())).build_id
+    failed = await api.ended(build_id)
+    assert failed.state == "failed"
+    api.journal.calls.clear()
+
+    again = await api.client.retry(build_id)
+    assert again.run_id != failed.run_id
+    assert (await api.ended(build_id)).state == "completed"
+    assert api.journal.of("pull_image", "build_rootfs", "start_vm") == ["start_vm"]
+    assert (await messages(api, build_id, follow=True))[-1] == "build is completed"
+    with pytest.raises(CallError) as caught:
+        await api.client.retry(build_id)
+    assert caught.value.reason == "BUILD_NOT_FAILED"
+
+
+async def test_builds_are_listed_by_template_and_state_in_pages(api: Api) -> None:
+    template_id = f"t-{uuid.uuid4().hex[:8]}"
+    done = [await api.completed(template_id=template_id) for _ in range(2)]
+    api.journal.fail("pull_image", ImageNotFoundError("no such image"))
+    failed = (await api.client.create(api.template(template_id=template_id))).build_id
+    await api.ended(failed)
+    running = await api.running_until("build_rootfs", template_id=template_id)
+
+    async def listed(**request: Any) -> list[str]:
+        request = {"template_id": template_id, **request}
+        page = await api.client.list_builds(pb.TemplateBuildListRequest(**request))
+        return [build.build_id for build in page.builds]
+
+    async with asyncio.timeout(10):  # visibility lags behind
+        while await listed() != [running, failed, done[1], done[0]]:
+            await asyncio.sleep(0.1)
+    assert await listed(states=["completed"]) == [done[1], done[0]]
+    assert await listed(states=["failed", "building"]) == [running, failed]
+
+    first = await api.client.list_builds(
+        pb.TemplateBuildListRequest(template_id=template_id, page_size=3)
+    )
+    [build] = [build for build in first.builds if build.build_id == failed]
+    assert (build.state, build.image) == ("failed", "127.0.0.1:5000/web:1")
+    assert await listed(page_size=3, page_token=first.next_page_token) == [done[0]]
+
+    await api.client.delete(done[0])
+    async with asyncio.timeout(10):
+        while done[0] in await listed():
+            await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("field", "request_fields"),
+    [
+        ("template_id", {"template_id": "x' OR ''='"}),
+        ("states", {"states": ["done"]}),
+        ("page_token", {"page_token": "%%%"}),
+        ("page_token", {"page_token": "AAAA"}),
+    ],
+)
+async def test_a_bad_list_request_is_refused(
+    api: Api, field: str, request_fields: dict[str, Any]
+) -> None:
+    with pytest.raises(CallError) as caught:
+        await api.client.list_builds(pb.TemplateBuildListRequest(**request_fields))
+    assert [violation.field for violation in caught.value.violations] == [field]
 
 
 # ---- Errors and health

@@ -110,6 +110,28 @@ async def test_wrong_values_exit_2_and_name_the_options(api: Api) -> None:
         assert told in ended.err
 
 
+async def test_a_failed_build_is_listed_and_retried(api: Api) -> None:
+    template_id = f"t-{uuid.uuid4().hex[:8]}"
+    api.journal.fail("start_vm", StartCommandError("exit code 127"))
+    created = await api.client.create(api.template(template_id=template_id))
+    await api.ended(created.build_id)
+    async with asyncio.timeout(20):  # visibility lags behind
+        while (
+            created.build_id
+            not in (
+                listed := await cli(
+                    "list", "--state", "failed", "--template-id", template_id, *at(api)
+                )
+            ).out
+        ):
+            await asyncio.sleep(0.1)
+    assert "failed" in listed.out
+    again = await cli("retry", created.build_id, "--follow", *at(api))
+    assert again.code == 0, again.err
+    assert "reused from an earlier run" in again.out
+    assert (await cli("retry", created.build_id, *at(api))).code == 2
+
+
 async def test_an_unknown_build_exits_2(api: Api) -> None:
     for command in ("status", "logs", "cancel", "delete"):
         ended = await cli(command, str(uuid.uuid4()), *at(api))
