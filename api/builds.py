@@ -66,7 +66,7 @@ from workflows.build_template import BuildTemplate
 from workflows.delete_template import DeleteTemplate
 
 RPC_LIMIT = timedelta(seconds=10)
-QUERY_LIMIT = timedelta(seconds=5)
+QUERY_LIMIT = timedelta(seconds=3)
 CREATE_ATTEMPTS = 3
 # What a frozen host may still have under way when its lease has run out.
 LONGEST_UPLOAD_REQUEST_SECONDS = 60
@@ -272,6 +272,7 @@ class Builds:
         if described is None or await self._was_deleted(build_id, described):
             raise build_not_found(build_id, template_id)
         _require_cancelled(build_id, await self._stop(described))
+        _log.info("build cancelled", build_id=build_id)
 
     async def _stop(self, described: WorkflowExecutionDescription) -> WorkflowExecutionStatus:
         """Cancel a running build, wait until it has closed, and return how."""

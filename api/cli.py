@@ -234,12 +234,15 @@ def _show_end(build_id: str, status: pb.TemplateBuildStatusResponse, as_json: bo
 
 
 def _show_status(build_id: str, status: pb.TemplateBuildStatusResponse, as_json: bool) -> None:
-    from api.report import build_table, failure_text, status_json
+    from api.report import build_table, failure_text, status_json, workflow_address
 
     if as_json:
         _print_json(status_json(build_id, status))
         return
-    out.print(build_table(build_id, status, _settings().web_ui_address))
+    out.print(build_table(build_id, status))
+    if status.run_id:  # on a line of its own, for it is long and there to be copied
+        address = workflow_address(_settings().web_ui_address, status)
+        out.print(f"Web UI: {address}", soft_wrap=True)
     if status.HasField("reason"):
         out.print(failure_text(status))
 

@@ -67,8 +67,9 @@ class LiveView(View):
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
+        self._display = StepsDisplay()
         self._live = Live(
-            StepsDisplay(), console=console, refresh_per_second=REFRESH_PER_SECOND, transient=True
+            self._display, console=console, refresh_per_second=REFRESH_PER_SECOND, transient=True
         )
 
     def __enter__(self) -> View:
@@ -86,9 +87,7 @@ class LiveView(View):
 
     def status(self, status: pb.TemplateBuildStatusResponse) -> None:
         """Bring the display up to date."""
-        display = self._live.renderable
-        assert isinstance(display, StepsDisplay)
-        display.update(status)
+        self._display.update(status)
 
 
 class StepsDisplay:
@@ -126,13 +125,15 @@ class StepsDisplay:
     def _progress(self) -> Table:
         progress = self._status.progress
         line = Table.grid(padding=(0, 1, 0, 0))
-        cells: list[Text | ProgressBar] = [Text(progress.what)]
+        cells: list[Text | ProgressBar] = []
         if progress.total:
             cells.append(ProgressBar(progress.total, progress.done, width=BAR_WIDTH))
             cells.append(Text(amount(progress.done, progress.total, progress.unit)))
             cells.append(Text(self._rate.text(progress), style="dim"))
         if progress.attempt > 1:
             cells.append(Text(f"attempt {progress.attempt}", style="yellow"))
+        # Last, so that a long name gives way to the numbers.
+        cells.append(Text(progress.what, no_wrap=True, overflow="ellipsis", style="dim"))
         line.add_row(*cells)
         return line
 
@@ -177,7 +178,8 @@ async def follow(
             view.line(line)
     finally:
         polling.cancel()
-        await asyncio.gather(polling, return_exceptions=True)
+        with contextlib.suppress(asyncio.CancelledError):
+            await polling
     return await client.status(build_id)
 
 

@@ -43,6 +43,8 @@ def status_json(build_id: str, status: pb.TemplateBuildStatusResponse) -> dict[s
     """Return a status as plain data. Its names are those of the API and do not change."""
     data: dict[str, Any] = {
         "build_id": build_id,
+        "template_id": status.template_id,
+        "image": status.image,
         "state": status.state,
         "step": status.step,
         "host": status.host,
@@ -97,28 +99,29 @@ def log_line(entry: pb.TemplateBuildLogEntry) -> Text:
     return line
 
 
-def build_table(build_id: str, status: pb.TemplateBuildStatusResponse, web_ui: str) -> Table:
+def build_table(build_id: str, status: pb.TemplateBuildStatusResponse) -> Table:
     """Return everything about a build in one table."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row("build", build_id)
+    if status.template_id:
+        table.add_row("template", status.template_id)
     table.add_row("state", Text(status.state, style=STATE_STYLES.get(status.state, "")))
-    for name, value in (("step", status.step), ("host", status.host)):
-        if value:
-            table.add_row(name, value)
+    if status.step and status.state != "completed":
+        table.add_row("step", status.step)
+    if status.host:
+        table.add_row("host", status.host)
     if status.HasField("progress"):
         table.add_row("now", progress_text(status.progress))
-    if status.image_digest:
-        table.add_row("image", status.image_digest)
+    if status.image or status.image_digest:
+        table.add_row("image", "\n".join(filter(None, (status.image, status.image_digest))))
     if status.timeline:
         table.add_row("steps", _steps_table(status))
     if status.artifacts:
         table.add_row("artifacts", _artifacts_table(status))
     if status.bucket:
         table.add_row("objects", f"gs://{status.bucket}/{build_id}/")
-    if status.run_id:
-        table.add_row("web UI", workflow_address(web_ui, status))
     return table
 
 

@@ -49,6 +49,8 @@ def status_message(view: BuildView) -> pb.TemplateBuildStatusResponse:
         workflow_id=view.workflow_id,
         run_id=view.run_id,
         bucket=view.bucket,
+        template_id=view.template_id,
+        image=view.config.image if view.config else "",
     )
     if view.activity is not None:
         message.progress.CopyFrom(_progress(view.activity))

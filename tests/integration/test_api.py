@@ -70,6 +70,7 @@ async def test_a_build_runs_and_its_status_tells_everything(api: Api) -> None:
     assert status.image_digest.startswith("sha256:")
     assert status.metadata.kernel_version == "vmlinux-6.1"
     assert status.run_id == created.run_id
+    assert (status.template_id, status.image) == ("web", "127.0.0.1:5000/web:1")
     assert not status.HasField("reason")
 
 

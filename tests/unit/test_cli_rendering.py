@@ -24,7 +24,7 @@ from api.build_request import (
 from api.cli import Exit, app, exit_code_of
 from api.client import CallError
 from api.errors import Violation
-from api.live_view import StepsDisplay
+from api.live_view import StepsDisplay, view_for
 from api.pb import template_manager_pb2 as pb
 from api.report import (
     build_table,
@@ -34,6 +34,7 @@ from api.report import (
     failure_text,
     log_line,
     status_json,
+    workflow_address,
 )
 
 BUILD = "4f2c6f0e-5d1c-4c8e-9d43-0a7c6a1b2c3d"
@@ -107,7 +108,7 @@ def failed() -> pb.TemplateBuildStatusResponse:
 
 
 def test_a_finished_build_is_told_with_all_that_it_left() -> None:
-    text = shown(build_table(BUILD, completed(), "http://ui.test"))
+    text = shown(build_table(BUILD, completed()))
     for told in (
         BUILD,
         "sha256:aaa",
@@ -116,13 +117,15 @@ def test_a_finished_build_is_told_with_all_that_it_left() -> None:
         "40.0 MiB sent",
         "of 512.0 MiB",
         f"gs://templates/{BUILD}/",
-        f"http://ui.test/namespaces/default/workflows/template-build-{BUILD}/run-1",
     ):
         assert told in text
+    assert workflow_address("http://ui.test", completed()) == (
+        f"http://ui.test/namespaces/default/workflows/template-build-{BUILD}/run-1"
+    )
 
 
 def test_a_running_build_is_told_with_its_progress() -> None:
-    text = shown(build_table(BUILD, running(), ""))
+    text = shown(build_table(BUILD, running()))
     assert "upload memfile · 10.0/40.0 MiB · attempt 2 · last failure: 503" in text
 
 
@@ -159,6 +162,17 @@ def test_the_live_view_has_one_line_per_step() -> None:
     assert "✓ pull_image" in lines[1]
     assert "10.0/40.0 MiB" in lines[5]
     assert "attempt 2" in lines[5]
+
+
+def test_the_live_view_shows_what_it_is_told() -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=120, force_terminal=True)
+    with view_for(console) as view:
+        assert view.wants_status
+        view.status(running())
+        view.line(pb.TemplateBuildLogsResponse(entry=pb.TemplateBuildLogEntry(message="hello")))
+    assert "hello" in file.getvalue()
+    assert "10.0/40.0 MiB" in file.getvalue()
 
 
 def test_a_log_line_names_its_step_and_a_bad_level() -> None:
