@@ -14,6 +14,7 @@ import base64
 import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from itertools import takewhile
 
 import structlog
 from temporalio.api.common.v1 import Payload
@@ -35,7 +36,7 @@ from api.template_bucket import TemplateBucket
 
 POLL_QUERY = "__temporal_workflow_stream_poll"
 """Of `temporalio.contrib.workflow_streams`, which names it in its README."""
-QUERY_LIMIT = timedelta(seconds=5)
+QUERY_LIMIT = timedelta(seconds=3)
 MIN_POLL_SECONDS = 0.25
 MAX_POLL_SECONDS = 2.0
 # So long a follower waits for a Temporal that is away, before it is told to come back.
@@ -80,6 +81,12 @@ class BuildLogs:
                 break
             entries.extend(page)
         return entries[:limit]
+
+    async def first_difference(self, earlier: BuildView, later: BuildView) -> int:
+        """Return where the logs of two runs of a build part: a reset run repeats the first lines
+        of the earlier one, a retried build has a log of its own."""
+        pairs = zip(await self.read(earlier, 0), await self.read(later, 0), strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     async def follow(self, view: BuildView, cursor: int) -> AsyncIterator[tuple[int, LogEntry]]:
         """Yield the lines from `cursor` on, each with its own offset, until the build has ended.

@@ -17,7 +17,7 @@ from api.build_listing import BuildListing, list_query
 from api.build_logs import BuildLogs, following
 from api.build_view import BuildView
 from api.builds import Builds, StartedBuild
-from api.errors import Violation, draining, invalid_argument
+from api.errors import ApiError, Violation, draining, invalid_argument
 from api.pb import template_manager_pb2 as pb
 from api.pb import template_manager_pb2_grpc as pb_grpc
 from api.temporal_health import TemporalHealth
@@ -99,16 +99,23 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         view = await self._view(request)
         await context.send_initial_metadata(())  # now: the first line may be long in coming
         lowest = request.level if request.HasField("level") else pb.Debug
-        async for offset, entry in self._lines(view, request):
-            if level_number(entry.level) >= lowest:
-                yield pb.TemplateBuildLogsResponse(entry=log_message(entry), next_cursor=offset + 1)
-        if request.follow:
-            view = await self._view(request)
-        if view.state is BuildState.COMPLETED:
+        cursor = request.cursor
+        while True:
+            async for offset, entry in self._lines(view, cursor, request.follow):
+                if level_number(entry.level) >= lowest:
+                    yield pb.TemplateBuildLogsResponse(
+                        entry=log_message(entry), next_cursor=offset + 1
+                    )
+            ended = await self._view_at_end(view, request)
+            if ended.run_id == view.run_id:
+                break
+            # A reset or a retry has begun a new run: go on where its log becomes another.
+            cursor, view = await self._logs.first_difference(view, ended), ended
+        if ended.state is BuildState.COMPLETED:
             context.set_trailing_metadata(
                 (
-                    ("rootfs_size", str(view.rootfs_size_mb)),
-                    ("envd_version", view.agent_version),
+                    ("rootfs_size", str(ended.rootfs_size_mb)),
+                    ("envd_version", ended.agent_version),
                 )
             )
 
@@ -143,18 +150,29 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         await self._temporal.require()
         return await self._builds.view(build_id, request.template_id)
 
-    async def _lines(
+    async def _view_at_end(
         self, view: BuildView, request: pb.TemplateBuildLogsRequest
-    ) -> AsyncIterator[tuple[int, LogEntry]]:
+    ) -> BuildView:
+        """Look again at a build whose log has ended; it may have been deleted by now."""
         if not request.follow:
-            for offset, entry in enumerate(
-                await self._logs.read(view, request.cursor), request.cursor
-            ):
+            return view
+        try:
+            return await self._view(request)
+        except ApiError as error:
+            if error.code is grpc.StatusCode.NOT_FOUND:
+                return view
+            raise
+
+    async def _lines(
+        self, view: BuildView, cursor: int, follow: bool
+    ) -> AsyncIterator[tuple[int, LogEntry]]:
+        if not follow:
+            for offset, entry in enumerate(await self._logs.read(view, cursor), cursor):
                 yield offset, entry
             return
         drained = asyncio.create_task(self._draining.wait())
         try:
-            async with following(self._logs, view, request.cursor) as lines:
+            async with following(self._logs, view, cursor) as lines:
                 async for line in _until(drained, lines):
                     yield line
         finally:

@@ -20,6 +20,8 @@ import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from services import Stack
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
@@ -309,6 +311,39 @@ async def test_a_log_goes_on_at_its_cursor_when_the_api_restarts(api: Api, stora
         "meanwhile",
         "after",
     ]
+
+
+async def test_a_follower_goes_on_with_the_new_run_of_a_reset_build(api: Api) -> None:
+    build_id = await api.running_until("start_vm")
+    following = asyncio.create_task(messages(api, build_id, follow=True))
+    await asyncio.sleep(1)
+    await reset_to(api, build_id, "build_rootfs")
+    api.journal.hanging.clear()
+    seen = await asyncio.wait_for(following, 30)
+    assert seen[-1] == "build is completed"
+    assert (await api.client.status(build_id)).state == "completed"
+    # Only what the reset undid is there twice; what both runs share is not.
+    assert seen.count("pull_image: started on " + api.host.name) == 1
+    assert seen.count("boot_and_snapshot: started on " + api.host.name) == 2
+
+
+async def reset_to(api: Api, build_id: str, activity_type: str) -> None:
+    """Reset a build as an operator does in the Web UI, to before an activity."""
+    handle = api.temporal.get_workflow_handle(build_workflow_id(build_id))
+    [task] = [
+        event.activity_task_scheduled_event_attributes.workflow_task_completed_event_id
+        async for event in handle.fetch_history_events()
+        if event.activity_task_scheduled_event_attributes.activity_type.name == activity_type
+    ]
+    await api.temporal.workflow_service.reset_workflow_execution(
+        ResetWorkflowExecutionRequest(
+            namespace=api.temporal.namespace,
+            workflow_execution=WorkflowExecution(workflow_id=handle.id),
+            reason="test",
+            request_id=str(uuid.uuid4()),
+            workflow_task_finish_event_id=task,
+        )
+    )
 
 
 async def test_a_log_is_filtered_by_level_and_its_success_told_in_trailers(api: Api) -> None:
