@@ -18,6 +18,7 @@ from activities.admission import Admission
 from activities.artifacts import BucketArtifactActivities
 from activities.bucket import Bucket
 from activities.checkpoints import CheckpointStore
+from activities.docker_daemon import make_docker_client
 from activities.host import KvmHostActivities
 from activities.host_checkpoints import HostCheckpointActivities
 from activities.image import DockerImageActivities
@@ -81,8 +82,10 @@ def _steps(
     bucket: Bucket,
     leases: LeaseObjects,
 ) -> list[Callable[..., Any]]:
-    image = DockerImageActivities(settings, ledger, Sealer(settings.secret_keys))
-    rootfs = HostRootfsActivities(settings, ledger, store)
+    image = DockerImageActivities(
+        settings, ledger, Sealer(settings.secret_keys), make_docker_client
+    )
+    rootfs = HostRootfsActivities(settings, ledger, store, make_docker_client())
     network = NetnsNetworkActivities(settings, ledger)
     microvm = HostMicrovmActivities(settings, ledger, store)
     checkpoints = HostCheckpointActivities(settings, ledger, store)

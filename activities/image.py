@@ -18,6 +18,7 @@ import google.auth
 import google.auth.exceptions
 import google.auth.transport.requests
 import requests
+from temporalio import activity
 
 from activities.build_log import BuildLog
 from activities.docker_daemon import docker_errors
@@ -60,6 +61,7 @@ class DockerImageActivities(ImageActivities):
         self._sealer = sealer
         self._make_docker_client = make_docker_client
 
+    @activity.defn(name="pull_image")
     async def pull_image(self, pull: PullImageInput, /) -> PulledImage:
         """Bring the image to the host and resolve it to a digest."""
         data_dir = self._settings.data_dir

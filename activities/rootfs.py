@@ -120,6 +120,7 @@ class HostRootfsActivities(RootfsActivities):
         self._store = store
         self._docker = docker_client
 
+    @activity.defn(name="build_rootfs")
     async def build_rootfs(self, build: BuildRootfsInput, /) -> Checkpoint:
         """Provision the image in a container and make `rootfs.ext4` of it."""
         attempt = activity.info().attempt
@@ -128,6 +129,7 @@ class HostRootfsActivities(RootfsActivities):
         ) as step:
             return await step.in_thread(self._build, step, build, attempt)
 
+    @activity.defn(name="clean_up_rootfs")
     async def clean_up_rootfs(self, scope: BuildScope, /) -> None:
         """Remove the containers, mounts, loop devices and half-made files of `build_rootfs`."""
         async with running_step(self._settings.data_dir, self._ledger, scope, Step.ROOTFS) as step:

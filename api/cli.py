@@ -476,7 +476,7 @@ def run(
 ) -> None:
     """Resume a template on this machine and say where it answers. Ctrl-C ends it."""
     with _template_errors(as_json=False):
-        from activities.microvm import run_template
+        from activities.local_run import run_template
 
         ended = run_template(directory, _settings())
         if inspect.isawaitable(ended):

@@ -1,0 +1,98 @@
+"""Resuming a pulled template on this machine, to look at it."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from activities.errors import TemplateDamagedError, TemplateNotFoundError, VmmError
+from activities.metadata import TemplateMetadata
+from activities.microvm import SNAPSHOT_FILES, cpu_model, require_host, resume, vmm_version
+from activities.models import VmShape
+from activities.network import GUEST_ADDRESS, create_network, remove_network
+from activities.settings import Settings
+from activities.vm_process import VmProcess
+
+POLL_SECONDS = 0.2
+
+
+def run_template(directory: Path, settings: Settings) -> int:
+    """Resume the template in `directory` until it ends or Ctrl-C; returns an exit code. Blocking.
+
+    Works on a private copy of the disk and leaves nothing behind. Raises TemplateNotFoundError,
+    VmmError when this machine cannot resume it, and SnapshotNotResumableError.
+    """
+    metadata = _read(directory)
+    shape = VmShape(
+        memory_mb=metadata.vmm.memory_mb,
+        vcpu_count=metadata.vmm.vcpu_count,
+        kernel_version=metadata.config.kernel_version,
+        firecracker_version=metadata.config.firecracker_version,
+    )
+    firecracker = require_host(settings, shape)
+    _require_same_machine(metadata, firecracker)
+    with _vm() as vm, _stop_signal() as stopped:
+        resumed = resume(vm, directory.resolve(), firecracker, lambda: None)
+        print(f"resumed in {resumed.answer_ms:.0f} ms; the guest is {GUEST_ADDRESS} in the netns")
+        print(f"  ip netns exec {vm.name} ping {GUEST_ADDRESS}")
+        print("Ctrl-C ends it", flush=True)
+        while vm.is_running() and not stopped.wait(POLL_SECONDS):
+            pass
+    return 0
+
+
+def _read(directory: Path) -> TemplateMetadata:
+    try:
+        metadata = TemplateMetadata.model_validate_json((directory / "metadata.json").read_text())
+    except FileNotFoundError:
+        raise TemplateNotFoundError(f"{directory} has no metadata.json: pull it first") from None
+    except ValidationError as error:
+        raise TemplateDamagedError(f"{directory}/metadata.json cannot be read") from error
+    missing = [name for name in SNAPSHOT_FILES if not (directory / name).is_file()]
+    if missing:
+        raise TemplateNotFoundError(f"{directory} has no {missing[0]}: pull it again")
+    return metadata
+
+
+def _require_same_machine(metadata: TemplateMetadata, firecracker: Path) -> None:
+    """Refuse early what would fail obscurely: another VMM version or CPU model."""
+    here, there = vmm_version(firecracker), metadata.vmm.version
+    if here != there:
+        raise VmmError(f"the template was made by Firecracker {there}; {firecracker} is {here}")
+    if metadata.vmm.cpu_model != cpu_model():
+        raise VmmError(
+            f"the template was made on a {metadata.vmm.cpu_model}; this is a {cpu_model()}"
+        )
+
+
+@contextmanager
+def _vm() -> Iterator[VmProcess]:
+    name = f"tm-run-{uuid.uuid4().hex[:12]}"
+    with tempfile.TemporaryDirectory(prefix=name) as parent:
+        vm = VmProcess(Path(parent), name)
+        vm.directory.mkdir()
+        create_network(name)
+        try:
+            yield vm
+        finally:
+            vm.remove()
+            remove_network(name)
+
+
+@contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    stopped = threading.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: stopped.set()) for number in numbers]
+    try:
+        yield stopped
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
