@@ -1,0 +1,37 @@
+# Everything a developer does here. `make help` lists it.
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: help setup demo demo-down test lint types proto proto-check bench
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/\t/' | expand -t 14
+
+setup:  ## Install Debian packages and .venv
+	@temporal-dev/install
+
+demo: setup  ## Set everything up and build two templates, end to end
+	@$(PYTHON) temporal-dev/demo.py
+
+demo-down:  ## Stop all that demo has started
+	@$(PYTHON) temporal-dev/services.py down
+
+test: setup  ## Lint, types, stubs and all tests, on real parts
+	@temporal-dev/run-tests
+
+lint: setup  ## ruff
+	@ruff check . && ruff format --check .
+
+types: setup  ## mypy --strict
+	@mypy
+
+proto: setup  ## Generate the stubs in api/pb
+	@$(PYTHON) -m grpc_tools.protoc -Iapi/pb=proto --python_out=. --pyi_out=. \
+	  --grpc_python_out=. --mypy_grpc_out=. proto/template_manager.proto
+
+proto-check: proto  ## Fail when the committed stubs are not current
+	@git diff --exit-code --stat -- api/pb
+
+bench: setup  ## Where the time of a build goes, beside the disk's own speed
+	@$(PYTHON) temporal-dev/bench.py
