@@ -10,16 +10,16 @@ from temporalio import activity
 
 from activities.admission import Admission
 from activities.errors import HostRestartingError, LeaseLostError
-from activities.interface import HostActivities
+from activities.interface import HostActivities, HostReleaseActivities
 from activities.lease_objects import LeaseObjects
 from activities.leases import LeaseLedger, LedgerEntry, boottime
-from activities.models import HoldHostInput, HostLease, HostName
+from activities.models import BuildScope, HoldHostInput, HostLease, HostName
 from activities.step import MAX_BEAT_SECONDS, MIN_BEAT_SECONDS
 
 _log = structlog.get_logger(__name__)
 
 
-class KvmHostActivities(HostActivities):
+class KvmHostActivities(HostActivities, HostReleaseActivities):
     """Implements `hold_host`. See `interface` for the contract."""
 
     def __init__(
@@ -33,6 +33,7 @@ class KvmHostActivities(HostActivities):
         self._ledger = ledger
         self._objects = lease_objects
         self._admission = admission
+        self._released: dict[int, asyncio.Event] = {}
 
     @activity.defn(name="hold_host")
     async def hold_host(self, hold: HoldHostInput, /) -> None:
@@ -47,6 +48,7 @@ class KvmHostActivities(HostActivities):
             self._require_prompt(started)
             await self._signal(entry)
             await self._hold(entry)
+            await self._let_go(entry)
         except asyncio.CancelledError:
             if activity.cancellation_details() is None or self._is_shutdown():
                 raise HostRestartingError(f"host {self._host} is restarting") from None
@@ -58,6 +60,17 @@ class KvmHostActivities(HostActivities):
         finally:
             if admitted:
                 self._admission.left_ledger()
+
+    @activity.defn(name="release_host")
+    async def release_host(self, scope: BuildScope, /) -> None:
+        """End the hold of this lease. Where none runs, the slot is given back all the same."""
+        released = self._released.get(scope.lease.number)
+        if released is not None:
+            released.set()
+            return
+        entry = self._ledger.get(scope.build_id)
+        if entry is not None and entry.number == scope.lease.number:
+            await self._let_go(entry)
 
     async def _take(self, hold: HoldHostInput) -> LedgerEntry:
         held = self._ledger.get(hold.build_id)
@@ -96,11 +109,18 @@ class KvmHostActivities(HostActivities):
     async def _hold(self, entry: LedgerEntry) -> None:
         timeout = activity.info().heartbeat_timeout
         beat = timeout.total_seconds() / 3 if timeout else MAX_BEAT_SECONDS
-        while not self._is_shutdown():
-            activity.heartbeat()
-            await self._renew(entry)
-            await asyncio.sleep(min(max(beat, MIN_BEAT_SECONDS), MAX_BEAT_SECONDS))
-        raise HostRestartingError(f"host {self._host} is restarting")
+        pause = min(max(beat, MIN_BEAT_SECONDS), MAX_BEAT_SECONDS)
+        released = self._released[entry.number] = asyncio.Event()
+        try:
+            while not released.is_set():
+                if self._is_shutdown():
+                    raise HostRestartingError(f"host {self._host} is restarting")
+                activity.heartbeat()
+                await self._renew(entry)
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(released.wait(), pause)
+        finally:
+            del self._released[entry.number]
 
     async def _renew(self, entry: LedgerEntry) -> None:
         """Extend the deadline; after a freeze, ask the bucket first whether it is still ours."""

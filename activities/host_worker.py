@@ -70,7 +70,7 @@ def assemble(settings: Settings) -> Host:
         settings=settings,
         ledger=ledger,
         admission=admission,
-        hold=[hold.hold_host],
+        hold=[hold.hold_host, hold.release_host],
         steps=_steps(settings, ledger, store, bucket, leases),
     )
 
@@ -127,7 +127,7 @@ def host_workers(client: Client, host: Host) -> list[Worker]:
     return [
         worker(lease_task_queue(name), host.hold, _tuner(fixed(1000))),
         worker(step_task_queue(name), host.steps, _tuner(fixed(slots + EXTRA_STEPS))),
-        worker(SHARED_HOST_TASK_QUEUE, host.hold, _tuner(host.admission)),
+        worker(SHARED_HOST_TASK_QUEUE, host.hold[:1], _tuner(host.admission)),
     ]
 
 

@@ -47,6 +47,15 @@ class HostActivities(ABC):
         """Take a slot, signal `lease_granted`, and heartbeat until cancelled."""
 
 
+class HostReleaseActivities(ABC):
+    """Giving a slot back at once (queue `kvm-lease.<host>`)."""
+
+    @activity.defn(name="release_host")
+    @abstractmethod
+    async def release_host(self, scope: BuildScope, /) -> None:
+        """End the hold of this lease: a cancellation would wait for the next heartbeat."""
+
+
 class CheckpointActivities(ABC):
     """Checkpoints of one host (queue `kvm-host.<host>`)."""
 

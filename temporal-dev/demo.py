@@ -19,6 +19,7 @@ from typing import Any
 
 import images
 import services
+from processes import ServiceError
 from rich.console import Console
 from rich.table import Table
 
@@ -120,5 +121,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except subprocess.CalledProcessError as error:
         sys.exit(f"demo: {' '.join(error.cmd[:3])}… ended with exit code {error.returncode}")
-    except services.ServiceError as error:
+    except ServiceError as error:
         sys.exit(f"demo: {error}")

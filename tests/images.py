@@ -8,7 +8,6 @@ import hashlib
 import http.client
 import io
 import json
-import shutil
 import socket
 import subprocess
 import tarfile
@@ -35,7 +34,6 @@ from activities.models import (
     PullImageInput,
     RegistryAuth,
 )
-from activities.mounts import in_mount_namespace, mount
 from activities.rootfs import HostRootfsActivities
 from activities.sealing import Sealer
 from activities.settings import Settings
@@ -53,7 +51,9 @@ class Layer:
 
     def __init__(self) -> None:
         self._buffer = io.BytesIO()
-        self._tar = tarfile.open(fileobj=self._buffer, mode="w", format=tarfile.PAX_FORMAT)
+        self._tar = tarfile.open(  # noqa: SIM115 # it lives as long as the layer
+            fileobj=self._buffer, mode="w", format=tarfile.PAX_FORMAT
+        )
 
     def add(
         self,
@@ -259,7 +259,7 @@ class Workbench:
         asked = PullImageInput(
             scope=scope or self.scope(), image=image, auth=auth, timeout_seconds=timeout_seconds
         )
-        pulled = await _environment().run(self.images.pull_image, asked)
+        pulled: PulledImage = await _environment().run(self.images.pull_image, asked)
         self.pulled.append(pulled)
         return pulled
 

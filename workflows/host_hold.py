@@ -26,10 +26,11 @@ from temporalio.exceptions import (
 )
 
 from activities.errors import HostRestartingError, NoHostError, error_type_of
-from activities.interface import HostActivities
+from activities.interface import HostActivities, HostReleaseActivities
 from activities.models import (
     SHARED_HOST_TASK_QUEUE,
     BuildOptions,
+    BuildScope,
     HoldHostInput,
     HostLease,
     TemplateConfig,
@@ -38,6 +39,7 @@ from activities.models import (
 
 # Longer than any build: the lease ends by release or by silence, never by age.
 MAX_HOLD = timedelta(days=30)
+RELEASE_LIMIT = timedelta(seconds=5)
 
 
 class HostHold:
@@ -58,6 +60,7 @@ class HostHold:
         self._lost = lost
         self._preferred_host = preferred_host
         self._hosts_lost = 0
+        self._releasing = False
         self._task: asyncio.Task[None] | None = None
 
     def granted(self, lease: HostLease) -> None:
@@ -82,16 +85,37 @@ class HostHold:
         """Give the slot back and wait until the host has let go."""
         if self._task is None:
             return
+        self._releasing = True
         task, self._task = self._task, None
+        await self._tell_host()
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError, FailureError):
             await task
+
+    async def _tell_host(self) -> None:
+        """Ask the host to let go: a mere cancellation would wait for its next heartbeat."""
+        if self.lease is None:
+            return
+        config = self._config
+        with contextlib.suppress(ActivityError):  # a host that is away is cancelled, and swept
+            await workflow.execute_activity_method(
+                HostReleaseActivities.release_host,
+                BuildScope(
+                    build_id=config.build_id, template_id=config.template_id, lease=self.lease
+                ),
+                task_queue=self.lease.lease_queue,
+                schedule_to_close_timeout=RELEASE_LIMIT,
+                retry_policy=RetryPolicy(maximum_attempts=1),
+                summary=f"release {self.lease.host}",
+            )
 
     async def _keep(self) -> None:
         retake_from = self._preferred_host
         while True:
             try:
                 await self._hold_once(retake_from)
+                if self._releasing:
+                    return
                 reason = "it let go of the build"
             except ActivityError as error:
                 if is_cancelled_exception(error):

@@ -23,7 +23,7 @@ from activities.errors import ReadyTimeoutError, StorageUnavailableError
 from activities.models import BuildInput, delete_workflow_id
 from activities.temporal import SEARCH_ATTRIBUTES
 from tests.workflows.recording_host import Journal, RecordingHost, running_stack
-from tests.workflows.test_build_template import OPTIONS, Handle, config, start
+from tests.workflows.test_build_template import OPTIONS, Handle, start
 from tests.workflows.test_delete_template import delete, delete_of
 from workflows.build_template import BuildTemplate
 

@@ -20,6 +20,7 @@ from activities.interface import (
     CheckpointActivities,
     DeletionActivities,
     HostActivities,
+    HostReleaseActivities,
     ImageActivities,
     LogActivities,
     MicrovmActivities,
@@ -120,6 +121,7 @@ def stored(name: str) -> StoredObject:
 
 class RecordingHost(
     HostActivities,
+    HostReleaseActivities,
     CheckpointActivities,
     ImageActivities,
     RootfsActivities,
@@ -135,6 +137,7 @@ class RecordingHost(
         self.journal = journal
         self.lease: HostLease | None = None
         self.silent = asyncio.Event()
+        self.released: set[int] = set()
         self.reused: Checkpoint | None = None
 
     @activity.defn(name="hold_host")
@@ -149,14 +152,19 @@ class RecordingHost(
         )
         await handle.signal("lease_granted", self.lease)
         try:
-            while True:
+            while self.lease.number not in self.released:
                 if not self.silent.is_set():
                     activity.heartbeat()
                 await asyncio.sleep(0.1)
+            self.journal.calls.append("host released")
         except asyncio.CancelledError:
             if not self.silent.is_set():
                 self.journal.calls.append("host released")
             raise
+
+    @activity.defn(name="release_host")
+    async def release_host(self, scope: BuildScope, /) -> None:
+        self.released.add(scope.lease.number)
 
     @activity.defn(name="find_snapshot")
     async def find_snapshot(self, find: FindSnapshotInput, /) -> Checkpoint | None:
@@ -289,11 +297,12 @@ async def running_host(client: Client, host: RecordingHost) -> AsyncIterator[Non
         client.service_client.config.target_host, data_converter=pydantic_data_converter
     )
     async with contextlib.AsyncExitStack() as stack:
-        for queue, methods in (
+        queues: list[tuple[str, list[Callable[..., Any]]]] = [
             (SHARED_HOST_TASK_QUEUE, [host.hold_host]),
-            (lease_task_queue(host.name), [host.hold_host]),
+            (lease_task_queue(host.name), [host.hold_host, host.release_host]),
             (step_task_queue(host.name), step_methods(host)),
-        ):
+        ]
+        for queue, methods in queues:
             await stack.enter_async_context(host_worker(client, queue, methods))
         yield
 
