@@ -118,6 +118,8 @@ class ImageUnusableError(TemplateManagerError):
 class ImageDamagedError(HostFaultError):
     """What dockerd has is not what the registry named."""
 
+    hint = "Remove the image on the KVM host (docker image rm) and retry the build."
+
 
 class DockerUnavailableError(HostFaultError):
     """The Docker daemon cannot be reached, or failed."""
@@ -157,9 +159,13 @@ class ProvisioningError(TemplateManagerError):
 class FilesystemDamagedError(HostFaultError):
     """e2fsck found errors in a file system that we made."""
 
+    hint = "Check the host's disk (dmesg, smartctl), then retry the build."
+
 
 class FilesystemToolError(HostFaultError):
     """A tool that makes or fills a file system (mke2fs, resize2fs, cp) failed."""
+
+    hint = "Read the tool's message in the build log; template-manager doctor checks the tools."
 
 
 # ---- Boot
@@ -191,6 +197,8 @@ class HugePagesUnsupportedError(TemplateManagerError):
 
 class VmmError(HostFaultError):
     """Firecracker refused a call or ended where it should not."""
+
+    hint = "Read Firecracker's message; check its version and the host's memory, then retry."
 
 
 class GuestDiedError(TemplateManagerError):
@@ -237,6 +245,8 @@ class StorageDeniedError(TemplateManagerError):
 
 class StorageCorruptionError(HostFaultError):
     """What is in the bucket is not what was sent."""
+
+    hint = "Retry the build; if it happens again, check the host's memory and network."
 
 
 class TemplateAlreadyPublishedError(TemplateManagerError):

@@ -108,6 +108,8 @@ class Registry:
 
     address: str
     log: Path
+    directory: Path
+    login: tuple[str, str] | None = None
 
     def push(
         self,
@@ -144,9 +146,23 @@ class Registry:
             data=body,
             headers={"Content-Type": manifest["mediaType"]},
             timeout=10,
+            auth=self.login,
         )
         answer.raise_for_status()
         return _digest(body)
+
+    def damage_layer(self, name: str, digest: str) -> None:
+        """Flip bytes in the stored blob of an image's first layer."""
+        url = f"http://{self.address}/v2/{name}/manifests/{digest}"
+        manifest = requests.get(
+            url, headers={"Accept": MANIFEST}, timeout=10, auth=self.login
+        ).json()
+        blob = manifest["layers"][0]["digest"].removeprefix("sha256:")
+        stored = self.directory / "blobs/docker/registry/v2/blobs/sha256" / blob[:2] / blob / "data"
+        content = bytearray(stored.read_bytes())
+        middle = len(content) // 2
+        content[middle : middle + 16] = bytes(byte ^ 0xFF for byte in content[middle : middle + 16])
+        stored.write_bytes(content)
 
     def push_index(self, name: str, digests: Mapping[str, str], tag: str = "latest") -> str:
         """Put an index over manifests (architecture to digest) under a tag."""
@@ -164,16 +180,17 @@ class Registry:
 
     def _size(self, name: str, digest: str) -> int:
         url = f"http://{self.address}/v2/{name}/manifests/{digest}"
-        answer = requests.head(url, headers={"Accept": MANIFEST}, timeout=10)
+        answer = requests.head(url, headers={"Accept": MANIFEST}, timeout=10, auth=self.login)
         return int(answer.headers["Content-Length"])
 
     def _blob(self, name: str, content: bytes, kind: str) -> dict[str, Any]:
         digest = _digest(content)
         url = f"http://{self.address}/v2/{name}/blobs/"
-        if requests.head(url + digest, timeout=10).status_code != 200:
-            place = requests.post(url + "uploads/", timeout=10).headers["Location"]
+        if requests.head(url + digest, timeout=10, auth=self.login).status_code != 200:
+            session = requests.post(url + "uploads/", timeout=10, auth=self.login)
+            place = session.headers["Location"]
             requests.put(
-                place, params={"digest": digest}, data=content, timeout=60
+                place, params={"digest": digest}, data=content, timeout=60, auth=self.login
             ).raise_for_status()
         return {"mediaType": kind, "digest": digest, "size": len(content)}
 
@@ -204,7 +221,7 @@ def running_registry(directory: Path, *, htpasswd: str = "") -> Iterator[Registr
         )
     try:
         _wait_for(port)
-        yield Registry(f"127.0.0.1:{port}", log)
+        yield Registry(f"127.0.0.1:{port}", log, directory)
     finally:
         process.terminate()
         process.wait(10)

@@ -23,6 +23,7 @@ from activities.settings import Settings
 from activities.temporal import register_search_attributes
 from api.client import TemplateClient
 from api.server import running_server
+from tests.images import Registry, running_registry
 from tests.integration.running_api import Api, forget, serving, settings_for
 from tests.workflows.recording_host import Journal, RecordingHost, running_stack
 
@@ -34,6 +35,13 @@ def storage() -> Iterator[Stack]:
     """An emulated Google Cloud Storage behind the proxy that keeps its promises."""
     with Stack(only=("gcs-emulator", "gcs", "bucket")) as stack:
         yield stack
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """An empty registry that wants no login."""
+    with running_registry(tmp_path_factory.mktemp("registry")) as running:
+        yield running
 
 
 @pytest.fixture
