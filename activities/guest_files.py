@@ -6,7 +6,6 @@ into the root file system. Values that came from outside are files, never parts 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
@@ -202,14 +201,14 @@ def _fill_network_files(dns_server: str) -> list[str]:
 
 
 def _fill(path: Path, content: str) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        if path.lstat().st_size > 0:  # a link, even to nowhere, is the image's own
-            return False
     try:
-        path.write_text(content)
-    except OSError:  # /etc is a file or a link to nowhere: the image wants it so
+        # A link, even to nowhere, is the image's own.
+        if not os.path.lexists(path) or path.lstat().st_size == 0:
+            path.write_text(content)
+            return True
+    except OSError:  # /etc is a file, or a link to nowhere or to itself: the image wants it so
         return False
-    return True
+    return False
 
 
 @contextmanager

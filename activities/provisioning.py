@@ -90,7 +90,7 @@ def run_container(
     reader = threading.Thread(target=_read_output, args=(output, facts, log), daemon=True)
     reader.start()
     deadline = time.monotonic() + timeout_seconds
-    client.start(container_id)
+    _start(client, container_id)
     while _is_running(client, container_id, reader):
         check()
         if time.monotonic() > deadline:
@@ -105,6 +105,19 @@ def run_container(
     if not facts.is_complete:
         raise DockerUnavailableError("Docker lost output of the provisioning script")
     return facts
+
+
+def _start(client: docker.APIClient, container_id: str) -> None:
+    try:
+        client.start(container_id)
+    except docker.errors.APIError as error:
+        # runc refuses what an image's files do not allow, such as our directory over a link.
+        if "OCI runtime create failed" not in str(error.explanation):
+            raise
+        raise ProvisioningError(
+            f"a container of the image cannot be started: {error.explanation}",
+            hint=f"Docker could not show {IN_GUEST} to the image: remove that path from it.",
+        ) from None
 
 
 def remove_containers(client: docker.APIClient, scope: BuildScope) -> None:

@@ -110,7 +110,9 @@ class VmProcess:
             if not entry.name.isdigit():
                 continue
             try:
-                if str((entry / "cwd").readlink()).startswith(str(self.directory)):
+                here = str((entry / "cwd").readlink()).startswith(str(self.directory))
+                # Not the shell of a person who looks at the VM's files.
+                if here and self.name in (entry / "cmdline").read_text(errors="replace"):
                     found.append(int(entry.name))
             except OSError:
                 continue

@@ -1,0 +1,466 @@
+"""From an image in dockerd to an ext4 that holds exactly its files."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import shutil
+import stat
+import struct
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio.testing import ActivityEnvironment
+
+from activities import ext4
+from activities.errors import (
+    AgentMissingError,
+    CheckpointLostError,
+    HostDiskFullError,
+    LeaseLostError,
+    ProvisioningError,
+    RootfsTooLargeError,
+)
+from activities.models import PulledImage, Step
+from tests.file_trees import difference, in_mounted_ext4, read_tree, tree_of_ext4, tree_of_image
+from tests.images import BUSYBOX, Layer, Registry, Workbench, resources, workbench
+
+MIB = 1024 * 1024
+# cap_net_bind_service=ep: struct vfs_ns_cap_data revision 2 (linux/capability.h)
+CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Workbench]:
+    before = resources()
+    made = workbench(tmp_path / "data")
+    yield made
+    made.remove_images()
+    assert resources() == before
+    work = tmp_path / "data" / "work"
+    assert not work.exists() or list(work.iterdir()) == []
+    assert list((tmp_path / "data" / "steps").glob("*/*.tmp.*")) == []
+
+
+async def pulled(
+    host: Workbench, registry: Registry, name: str, *layers: Layer, **config: Any
+) -> PulledImage:
+    registry.push(name, [layer.tar() for layer in layers], config=config)
+    return await host.pull(f"{registry.address}/{name}")
+
+
+async def differences(host: Workbench, image: PulledImage, rootfs: Path) -> dict[str, object]:
+    place = host.settings.data_dir.parent / "compare"
+    try:
+        expected = await asyncio.to_thread(
+            tree_of_image, host.client, image.image_id, place / "image"
+        )
+        found = await asyncio.to_thread(tree_of_ext4, rootfs, place / "ext4")
+        return difference(expected, found)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def everything() -> Layer:
+    """A layer with every kind of thing that a tar and an ext4 can both hold."""
+    layer = Layer().directory("bin").busybox().symlink("bin/sh", "busybox")
+    layer.directory("odd", mode=0o1777, uid=70_000, gid=4_000_000_000)
+    layer.add("odd/setuid", b"x", mode=0o6755, uid=1000, gid=1001)
+    layer.add("odd/nobody-may", b"secret", mode=0o000)
+    layer.add("odd/linked", b"one file\n").hard_link("odd/second name", "odd/linked")
+    layer.symlink("odd/loop", "loop").symlink("odd/nowhere", "/does/not/exist")
+    layer.hard_link("odd/hard link to a symlink", "odd/nowhere")
+    layer.symlink("odd/long target", "t" * 200)
+    layer.add("odd/null", kind=tarfile.CHRTYPE, device=(1, 3), mode=0o666)
+    layer.add("odd/block", kind=tarfile.BLKTYPE, device=(7, 200), mode=0o660)
+    layer.add("odd/fifo", kind=tarfile.FIFOTYPE, mode=0o600)
+    layer.add("odd/ünïcode \n\t'\"$`\\ name", b"name")
+    layer.add("odd/" + "n" * 255, b"longest name")
+    layer.add("odd/raw-\udcff\udcfe", b"no utf-8")
+    layer.add("odd/capable", b"x", xattrs={"security.capability": CAPABILITY.decode("latin-1")})
+    layer.add("odd/attributes", b"x", xattrs={"user.color": "blue", "user.long": "v" * 3000})
+    layer.add("odd/in-2100", b"x", mtime="4102444800.987654321")
+    layer.add("odd/in-1970", b"x", mtime="1.000000001")
+    layer.directory("deep")
+    for depth in range(1, 18):
+        layer.directory("deep/" + "/".join(["d" * 200] * depth))
+    return layer
+
+
+async def test_the_root_file_system_is_the_image(host: Workbench, registry: Registry) -> None:
+    image = await pulled(host, registry, "everything", everything())
+    rootfs = await host.build_rootfs(image)
+    assert await differences(host, image, rootfs) == {}
+
+
+async def test_odd_things_are_as_the_image_has_them(
+    host: Workbench, registry: Registry, tmp_path: Path
+) -> None:
+    """The values as the tar has them, so that dockerd and we cannot be wrong together."""
+    image = await pulled(host, registry, "everything", everything())
+    tree = await asyncio.to_thread(
+        tree_of_ext4, await host.build_rootfs(image), tmp_path / "mounted"
+    )
+    assert (tree["/odd"].mode, tree["/odd"].uid, tree["/odd"].gid) == (
+        0o1777,
+        70_000,
+        4_000_000_000,
+    )
+    setuid = tree["/odd/setuid"]
+    assert (setuid.mode, setuid.uid, setuid.gid) == (0o6755, 1000, 1001)
+    assert tree["/odd/setuid"].mtime_ns == 1_700_000_000_123_456_789
+    assert tree["/odd/in-2100"].mtime_ns == 4_102_444_800_987_654_321
+    assert tree["/odd/linked"].links == (b"/odd/linked", b"/odd/second name")
+    assert len(tree["/odd/hard link to a symlink"].links) == 2
+    assert tree["/odd/loop"].content == "loop"
+    assert (tree["/odd/null"].kind, tree["/odd/null"].device) == ("character device", (1, 3))
+    assert (tree["/odd/block"].kind, tree["/odd/block"].device) == ("block device", (7, 200))
+    assert tree["/odd/fifo"].kind == "fifo"
+    assert dict(tree["/odd/attributes"].xattrs)["user.long"] == b"v" * 3000
+    assert "/odd/ünïcode \n\t'\"$`\\ name" in tree
+    assert "/odd/raw-\udcff\udcfe" in tree
+
+
+async def test_later_layers_win_as_in_overlayfs(
+    host: Workbench, registry: Registry, tmp_path: Path
+) -> None:
+    lower = Layer().directory("a").add("a/gone", b"1").add("a/kept", b"2").directory("opaque")
+    lower.add("opaque/hidden", b"3").directory("real").add("real/file", b"4")
+    lower.symlink("link", "real").add("file-then-directory", b"5")
+    middle = Layer().add("a/.wh.gone").directory("opaque").add("opaque/.wh..wh..opq")
+    middle.add("opaque/shown", b"6").directory("link").add("link/own", b"7")
+    upper = Layer().add(".wh.file-then-directory").add("a/kept", b"changed", mode=0o600)
+    again = Layer().directory("file-then-directory").add("file-then-directory/x", b"8")
+    image = await pulled(host, registry, "whiteouts", lower, middle, upper, again)
+    rootfs = await host.build_rootfs(image)
+    assert await differences(host, image, rootfs) == {}
+    tree = await asyncio.to_thread(tree_of_ext4, rootfs, tmp_path / "mounted")
+    assert {"/a/gone", "/opaque/hidden"} & tree.keys() == set()
+    assert {"/a/kept", "/opaque/shown", "/link/own", "/real/file", "/file-then-directory/x"} <= (
+        tree.keys()
+    )
+    assert tree["/link"].kind == "directory"
+    assert (tree["/a/kept"].mode, tree["/a/kept"].size) == (0o600, 7)
+    assert not [name for name in tree if ".wh." in name]
+
+
+async def test_a_hundred_and_twenty_layers(host: Workbench, registry: Registry) -> None:
+    layers = [Layer().add(f"file-{n}", str(n).encode()) for n in range(120)]
+    image = await pulled(host, registry, "layers", *layers)
+    assert image.layer_count == 120
+    assert await differences(host, image, await host.build_rootfs(image)) == {}
+
+
+async def test_holes_stay_holes(host: Workbench, registry: Registry, tmp_path: Path) -> None:
+    """Docker writes the zeros of a tar as data or not; a gap of 64 MiB must not fill the disk."""
+    layer = Layer().add("sparse", b"begin" + bytes(64 * MIB) + b"end")
+    image = await pulled(host, registry, "sparse", layer)
+    rootfs = await host.build_rootfs(image)
+    assert await differences(host, image, rootfs) == {}
+
+
+async def test_an_image_of_one_static_program(
+    host: Workbench, registry: Registry, tmp_path: Path
+) -> None:
+    image = await pulled(host, registry, "scratch", Layer().busybox("server"))
+    rootfs = await host.build_rootfs(image)
+    tree = await asyncio.to_thread(tree_of_ext4, rootfs, tmp_path / "mounted")
+    needed = {"/proc", "/sys", "/dev", "/run", "/etc", "/tmp", "/server", "/.template/init"}
+    assert needed <= tree.keys()
+    assert tree["/tmp"].mode == 0o1777
+
+
+@pytest.mark.parametrize("own", [b"", b"10.0.0.1 mine\n"])
+async def test_hosts_is_filled_only_when_it_is_empty(
+    host: Workbench, registry: Registry, tmp_path: Path, own: bytes
+) -> None:
+    layer = Layer().directory("etc").add("etc/hosts", own).add("etc/resolv.conf", own)
+    image = await pulled(host, registry, f"hosts-{len(own)}", layer)
+    rootfs = await host.build_rootfs(image)
+    place = tmp_path / "mounted"
+
+    def read() -> tuple[bytes, bytes]:
+        return (place / "etc/hosts").read_bytes(), (place / "etc/resolv.conf").read_bytes()
+
+    hosts, resolv = await asyncio.to_thread(in_mounted_ext4, rootfs, place, read)
+    if own:
+        assert (hosts, resolv) == (own, own)
+    else:
+        assert b"127.0.0.1\tlocalhost" in hosts
+        assert resolv == b"nameserver 8.8.8.8\n"
+
+
+async def test_a_link_in_the_image_cannot_write_to_the_host(
+    host: Workbench, registry: Registry, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    plain = Layer().symlink("etc", str(victim)).symlink("tmp", str(victim / "new"))
+    image = await pulled(host, registry, "hostile", plain)
+    await host.build_rootfs(image)
+    workdir = Layer().symlink("srv", str(victim))
+    image = await pulled(host, registry, "hostile-workdir", workdir, WorkingDir="/srv/work")
+    with pytest.raises(ProvisioningError, match="WORKDIR"):
+        await host.build_rootfs(image)
+    ours = Layer().symlink(".template", str(victim))
+    image = await pulled(host, registry, "hostile-template", ours)
+    with pytest.raises(ProvisioningError, match=r"\.template"):
+        await host.build_rootfs(image)
+    assert list(victim.iterdir()) == []
+
+
+@pytest.mark.parametrize("disk_size_mb", [0, 1, 64, 1000])
+async def test_the_free_space_is_what_was_asked_for(
+    host: Workbench, registry: Registry, tmp_path: Path, disk_size_mb: int
+) -> None:
+    layer = Layer()
+    for number in range(2000):
+        layer.add(f"d{number % 7}/small-{number}", b"s" * (number * 3))
+    layer.add("large", os.urandom(30 * MIB))
+    image = await pulled(host, registry, f"sized-{disk_size_mb}", layer)
+    rootfs = await host.build_rootfs(image, disk_size_mb=disk_size_mb)
+    place = tmp_path / "mounted"
+    disk = await asyncio.to_thread(in_mounted_ext4, rootfs, place, lambda: os.statvfs(place))
+    free = disk.f_bavail * disk.f_frsize
+    assert 0 <= free - disk_size_mb * MIB <= max(disk_size_mb * MIB * 0.02, MIB)
+    assert disk.f_favail >= 2000  # as many files again
+    assert rootfs.stat().st_blocks * 512 < 60 * MIB  # free space takes no room on the host
+
+
+async def test_many_files_have_inodes(host: Workbench, registry: Registry) -> None:
+    layer = Layer()
+    for number in range(18_000):
+        layer.add(f"many/file-{number:06}", b"")
+    image = await pulled(host, registry, "many", layer)
+    assert await differences(host, image, await host.build_rootfs(image)) == {}
+
+
+async def test_the_file_system_is_clean(host: Workbench, registry: Registry) -> None:
+    image = await pulled(host, registry, "everything", everything())
+    rootfs = await host.build_rootfs(image)
+    done = subprocess.run(["e2fsck", "-fn", rootfs], capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert rootfs.stat().st_size % ext4.BLOCK == 0
+
+
+async def test_too_large_says_both_sizes_before_any_copy(
+    tmp_path: Path, registry: Registry
+) -> None:
+    before = resources()
+    host = workbench(tmp_path / "data", max_rootfs_mb=64)
+    image = await pulled(host, registry, "large-40", Layer().add("large", os.urandom(40 * MIB)))
+    with pytest.raises(RootfsTooLargeError, match=r"image 41 MiB, free space 200 MiB.*64 MiB"):
+        await host.build_rootfs(image, disk_size_mb=200)
+    host.remove_images()
+    assert resources() == before
+
+
+async def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, registry: Registry) -> None:
+    """The data directory is a file system of 48 MiB of its own."""
+    before = resources()
+    disk, point = tmp_path / "disk.img", tmp_path / "small"
+    point.mkdir()
+    with disk.open("wb") as file:
+        file.truncate(100 * MIB)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-m", "0", disk], check=True)
+    subprocess.run(["mount", "-o", "loop", disk, point], check=True)
+    try:
+        host = workbench(point / "data")
+        image = await pulled(host, registry, "large-40", Layer().add("large", os.urandom(40 * MIB)))
+        host.settings.data_dir.mkdir(exist_ok=True)
+        (point / "ballast").write_bytes(bytes(60 * MIB))
+        with pytest.raises(HostDiskFullError, match="MiB are free") as error:
+            await host.build_rootfs(image)
+        assert "sweep" in error.value.hint
+        assert not [p for p in (point / "data/steps").rglob("*") if p.is_file()]
+        host.remove_images()
+    finally:
+        subprocess.run(["umount", point], check=True)
+    assert resources() == before
+
+
+async def test_an_unknown_user_fails_with_its_name(host: Workbench, registry: Registry) -> None:
+    image = await pulled(host, registry, "no-user", Layer().busybox(), User="ghost")
+    with pytest.raises(ProvisioningError, match="no user ghost"):
+        await host.build_rootfs(image)
+
+
+async def test_a_missing_agent_fails_before_any_work(tmp_path: Path, registry: Registry) -> None:
+    host = workbench(tmp_path / "data", guest_agent_path=tmp_path / "no-agent")
+    image = await pulled(host, registry, "agent", Layer().busybox())
+    with pytest.raises(AgentMissingError, match="no-agent"):
+        await host.build_rootfs(image)
+    host.remove_images()
+
+
+async def test_the_agent_is_put_in_and_asked_for_its_version(
+    tmp_path: Path, registry: Registry
+) -> None:
+    agent = tmp_path / "agent"
+    agent.write_text("#!/.template/busybox sh\necho agent 1.2.3\n")
+    agent.chmod(0o755)
+    host = workbench(tmp_path / "data", guest_agent_path=agent)
+    image = await pulled(host, registry, "agent", Layer().busybox())
+    rootfs = await host.build_rootfs(image)
+    tree = await asyncio.to_thread(tree_of_ext4, rootfs, tmp_path / "mounted")
+    assert tree["/.template/agent"].mode == 0o755
+    host.remove_images()
+
+
+async def test_an_image_that_is_gone_goes_back_to_the_pull(
+    host: Workbench, registry: Registry
+) -> None:
+    image = await pulled(host, registry, "vanished", Layer().busybox())
+    host.remove_images()
+    with pytest.raises(CheckpointLostError) as error:
+        await host.build_rootfs(image)
+    assert error.value.step is Step.PULL
+
+
+async def test_a_second_build_uses_the_first_ones(host: Workbench, registry: Registry) -> None:
+    image = await pulled(host, registry, "reused", Layer().busybox())
+    first = await host.build_rootfs(image)
+    made = first.stat()
+    scope = host.scope()
+    second = await host.build_rootfs(image, scope)
+    assert (second, second.stat().st_ino) == (first, made.st_ino)
+    assert "used again" in host.log_of(scope)
+    other = await host.build_rootfs(image, start_command="sleep 1")
+    assert other != first
+
+
+async def test_the_same_image_gives_the_same_bytes(host: Workbench, registry: Registry) -> None:
+    image = await pulled(host, registry, "same", everything())
+    first = (await host.build_rootfs(image)).stat()
+    again = (await host.build_rootfs(image, force=True)).stat()
+    assert first.st_ino != again.st_ino
+    assert first.st_size == again.st_size
+
+
+async def test_two_builds_of_one_image_at_once(host: Workbench, registry: Registry) -> None:
+    image = await pulled(host, registry, "twice", everything())
+    one, other = await asyncio.gather(host.build_rootfs(image), host.build_rootfs(image))
+    assert one == other
+    assert await differences(host, image, one) == {}
+
+
+async def test_a_cancelled_copy_stops_and_leaves_nothing(
+    host: Workbench, registry: Registry
+) -> None:
+    layer = Layer()
+    for number in range(5):
+        layer.add(f"large-{number}", os.urandom(50 * MIB))
+    image = await pulled(host, registry, "cancelled", layer)
+    environment = ActivityEnvironment()
+    environment.info = dataclasses.replace(
+        environment.info, heartbeat_timeout=timedelta(seconds=0.6)
+    )
+    copying = asyncio.Event()
+
+    def beat(*details: Any) -> None:
+        if details and details[0]["what"] == "copying the image":
+            copying.set()
+
+    environment.on_heartbeat = beat
+    asked = host.rootfs_input(image)
+    task = asyncio.ensure_future(environment.run(host.rootfs.build_rootfs, asked))
+    await asyncio.wait_for(copying.wait(), 30)
+    environment.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 5)
+    copies = subprocess.run(["pgrep", "-x", "cp"], capture_output=True, check=False)
+    assert copies.stdout == b""
+
+
+async def test_a_lost_lease_stops_the_work(host: Workbench, registry: Registry) -> None:
+    image = await pulled(host, registry, "lost", Layer().busybox())
+    scope = host.scope(number=1)
+    host.scope(scope.build_id, number=2)
+    with pytest.raises(LeaseLostError):
+        await host.build_rootfs(image, scope)
+
+
+async def test_what_a_killed_worker_left_is_removed(
+    host: Workbench, registry: Registry, tmp_path: Path
+) -> None:
+    scope = host.scope()
+    work = host.settings.data_dir / "work" / scope.build_id / "rootfs.1.1"
+    work.mkdir(parents=True)
+    (work / "half").write_bytes(b"x")
+    image = await pulled(host, registry, "leftovers", Layer().busybox())
+    name = f"tm-{scope.build_id}-1-provision"
+    host.client.create_container(
+        image.image_id,
+        name=name,
+        command=["/bin/busybox"],
+        labels={
+            "template-manager.build-id": scope.build_id,
+            "template-manager.lease": "1",
+        },
+    )
+    await ActivityEnvironment().run(host.rootfs.clean_up_rootfs, scope)
+    assert not work.exists()
+    assert not host.client.containers(all=True, filters={"name": name})
+    await ActivityEnvironment().run(host.rootfs.clean_up_rootfs, scope)  # twice is fine
+
+
+async def test_volumes_health_checks_and_entrypoints_do_not_run(
+    host: Workbench, registry: Registry
+) -> None:
+    image = await pulled(
+        host,
+        registry,
+        "noisy",
+        Layer().busybox().directory("data").add("data/kept", b"1"),
+        Volumes={"/data": {}},
+        Entrypoint=["/bin/false"],
+        Healthcheck={"Test": ["CMD", "/bin/false"]},
+        OnBuild=["RUN false"],
+        StopSignal="SIGKILL",
+    )
+    assert await differences(host, image, await host.build_rootfs(image)) == {}
+
+
+def test_the_comparison_sees_every_field(tmp_path: Path) -> None:
+    """A comparer that sees nothing would make every test above pass."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        shutil.copyfile(BUSYBOX, tmp_path / name / "file")
+        os.utime(tmp_path / name / "file", ns=(5, 5))
+        os.utime(tmp_path / name, ns=(5, 5))
+    one, other = tmp_path / "a", tmp_path / "b"
+    assert difference(read_tree(one), read_tree(other)) == {}
+
+    def differs() -> bool:
+        return "/file" in difference(read_tree(one), read_tree(other))
+
+    file = other / "file"
+
+    def becomes_a_fifo() -> None:
+        file.unlink()
+        os.mknod(file, stat.S_IFIFO)
+
+    changes: list[Callable[[], None]] = [
+        lambda: file.chmod(0o4755),
+        lambda: os.chown(file, 1, 0),
+        lambda: os.chown(file, 0, 1),
+        lambda: os.utime(file, ns=(5, 6)),
+        lambda: os.setxattr(file, "user.x", b"1"),
+        lambda: os.link(file, other / "again"),
+        becomes_a_fifo,
+    ]
+    for change in changes:
+        change()
+        assert differs()
+        for path in other.iterdir():
+            path.unlink()
+        shutil.copyfile(BUSYBOX, file)
+        os.utime(file, ns=(5, 5))
+        os.utime(other, ns=(5, 5))
+        assert not differs()
