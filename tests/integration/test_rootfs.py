@@ -210,6 +210,9 @@ async def test_a_link_in_the_image_cannot_write_to_the_host(
         await host.build_rootfs(image)
     ours = Layer().symlink(".template", str(victim))
     image = await pulled(host, registry, "hostile-template", ours)
+    await host.build_rootfs(image)
+    loop = Layer().symlink(".template", ".template")
+    image = await pulled(host, registry, "hostile-loop", loop)
     with pytest.raises(ProvisioningError, match=r"\.template"):
         await host.build_rootfs(image)
     assert list(victim.iterdir()) == []
