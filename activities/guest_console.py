@@ -80,6 +80,7 @@ class GuestReadiness:
     attempts: int = 0
     last_attempt_code: int | None = None
     failure: TemplateManagerError | None = None
+    panic: str = ""
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_TAIL_LINES))
     console_tail: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_TAIL_LINES))
 
@@ -107,13 +108,14 @@ class GuestReadiness:
         """Return the error for a guest that ended."""
         if self.failure is not None:
             return self.failure
-        panics = [line for line in self.console_tail if PANIC in line]
-        what = panics[0] if panics else f"the VM ended ({reason})"
+        what = self.panic or f"the VM ended ({reason})"
         return GuestDiedError(
             f"the guest died before it was ready: {what}", log_tail=[*self.console_tail]
         )
 
     def _hear_console(self, line: str) -> None:
+        if PANIC in line and not self.panic:
+            self.panic = line  # a long trace follows
         if line.strip():
             self.console_tail.append(line)
             self.log.debug(line, source="console")
@@ -152,7 +154,7 @@ class GuestReadiness:
         self.log.info("guest is ready", source="guest")
 
     def _hear_failed(self, text: str) -> None:
-        self.failure = StartCommandError(text, log_tail=[*self.tail])
+        self.failure = self.failure or StartCommandError(text, log_tail=[*self.tail])
 
 
 def _meaning(code: int | None) -> str:

@@ -27,6 +27,7 @@ from activities.errors import (
     VmmError,
 )
 from activities.ext4 import check_filesystem
+from activities.firecracker_client import can_set_clock
 from activities.guest_clock import clock_skew_ms, ping_until_answered
 from activities.guest_console import ConsoleReader, GuestReadiness
 from activities.interface import MicrovmActivities
@@ -141,7 +142,7 @@ class HostMicrovmActivities(MicrovmActivities):
         deadline = _started_at(vm) + wait.timeout_seconds
         while not guest.ready:
             running.check()
-            alive = vm.is_running()  # before reading: what it said last is then read
+            ended = vm.has_ended()  # before reading: what it said last is then read
             lines = console.lines()
             for line in lines:
                 guest.hear(line)
@@ -151,7 +152,7 @@ class HostMicrovmActivities(MicrovmActivities):
                 raise guest.failure
             if lines or guest.ready:
                 continue
-            if not alive:
+            if ended:
                 raise guest.died(vm.exit_reason())
             if time.time() > deadline:
                 raise guest.timed_out(wait.timeout_seconds)
@@ -225,6 +226,7 @@ class HostMicrovmActivities(MicrovmActivities):
         try:
             resumed = resume(vm, snapshot, firecracker, running.check)
             skew = clock_skew_ms(vm.name, running.check)
+            _require_right_clock(resumed, skew)
         except SnapshotNotResumableError as error:
             (snapshot / UNUSABLE).touch()  # a retry must boot again, not find this one
             error.log_tail = tuple(vm.tail(4000).splitlines()[-20:])
@@ -244,7 +246,8 @@ class HostMicrovmActivities(MicrovmActivities):
 class Resumed:
     """How long resuming took. `at` is the wall clock when the guest answered, in seconds."""
 
-    def __init__(self, load_ms: float, answer_ms: float) -> None:
+    def __init__(self, load_ms: float, answer_ms: float, clock_set: bool) -> None:
+        self.clock_set = clock_set
         self.load_ms = load_ms
         self.answer_ms = answer_ms
         self.at = time.time()
@@ -263,12 +266,13 @@ def resume(vm: VmProcess, template: Path, firecracker: Path, check: Callable[[],
     began = time.monotonic()
     try:
         with vm.client() as client:
-            client.load("snapfile", "memfile")
+            set_clock = can_set_clock(client.version(), platform.machine())
+            client.load("snapfile", "memfile", set_clock=set_clock)
     except VmmError as error:
         raise SnapshotNotResumableError(f"the snapshot does not load: {error.message}") from error
     load_ms = (time.monotonic() - began) * 1000
     ping_until_answered(vm.name, ANSWER_SECONDS, check)
-    return Resumed(load_ms, (time.monotonic() - began) * 1000)
+    return Resumed(load_ms, (time.monotonic() - began) * 1000, set_clock)
 
 
 def kernel_arguments(dns_server: str) -> str:
@@ -280,6 +284,7 @@ def kernel_arguments(dns_server: str) -> str:
             "reboot=k panic=1 pci=off",  # Firecracker's: the VMM ends when the guest does
             "i8042.noaux i8042.nomux i8042.dumbkbd",  # saves half a second of probing
             "random.trust_cpu=on",
+            "clocksource=kvm-clock",  # the only one that a VMM can move on at a resume
             "quiet loglevel=3",
             f"ip={address}",
             "init=/.template/init",
@@ -385,6 +390,15 @@ def _fsck_facts(rootfs: Path, running: RunningStep) -> dict[str, str | int | flo
         running.log.warn("e2fsck of the mounted disk: " + "; ".join(error.log_tail[-3:]))
         return {"fsck_clean": 0}
     return {"fsck_clean": 1}
+
+
+def _require_right_clock(resumed: Resumed, skew: float | None) -> None:
+    """Only a VMM that was told to set the clock can be blamed for a wrong one."""
+    if resumed.clock_set and skew is not None and abs(skew) > CLOCK_WARNING_MS:
+        raise SnapshotNotResumableError(
+            f"the resumed guest's clock is {skew / 1000:+.1f} s off although Firecracker was told "
+            "to set it: the guest kernel needs the clock source kvm-clock"
+        )
 
 
 def _tell(running: RunningStep, answer_ms: float, skew: float | None, since: float) -> None:

@@ -71,6 +71,10 @@ class VmProcess:
         found = self._pids().get("vmm")
         return found is not None and _is_alive(*found)
 
+    def has_ended(self) -> bool:
+        """Whether its VMM is gone and all that it said is in the console's file."""
+        return not any(_is_alive(*found) for found in self._pids().values())
+
     def exit_reason(self) -> str:
         """Say how the VMM ended."""
         try:

@@ -36,7 +36,8 @@ become_account() {
         $bb rm -f "$t/run/became.$$"
     } &
     $bb chmod 666 "$t/run/became.$$"
-    exec $bb su -p -s $t/bin/sh "$account" -c 'echo >"$0"; exec "$@"' "$t/run/became.$$" "$@"
+    # -- ends the options: su would take those of the command for its own.
+    exec $bb su -p -s $t/bin/sh -c 'echo >"$0"; exec "$@"' -- "$account" "$t/run/became.$$" "$@"
 }
 
 if [ "$groups" != - ]; then become_account "$@"; fi

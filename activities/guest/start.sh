@@ -53,9 +53,10 @@ run_start_command() {
         $bb usleep 20000
         tries=$((tries + 1))
     done
+    # Said first: what follows from the file is said after it.
+    say start-exit $code
     echo $code >$state/start-exit.new
     $bb mv $state/start-exit.new $state/start-exit
-    say start-exit $code
 }
 
 start_has_failed() {

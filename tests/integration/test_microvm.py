@@ -1,0 +1,498 @@
+"""Booting, watching, snapshotting and resuming real guests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import services
+from temporalio.testing import ActivityEnvironment
+
+from activities.errors import (
+    CheckpointLostError,
+    FirecrackerMissingError,
+    GuestDiedError,
+    HugePagesUnsupportedError,
+    KernelMissingError,
+    LeaseLostError,
+    ReadyTimeoutError,
+    SnapshotNotResumableError,
+    StartCommandError,
+    TemplateManagerError,
+    TemplateNotFoundError,
+)
+from activities.ext4 import check_filesystem
+from activities.local_run import run_template
+from activities.microvm import HostMicrovmActivities, require_host, resume
+from activities.models import (
+    BuildScope,
+    Checkpoint,
+    PulledImage,
+    SnapshotVmInput,
+    StartVmInput,
+    Step,
+    Verification,
+    VerifySnapshotInput,
+    VmPurpose,
+    VmRef,
+    VmShape,
+    WaitUntilReadyInput,
+)
+from activities.network import GUEST_ADDRESS, NetnsNetworkActivities, in_network
+from activities.settings import Settings
+from activities.vm_process import VmProcess
+from tests.host_resources import HostResources
+from tests.images import Layer, Registry, Workbench, workbench
+
+HTTPD = "/bin/busybox httpd -f -p 8080 -h /srv"
+HTTPD_ANSWERS = "/bin/busybox wget -q -O /dev/null http://127.0.0.1:8080/index.html"
+
+
+class VmHost:
+    """One host's activities, and the builds that a test has made with them."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self.bench = bench
+        self.settings = bench.settings
+        self.networks = NetnsNetworkActivities(bench.settings, bench.ledger)
+        self.vms = HostMicrovmActivities(bench.settings, bench.ledger, bench.store)
+        self.shape = VmShape(
+            memory_mb=256,
+            vcpu_count=1,
+            kernel_version=services.environment().kernel_version or "none",
+            firecracker_version=services.FIRECRACKER_VERSION,
+        )
+        self._made: list[VmRef] = []
+
+    def vm(self, scope: BuildScope | None = None, purpose: VmPurpose = VmPurpose.BOOT) -> VmRef:
+        made = VmRef(scope=scope or self.bench.scope(), purpose=purpose)
+        self._made.append(made)
+        return made
+
+    def process(self, vm: VmRef) -> VmProcess:
+        return VmProcess(self.settings.data_dir / "vms", vm.name)
+
+    async def rootfs(self, image: PulledImage, vm: VmRef, **more: Any) -> Checkpoint:
+        asked = self.bench.rootfs_input(image, vm.scope, memory_mb=256, **more)
+        made: Checkpoint = await run(self.bench.rootfs.build_rootfs, asked)
+        return made
+
+    async def start(self, vm: VmRef, rootfs: Checkpoint, **shape: Any) -> None:
+        await run(self.networks.set_up_network, vm)
+        asked = StartVmInput(vm=vm, rootfs=rootfs, shape=self.shape.model_copy(update=shape))
+        await run(self.vms.start_vm, asked)
+
+    async def wait(self, vm: VmRef, timeout_seconds: float = 60) -> None:
+        await run(
+            self.vms.wait_until_ready, WaitUntilReadyInput(vm=vm, timeout_seconds=timeout_seconds)
+        )
+
+    async def boot(self, image: PulledImage, **more: Any) -> tuple[VmRef, Checkpoint]:
+        vm = self.vm()
+        rootfs = await self.rootfs(image, vm, **more)
+        await self.start(vm, rootfs)
+        await self.wait(vm)
+        return vm, rootfs
+
+    async def snapshot(self, vm: VmRef, rootfs: Checkpoint) -> Checkpoint:
+        asked = SnapshotVmInput(vm=vm, rootfs=rootfs, shape=self.shape)
+        made: Checkpoint = await run(self.vms.snapshot_vm, asked)
+        return made
+
+    async def verify(self, vm: VmRef, snapshot: Checkpoint) -> Verification:
+        verifying = self.vm(vm.scope, VmPurpose.VERIFY)
+        await run(self.networks.set_up_network, verifying)
+        asked = VerifySnapshotInput(vm=verifying, snapshot=snapshot, shape=self.shape)
+        found: Verification = await run(self.vms.verify_snapshot, asked)
+        return found
+
+    async def remove_all(self) -> None:
+        for vm in self._made:
+            await run(self.vms.kill_vm, vm)
+            await run(self.networks.tear_down_network, vm)
+
+
+async def run(activity: Any, *arguments: Any) -> Any:
+    return await ActivityEnvironment().run(activity, *arguments)
+
+
+@pytest_asyncio.fixture
+async def host(tmp_path: Path) -> AsyncIterator[VmHost]:
+    stack = services.environment()
+    bench = workbench(
+        tmp_path / "data",
+        kernels_dir=stack.kernels,
+        firecracker_dir=stack.firecracker.parent.parent,
+    )
+    before = HostResources.count(bench.settings.data_dir)
+    made = VmHost(bench)
+    yield made
+    await made.remove_all()
+    bench.remove_images()
+    for lease in (bench.settings.data_dir / "leases").glob("*"):
+        lease.unlink()
+    before.assert_unchanged(bench.settings.data_dir)
+
+
+@pytest_asyncio.fixture
+async def image(host: VmHost, registry: Registry) -> PulledImage:
+    layer = Layer().directory("bin").busybox().directory("srv").add("srv/index.html", b"hello\n")
+    registry.push("vm-busybox", [layer.tar()])
+    return await host.bench.pull(f"{registry.address}/vm-busybox")
+
+
+async def test_from_boot_to_a_verified_snapshot(host: VmHost, image: PulledImage) -> None:
+    vm, rootfs = await host.boot(image, start_command=HTTPD, ready_command=HTTPD_ANSWERS)
+    assert host.process(vm).is_running()
+    snapshot = await host.snapshot(vm, rootfs)
+    assert not host.process(vm).is_running()  # killed and waited for
+    assert set(snapshot.files) == {"rootfs.ext4", "memfile", "snapfile"}
+    assert snapshot.files["memfile"].size_bytes == 256 << 20
+    assert snapshot.facts["fsck_clean"] == 1
+    verified = await host.verify(vm, snapshot)
+    assert 0 < verified.load_ms <= verified.resume_ms < 30_000
+    log = host.bench.log_of(vm.scope)
+    assert "guest is ready" in log
+    assert "the snapshot resumes" in log
+
+
+async def test_the_measured_clock_is_the_guests(host: VmHost, image: PulledImage) -> None:
+    """The emulated guest's clock stands still between snapshot and resume: a known skew."""
+    vm, rootfs = await host.boot(image)
+    snapshot = await host.snapshot(vm, rootfs)
+    await asyncio.sleep(3)
+    verified = await host.verify(vm, snapshot)
+    assert verified.seconds_since_snapshot > 3
+    assert abs(verified.clock_skew_ms / 1000 + verified.seconds_since_snapshot) < 1
+    assert "set it after a resume" in host.bench.log_of(vm.scope)
+
+
+async def test_the_server_answers_after_a_resume(host: VmHost, image: PulledImage) -> None:
+    """As `template-manager run` resumes it, on a copy of the disk, as often as one likes."""
+    vm, rootfs = await host.boot(image, start_command=HTTPD, ready_command=HTTPD_ANSWERS)
+    snapshot = await host.snapshot(vm, rootfs)
+    directory = host.bench.store.path(snapshot.step, snapshot.fingerprint)
+    before = (directory / "rootfs.ext4").read_bytes()
+    for _ in range(2):
+        resumed = host.vm(vm.scope, VmPurpose.VERIFY)
+        await run(host.networks.set_up_network, resumed)
+        process = host.process(resumed)
+        process.directory.mkdir(parents=True)
+        firecracker = require_host(host.settings, host.shape)
+        await asyncio.to_thread(resume, process, directory, firecracker, lambda: None)
+        answer = await asyncio.to_thread(in_network, resumed.name, _get_page)
+        assert b"200 OK" in answer
+        assert answer.endswith(b"hello\n")
+        await run(host.vms.kill_vm, resumed)
+    assert (directory / "rootfs.ext4").read_bytes() == before
+    check_filesystem(directory / "rootfs.ext4")
+
+
+def _get_page() -> bytes:
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            with socket.create_connection((GUEST_ADDRESS, 8080), timeout=5) as connection:
+                connection.sendall(b"GET /index.html HTTP/1.0\r\n\r\n")
+                answer = b""
+                while part := connection.recv(4096):
+                    answer += part
+                return answer
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+
+
+async def test_a_command_that_does_not_exist_fails_at_once(
+    host: VmHost, image: PulledImage
+) -> None:
+    vm = host.vm()
+    rootfs = await host.rootfs(image, vm, start_command="/no/such/server --port 1")
+    await host.start(vm, rootfs)
+    began = time.monotonic()
+    with pytest.raises(StartCommandError, match="exit code 127") as error:
+        await host.wait(vm, 120)
+    assert time.monotonic() - began < 60
+    assert any("/no/such/server" in line for line in error.value.log_tail)
+    assert error.value.hint
+
+
+async def test_a_command_that_dies_later_is_told_with_its_output(
+    host: VmHost, image: PulledImage
+) -> None:
+    vm = host.vm()
+    command = "echo listening; echo 'bad config' >&2; sleep 1; exit 3"
+    rootfs = await host.rootfs(image, vm, start_command=command, ready_command="false")
+    await host.start(vm, rootfs)
+    with pytest.raises(StartCommandError, match="exit code 3") as error:
+        await host.wait(vm)
+    assert {"listening", "bad config"} <= set(error.value.log_tail)
+
+
+async def test_a_ready_command_that_never_succeeds_is_bounded(
+    host: VmHost, image: PulledImage
+) -> None:
+    vm = host.vm()
+    rootfs = await host.rootfs(
+        image, vm, start_command="sleep 1000", ready_command="echo still waiting; exit 7"
+    )
+    await host.start(vm, rootfs)
+    began = time.monotonic()
+    with pytest.raises(
+        ReadyTimeoutError, match=r"within 12 s.*tried \d+ times.*exit code 7"
+    ) as error:
+        await host.wait(vm, 12)
+    assert time.monotonic() - began < 20
+    assert any("still waiting" in line for line in error.value.log_tail)
+
+
+async def test_a_ready_command_that_hangs_is_bounded_too(host: VmHost, image: PulledImage) -> None:
+    vm = host.vm()
+    rootfs = await host.rootfs(image, vm, ready_command="sleep 100000")
+    await host.start(vm, rootfs)
+    with pytest.raises(ReadyTimeoutError):
+        await host.wait(vm, 10)
+
+
+async def test_a_guest_that_powers_off_is_told(host: VmHost, image: PulledImage) -> None:
+    vm = host.vm()
+    rootfs = await host.rootfs(
+        image, vm, start_command="/bin/busybox reboot -f", ready_command="false"
+    )
+    await host.start(vm, rootfs)
+    with pytest.raises(GuestDiedError, match="exit code 0"):
+        await host.wait(vm)
+
+
+async def test_a_kernel_panic_is_told(host: VmHost, image: PulledImage) -> None:
+    vm = host.vm()
+    rootfs = await host.rootfs(
+        image, vm, start_command="echo c > /proc/sysrq-trigger", ready_command="false"
+    )
+    await host.start(vm, rootfs)
+    with pytest.raises(GuestDiedError, match="Kernel panic"):
+        await host.wait(vm)
+
+
+async def test_values_arrive_exactly_as_they_are(host: VmHost, image: PulledImage) -> None:
+    odd = "a 'b' \"c\" $HOME `id` \\ * ; & | é\n-----BEGIN KEY-----\nline=2\n"
+    command = (
+        """printf '%s' "$ODD" > /srv/odd; """
+        """printf '%s' 'single "double" $(no) `no` \\n' > /srv/text"""
+    )
+    vm, rootfs = await host.boot(
+        image,
+        start_command=command,
+        ready_command="[ -e /srv/text ]",
+        env={"ODD": odd, "EMPTY": ""},
+    )
+    snapshot = await host.snapshot(vm, rootfs)
+    disk = host.bench.store.path(snapshot.step, snapshot.fingerprint) / "rootfs.ext4"
+    assert _debugfs_cat(disk, "/srv/odd") == odd.encode()
+    assert _debugfs_cat(disk, "/srv/text") == b'single "double" $(no) `no` \\n'
+
+
+def _debugfs_cat(disk: Path, path: str) -> bytes:
+    done = subprocess.run(["debugfs", "-R", f"cat {path}", disk], capture_output=True, check=True)
+    return done.stdout
+
+
+async def test_commands_run_as_the_image_says(host: VmHost, registry: Registry) -> None:
+    layer = Layer().directory("bin").busybox().directory("etc").directory("home")
+    layer.add("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nweb:x:1234:1235::/home/web:/bin/sh\n")
+    layer.add("etc/group", b"root:x:0:\nweb:x:1235:\nextra:x:4321:web\n")
+    layer.directory("home/web", uid=1234, gid=1235)
+    config = {"User": "web", "WorkingDir": "/home/web", "Env": ["COLOR=blue", "PATH=/bin"]}
+    registry.push("vm-user", [layer.tar()], config=config)
+    image = await host.bench.pull(f"{registry.address}/vm-user")
+    told = "/bin/busybox id > id; /bin/busybox pwd > pwd; echo $COLOR:$PATH:$HOME:$SHAPE > env"
+    vm, rootfs = await host.boot(
+        image, start_command=told, ready_command="[ -e env ]", env={"SHAPE": "round"}
+    )
+    snapshot = await host.snapshot(vm, rootfs)
+    disk = host.bench.store.path(snapshot.step, snapshot.fingerprint) / "rootfs.ext4"
+    identity = _debugfs_cat(disk, "/home/web/id").decode()
+    assert identity.startswith("uid=1234")
+    assert "gid=1235" in identity
+    assert "4321" in identity
+    assert _debugfs_cat(disk, "/home/web/pwd") == b"/home/web\n"
+    environment = _debugfs_cat(disk, "/home/web/env").decode().strip()
+    assert environment.startswith("blue:/bin")
+    assert environment.endswith(":/home/web:round")
+
+
+async def test_the_guest_has_the_free_space_and_the_network_it_should(
+    host: VmHost, image: PulledImage
+) -> None:
+    told = (
+        "/bin/busybox df -m / | /bin/busybox tail -n 1; /bin/busybox nslookup -type=a localhost;"
+        " /bin/busybox ip addr show eth0; /bin/busybox cat /etc/resolv.conf; /bin/busybox hostname"
+    )
+    told += "; echo > /srv/told"
+    vm, _ = await host.boot(
+        image, start_command=told, ready_command="[ -e /srv/told ] && sleep 1", disk_size_mb=200
+    )
+    log = [json.loads(line)["message"] for line in host.bench.log_of(vm.scope).splitlines()]
+    disk = next(line for line in log if line.rstrip().endswith(" /")).split()
+    assert 196 <= int(disk[-3]) <= 204
+    assert any("169.254.0.21/30" in line for line in log)
+    assert "nameserver 8.8.8.8" in log
+    assert "instance" in log
+
+
+async def test_a_killed_vmm_is_told_and_another_attempt_boots(
+    host: VmHost, image: PulledImage
+) -> None:
+    vm = host.vm()
+    rootfs = await host.rootfs(image, vm, start_command="sleep 1000", ready_command="false")
+    await host.start(vm, rootfs)
+    pids = json.loads((host.process(vm).directory / "vmm.json").read_text())
+    os.kill(pids["vmm"][0], signal.SIGKILL)
+    with pytest.raises(GuestDiedError, match="signal 9"):
+        await host.wait(vm)
+    await host.start(vm, rootfs)
+    assert host.process(vm).is_running()
+
+
+async def test_a_killed_supervisor_takes_its_vmm_along(host: VmHost, image: PulledImage) -> None:
+    vm = host.vm()
+    rootfs = await host.rootfs(image, vm, start_command="sleep 1000", ready_command="false")
+    await host.start(vm, rootfs)
+    pids = json.loads((host.process(vm).directory / "vmm.json").read_text())
+    os.kill(pids["supervisor"][0], signal.SIGKILL)
+    with pytest.raises(GuestDiedError):
+        await host.wait(vm)
+
+
+async def test_a_restarted_worker_takes_up_the_vm(host: VmHost, image: PulledImage) -> None:
+    vm = host.vm()
+    rootfs = await host.rootfs(
+        image, vm, start_command="echo said once; sleep 1000", ready_command="sleep 4"
+    )
+    await host.start(vm, rootfs)
+    before = (host.process(vm).directory / "vmm.json").read_text()
+    environment = ActivityEnvironment()
+    asked = WaitUntilReadyInput(vm=vm, timeout_seconds=60)
+    waiting = asyncio.ensure_future(environment.run(host.vms.wait_until_ready, asked))
+    await _until(lambda: "said once" in host.bench.log_of(vm.scope))
+    environment.cancel()  # the worker is stopped, the VM is not
+    began = time.monotonic()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert time.monotonic() - began < 5
+    again = HostMicrovmActivities(host.settings, host.bench.ledger, host.bench.store)
+    await run(again.start_vm, StartVmInput(vm=vm, rootfs=rootfs, shape=host.shape))
+    await run(again.wait_until_ready, asked)
+    assert (host.process(vm).directory / "vmm.json").read_text() == before
+    log = [json.loads(line)["message"] for line in host.bench.log_of(vm.scope).splitlines()]
+    assert log.count("said once") == 1
+    assert log.count("guest is ready") == 1
+
+
+async def _until(done: Any, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+
+
+async def test_a_snapshot_that_was_not_heard_of_is_found(host: VmHost, image: PulledImage) -> None:
+    vm, rootfs = await host.boot(image)
+    first = await host.snapshot(vm, rootfs)
+    again = await host.snapshot(vm, rootfs)  # the worker died before its answer arrived
+    assert again == first
+
+
+async def test_a_lost_vm_goes_back_to_the_boot(host: VmHost, image: PulledImage) -> None:
+    vm, rootfs = await host.boot(image)
+    await run(host.vms.kill_vm, vm)
+    with pytest.raises(CheckpointLostError) as error:
+        await host.snapshot(vm, rootfs)
+    assert error.value.step is Step.BOOT
+
+
+async def test_a_damaged_snapshot_is_not_resumable_and_not_used_again(
+    host: VmHost, image: PulledImage
+) -> None:
+    vm, rootfs = await host.boot(image)
+    snapshot = await host.snapshot(vm, rootfs)
+    directory = host.bench.store.path(snapshot.step, snapshot.fingerprint)
+    snapfile = directory / "snapfile"
+    before = snapfile.stat()
+    snapfile.write_bytes(b"\\xff" * before.st_size)
+    os.utime(snapfile, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises((SnapshotNotResumableError, CheckpointLostError)):
+        await host.verify(vm, snapshot)
+
+
+async def test_what_the_host_lacks_is_named_before_any_work(
+    host: VmHost, image: PulledImage
+) -> None:
+    vm = host.vm()
+    rootfs = await host.rootfs(image, vm)
+    cases: list[tuple[dict[str, Any], type[TemplateManagerError], str]] = [
+        ({"kernel_version": "vmlinux-0.1"}, KernelMissingError, "vmlinux-0.1/vmlinux.bin"),
+        ({"firecracker_version": "v0.0.1"}, FirecrackerMissingError, "v0.0.1/firecracker"),
+        ({"huge_pages": True}, HugePagesUnsupportedError, "huge pages"),
+    ]
+    for change, kind, text in cases:
+        with pytest.raises(kind, match=text):
+            await host.start(vm, rootfs, **change)
+        assert not host.process(vm).directory.exists()
+
+
+async def test_a_host_without_the_lease_starts_no_vm(host: VmHost, image: PulledImage) -> None:
+    vm = host.vm()
+    rootfs = await host.rootfs(image, vm)
+    host.bench.scope(vm.scope.build_id, number=2)
+    with pytest.raises(LeaseLostError):
+        await run(host.vms.start_vm, StartVmInput(vm=vm, rootfs=rootfs, shape=host.shape))
+    assert not host.process(vm).directory.exists()
+
+
+async def test_a_later_lease_kills_the_vm_of_an_earlier_one(
+    host: VmHost, image: PulledImage
+) -> None:
+    old, _ = await host.boot(image, start_command=HTTPD)
+    new = host.vm(host.bench.scope(old.scope.build_id, number=2))
+    await run(host.vms.kill_vm, new)
+    assert not host.process(old).directory.exists()
+    await run(host.vms.kill_vm, new)
+
+
+async def test_much_output_neither_blocks_nor_fills_anything(
+    host: VmHost, image: PulledImage
+) -> None:
+    command = "yes 0123456789abcdef0123456789abcdef | head -n 600; echo last line; echo > /done"
+    vm, _ = await host.boot(image, start_command=command, ready_command="[ -e /done ] && sleep 3")
+    log = host.bench.log_of(vm.scope)
+    assert "last line" in log
+    assert log.count("0123456789abcdef0123456789abcdef") == 600
+
+
+async def test_a_busy_disk_survives_the_snapshot(host: VmHost, image: PulledImage) -> None:
+    """Writes are under way when the VM is paused; the resumed guest goes on writing."""
+    command = (
+        "while :; do /bin/busybox dd if=/dev/zero of=/srv/busy bs=64k count=32 2>/dev/null;"
+        " /bin/busybox sync; /bin/busybox date > /srv/index.html; done & " + HTTPD
+    )
+    vm, rootfs = await host.boot(
+        image, start_command=command, ready_command=HTTPD_ANSWERS, disk_size_mb=64
+    )
+    snapshot = await host.snapshot(vm, rootfs)
+    await host.verify(vm, snapshot)
+
+
+def test_running_a_template_needs_its_files(tmp_path: Path) -> None:
+    with pytest.raises(TemplateNotFoundError, match=r"metadata\.json"):
+        run_template(tmp_path, Settings())
