@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import docker
@@ -43,7 +43,17 @@ class HostResources:
         deadline = time.monotonic() + SETTLE_SECONDS
         while (now := HostResources.count(data_dir)) != self and time.monotonic() < deadline:
             time.sleep(0.2)
-        assert now == self
+        assert now == self, self._difference(now)
+
+    def _difference(self, now: HostResources) -> str:
+        names = [field.name for field in fields(self)]
+        left = {name: getattr(now, name) - getattr(self, name) for name in names}
+        gone = {name: getattr(self, name) - getattr(now, name) for name in names}
+        return f"left: {_some(left)}; gone: {_some(gone)}"
+
+
+def _some(found: dict[str, frozenset[str]]) -> dict[str, list[str]]:
+    return {name: sorted(values) for name, values in found.items() if values}
 
 
 def _vm_processes() -> list[str]:

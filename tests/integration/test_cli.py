@@ -208,8 +208,6 @@ async def test_the_api_process_refuses_an_open_door() -> None:
 
 @pytest.mark.parametrize("command", ["worker", "host"])
 async def test_a_process_without_temporal_says_so(command: str) -> None:
-    if command == "host":
-        pytest.importorskip("activities.microvm")
     ended = await cli(command, env={"TEMPORAL_ADDRESS": "127.0.0.1:1"})
     assert ended.code == 3
     assert "TEMPORAL_ADDRESS" in ended.err

@@ -1,0 +1,289 @@
+"""From an image in a registry to a template that resumes: the product as its users run it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import docker
+import images
+import pytest
+
+from activities.network import GUEST_ADDRESS, in_network
+from tests.file_trees import difference, tree_of_ext4, tree_of_image
+from tests.images import Layer, Registry, free_port
+from tests.real_stack import HTTPD, Product, nothing_left, running_product
+
+OPTIONS = (
+    '{"heartbeat_timeout_seconds": 4, "lease_grace_seconds": 8, "retry_attempts": 2, '
+    '"retry_initial_seconds": 0.5, "retry_maximum_seconds": 1}'
+)
+# What a booted system writes by itself.
+WRITTEN_BY_SYSTEMD = re.compile(
+    r"/(etc/(machine-id|\.updated|\.pwd\.lock|resolv\.conf)?|var/(\.updated)?|var/(log|lib|cache|tmp)\b.*"
+    r"|tmp\b.*|root|srv|run|dev|boot|home|mnt|media|opt|proc|sys)?"
+)
+WRITTEN_BY_BUSYBOX = re.compile(r"/(tmp|run|dev|proc|sys|etc|srv|var(/.*)?)?")
+
+
+@pytest.fixture(scope="module")
+def product() -> Iterator[Product]:
+    with running_product(TEMPLATE_MANAGER_BUILD=OPTIONS) as running:
+        yield running
+
+
+@pytest.fixture
+def busybox(product: Product) -> str:
+    return images.make_and_push("busybox", product.registry, lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("busybox", WRITTEN_BY_BUSYBOX),
+        ("alpine-like", WRITTEN_BY_BUSYBOX),
+        ("debian", WRITTEN_BY_SYSTEMD),
+    ],
+    ids=["busybox", "alpine-like", "debian"],
+)
+def test_an_image_becomes_a_template_that_resumes(
+    product: Product, name: str, written: re.Pattern[str], tmp_path: Path
+) -> None:
+    image = images.make_and_push(name, product.registry, lambda _: None)
+    with nothing_left(product):
+        build_id = product.build(image)
+        status = product.ended(build_id, 200)
+        assert status["state"] == "completed", status
+        assert status["image_digest"].startswith("sha256:")
+        steps = [row["step"] for row in status["timeline"]]
+        assert steps == [
+            "lease_host",
+            "pull_image",
+            "build_rootfs",
+            "boot_and_snapshot",
+            "verify",
+            "upload",
+            "release_host",
+        ]
+        pulled = product.cli("pull", build_id, str(tmp_path / "template"))
+        assert pulled.code == 0, pulled.err
+        _require_same_files(product, image, tmp_path, written)
+        _require_served_page(product, tmp_path / "template", name)
+        log = product.log(build_id)
+        assert "guest is ready" in log
+        assert product.objects(build_id)
+        assert product.cli("delete", build_id).code == 0
+        assert product.cli("delete", build_id).code == 0  # twice is fine
+        assert product.cli("status", build_id).code == 2
+
+
+def _require_same_files(
+    product: Product, image: str, tmp_path: Path, written: re.Pattern[str]
+) -> None:
+    client = docker.from_env().api
+    expected = tree_of_image(client, image, tmp_path / "image")
+    all_made = (product.data_dir / "steps" / "build_rootfs").glob("*/rootfs.ext4")
+    made = max(all_made, key=lambda path: path.stat().st_mtime)
+    before_the_boot = tree_of_ext4(made, tmp_path / "made")
+    assert difference(expected, before_the_boot) == {}
+    template = tree_of_ext4(tmp_path / "template" / "rootfs.ext4", tmp_path / "pulled")
+    changed = difference(before_the_boot, template)
+    assert [path for path in changed if not written.fullmatch(path)] == []
+
+
+def _require_served_page(product: Product, template: Path, name: str) -> None:
+    """`template-manager run` resumes it here, and the image's server answers."""
+    with product.started("run", str(template)) as process:
+        assert process.stdout is not None
+        told = process.stdout.readline() + process.stdout.readline()
+        network = re.search(r"netns exec (\S+)", told)
+        assert network, told
+        page = in_network(network[1], _get_page)
+        assert f"Hello from {name}" in page
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+
+
+def _get_page() -> str:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with socket.create_connection((GUEST_ADDRESS, 8080), timeout=10) as connection:
+                connection.sendall(b"GET /index.html HTTP/1.0\r\n\r\n")
+                with connection.makefile() as answer:
+                    return answer.read()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+def _require_failure(
+    product: Product, build_id: str, error_type: str, *told: str, seconds: float = 60
+) -> None:
+    """It fails in time, says why and what to do next, and leaves nothing."""
+    began = time.monotonic()
+    status = product.ended(build_id, seconds)
+    assert time.monotonic() - began < seconds
+    assert status["state"] == "failed"
+    assert status["reason"]["error_type"] == error_type
+    shown = product.cli("status", build_id)
+    for text in (error_type, "→ ", *told):
+        assert text in shown.out, shown.out
+    assert product.objects(build_id) == []
+    assert product.cli("delete", build_id).code == 0
+
+
+def test_a_wrong_start_command(product: Product, busybox: str) -> None:
+    with nothing_left(product):
+        build_id = product.build(busybox, start="/no/such/server --port 80")
+        _require_failure(product, build_id, "StartCommandError", "exit code 127", "/no/such/server")
+
+
+def test_a_ready_command_that_never_succeeds(product: Product, busybox: str) -> None:
+    with nothing_left(product):
+        build_id = product.build(
+            busybox, "--ready-timeout", "15", ready="echo not yet; /bin/busybox false"
+        )
+        _require_failure(product, build_id, "ReadyTimeoutError", "within 15 s", "not yet")
+
+
+def test_a_missing_image(product: Product) -> None:
+    with nothing_left(product):
+        build_id = product.build(f"{product.registry}/no/such:image")
+        _require_failure(product, build_id, "ImageNotFoundError", "no/such:image", seconds=20)
+
+
+def test_an_unreachable_registry(product: Product) -> None:
+    with nothing_left(product):
+        build_id = product.build(f"127.0.0.1:{free_port()}/web:1")
+        _require_failure(product, build_id, "RegistryUnavailableError", "refused", seconds=30)
+
+
+def test_another_architecture(product: Product) -> None:
+    registry = Registry(product.registry, Path(), Path())
+    registry.push("foreign", [Layer().busybox().tar()], architecture="arm64")
+    with nothing_left(product):
+        build_id = product.build(f"{product.registry}/foreign:latest")
+        _require_failure(product, build_id, "WrongArchitectureError", "arm64", seconds=20)
+
+
+def test_a_kernel_that_the_host_lacks(product: Product, busybox: str) -> None:
+    with nothing_left(product):
+        build_id = product.build(busybox, "--kernel", "vmlinux-0.0.1")
+        _require_failure(product, build_id, "KernelMissingError", "vmlinux-0.0.1/vmlinux.bin")
+
+
+def test_a_full_disk(product: Product, busybox: str, tmp_path: Path) -> None:
+    """A host whose data directory is a small file system of its own."""
+    disk, data = tmp_path / "disk.img", tmp_path / "data"
+    data.mkdir()
+    with disk.open("wb") as file:
+        file.truncate(100 << 20)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-m", "0", disk], check=True)
+    subprocess.run(["mount", "-o", "loop", disk, data], check=True)
+    product.stack.stop("host")
+    try:
+        product.stack.start_app("host", "host-small", TEMPLATE_MANAGER_DATA_DIR=str(data))
+        (data / "ballast").write_bytes(bytes(40 << 20))
+        with nothing_left(product, data):
+            build_id = product.build(busybox, "--memory", "512")
+            _require_failure(product, build_id, "HostDiskFullError", "free")
+        product.stack.stop("host-small")
+    finally:
+        subprocess.run(["umount", data], check=True)
+        product.stack.restart("host")
+
+
+def test_cancel_in_the_middle_of_a_boot(product: Product, busybox: str) -> None:
+    with nothing_left(product):
+        build_id = product.build(busybox, ready="/bin/busybox false")
+        product.until_logged(build_id, "guest is up")
+        began = time.monotonic()
+        ended = product.cli("cancel", build_id)
+        assert ended.code == 0, ended.err
+        assert time.monotonic() - began < 10
+        assert product.status(build_id)["state"] == "cancelled"
+        # The same id can be used again at once.
+        again = product.build(busybox, "--build-id", build_id)
+        assert again == build_id
+        assert product.ended(build_id)["state"] == "completed"
+        assert product.cli("delete", build_id).code == 0
+
+
+def test_a_worker_restart_costs_no_boot(product: Product, busybox: str) -> None:
+    with nothing_left(product):
+        ready = "/bin/busybox sleep 6"
+        build_id = product.build(busybox, "--force", ready=ready)
+        product.until_logged(build_id, "guest is up")
+        product.stack.kill("host")
+        product.stack.restart("host")
+        status = product.ended(build_id)
+        assert status["state"] == "completed", status
+        log = product.log(build_id)
+        assert sum(line.startswith("VM started") for line in log) == 1
+        assert product.cli("delete", build_id).code == 0
+
+
+def test_a_second_build_of_the_same_is_quick_and_says_so(product: Product, busybox: str) -> None:
+    with nothing_left(product):
+        first, second = product.build(busybox), ""
+        assert product.ended(first)["state"] == "completed"
+        second = product.build(busybox)
+        assert product.ended(second)["state"] == "completed"
+        status = product.status(second)
+        reused = {row["step"] for row in status["timeline"] if row.get("reused")}
+        assert {"build_rootfs", "boot_and_snapshot"} <= reused
+        for build_id in (first, second):
+            assert product.cli("delete", build_id).code == 0
+
+
+def test_a_password_is_nowhere_but_sealed(product: Product, tmp_path: Path) -> None:
+    """Neither in a process's log nor in what Temporal keeps nor in the build's own log."""
+    secret = f"hunter2-{uuid.uuid4()}"
+    password = tmp_path / "password"
+    password.write_text(secret)
+    build_id = product.build(
+        f"127.0.0.1:{free_port()}/web:1",
+        "--registry-user",
+        "me",
+        "--registry-password-file",
+        str(password),
+        start=HTTPD,
+    )
+    product.ended(build_id)
+    shown = subprocess.run(
+        ["temporal", "workflow", "show", "--output", "json", "-w", f"template-build-{build_id}"],
+        env={**os.environ, **product.stack.variables},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    history = shown + "".join(_payloads(json.loads(shown)))
+    assert '"username":"me"' in history  # it is there that one would see it
+    logs = [product.stack.log(name) for name in ("api", "worker", "host")]
+    for text in (history, *logs, "\n".join(product.log(build_id))):
+        assert secret not in text
+    assert product.cli("delete", build_id).code == 0
+
+
+def _payloads(part: Any) -> Iterator[str]:
+    """Every payload of a history in JSON, decoded."""
+    if isinstance(part, list):
+        for item in part:
+            yield from _payloads(item)
+    elif isinstance(part, dict):
+        if isinstance(part.get("data"), str):
+            yield base64.b64decode(part["data"]).decode(errors="replace")
+        for item in part.values():
+            yield from _payloads(item)

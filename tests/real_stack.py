@@ -1,0 +1,166 @@
+"""The whole product on real parts, used through its command line as a user does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from services import ALL_PARTS, Stack
+
+from activities.bucket import Bucket
+from tests.host_resources import HostResources
+
+CLI = Path(sys.executable).with_name("template-manager")
+PARTS = tuple(part for part in ALL_PARTS if part != "docker")
+HTTPD = "/bin/busybox httpd -f -p 8080 -h /srv"
+HTTPD_ANSWERS = "/bin/busybox wget -q -O /dev/null http://127.0.0.1:8080/index.html"
+ENDED = ("completed", "failed", "cancelled")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Its standard output as JSON."""
+        return json.loads(self.out)
+
+
+class Product:
+    """A stack with the product in it."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.registry = stack.variables["TEMPLATE_MANAGER_REGISTRY"]
+        self.data_dir = Path(stack.variables["TEMPLATE_MANAGER_DATA_DIR"])
+
+    @property
+    def bucket(self) -> Bucket:
+        """The stack's bucket."""
+        os.environ["STORAGE_EMULATOR_HOST"] = self.stack.variables["STORAGE_EMULATOR_HOST"]
+        return Bucket(self.stack.environment.bucket)
+
+    def objects(self, build_id: str = "") -> list[str]:
+        """Names of the bucket's objects of a build, or of all of them.
+
+        Without the tombstones of deleted builds, which stay until nothing can arrive any more.
+        """
+        bucket = self.bucket
+        return sorted(
+            stored.name
+            for stored in bucket.list_objects(build_id)
+            if not (stored.name.startswith(".leases/") and _is_tombstone(bucket, stored.name))
+        )
+
+    def cli(self, *arguments: str, seconds: float = 180) -> Ended:
+        """Run a command to its end."""
+        done = subprocess.run(
+            [CLI, *arguments],
+            env={**os.environ, **self.stack.variables, "COLUMNS": "120"},
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    @contextmanager
+    def started(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+        """Have a command running for the length of a block."""
+        process = subprocess.Popen(
+            [CLI, *arguments],
+            env={**os.environ, **self.stack.variables, "PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(30)
+
+    def build(self, image: str, *more: str, start: str = HTTPD, ready: str = HTTPD_ANSWERS) -> str:
+        """Start a build; returns its id."""
+        arguments = ["--image", image, "--memory", "256", "--disk", "64", "--no-follow"]
+        arguments += ["--start-command", start, "--ready-command", ready]
+        if "--build-id" not in more:
+            arguments += ["--build-id", str(uuid.uuid4())]
+        ended = self.cli("build", *arguments, *more)
+        assert ended.code == 0, ended.err
+        return ended.out.strip().splitlines()[-1]
+
+    def status(self, build_id: str) -> dict[str, Any]:
+        """What `status --json` tells."""
+        ended = self.cli("status", build_id, "--json")
+        assert ended.code == 0, ended.err
+        status: dict[str, Any] = ended.json
+        return status
+
+    def ended(self, build_id: str, seconds: float = 120) -> dict[str, Any]:
+        """Wait until a build has ended; returns its status."""
+        return self.until(build_id, lambda status: status["state"] in ENDED, seconds)
+
+    def until(
+        self, build_id: str, reached: Callable[[dict[str, Any]], bool], seconds: float = 120
+    ) -> dict[str, Any]:
+        """Wait until a status is as wanted; returns it."""
+        deadline = time.monotonic() + seconds
+        while not reached(status := self.status(build_id)):
+            assert time.monotonic() < deadline, status
+            assert status["state"] not in ENDED or reached(status), status
+            time.sleep(0.2)
+        return status
+
+    def log(self, build_id: str) -> list[str]:
+        """The build's log, a message a line."""
+        lines = self.cli("logs", build_id, "--json").out.splitlines()
+        return [str(json.loads(line)["message"]) for line in lines]
+
+    def until_logged(self, build_id: str, text: str, seconds: float = 60) -> None:
+        """Wait until the build's log on the host has a line."""
+        path = self.data_dir / "logs" / f"{build_id}.jsonl"
+        deadline = time.monotonic() + seconds
+        while not path.exists() or text not in path.read_text():
+            assert time.monotonic() < deadline, f"{text!r} is not logged"
+            time.sleep(0.02)
+
+
+def _is_tombstone(bucket: Bucket, name: str) -> bool:
+    found = bucket.read_object(name)
+    return found is None or "deleted" in json.loads(found[0])
+
+
+@contextmanager
+def running_product(
+    apps: Sequence[str] = ("api", "worker", "host"), **env: str
+) -> Iterator[Product]:
+    """Run everything on free ports; `env` are further variables of the product's processes."""
+    with Stack(only=PARTS, apps=apps, env=env) as stack:
+        yield Product(stack)
+
+
+@contextmanager
+def nothing_left(product: Product, *data_dirs: Path) -> Iterator[None]:
+    """Count the host's resources before and after the block: equal, or the test fails."""
+    places = data_dirs or (product.data_dir,)
+    before = [HostResources.count(place) for place in places]
+    objects = product.objects()
+    yield
+    for place, counted in zip(places, before, strict=True):
+        counted.assert_unchanged(place)
+    now = product.objects()
+    assert now == objects, f"left in the bucket: {sorted(set(now) - set(objects))}"
