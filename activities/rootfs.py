@@ -178,6 +178,7 @@ class HostRootfsActivities(RootfsActivities):
         image = work / ROOTFS
         made = mounts.in_mount_namespace(lambda: self._flatten(step, build, key, image, place))
         made = self._correct_size(step, build, image, made)
+        step.log.debug(f"flattened into {made.size_bytes // MIB} MiB")
         step.progress("checking the file system")
         ext4.check_filesystem(image)
         step.log.info(

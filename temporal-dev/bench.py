@@ -1,0 +1,530 @@
+"""Where the time goes: `make bench`.
+
+Three parts, each beside a peer or the machine's own limit, measured in the same run:
+
+- `build`: one build of the busybox image, split into Docker, copying, booting, storage, and the
+  product's own overhead, beside the disk's speed;
+- `rootfs`: image to ext4 for four kinds of images, beside `cp -a` into a loop mount, `mke2fs -d`
+  and `docker export | tar -x`, with the peak of extra disk;
+- `upload`: a sparse file to the bucket, beside one plain stream and the emulator's own ceiling.
+
+`python temporal-dev/bench.py [--small] [build] [rootfs] [upload]`. Times are wall time in seconds;
+machines are noisy, so ratios are what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import images
+import services
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(services.REPOSITORY))
+
+import requests
+from google.cloud import storage
+from temporalio.testing import ActivityEnvironment
+
+from activities import mounts
+from activities.artifacts import BucketArtifactActivities
+from activities.bucket import Bucket
+from activities.lease_objects import LeaseObjects
+from activities.models import PulledImage, Step, UploadArtifactInput
+from activities.rootfs import image_layers
+from tests.images import Layer, Registry, Workbench, running_registry, workbench
+
+MIB = 1024 * 1024
+PARTS = ("build", "rootfs", "upload")
+CLI = str(Path(sys.executable).with_name("template-manager"))
+SAMPLE_SECONDS = 0.05
+# Which activity is whose work; what is in none of them is the product's own.
+KINDS = {
+    "pull_image": "Docker",
+    "build_rootfs": "copying",
+    "start_vm": "booting",
+    "wait_until_ready": "booting",
+    "snapshot_vm": "booting",
+    "verify_snapshot": "booting",
+    "upload_artifact": "storage",
+    "publish_template": "storage",
+}
+
+console = Console(width=110)
+
+
+def say(message: str) -> None:
+    """Tell what happens next."""
+    print(f"» {message}", file=sys.stderr, flush=True)
+
+
+# The disk
+
+
+def disk_speed(directory: Path, mebibytes: int = 512) -> tuple[float, float]:
+    """Return MiB/s of writing (with fsync) and of reading a file past the page cache."""
+    path = directory / "disk-speed"
+    block = os.urandom(4 * MIB)
+    began = time.monotonic()
+    with path.open("wb") as file:
+        for _ in range(mebibytes // 4):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    written = mebibytes / (time.monotonic() - began)
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        began = time.monotonic()
+        while file.read(4 * MIB):
+            pass
+    read = mebibytes / (time.monotonic() - began)
+    path.unlink()
+    return written, read
+
+
+# One build, end to end
+
+
+def bench_build(directory: Path) -> None:
+    """Build the busybox image twice from nothing and split the better run's time."""
+    say("starting the stack")
+    only = [part for part in services.ALL_PARTS if part != "docker"]
+    with services.Stack(only=only, apps=services.APPS) as stack:
+        image = images.make_and_push("busybox", stack.variables["TEMPLATE_MANAGER_REGISTRY"], say)
+        runs = [_one_build(stack, image) for _ in range(2)]
+    write, read = disk_speed(directory)
+    best = min(runs, key=lambda run: run["total"])
+    table = Table(title="One build of the busybox image (512 MiB memory, 512 MiB disk)")
+    table.add_column("part")
+    table.add_column("seconds", justify="right")
+    table.add_column("share", justify="right")
+    for part, seconds in best.items():
+        table.add_row(part, f"{seconds:.2f}", f"{100 * seconds / best['total']:.0f} %")
+    console.print(table)
+    console.print(f"disk in the same run: {write:.0f} MiB/s written, {read:.0f} MiB/s read")
+    console.print(
+        f"limits: total {best['total']:.1f} of 20 s, the product's own {best['own']:.2f} of 2 s"
+    )
+
+
+def _one_build(stack: services.Stack, image: str) -> dict[str, float]:
+    build_id = str(uuid.uuid4())
+    command = [CLI, "build", "--image", image, "--build-id", build_id, "--force", "--follow"]
+    command += ["--memory", "512", "--vcpu", "1", "--disk", "512"]
+    command += ["--start-command", images.START_COMMAND]
+    command += ["--ready-command", "/bin/busybox wget -q -O /dev/null http://127.0.0.1:8080/"]
+    say(f"building {build_id}")
+    environment = {**os.environ, **stack.variables}
+    began = time.monotonic()
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    total = time.monotonic() - began
+    history = subprocess.run(
+        ["temporal", "workflow", "show", "-w", f"template-build-{build_id}", "--output", "json"],
+        env=environment,
+        check=True,
+        capture_output=True,
+    ).stdout
+    spent = _spent(json.loads(history)["events"])
+    return {**spent, "own": total - sum(spent.values()), "total": total}
+
+
+def _spent(events: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the seconds in which activities of each kind ran, counting overlaps once."""
+    names, started, intervals = {}, {}, []
+    for event in events:
+        when = datetime.fromisoformat(event["eventTime"][:26].rstrip("Z") + "+00:00").timestamp()
+        if scheduled := event.get("activityTaskScheduledEventAttributes"):
+            names[event["eventId"]] = scheduled["activityType"]["name"]
+        elif begun := event.get("activityTaskStartedEventAttributes"):
+            started[begun["scheduledEventId"]] = when
+        elif done := event.get("activityTaskCompletedEventAttributes"):
+            key = done["scheduledEventId"]
+            intervals.append((started[key], when, KINDS.get(names[key], "")))
+    spent = dict.fromkeys(KINDS.values(), 0.0)
+    reached = 0.0
+    for begin, end, kind in sorted(intervals):
+        if kind:
+            spent[kind] += max(0.0, end - max(begin, reached))
+            reached = max(reached, end)
+    return spent
+
+
+# Image to root file system
+
+
+@dataclass(frozen=True)
+class Workload:
+    """An image to flatten."""
+
+    name: str
+    about: str
+    push: Callable[[Registry], str]
+
+
+def workloads(small: bool) -> list[Workload]:
+    """Return the four kinds; small ones take a tenth."""
+    part = 10 if small else 1
+    return [
+        Workload("W1", "Debian base", _push_debian),
+        Workload(
+            "W2",
+            f"{60_000 // part} files, {18_000 // part} in one directory",
+            lambda registry: _push_many(registry, 60_000 // part, 18_000 // part),
+        ),
+        Workload(
+            "W3",
+            f"one file of {5000 // part} MiB",
+            lambda registry: _push_large(registry, 5000 // part),
+        ),
+        Workload("W4", "20 layers with whiteouts", _push_layers),
+    ]
+
+
+def _push_debian(registry: Registry) -> str:
+    return images.make_and_push("debian", registry.address, say)
+
+
+def _push_many(registry: Registry, files: int, in_one: int) -> str:
+    layer = Layer()
+    for number in range(files):
+        directory = "large" if number < in_one else f"d{number % 997}"
+        layer.add(f"{directory}/file-{number:06}", b"x" * (number % 3000))
+    registry.push("many", [layer.tar()])
+    return f"{registry.address}/many"
+
+
+def _push_large(registry: Registry, mebibytes: int) -> str:
+    layers = []
+    for start in range(0, mebibytes, 1000):
+        size = min(1000, mebibytes - start)
+        layers.append(Layer().add(f"large-{start}", _noise(size)).tar())
+    registry.push("large", layers)
+    return f"{registry.address}/large"
+
+
+def _noise(mebibytes: int) -> bytes:
+    return os.urandom(MIB) * mebibytes
+
+
+def _push_layers(registry: Registry) -> str:
+    layers = []
+    for number in range(20):
+        layer = Layer()
+        for index in range(500):
+            layer.add(f"d{index % 50}/l{number}-{index}", os.urandom(4000))
+            if number and index % 3 == 0:
+                layer.add(f"d{index % 50}/.wh.l{number - 1}-{index}")
+        layers.append(layer.tar())
+    registry.push("layers", layers)
+    return f"{registry.address}/layers"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One way from an image to an ext4."""
+
+    seconds: float
+    peak_bytes: int
+    allocated_bytes: int
+
+
+def bench_rootfs(directory: Path, small: bool) -> None:
+    """Flatten each workload in four ways; ratios against the best of `cp -a` and `mke2fs -d`."""
+    table = Table(title="Image to rootfs.ext4, in seconds (× the best peer)")
+    for heading in ("", "content", "ours", "+ hash, fsck", "cp -a", "mke2fs -d", "export|tar"):
+        table.add_column(heading, justify="right" if heading else "left")
+    table.add_column("peak disk ÷ content", justify="right")
+    with tempfile.TemporaryDirectory(dir=directory) as place, _registry(directory) as registry:
+        for workload in workloads(small):
+            say(f"{workload.name}: {workload.about}")
+            reference = workload.push(registry)
+            bench = workbench(Path(place) / workload.name)
+            try:
+                table.add_row(workload.name, *_compare(bench, reference, Path(place)))
+            finally:
+                bench.remove_images()
+                shutil.rmtree(bench.settings.data_dir, ignore_errors=True)
+    console.print(table)
+    write, read = disk_speed(directory)
+    console.print(f"disk in the same run: {write:.0f} MiB/s written, {read:.0f} MiB/s read")
+
+
+@contextmanager
+def _registry(directory: Path) -> Iterator[Registry]:
+    with (
+        tempfile.TemporaryDirectory(dir=directory) as place,
+        running_registry(Path(place)) as registry,
+    ):
+        yield registry
+
+
+def _compare(bench: Workbench, reference: str, place: Path) -> list[str]:
+    image = asyncio.run(bench.pull(reference, timeout_seconds=900))
+    size, content = _content(bench, image, place)
+    peers = {
+        "cp -a": _measured(place, lambda: _by_cp(bench, image, place, size)),
+        "mke2fs -d": _measured(place, lambda: _by_mke2fs(bench, image, place, size)),
+        "export": _measured(place, lambda: _by_export(bench, image, place, size)),
+    }
+    ours, flattened = _ours(bench, image, place)
+    best = min(peers["cp -a"].seconds, peers["mke2fs -d"].seconds)
+    return [
+        f"{content / MIB:.0f} MiB",
+        f"{flattened:.1f} (×{flattened / best:.2f})",
+        f"{ours.seconds:.1f}",
+        *(f"{peer.seconds:.1f}" for peer in peers.values()),
+        f"{ours.peak_bytes / max(content, 1):.2f}",
+    ]
+
+
+def _ours(bench: Workbench, image: PulledImage, place: Path) -> tuple[Measured, float]:
+    """Return the whole step after provisioning, and the part of it that makes the ext4."""
+    scope = bench.scope()
+    measured = _measured(
+        place, lambda: asyncio.run(bench.build_rootfs(image, scope, disk_size_mb=64, force=True))
+    )
+    times = {}
+    for line in bench.log_of(scope).splitlines():
+        entry = json.loads(line)
+        times[entry["message"].split(" ")[0]] = datetime.fromisoformat(entry["timestamp"])
+    provisioned = next(value for name, value in times.items() if name.startswith("provisioned"))
+    flattened = (times["flattened"] - provisioned).total_seconds()
+    return measured, flattened
+
+
+def _content(bench: Workbench, image: PulledImage, place: Path) -> tuple[int, int]:
+    """Return a size that holds the image, and how much its files take; warms the cache."""
+
+    def read(merged: Path) -> int:
+        subprocess.run(["tar", "-cf", "/dev/zero", "-C", merged, "."], check=True)
+        told = subprocess.run(["du", "-sxB1", merged], check=True, capture_output=True, text=True)
+        return int(told.stdout.split()[0])
+
+    content = _with_merged(bench, image, place, read)
+    return (content * 13 // 10 + 200 * MIB) // MIB * MIB, content
+
+
+def _with_merged(
+    bench: Workbench, image: PulledImage, place: Path, function: Callable[[Path], Any]
+) -> Any:
+    root, layers = image_layers(bench.client.inspect_image(image.image_id))  # type: ignore[no-untyped-call]
+    merged, empty = place / "merged", place / "empty"
+    merged.mkdir(exist_ok=True)
+    empty.mkdir(exist_ok=True)
+
+    def run() -> Any:
+        with mounts.merged_layers(root, [*layers, str(empty)], merged):
+            return function(merged)
+
+    return mounts.in_mount_namespace(run)
+
+
+def _by_cp(bench: Workbench, image: PulledImage, place: Path, size: int) -> None:
+    def copy(merged: Path) -> None:
+        _make_ext4(place / "peer.ext4", size)
+        (place / "peer").mkdir(exist_ok=True)
+        with mounts.mounted_image(place / "peer.ext4", place / "peer"):
+            subprocess.run(["cp", "-a", f"{merged}/.", place / "peer"], check=True)
+
+    _with_merged(bench, image, place, copy)
+
+
+def _by_mke2fs(bench: Workbench, image: PulledImage, place: Path, size: int) -> None:
+    def make(merged: Path) -> None:
+        _make_ext4(place / "peer.ext4", size, "-d", str(merged))
+        with (place / "peer.ext4").open("rb") as file:
+            os.fsync(file.fileno())
+
+    _with_merged(bench, image, place, make)
+
+
+def _by_export(bench: Workbench, image: PulledImage, place: Path, size: int) -> None:
+    container = bench.client.create_container(image.image_id, command=["/none"])["Id"]
+    (place / "peer").mkdir(exist_ok=True)
+
+    def unpack() -> None:
+        _make_ext4(place / "peer.ext4", size)
+        with mounts.mounted_image(place / "peer.ext4", place / "peer"):
+            export = subprocess.Popen(["docker", "export", container], stdout=subprocess.PIPE)
+            subprocess.run(
+                ["tar", "-xpf", "-", "-C", place / "peer"], stdin=export.stdout, check=True
+            )
+            export.wait()
+
+    try:
+        mounts.in_mount_namespace(unpack)
+    finally:
+        bench.client.remove_container(container, force=True)
+
+
+def _make_ext4(path: Path, size: int, *more: str) -> None:
+    path.unlink(missing_ok=True)
+    with path.open("xb") as file:
+        file.truncate(size)
+    command = ["mke2fs", "-q", "-F", "-t", "ext4", "-N", "200000", "-m", "0", *more, str(path)]
+    subprocess.run(command, check=True)
+
+
+def _measured(place: Path, run: Callable[[], object]) -> Measured:
+    """Run and watch how much the directory takes on the disk."""
+    peer = place / "peer.ext4"
+    peer.unlink(missing_ok=True)
+    subprocess.run(["sync", "-f", place], check=True)
+    before = _allocated(place)
+    peak, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(SAMPLE_SECONDS):
+            peak[0] = max(peak[0], _allocated(place) - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    began = time.monotonic()
+    try:
+        run()
+    finally:
+        seconds = time.monotonic() - began
+        done.set()
+        watcher.join()
+    allocated = _allocated(place) - before
+    peer.unlink(missing_ok=True)
+    return Measured(seconds, max(peak[0], allocated), allocated)
+
+
+def _allocated(directory: Path) -> int:
+    total = 0
+    for root, _, files in os.walk(directory):
+        if root.startswith((f"{directory}/merged", f"{directory}/peer/")):
+            continue
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += os.lstat(f"{root}/{name}").st_blocks * 512
+    return total
+
+
+# Upload
+
+
+def bench_upload(directory: Path, small: bool) -> None:
+    """Send a memory file of which a third is data, in our way and as one plain stream."""
+    mebibytes = 128 if small else 1024
+    with (
+        tempfile.TemporaryDirectory(dir=directory) as place,
+        services.Stack(only=("gcs-emulator", "gcs", "bucket")) as stack,
+    ):
+        os.environ.update(STORAGE_EMULATOR_HOST=stack.variables["STORAGE_EMULATOR_HOST"])
+        bench = workbench(Path(place))
+        sent, size, ours = asyncio.run(_our_upload(bench, stack, mebibytes))
+        plain = _plain_upload(stack, sent)
+        ceiling = _ceiling(stack, sent)
+    table = Table(title=f"Upload of a memfile of {size / MIB:.0f} MiB")
+    for heading in ("way", "sent MiB", "seconds", "MiB/s", "× plain"):
+        table.add_column(heading, justify="right" if heading != "way" else "left")
+    for name, seconds in (
+        ("ours: non-zero blocks, parallel parts, checked, composed", ours),
+        ("plain: the same bytes in one stream", plain),
+        ("ceiling: parallel PUTs to the emulator, no check", ceiling),
+    ):
+        rate = sent / MIB / seconds
+        table.add_row(
+            name, f"{sent / MIB:.0f}", f"{seconds:.1f}", f"{rate:.0f}", f"{plain / seconds:.2f}"
+        )
+    console.print(table)
+    console.print(f"sent ÷ non-zero bytes: {sent / (mebibytes // 3 * MIB):.3f}")
+
+
+async def _our_upload(
+    bench: Workbench, stack: services.Stack, mebibytes: int
+) -> tuple[int, int, float]:
+    bucket = Bucket(stack.environment.bucket)
+    leases = LeaseObjects(bucket)
+    build_id = str(uuid.uuid4())
+    number = leases.take(build_id, bench.settings.host, "workflow", None)
+    scope = bench.scope(build_id, number)
+    with bench.store.making(Step.BOOT, "f" * 64, scope, 1, lambda: None) as work:
+        _sparse_file(work / "memfile", mebibytes)
+        made = bench.store.publish(
+            work, Step.BOOT, "f" * 64, scope, names=("memfile",), check=lambda: None
+        )
+    activities = BucketArtifactActivities(bench.settings, bucket, bench.ledger, bench.store, leases)
+    began = time.monotonic()
+    uploaded = await ActivityEnvironment().run(
+        activities.upload_artifact,
+        UploadArtifactInput(scope=scope, snapshot=made, name="memfile"),
+    )
+    return uploaded.sent_bytes, mebibytes * MIB, time.monotonic() - began
+
+
+def _sparse_file(path: Path, mebibytes: int) -> None:
+    """Every third MiB is data, the next zeros that are written, the third a hole."""
+    with path.open("wb") as file:
+        for start in range(0, mebibytes - 2, 3):
+            file.seek(start * MIB)
+            file.write(os.urandom(MIB) + bytes(MIB))
+        file.truncate(mebibytes * MIB)
+
+
+def _plain_upload(stack: services.Stack, size: int) -> float:
+    data = os.urandom(MIB) * (size // MIB)
+    client = storage.Client(project="dev")
+    blob = client.bucket(stack.environment.bucket).blob("plain")
+    began = time.monotonic()
+    blob.upload_from_string(data, timeout=600)
+    return time.monotonic() - began
+
+
+def _ceiling(stack: services.Stack, size: int) -> float:
+    part = os.urandom(32 * MIB)
+    url = f"http://127.0.0.1:{stack.environment.ports.gcs_emulator}/upload/storage/v1/b/"
+    url += f"{stack.environment.bucket}/o?uploadType=media&name=ceiling-"
+
+    def put(number: int) -> None:
+        requests.post(f"{url}{number}", data=part, timeout=600).raise_for_status()
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(put, range(max(1, size // len(part)))))
+    return (time.monotonic() - began) * size / (max(1, size // len(part)) * len(part))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the parts that were asked for."""
+    parser = argparse.ArgumentParser(description="Measure the product beside its peers.")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all of them")
+    parser.add_argument("--small", action="store_true", help="a tenth of the data")
+    asked = parser.parse_args(arguments)
+    parts = asked.parts or PARTS
+    with (
+        services.borrowed(services.environment(), ("docker", "kernel", "firecracker"), say),
+        tempfile.TemporaryDirectory(prefix="template-manager-bench-") as place,
+    ):
+        if "build" in parts:
+            bench_build(Path(place))
+        if "rootfs" in parts:
+            bench_rootfs(Path(place), asked.small)
+        if "upload" in parts:
+            bench_upload(Path(place), asked.small)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
