@@ -189,6 +189,23 @@ class Bucket:
             blobs = self._bucket.list_blobs(prefix=prefix, timeout=TIMEOUT, retry=_retry())
             return [_stored(blob) for page in blobs.pages for blob in _require_listing(page)]
 
+    def list_dated(
+        self, *, prefix: str | None = None, glob: str | None = None
+    ) -> list[tuple[StoredObject, float]]:
+        """Return objects by prefix or glob (`**` crosses slashes), each with when it was written.
+
+        Times are seconds of the wall clock.
+        """
+        with _errors(f"list {prefix or glob or 'all objects'}"):
+            blobs = self._bucket.list_blobs(
+                prefix=prefix, match_glob=glob, timeout=TIMEOUT, retry=_retry()
+            )
+            return [
+                (_stored(blob), blob.updated.timestamp())
+                for page in blobs.pages
+                for blob in _require_listing(page)
+            ]
+
     def compose(self, name: str, sources: Sequence[str]) -> StoredObject:
         """Join up to 32 objects into a new one.
 

@@ -29,6 +29,7 @@ MAX_STREAM_LINES = 5_000
 MAX_STREAM_BYTES = 16 * 1024 * 1024
 MAX_LINE_CHARS = 4_096
 FLUSH_LIMIT_SECONDS = 10.0
+LOG_DIRECTORY = "logs"
 REDACTED = "[secret]"
 UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
 
@@ -37,7 +38,7 @@ _log = structlog.get_logger(__name__)
 
 def log_path(data_dir: Path, build_id: str) -> Path:
     """Return where a host keeps the whole log of a build."""
-    return data_dir / "logs" / f"{build_id}.jsonl"
+    return data_dir / LOG_DIRECTORY / f"{build_id}.jsonl"
 
 
 class BuildLog:

@@ -11,9 +11,11 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from activities.errors import CheckpointLostError
@@ -28,6 +30,26 @@ from activities.models import (
 from activities.sparse_files import allocated_bytes, sha256_of, sync_directory
 
 MANIFEST = "manifest.json"
+REFERENCES = "refs"
+FINGERPRINT = re.compile("[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class KeptCheckpoint:
+    """A checkpoint on this host, as the sweep sees it."""
+
+    path: Path
+    bytes: int
+    """What it takes on the disk."""
+    used_at: float
+    """When a build last made or found it; wall clock, seconds."""
+    users: tuple[str, ...]
+    """Ids of the builds that refer to it."""
+
+    @property
+    def name(self) -> str:
+        """`<step>/<fingerprint>`."""
+        return f"{self.path.parent.name}/{self.path.name}"
 
 
 def fingerprint(step: Step, **inputs: object) -> str:
@@ -147,7 +169,36 @@ class CheckpointStore:
             for entry in step.iterdir():
                 if f".tmp.{build_id}." in entry.name:
                     shutil.rmtree(entry, ignore_errors=True)
-                (entry / "refs" / build_id).unlink(missing_ok=True)
+                (entry / REFERENCES / build_id).unlink(missing_ok=True)
+
+    def all(self) -> list[KeptCheckpoint]:
+        """Return all finished checkpoints."""
+        return [kept for path in self._finished() if (kept := _look_at(path)) is not None]
+
+    def references(self) -> list[tuple[str, Path]]:
+        """Return (build id, reference's path) of every build's use of a checkpoint."""
+        paths = [path for kept in self._finished() for path in (kept / REFERENCES).glob("*")]
+        return [(path.name, path) for path in paths]
+
+    def evict(self, path: Path, users: Collection[str]) -> bool:
+        """Remove a checkpoint, unless a build that is not of `users` has come to use it."""
+        trash = path.with_name(f"{path.name}.evicted")
+        shutil.rmtree(trash, ignore_errors=True)
+        try:
+            path.rename(trash)
+        except FileNotFoundError:
+            return True
+        # Looked at after the rename: a build that comes now does not find it and makes it again.
+        if {entry.name for entry in (trash / REFERENCES).glob("*")} - set(users):
+            with contextlib.suppress(OSError):
+                trash.rename(path)
+                return False
+        shutil.rmtree(trash, ignore_errors=True)
+        return True
+
+    def _finished(self) -> list[Path]:
+        found = [path for step in self._step_directories() for path in step.iterdir()]
+        return [path for path in found if FINGERPRINT.fullmatch(path.name)]
 
     def _step_directories(self) -> list[Path]:
         return list(self._steps.iterdir()) if self._steps.is_dir() else []
@@ -156,7 +207,7 @@ class CheckpointStore:
         old = target.with_name(f"{work.name}.old")
         refs: list[str] = []
         with contextlib.suppress(FileNotFoundError):
-            refs = [path.name for path in (target / "refs").iterdir()]
+            refs = [path.name for path in (target / REFERENCES).iterdir()]
             target.rename(old)
         for build_id in refs:
             self._reference(work, build_id)
@@ -166,12 +217,22 @@ class CheckpointStore:
 
     @staticmethod
     def _reference(directory: Path, build_id: str) -> None:
-        (directory / "refs").mkdir(exist_ok=True)
-        (directory / "refs" / build_id).touch()
+        (directory / REFERENCES).mkdir(exist_ok=True)
+        (directory / REFERENCES / build_id).touch()
 
     @staticmethod
     def _is_whole(path: Path, expected: StoredFile, check: Callable[[], None]) -> bool:
         return _looks_whole(path, expected) and sha256_of(path, check) == expected.sha256
+
+
+def _look_at(path: Path) -> KeptCheckpoint | None:
+    try:
+        files = [entry.lstat() for entry in path.iterdir() if entry.is_file()]
+        users = tuple(entry.name for entry in (path / REFERENCES).glob("*"))
+        used_at = path.stat().st_mtime
+    except FileNotFoundError:  # it has just gone
+        return None
+    return KeptCheckpoint(path, sum(file.st_blocks * 512 for file in files), used_at, users)
 
 
 def _looks_whole(path: Path, expected: StoredFile) -> bool:

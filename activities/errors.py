@@ -293,6 +293,12 @@ class HostRestartingError(TemplateManagerError):
     users_fault = False
 
 
+class TemporalUnavailableError(HostFaultError):
+    """Temporal cannot be reached, or does not answer."""
+
+    hint = "Check that Temporal runs and TEMPORAL_ADDRESS leads to it."
+
+
 class NoHostError(TemplateManagerError):
     """No host took the build, or too many of them were lost with it."""
 

@@ -19,17 +19,26 @@ from activities.artifacts import BucketArtifactActivities
 from activities.bucket import Bucket
 from activities.checkpoints import CheckpointStore
 from activities.docker_daemon import make_docker_client
+from activities.errors import TemplateManagerError
 from activities.host import KvmHostActivities
 from activities.host_checkpoints import HostCheckpointActivities
 from activities.image import DockerImageActivities
 from activities.lease_objects import LeaseObjects
 from activities.leases import LeaseLedger
 from activities.microvm import HostMicrovmActivities
-from activities.models import SHARED_HOST_TASK_QUEUE, lease_task_queue, step_task_queue
+from activities.models import (
+    SHARED_HOST_TASK_QUEUE,
+    SWEEP_HOST_WORKFLOW,
+    SweepInput,
+    lease_task_queue,
+    step_task_queue,
+)
 from activities.network import NetnsNetworkActivities
 from activities.rootfs import HostRootfsActivities
 from activities.sealing import Sealer
 from activities.settings import Settings
+from activities.sweep import Describe, HostSweep, describe_with
+from activities.sweep_schedule import schedule_sweep
 from activities.temporal import (
     GRACEFUL_SHUTDOWN,
     MAX_HEARTBEAT_THROTTLE,
@@ -55,9 +64,10 @@ class Host:
     admission: Admission
     hold: Sequence[Callable[..., Any]]
     steps: Sequence[Callable[..., Any]]
+    sweep: HostSweep
 
 
-def assemble(settings: Settings) -> Host:
+def assemble(settings: Settings, describe: Describe) -> Host:
     """Make a host of its settings: clients, ledger, checkpoints and activities."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     ledger = LeaseLedger(settings.data_dir)
@@ -66,12 +76,14 @@ def assemble(settings: Settings) -> Host:
     leases = LeaseObjects(bucket)
     store = CheckpointStore(settings.data_dir, settings.host)
     hold = KvmHostActivities(settings.host, ledger, leases, admission)
+    sweep = HostSweep(settings, ledger, store, leases, make_docker_client(), describe)
     return Host(
         settings=settings,
         ledger=ledger,
         admission=admission,
         hold=[hold.hold_host, hold.release_host],
-        steps=_steps(settings, ledger, store, bucket, leases),
+        steps=[*_steps(settings, ledger, store, bucket, leases), sweep.sweep_host],
+        sweep=sweep,
     )
 
 
@@ -150,7 +162,8 @@ async def run(settings: Settings) -> None:
     asyncio.get_running_loop().set_default_executor(threads)
     client = await connect(f"host@{settings.host}:{os.getpid()}")
     await register_search_attributes(client)
-    host = assemble(settings)
+    host = assemble(settings, describe_with(client))
+    await schedule_sweep(client, settings, SWEEP_HOST_WORKFLOW, settings.host)
     opening = asyncio.create_task(open_for_builds(client, host))
     try:
         await run_until_signalled(host_workers(client, host), settings)
@@ -168,6 +181,17 @@ async def open_for_builds(client: Client, host: Host) -> None:
             host.ledger.remove(entry.build_id, entry.number)
     host.admission.open = True
     _log.info("taking builds", slots=host.settings.host_slots, free=host.admission.free)
+    await _sweep_at_start(host)
+
+
+async def _sweep_at_start(host: Host) -> None:
+    try:
+        report = await host.sweep.sweep(SweepInput())
+    except TemplateManagerError as error:  # the schedule comes back to it
+        _log.warning("could not sweep at start", error=error.message)
+        return
+    for item in report.items:
+        _log.info("swept", **item.model_dump())
 
 
 async def is_open(client: Client, workflow_id: str) -> bool:

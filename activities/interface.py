@@ -29,6 +29,8 @@ from activities.models import (
     SnapshotVmInput,
     StartVmInput,
     StoredObject,
+    SweepInput,
+    SweepReport,
     UploadArtifactInput,
     UploadedArtifact,
     Verification,
@@ -166,6 +168,24 @@ class LogActivities(ABC):
     @abstractmethod
     async def archive_log(self, archive: ArchiveLogInput, /) -> StoredObject:
         """Write the build's log and final status to `logs/<build_id>.jsonl`."""
+
+
+class HostSweepActivities(ABC):
+    """Removing what no live build owns from a host (queue `kvm-host.<host>`)."""
+
+    @activity.defn(name="sweep_host")
+    @abstractmethod
+    async def sweep_host(self, sweep: SweepInput, /) -> SweepReport:
+        """Remove what no live build owns, then evict checkpoints that are old or too many."""
+
+
+class BucketSweepActivities(ABC):
+    """Removing what no build can use any more from the bucket (queue `template-manager`)."""
+
+    @activity.defn(name="sweep_bucket")
+    @abstractmethod
+    async def sweep_bucket(self, sweep: SweepInput, /) -> SweepReport:
+        """Remove parts and leases of builds that can no longer use them."""
 
 
 class DeletionActivities(ABC):

@@ -13,11 +13,12 @@ from activities.errors import LeaseLostError
 from activities.models import HostName, utc_now
 
 RACES = 3
+LEASES = ".leases/"
 
 
 def lease_name(build_id: str) -> str:
     """Return the name of the object whose generation is the build's lease number."""
-    return f".leases/{build_id}"
+    return f"{LEASES}{build_id}"
 
 
 class LeaseObjects:
@@ -50,10 +51,14 @@ class LeaseObjects:
             return written.generation
         raise LeaseLostError(f"another host is taking build {build_id}")
 
+    def current(self, build_id: str) -> int | None:
+        """Return the latest lease number of a build; None when nobody holds it."""
+        found = self._bucket.stat_object(lease_name(build_id))
+        return found.generation if found else None
+
     def is_current(self, build_id: str, number: int) -> bool:
         """Whether that lease number is still the latest."""
-        current = self._bucket.stat_object(lease_name(build_id))
-        return current is not None and current.generation == number
+        return self.current(build_id) == number
 
     def release(self, build_id: str, number: int) -> None:
         """Give a lease back. A later one is left alone."""

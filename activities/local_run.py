@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import tempfile
 import threading
@@ -74,7 +75,7 @@ def _require_same_machine(metadata: TemplateMetadata, firecracker: Path) -> None
 
 @contextmanager
 def _vm() -> Iterator[VmProcess]:
-    name = f"tm-run-{uuid.uuid4().hex[:12]}"
+    name = f"tm-run-{os.getpid()}-{uuid.uuid4().hex[:8]}"  # a sweep looks for the process
     with tempfile.TemporaryDirectory(prefix=name) as parent:
         vm = VmProcess(Path(parent), name)
         vm.directory.mkdir()

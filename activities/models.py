@@ -40,6 +40,10 @@ WORKFLOW_TASK_QUEUE = "template-manager"
 SHARED_HOST_TASK_QUEUE = "kvm-hosts"
 
 
+SWEEP_HOST_WORKFLOW = "SweepHost"
+SWEEP_BUCKET_WORKFLOW = "SweepBucket"
+
+
 def build_workflow_id(build_id: str) -> str:
     """Name the workflow that builds `build_id`."""
     return f"template-build-{build_id}"
@@ -300,6 +304,36 @@ class StoredObject(Model):
     size_bytes: int
     crc32c: str
     """Base64 of the big-endian CRC32C, as Google Cloud Storage gives it."""
+
+
+class SweepInput(Model):
+    """Input of the sweeps."""
+
+    dry_run: bool = False
+    """Only tell what would be removed."""
+
+
+class SweptItem(Model):
+    """Something that no live build owned."""
+
+    kind: str
+    name: str
+    build_id: str = ""
+    bytes: int = 0
+    error: str = ""
+    """Why it could not be removed, or ''."""
+
+
+class SweepReport(Model):
+    """What a sweep has found and, unless `dry_run`, removed."""
+
+    items: tuple[SweptItem, ...] = ()
+    dry_run: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """Return what was (or would be) freed."""
+        return sum(item.bytes for item in self.items if not item.error)
 
 
 class UploadedArtifact(Model):

@@ -142,14 +142,18 @@ def mounts_under(directory: Path) -> list[Path]:
 
 def loop_devices_of(marker: str) -> list[Path]:
     """Return the loop devices whose file's path contains `marker`."""
+    return [device for device, backing in loop_devices() if marker in backing]
+
+
+def loop_devices() -> list[tuple[Path, str]]:
+    """Return the loop devices in use with the paths of their files."""
     found = []
     for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
             backing = entry.read_text()
         except OSError:  # detached while we looked
             continue
-        if marker in backing:
-            found.append(Path("/dev") / entry.parent.parent.name)
+        found.append((Path("/dev") / entry.parent.parent.name, backing.strip()))
     return found
 
 

@@ -53,12 +53,19 @@ class NetnsNetworkActivities(NetworkActivities):
     async def set_up_network(self, vm: VmRef, /) -> None:
         """Make the VM's netns with `tap0` in it."""
         self._ledger.require(vm.scope)
-        await asyncio.to_thread(create_network, vm.name)
+        await asyncio.to_thread(self._create, vm.name)
 
     @activity.defn(name="tear_down_network")
     async def tear_down_network(self, vm: VmRef, /) -> None:
         """Remove the VM's netns, and that of any earlier lease of the same build and purpose."""
-        await asyncio.to_thread(remove_networks_until, vm)
+        await asyncio.to_thread(remove_networks_until, vm, self._settings.data_dir)
+
+    def _create(self, name: str) -> None:
+        # A name in /run/netns does not tell which host of this machine made it.
+        mark = network_marks(self._settings.data_dir) / name
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+        create_network(name)
 
 
 def create_network(name: str) -> None:
@@ -93,11 +100,19 @@ def networks_of(build_id: str | None = None) -> list[str]:
     return [name for name in netns.listnetns() if name.startswith(prefix)]
 
 
-def remove_networks_until(vm: VmRef) -> None:
-    """Remove the networks of this VM and of the same VM under earlier leases."""
-    for name in networks_of(vm.scope.build_id):
+def network_marks(data_dir: Path) -> Path:
+    """Return the directory with a file for each network that this host has made."""
+    return data_dir / "networks"
+
+
+def remove_networks_until(vm: VmRef, data_dir: Path) -> None:
+    """Remove the networks of this VM and of the same VM under earlier leases, and their marks."""
+    marks = network_marks(data_dir)
+    marked = [path.name for path in marks.iterdir()] if marks.is_dir() else []
+    for name in {*networks_of(vm.scope.build_id), *marked}:
         if is_superseded(name, vm):
             remove_network(name)
+            (marks / name).unlink(missing_ok=True)
 
 
 def is_superseded(name: str, vm: VmRef) -> bool:

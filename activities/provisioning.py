@@ -24,6 +24,7 @@ from activities.settings import Settings
 
 BUILD_LABEL = "template-manager.build-id"
 LEASE_LABEL = "template-manager.lease"
+DATA_DIR_LABEL = "template-manager.data-dir"
 ANSWER = "@tm@ "
 PIDS_LIMIT = 256
 POLL_SECONDS = 0.05
@@ -68,7 +69,11 @@ def create_container(
         working_dir="/",
         environment={"PATH": DEFAULT_PATH},
         healthcheck={"test": ["NONE"]},
-        labels={BUILD_LABEL: build.scope.build_id, LEASE_LABEL: str(build.scope.lease.number)},
+        labels={
+            BUILD_LABEL: build.scope.build_id,
+            LEASE_LABEL: str(build.scope.lease.number),
+            DATA_DIR_LABEL: str(settings.data_dir),  # which host of this machine made it
+        },
         host_config=host_config,
     )
     return str(created["Id"])

@@ -17,6 +17,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from activities.models import BuildOptions, HostName, PlainName
 
+LONGEST_UPLOAD_REQUEST_SECONDS = 60
+
 
 def _default_host() -> HostName:
     return socket.gethostname().replace("_", "-")[:63] or "host"
@@ -61,12 +63,27 @@ class Settings(BaseSettings):
     dns_server: Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f.:]+$")] = "8.8.8.8"
     provision_memory_mb: Annotated[int, Field(ge=512)] = 512
     max_rootfs_mb: int = 64 * 1024
+    checkpoint_max_age_hours: Annotated[float, Field(ge=0)] = 7 * 24
+    """Checkpoints that no build has used for longer are removed."""
+    checkpoint_max_mb: Annotated[int, Field(ge=0)] = 200 * 1024
+    """When all checkpoints of a host take more, those unused for longest are removed."""
+    sweep_interval_seconds: Annotated[float, Field(ge=1)] = 600
     restart_grace_seconds: float = 5
     """How long a restarted host waits for its own builds before it takes new ones."""
 
     # Uploads
     upload_chunk_mb: Annotated[int, Field(ge=1, le=1024)] = 32
     upload_workers: Annotated[int, Field(ge=1, le=64)] = 4
+
+    @property
+    def late_arrival_seconds(self) -> float:
+        """Return after how long a host that has lost a build can no longer write to the bucket."""
+        limits = self.build
+        return (
+            limits.heartbeat_timeout_seconds
+            + limits.lease_grace_seconds
+            + LONGEST_UPLOAD_REQUEST_SECONDS
+        )
 
     def kernel_path(self, version: PlainName) -> Path:
         """Return where the kernel of that version must be on a host."""

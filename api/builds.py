@@ -69,7 +69,6 @@ RPC_LIMIT = timedelta(seconds=10)
 QUERY_LIMIT = timedelta(seconds=3)
 CREATE_ATTEMPTS = 3
 # What a frozen host may still have under way when its lease has run out.
-LONGEST_UPLOAD_REQUEST_SECONDS = 60
 
 BuildHandle = WorkflowHandle[BuildTemplate, BuildResult]
 
@@ -316,16 +315,13 @@ class Builds:
         if view is not None and view.config is None:
             raise temporal_unavailable("no worker answers for this build")
         config = view.config if view else None
-        limits = self._settings.build
         return DeleteTemplateInput(
             template_id=view.template_id if view else template_id or "unknown",
             build_id=build_id,
             host=view.host or None if view else None,
             own_image=config.image if config and config.image_is_default else None,
             registry_auth=config.registry_auth if config else None,
-            late_arrival_seconds=limits.heartbeat_timeout_seconds
-            + limits.lease_grace_seconds
-            + LONGEST_UPLOAD_REQUEST_SECONDS,
+            late_arrival_seconds=self._settings.late_arrival_seconds,
         )
 
     async def _run_delete(self, delete: DeleteTemplateInput) -> None:

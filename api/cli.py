@@ -6,36 +6,33 @@ Commands load what they start only when they start it, so that `--help` is quick
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from enum import IntEnum
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
-from rich.console import Console, RenderableType
-from rich.text import Text
+
+from api.cli_common import (
+    Exit,
+    err,
+    fail,
+    out,
+    print_json,
+    read_settings,
+    run_call,
+    template_errors,
+)
+from api.operator_commands import replay, sweep
 
 if TYPE_CHECKING:
-    from activities.errors import TemplateManagerError
     from activities.settings import Settings
-    from api.client import CallError, CreatedBuild, TemplateClient
+    from api.client import CreatedBuild, TemplateClient
     from api.pb import template_manager_pb2 as pb
-
-
-class Exit(IntEnum):
-    """The exit codes, the same for every command."""
-
-    OK = 0
-    BUILD_FAILED = 1
-    USAGE = 2
-    UNAVAILABLE = 3
-    INTERRUPTED = 130
 
 
 EXIT_CODES = (
@@ -51,9 +48,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-
 T = TypeVar("T")
 
 ApiAddress = Annotated[
@@ -71,6 +65,7 @@ DEFAULT_API_ADDRESS = "127.0.0.1:5008"
 EXAMPLE_BUILD = "4f2c6f0e-5d1c-4c8e-9d43-0a7c6a1b2c3d"
 BUILDS = "Builds and templates"
 PROCESSES = "Processes"
+OPERATIONS = "Operations"
 DEVELOPMENT = "Development"
 
 
@@ -186,7 +181,7 @@ def build(
             force=force,
         )
     except (OptionError, ValueError) as error:  # ValueError: a number that the wire cannot hold
-        _fail(str(error), "See template-manager build --help.", Exit.USAGE, as_json=as_json)
+        fail(str(error), "See template-manager build --help.", Exit.USAGE, as_json=as_json)
 
     async def start() -> None:
         from api.client import TemplateClient
@@ -194,7 +189,7 @@ def build(
         async with TemplateClient(api_address) as client:
             await _show_started(client, await client.create(template), follow, as_json)
 
-    _run(start, as_json)
+    run_call(start, as_json)
 
 
 async def _show_started(
@@ -205,7 +200,7 @@ async def _show_started(
         err.print(f"build {created.build_id}")
         await _follow(client, created.build_id, as_json)
     elif as_json:
-        _print_json(vars(created))
+        print_json(vars(created))
     else:
         out.print(created.build_id)
         err.print(f"→ template-manager logs {created.build_id} --follow")
@@ -237,11 +232,11 @@ def _show_status(build_id: str, status: pb.TemplateBuildStatusResponse, as_json:
     from api.report import build_table, failure_text, status_json, workflow_address
 
     if as_json:
-        _print_json(status_json(build_id, status))
+        print_json(status_json(build_id, status))
         return
     out.print(build_table(build_id, status))
     if status.run_id:  # on a line of its own, for it is long and there to be copied
-        address = workflow_address(_settings().web_ui_address, status)
+        address = workflow_address(read_settings().web_ui_address, status)
         out.print(f"Web UI: {address}", soft_wrap=True)
     if status.HasField("reason"):
         out.print(failure_text(status))
@@ -271,7 +266,7 @@ def status(
             else:
                 _show_status(build_id, await client.status(build_id), as_json)
 
-    _run(show, as_json)
+    run_call(show, as_json)
 
 
 async def _watch(client: TemplateClient, build_id: str, as_json: bool) -> None:
@@ -307,7 +302,7 @@ def logs(
 
     levels = [name.lower() for name, _ in pb.LogLevel.items()]
     if level not in levels:
-        _fail(f"--level {level}: must be one of {', '.join(levels)}", "", Exit.USAGE, as_json=False)
+        fail(f"--level {level}: must be one of {', '.join(levels)}", "", Exit.USAGE, as_json=False)
 
     async def show() -> None:
         from api.client import TemplateClient
@@ -322,7 +317,7 @@ def logs(
                 else:
                     out.print(log_line(line.entry), soft_wrap=True)
 
-    _run(show, as_json)
+    run_call(show, as_json)
 
 
 @app.command("list", rich_help_panel=BUILDS, epilog="Example: template-manager list --state failed")
@@ -345,13 +340,13 @@ def list_builds(
         async with TemplateClient(api_address) as client:
             builds = await _listed(client, state or (), template_id, limit)
         if as_json:
-            _print_json({"builds": [summary_json(build) for build in builds]})
+            print_json({"builds": [summary_json(build) for build in builds]})
         elif builds:
             out.print(list_table(builds))
         else:
             err.print("no builds")
 
-    _run(show, as_json)
+    run_call(show, as_json)
 
 
 async def _listed(
@@ -394,7 +389,7 @@ def retry(
         async with TemplateClient(api_address) as client:
             await _show_started(client, await client.retry(build_id), follow, as_json)
 
-    _run(go_on, as_json)
+    run_call(go_on, as_json)
 
 
 @app.command(rich_help_panel=BUILDS, epilog=f"Example: template-manager cancel {EXAMPLE_BUILD}")
@@ -404,7 +399,7 @@ def cancel(
     api_address: ApiAddress = DEFAULT_API_ADDRESS,
 ) -> None:
     """Stop a build and undo it; returns when all is undone."""
-    _run(lambda: _undo(api_address, build_id, "cancelled", as_json), as_json)
+    run_call(lambda: _undo(api_address, build_id, "cancelled", as_json), as_json)
 
 
 @app.command(rich_help_panel=BUILDS, epilog=f"Example: template-manager delete {EXAMPLE_BUILD}")
@@ -417,7 +412,7 @@ def delete(
 
     It cannot be undone. Twice is fine.
     """
-    _run(lambda: _undo(api_address, build_id, "deleted", as_json), as_json)
+    run_call(lambda: _undo(api_address, build_id, "deleted", as_json), as_json)
 
 
 async def _undo(address: str, build_id: str, outcome: str, as_json: bool) -> None:
@@ -427,7 +422,7 @@ async def _undo(address: str, build_id: str, outcome: str, as_json: bool) -> Non
         with err.status(f"build {build_id}: undoing"):
             await (client.cancel if outcome == "cancelled" else client.delete)(build_id)
     if as_json:
-        _print_json({"build_id": build_id, "outcome": outcome})
+        print_json({"build_id": build_id, "outcome": outcome})
     else:
         out.print(f"{build_id} {outcome}")
 
@@ -450,7 +445,7 @@ def pull(
     from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TransferSpeedColumn
 
     columns = ("{task.description}", BarColumn(), DownloadColumn(True), TransferSpeedColumn())
-    with _template_errors(as_json), Progress(*columns, console=err) as progress:
+    with template_errors(as_json), Progress(*columns, console=err) as progress:
         from activities.bucket import Bucket
         from activities.template_download import pull_template
 
@@ -461,10 +456,12 @@ def pull(
                 bars[name] = progress.add_task(name, total=total)
             progress.update(bars[name], completed=done)
 
-        metadata = pull_template(Bucket(bucket or _settings().bucket), build_id, directory, show)
+        metadata = pull_template(
+            Bucket(bucket or read_settings().bucket), build_id, directory, show
+        )
     sizes = {name: artifact.size_bytes for name, artifact in metadata.artifacts.items()}
     if as_json:
-        _print_json({"build_id": build_id, "directory": str(directory), "size_bytes": sizes})
+        print_json({"build_id": build_id, "directory": str(directory), "size_bytes": sizes})
     else:
         out.print(f"template {metadata.template_id} is in {directory}")
         err.print(f"→ template-manager run {directory}")
@@ -475,10 +472,10 @@ def run(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where `pull` has put it.")],
 ) -> None:
     """Resume a template on this machine and say where it answers. Ctrl-C ends it."""
-    with _template_errors(as_json=False):
+    with template_errors(as_json=False):
         from activities.local_run import run_template
 
-        ended = run_template(directory, _settings())
+        ended = run_template(directory, read_settings())
         if inspect.isawaitable(ended):
             asyncio.run(_awaited(ended))
 
@@ -505,13 +502,13 @@ def api(
     """Run the gRPC API. SIGTERM drains it."""
     from api.server import BindError, serve
 
-    settings = _settings()
+    settings = read_settings()
     if listen:
         settings = settings.model_copy(update={"api_address": listen})
     try:
         _run_process("api", settings, lambda: serve(settings, insecure=insecure))
     except BindError as error:
-        _fail(str(error), "", Exit.USAGE, as_json=False)
+        fail(str(error), "", Exit.USAGE, as_json=False)
 
 
 @app.command(rich_help_panel=PROCESSES, epilog="Example: template-manager worker")
@@ -519,7 +516,7 @@ def worker() -> None:
     """Run the workflows."""
     from workflows.worker import run
 
-    settings = _settings()
+    settings = read_settings()
     _run_process("worker", settings, lambda: run(settings))
 
 
@@ -531,7 +528,7 @@ def host() -> None:
     """Run builds on this KVM host. Needs root, Docker, Firecracker and a guest kernel."""
     from activities.host_worker import run
 
-    settings = _settings()
+    settings = read_settings()
     _run_process("host", settings, lambda: run(settings))
 
 
@@ -546,12 +543,25 @@ def _run_process(
     except RuntimeError as error:
         if "Failed client connect" not in str(error):  # the SDK has no type of its own for it
             raise
-        _fail(
+        fail(
             "Temporal cannot be reached",
             "Check TEMPORAL_ADDRESS and that Temporal runs there (template-manager up).",
             Exit.UNAVAILABLE,
             as_json=False,
         )
+
+
+# ---- Operations
+
+
+app.command(
+    rich_help_panel=OPERATIONS,
+    epilog="Example: template-manager sweep --dry-run",
+)(sweep)
+app.command(
+    rich_help_panel=OPERATIONS,
+    epilog=f"Example: template-manager replay {EXAMPLE_BUILD}",
+)(replay)
 
 
 # ---- Development
@@ -572,105 +582,13 @@ def down() -> None:
 def _services(command: str) -> NoReturn:
     script = Path(__file__).resolve().parents[1] / "temporal-dev" / "services.py"
     if not script.exists():
-        _fail(
+        fail(
             f"`{command}` needs a checkout: there is no {script}",
             "Clone the repository, and install it there with `pip install --editable .`.",
             Exit.USAGE,
             as_json=False,
         )
     raise typer.Exit(subprocess.run([sys.executable, str(script), command], check=False).returncode)
-
-
-# ---- How commands end
-
-
-def _run(command: Callable[[], Coroutine[Any, Any, None]], as_json: bool) -> None:
-    """Run a command; tell its errors in words and in an exit code."""
-    from api.client import CallError
-
-    try:
-        asyncio.run(command())
-    except CallError as error:
-        _show_call_error(error, as_json)
-        raise typer.Exit(exit_code_of(error)) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(Exit.INTERRUPTED) from None
-
-
-def exit_code_of(error: CallError) -> Exit:
-    """Return the exit code for a call that failed: whose turn it is."""
-    import grpc
-
-    usage = (
-        grpc.StatusCode.INVALID_ARGUMENT,
-        grpc.StatusCode.NOT_FOUND,
-        grpc.StatusCode.ALREADY_EXISTS,
-        grpc.StatusCode.FAILED_PRECONDITION,
-        grpc.StatusCode.OUT_OF_RANGE,
-        grpc.StatusCode.UNIMPLEMENTED,
-        grpc.StatusCode.PERMISSION_DENIED,
-        grpc.StatusCode.UNAUTHENTICATED,
-    )
-    return Exit.USAGE if error.code in usage else Exit.UNAVAILABLE
-
-
-def _show_call_error(error: CallError, as_json: bool) -> None:
-    from api.report import error_json, error_text
-
-    if as_json:
-        _print_json(error_json(error))
-    else:
-        err.print(error_text(error))
-
-
-@contextlib.contextmanager
-def _template_errors(as_json: bool) -> Iterator[None]:
-    """Tell the errors of commands that work without the API."""
-    from activities.errors import TemplateManagerError
-
-    try:
-        yield
-    except TemplateManagerError as error:
-        _fail(error.message, error.hint, _code_of(error), as_json=as_json)
-    except KeyboardInterrupt:
-        raise typer.Exit(Exit.INTERRUPTED) from None
-
-
-def _code_of(error: TemplateManagerError) -> Exit:
-    from activities.errors import TemplateNotFoundError
-
-    if error.retryable:
-        return Exit.UNAVAILABLE
-    return Exit.USAGE if isinstance(error, TemplateNotFoundError) else Exit.BUILD_FAILED
-
-
-def _fail(message: str, hint: str, code: Exit, *, as_json: bool) -> NoReturn:
-    if as_json:
-        _print_json({"error": {"message": message, "hint": hint}})
-    else:
-        parts: list[RenderableType] = [Text(f"error: {message}", style="bold red")]
-        parts += [Text(f"→ {hint}")] if hint else []
-        err.print(*parts, sep="\n")
-    raise typer.Exit(code)
-
-
-def _print_json(data: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(data, indent=2) + "\n")
-
-
-def _settings() -> Settings:
-    from pydantic import ValidationError
-
-    from activities.settings import get_settings
-
-    try:
-        return get_settings()
-    except ValidationError as error:
-        wrong = "; ".join(
-            f"TEMPLATE_MANAGER_{'__'.join(map(str, each['loc'])).upper()}: {each['msg']}"
-            for each in error.errors()
-        )
-        _fail(wrong, "Correct these environment variables.", Exit.USAGE, as_json=False)
 
 
 if __name__ == "__main__":

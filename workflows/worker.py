@@ -11,8 +11,9 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
-from activities.models import WORKFLOW_TASK_QUEUE
+from activities.models import SWEEP_BUCKET_WORKFLOW, WORKFLOW_TASK_QUEUE
 from activities.settings import Settings
+from activities.sweep_schedule import schedule_sweep
 from activities.temporal import (
     GRACEFUL_SHUTDOWN,
     MAX_HEARTBEAT_THROTTLE,
@@ -23,8 +24,9 @@ from activities.temporal import (
 from activities.worker_lifecycle import run_until_signalled
 from workflows.build_template import BuildTemplate
 from workflows.delete_template import DeleteTemplate
+from workflows.sweep import SweepBucket, SweepHost
 
-WORKFLOWS: Sequence[type] = (BuildTemplate, DeleteTemplate)
+WORKFLOWS: Sequence[type] = (BuildTemplate, DeleteTemplate, SweepHost, SweepBucket)
 
 
 def sandbox() -> SandboxedWorkflowRunner:
@@ -56,20 +58,25 @@ async def run(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises when Temporal cannot be reached or the worker fails."""
     client = await connect(f"worker@{socket.gethostname()}:{os.getpid()}")
     await register_search_attributes(client)
-    worker = workflow_worker(client, _activities(settings))
+    await schedule_sweep(client, settings, SWEEP_BUCKET_WORKFLOW, "bucket")
+    worker = workflow_worker(client, _activities(settings, client))
     await run_until_signalled([worker], settings)
 
 
-def _activities(settings: Settings) -> list[Callable[..., Any]]:
+def _activities(settings: Settings, client: Client) -> list[Callable[..., Any]]:
     # Loaded here, not above: a process that only replays histories needs no object store.
     from activities.artifacts import BucketUploadUndoActivities
     from activities.bucket import Bucket
     from activities.build_log_archive import BucketLogActivities
     from activities.deletion import BucketDeletionActivities
     from activities.sealing import Sealer
+    from activities.sweep import BucketSweep, describe_with
 
     bucket = Bucket(settings.bucket)
     log = BucketLogActivities(bucket)
+    sweep = BucketSweep(
+        bucket, describe_with(client), late_arrival_seconds=settings.late_arrival_seconds
+    )
     deletion = BucketDeletionActivities(bucket, Sealer(settings.secret_keys))
     return [
         BucketUploadUndoActivities(bucket).discard_upload,
@@ -77,4 +84,5 @@ def _activities(settings: Settings) -> list[Callable[..., Any]]:
         deletion.delete_objects,
         deletion.delete_image_tag,
         deletion.remove_late_arrivals,
+        sweep.sweep_bucket,
     ]

@@ -21,7 +21,8 @@ from api.build_request import (
     registry_of,
     template_id_of,
 )
-from api.cli import Exit, app, exit_code_of
+from api.cli import app
+from api.cli_common import Exit, exit_code_of
 from api.client import CallError
 from api.errors import Violation
 from api.live_view import StepsDisplay, view_for

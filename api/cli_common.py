@@ -1,0 +1,125 @@
+"""What all commands of `template-manager` share: consoles, exit codes, how errors are told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from activities.errors import TemplateManagerError
+    from activities.settings import Settings
+    from api.client import CallError
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+class Exit(IntEnum):
+    """The exit codes, the same for every command."""
+
+    OK = 0
+    BUILD_FAILED = 1
+    USAGE = 2
+    UNAVAILABLE = 3
+    INTERRUPTED = 130
+
+
+def run_call(command: Callable[[], Coroutine[Any, Any, None]], as_json: bool) -> None:
+    """Run a command; tell its errors in words and in an exit code."""
+    from api.client import CallError
+
+    try:
+        asyncio.run(command())
+    except CallError as error:
+        _show_call_error(error, as_json)
+        raise typer.Exit(exit_code_of(error)) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(Exit.INTERRUPTED) from None
+
+
+def exit_code_of(error: CallError) -> Exit:
+    """Return the exit code for a call that failed: whose turn it is."""
+    import grpc
+
+    usage = (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.ALREADY_EXISTS,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNAUTHENTICATED,
+    )
+    return Exit.USAGE if error.code in usage else Exit.UNAVAILABLE
+
+
+def _show_call_error(error: CallError, as_json: bool) -> None:
+    from api.report import error_json, error_text
+
+    if as_json:
+        print_json(error_json(error))
+    else:
+        err.print(error_text(error))
+
+
+@contextlib.contextmanager
+def template_errors(as_json: bool) -> Iterator[None]:
+    """Tell the errors of commands that work without the API."""
+    from activities.errors import TemplateManagerError
+
+    try:
+        yield
+    except TemplateManagerError as error:
+        fail(error.message, error.hint, _code_of(error), as_json=as_json)
+    except KeyboardInterrupt:
+        raise typer.Exit(Exit.INTERRUPTED) from None
+
+
+def _code_of(error: TemplateManagerError) -> Exit:
+    from activities.errors import TemplateNotFoundError
+
+    if error.retryable:
+        return Exit.UNAVAILABLE
+    return Exit.USAGE if isinstance(error, TemplateNotFoundError) else Exit.BUILD_FAILED
+
+
+def fail(message: str, hint: str, code: Exit, *, as_json: bool) -> NoReturn:
+    """Tell an error and what to do next, and end with that exit code."""
+    if as_json:
+        print_json({"error": {"message": message, "hint": hint}})
+    else:
+        parts: list[RenderableType] = [Text(f"error: {message}", style="bold red")]
+        parts += [Text(f"→ {hint}")] if hint else []
+        err.print(*parts, sep="\n")
+    raise typer.Exit(code)
+
+
+def print_json(data: Mapping[str, Any]) -> None:
+    """Print for programs."""
+    sys.stdout.write(json.dumps(data, indent=2) + "\n")
+
+
+def read_settings() -> Settings:
+    """Return the settings; a wrong one ends the command with its name."""
+    from pydantic import ValidationError
+
+    from activities.settings import get_settings
+
+    try:
+        return get_settings()
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"TEMPLATE_MANAGER_{'__'.join(map(str, each['loc'])).upper()}: {each['msg']}"
+            for each in error.errors()
+        )
+        fail(wrong, "Correct these environment variables.", Exit.USAGE, as_json=False)

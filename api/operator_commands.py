@@ -1,0 +1,158 @@
+"""Commands for operators: sweeping a host, replaying a build's history."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from api.cli_common import Exit, err, fail, out, print_json, read_settings, template_errors
+
+if TYPE_CHECKING:
+    from temporalio.client import Client, WorkflowHistory
+
+    from activities.models import SweepReport
+    from activities.settings import Settings
+    from workflows.replay import Verdict
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+MIB = 1024 * 1024
+
+
+def sweep(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would be removed.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show and remove what no live build owns on this host: VMs, netns, containers, files.
+
+    Runs on a KVM host, beside its worker or without it. Hosts do this by themselves at start and
+    on a Temporal schedule. What a live build owns is never touched.
+    """
+    with template_errors(as_json):
+        report = asyncio.run(_sweep(read_settings(), dry_run))
+    if as_json:
+        print_json(report.model_dump(mode="json") | {"bytes": report.bytes})
+    else:
+        _show(report)
+    if any(item.error for item in report.items):
+        raise typer.Exit(Exit.BUILD_FAILED)
+
+
+async def _sweep(settings: Settings, dry_run: bool) -> SweepReport:
+    from activities.bucket import Bucket
+    from activities.checkpoints import CheckpointStore
+    from activities.docker_daemon import make_docker_client
+    from activities.lease_objects import LeaseObjects
+    from activities.leases import LeaseLedger
+    from activities.models import SweepInput
+    from activities.sweep import HostSweep, describe_with
+
+    with err.status("looking for what no live build owns"):
+        client = await _connect()
+        swept = HostSweep(
+            settings,
+            LeaseLedger(settings.data_dir),
+            CheckpointStore(settings.data_dir, settings.host),
+            LeaseObjects(Bucket(settings.bucket)),
+            make_docker_client(),
+            describe_with(client),
+        )
+        return await swept.sweep(SweepInput(dry_run=dry_run))
+
+
+async def _connect() -> Client:
+    from activities.errors import TemporalUnavailableError
+    from activities.temporal import connect
+
+    try:
+        return await connect("template-manager")
+    except RuntimeError as error:
+        raise TemporalUnavailableError("Temporal cannot be reached") from error
+
+
+def _show(report: SweepReport) -> None:
+    if not report.items:
+        out.print("nothing is left over on this host")
+        return
+    table = Table("what", "name", "build", "MiB", "", box=None)
+    for item in report.items:
+        size = f"{item.bytes / MIB:.1f}" if item.bytes else ""
+        table.add_row(item.kind, item.name, item.build_id, size, item.error)
+    out.print(table)
+    done = "would be removed" if report.dry_run else "removed"
+    removed = sum(1 for item in report.items if not item.error)
+    out.print(f"{removed} {done}, {report.bytes / MIB:.1f} MiB")
+
+
+def replay(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="BUILD_ID|FILE", help="A build, or a history that the Web UI downloaded."
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Run a build's recorded history against this code, without executing anything.
+
+    Says that it fits, or at which event code and history part: then this code must not be deployed
+    while that build runs.
+    """
+    with template_errors(as_json):
+        verdict = asyncio.run(_replay(what))
+    if as_json:
+        print_json(
+            {
+                "fits": verdict.fits,
+                "events": verdict.events,
+                "event_id": verdict.event_id,
+                "difference": verdict.difference,
+            }
+        )
+    elif verdict.fits:
+        out.print(f"the history of {verdict.events} events fits this code")
+    if verdict.fits:
+        return
+    if not as_json:
+        fail(
+            f"history and code part at event {verdict.event_id}: {verdict.difference}",
+            "Run that build with the code it was started with, or guard the change by "
+            "workflow.patched.",
+            Exit.BUILD_FAILED,
+            as_json=False,
+        )
+    raise typer.Exit(Exit.BUILD_FAILED)
+
+
+async def _replay(what: str) -> Verdict:
+    from workflows.replay import replay as run_replay
+
+    return await run_replay(await _history(what))
+
+
+async def _history(what: str) -> WorkflowHistory:
+    from temporalio.service import RPCError
+
+    from activities.errors import TemplateNotFoundError
+    from workflows.replay import history_from_file, history_of_build
+
+    path = Path(what)
+    if path.is_file():
+        try:
+            return history_from_file(path)
+        except ValueError as error:
+            raise TemplateNotFoundError(
+                str(error), hint="Download it from the Web UI, or name a build."
+            ) from None
+    try:
+        return await history_of_build(await _connect(), what)
+    except RPCError as error:
+        raise TemplateNotFoundError(
+            f"there is no file {what}, and Temporal has no history of a build {what}: "
+            f"{error.message}"
+        ) from None
