@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup demo demo-down test lint types proto proto-check bench
+.PHONY: help setup demo demo-down test chaos lint types proto proto-check bench
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/\t/' | expand -t 14
@@ -19,6 +19,10 @@ demo-down:  ## Stop all that demo has started
 
 test: setup  ## Lint, types, stubs and all tests, on real parts
 	@temporal-dev/run-tests
+
+chaos: setup  ## Kill everything in every step of a build; prints a table (under an hour)
+	@$(PYTHON) temporal-dev/services.py run --only docker,kernel,firecracker -- \
+	  pytest tests/chaos --chaos=full
 
 lint: setup  ## ruff
 	@ruff check . && ruff format --check .

@@ -34,6 +34,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import docker
 import images
 import services
 from rich.console import Console
@@ -373,7 +374,8 @@ def _by_export(bench: Workbench, image: PulledImage, place: Path, size: int) -> 
     try:
         mounts.in_mount_namespace(unpack)
     finally:
-        bench.client.remove_container(container, force=True)
+        with contextlib.suppress(docker.errors.NotFound):
+            bench.client.remove_container(container, force=True)
 
 
 def _make_ext4(path: Path, size: int, *more: str) -> None:

@@ -27,6 +27,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,6 +45,7 @@ DOCKER_SOCKET = "/var/run/docker.sock"
 DEFAULT_STATE_DIR = "/var/lib/template-manager-dev"
 DEFAULT_BUCKET = "template-manager-dev"
 FIRECRACKER_VERSION = "v1.13.1"
+PORT_SECONDS = 3.0
 APPS = ("api", "worker", "host")
 # What a developer sets for the product reaches it, unless the stack itself decides it.
 APP_PREFIXES = ("TEMPLATE_MANAGER_", "TEMPORAL_")
@@ -434,6 +436,10 @@ def _settings(stack: StackEnvironment, service: Service) -> dict[str, str]:
 def _require_ports(stack: StackEnvironment, service: Service) -> None:
     for name in service.ports:
         port = getattr(stack.ports, name)
+        deadline = time.monotonic() + PORT_SECONDS
+        # A process that was just killed may hold it until its last thread has gone.
+        while processes.port_owner(port) and time.monotonic() < deadline:
+            time.sleep(0.05)
         if owner := processes.port_owner(port):
             raise ServiceError(
                 f"{service.name} needs port {port}, which is taken by {owner}. This stack did not "

@@ -1,0 +1,238 @@
+"""Killing processes of the product and of what it stands on, at chosen moments of a build."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import shutil
+import signal
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import images
+import services
+from processes import ServiceError
+from temporalio.api.enums.v1 import PendingActivityState
+from temporalio.client import Client
+from temporalio.service import RPCError
+
+from activities.docker_daemon import make_docker_client
+from activities.models import build_workflow_id
+from tests.real_stack import ENDED, PARTS, Product
+
+OPTIONS = {
+    "heartbeat_timeout_seconds": 3,
+    "lease_grace_seconds": 12,
+    "retry_attempts": 12,
+    "retry_initial_seconds": 0.3,
+    "retry_maximum_seconds": 2,
+    "teardown_timeout_seconds": 60,
+    "ready_timeout_seconds": 90,
+}
+ARTIFACTS = ("rootfs.ext4", "memfile", "snapfile")
+# A step of the table, and the activity that is running when it is hit.
+STEPS = {
+    "lease": "hold_host",
+    "pull": "pull_image",
+    "rootfs": "build_rootfs",
+    "start": "start_vm",
+    "ready": "wait_until_ready",
+    "snapshot": "snapshot_vm",
+    "verify": "verify_snapshot",
+    "upload": "upload_artifact",
+    "publish": "publish_template",
+    "release": "release_host",
+}
+PROCESSES = (
+    "host",
+    "worker",
+    "api",
+    "firecracker",
+    "docker",
+    "gcs-emulator",
+    "registry",
+    "temporal",
+)
+STEPS_WITH_A_VM = ("ready", "snapshot", "verify")
+SHORT = {
+    ("host", "rootfs"),
+    ("host", "ready"),
+    ("host", "upload"),
+    ("worker", "ready"),
+    ("temporal", "ready"),
+    ("firecracker", "ready"),
+    ("gcs-emulator", "upload"),
+    ("registry", "pull"),
+    ("api", "verify"),
+}
+# What a build may fail with when this was killed, because it is the truth.
+TRUE_CAUSES = {
+    "firecracker": {"GuestDiedError", "VmmError", "SnapshotNotResumableError"},
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the table."""
+
+    process: str
+    step: str
+    not_run: str = ""
+    """Why it is not run, or ''."""
+
+    @property
+    def name(self) -> str:
+        """`process-step`."""
+        return f"{self.process}-{self.step}"
+
+    @property
+    def short(self) -> bool:
+        """Whether it is in the short form."""
+        return (self.process, self.step) in SHORT
+
+
+def _not_run(process: str, step: str) -> str:
+    if process == "firecracker" and step not in STEPS_WITH_A_VM:
+        return "not run: no VM runs in this step"
+    if step == "release" and process != "temporal":
+        return "not run: too short to be hit; all that can be lost is a slot, see the frozen host"
+    return ""
+
+
+CELLS = [Cell(process, step, _not_run(process, step)) for process in PROCESSES for step in STEPS]
+
+
+class ChaosProduct(Product):
+    """The product, and ways to hurt it."""
+
+    def __init__(self, stack: services.Stack) -> None:
+        super().__init__(stack)
+        self.image = images.make_and_push("busybox", self.registry, lambda _: None)
+
+    def new_build(self, *more: str, **commands: str) -> str:
+        """Start a build that no earlier checkpoint fits."""
+        return self.build(self.image, "--env", f"CASE={uuid.uuid4()}", *more, **commands)
+
+    def forget_image(self) -> None:
+        """Remove the image from dockerd, so that it must be pulled."""
+        client = make_docker_client()
+        for found in client.images(name=self.image.rsplit(":", 1)[0]):
+            with suppress(Exception):
+                client.remove_image(found["Id"], force=True)
+
+    def kill(self, process: str) -> None:
+        """SIGKILL a process, wherever it comes from."""
+        if process == "firecracker":
+            self._kill_vmm()
+        elif process == "docker":
+            os.kill(int(Path("/var/run/docker.pid").read_text()), signal.SIGKILL)
+        else:
+            self.stack.kill(process)
+
+    def bring_back(self, process: str) -> None:
+        """Start it again, as an init system would."""
+        if process == "docker":
+            bring_back_docker()
+        elif process != "firecracker":
+            self.stack.restart(process)
+
+    def _kill_vmm(self) -> None:
+        deadline = time.monotonic() + 20
+        while True:
+            for path in (self.data_dir / "vms").glob("*/vmm.json"):
+                with suppress(FileNotFoundError, ValueError, ProcessLookupError):
+                    os.kill(json.loads(path.read_text())["vmm"][0], signal.SIGKILL)
+                    return
+            assert time.monotonic() < deadline, "no VMM runs"
+            time.sleep(0.005)
+
+    def hit(self, build_id: str, step: str, act: Callable[[], None]) -> bool:
+        """Act when the build's activity of that step is running; False if it ended before."""
+        return asyncio.run(self._hit(build_id, STEPS[step], act))
+
+    async def _hit(self, build_id: str, activity: str, act: Callable[[], None]) -> bool:
+        client = await self.client()
+        handle = client.get_workflow_handle(build_workflow_id(build_id))
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                description = await handle.describe()
+            except RPCError:  # not created yet
+                await asyncio.sleep(0.02)
+                continue
+            raw: Any = description.raw_description
+            running = {
+                pending.activity_type.name
+                for pending in raw.pending_activities
+                if pending.state == PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
+            }
+            if activity in running:
+                await asyncio.to_thread(act)
+                return True
+            if description.close_time is not None:
+                return False
+        raise AssertionError(f"build {build_id} neither reached {activity} nor ended")
+
+    async def client(self) -> Client:
+        """Connect to the stack's Temporal."""
+        return await Client.connect(self.stack.variables["TEMPORAL_ADDRESS"])
+
+    def require_template(self, build_id: str) -> None:
+        """Pull the template; its files are those of the host's checkpoint, byte for byte."""
+        with tempfile.TemporaryDirectory() as place:
+            pulled = self.cli("pull", build_id, place)
+            assert pulled.code == 0, pulled.err
+            hashes = {name: _sha256(Path(place) / name) for name in ARTIFACTS}
+        manifests = (self.data_dir / "steps" / "boot_and_snapshot").glob("*/manifest.json")
+        made = [json.loads(path.read_text())["files"] for path in manifests]
+        kept = [{name: files[name]["sha256"] for name in ARTIFACTS} for files in made]
+        assert hashes in kept
+
+    def ended_somehow(self, build_id: str, seconds: float = 180) -> dict[str, Any]:
+        """Wait for the end of a build, whatever is away meanwhile."""
+        deadline = time.monotonic() + seconds
+        while True:
+            ended = self.cli("status", build_id, "--json")
+            status: dict[str, Any] = ended.json if ended.code == 0 else {}
+            if status.get("state") in ENDED:
+                return status
+            assert time.monotonic() < deadline, f"{status or ended}"
+            time.sleep(0.3)
+
+
+def bring_back_docker() -> None:
+    """Start the machine's dockerd again and wait for it."""
+    with suppress(ServiceError, FileNotFoundError):
+        Path("/var/run/docker.pid").unlink(missing_ok=True)
+    services.start_services(stack=services.environment(), only=("docker",), progress=lambda _: None)
+
+
+@contextmanager
+def running_chaos_product(**env: str) -> Iterator[ChaosProduct]:
+    """Run everything with short time limits."""
+    values = {
+        "TEMPLATE_MANAGER_BUILD": json.dumps(OPTIONS),
+        "TEMPLATE_MANAGER_SWEEP_INTERVAL_SECONDS": "5",
+        "TEMPLATE_MANAGER_RESTART_GRACE_SECONDS": "1",
+        **env,
+    }
+    with services.Stack(only=PARTS, apps=services.APPS, env=values) as stack:
+        yield ChaosProduct(stack)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory, if it is there."""
+    shutil.rmtree(path, ignore_errors=True)
