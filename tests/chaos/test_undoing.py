@@ -1,0 +1,199 @@
+"""Cancel, delete, retry and reset at every step; bad days of disks and storage."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
+
+from activities.models import build_workflow_id
+from tests.chaos.chaos import STEPS, ChaosProduct
+from tests.real_stack import nothing_left
+
+pytestmark = pytest.mark.timeout(400)
+STEPS_TO_STOP = [step for step in STEPS if step not in ("release", "publish")]
+TRIES = 3
+
+
+@pytest.mark.parametrize("step", STEPS_TO_STOP)
+def test_cancel(product: ChaosProduct, step: str) -> None:
+    """It stops within seconds, all is undone, and the same id can be built again at once."""
+    with nothing_left(product):
+        for _ in range(TRIES):
+            if step == "pull":
+                product.forget_image()
+            build_id = product.new_build()
+            took: list[float] = []
+            if product.hit(build_id, step, lambda: took.append(_cancel(product, build_id))):  # noqa: B023
+                break
+        else:
+            raise AssertionError(f"{step} was over each time before it could be hit")
+        assert took[0] < 15
+        assert product.status(build_id)["state"] == "cancelled"
+        assert product.objects(f"{build_id}/") == []
+        product.build(product.image, "--build-id", build_id)
+        assert product.ended_somehow(build_id)["state"] == "completed"
+        product.require_template(build_id)
+        assert product.cli("delete", build_id).code == 0
+
+
+def _cancel(product: ChaosProduct, build_id: str) -> float:
+    began = time.monotonic()
+    ended = product.cli("cancel", build_id)
+    assert ended.code == 0, ended.err
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("step", ["rootfs", "ready", "upload"])
+def test_delete_while_it_is_built(product: ChaosProduct, step: str) -> None:
+    with nothing_left(product):
+        build_id = product.new_build()
+        ended: list[int] = []
+        hit = product.hit(
+            build_id, step, lambda: ended.append(product.cli("delete", build_id).code)
+        )
+        assert hit
+        assert ended == [0]
+        assert product.cli("status", build_id).code == 2
+
+
+FAULTS: dict[str, Mapping[str, Any]] = {
+    "503": {"kind": "status", "operation": "upload", "count": 6},
+    "429": {"kind": "status", "status": 429, "operation": "compose", "count": 3},
+    "reset": {"kind": "reset", "operation": "upload", "after_bytes": 10_000, "count": 4},
+    "lost answers": {"kind": "lost_response", "operation": "(upload|compose|delete)", "count": 6},
+    "truncated": {"kind": "truncate", "after_bytes": 20, "count": 5},
+    "wrong checksums": {"kind": "wrong_crc", "operation": "upload", "count": 2},
+    "errors in bodies": {"kind": "error_body", "count": 5},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_bad_day_of_the_storage(product: ChaosProduct, fault: str) -> None:
+    """Retried where it can help; what is published is whole."""
+    with nothing_left(product):
+        with product.stack.faults(FAULTS[fault]):
+            build_id = product.new_build("--force")
+            status = product.ended_somehow(build_id)
+        assert status["state"] == "completed", status
+        product.require_template(build_id)
+        assert product.cli("delete", build_id).code == 0
+
+
+def test_a_bucket_that_refuses_is_a_failure_that_a_retry_continues(product: ChaosProduct) -> None:
+    with nothing_left(product):
+        refused = {
+            "kind": "status",
+            "status": 403,
+            "operation": "upload",
+            "path": "parts",
+            "count": None,
+        }
+        with product.stack.faults(refused):
+            build_id = product.new_build()
+            status = product.ended_somehow(build_id)
+        assert status["state"] == "failed"
+        assert status["reason"]["error_type"] == "StorageDeniedError"
+        assert product.objects(f"{build_id}/metadata.json") == []
+        reused = _retried(product, build_id)
+        assert {"pull_image", "build_rootfs", "boot_and_snapshot", "verify"} <= reused
+        assert product.cli("delete", build_id).code == 0
+
+
+def test_a_registry_that_is_away_is_a_failure_that_a_retry_continues(
+    product: ChaosProduct,
+) -> None:
+    with nothing_left(product):
+        product.forget_image()
+        product.stack.stop("registry")
+        try:
+            build_id = product.new_build()
+            status = product.ended_somehow(build_id)
+        finally:
+            product.stack.restart("registry")
+        assert status["reason"]["error_type"] == "RegistryUnavailableError", status
+        _retried(product, build_id)
+        assert product.cli("delete", build_id).code == 0
+
+
+def _retried(product: ChaosProduct, build_id: str) -> set[str]:
+    """Retry a failed build to its end; returns the steps that were reused."""
+    again = product.cli("retry", build_id)
+    assert again.code == 0, again.err
+    status = product.ended_somehow(build_id)
+    assert status["state"] == "completed", status
+    product.require_template(build_id)
+    return {row["step"] for row in status["timeline"] if row.get("reused")}
+
+
+def test_a_disk_that_fills_in_the_middle(product: ChaosProduct, tmp_path: Path) -> None:
+    """The root file system fits, its memory does not: a typed error, and a retry when it does."""
+    disk, data = tmp_path / "disk.img", tmp_path / "data"
+    data.mkdir()
+    with disk.open("wb") as file:
+        file.truncate(200 << 20)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-m", "0", disk], check=True)
+    subprocess.run(["mount", "-o", "loop", disk, data], check=True)
+    product.stack.stop("host")
+    try:
+        product.stack.start_app("host", "host-small", TEMPLATE_MANAGER_DATA_DIR=str(data))
+        (data / "ballast").write_bytes(bytes(100 << 20))
+        with nothing_left(product, data):
+            build_id = product.new_build()
+            status = product.ended_somehow(build_id)
+            assert status["state"] == "failed", status
+            assert status["reason"]["error_type"] in ("HostDiskFullError", "VmmError"), status
+            (data / "ballast").unlink()
+            again = product.cli("retry", build_id)
+            assert again.code == 0, again.err
+            assert product.ended_somehow(build_id)["state"] == "completed"
+            assert product.cli("delete", build_id).code == 0
+        product.stack.stop("host-small")
+    finally:
+        subprocess.run(["umount", "-l", data], check=True)
+        product.stack.restart("host")
+
+
+@pytest.mark.parametrize("step", ["pull", "rootfs", "start", "verify", "upload", "publish"])
+def test_reset(product: ChaosProduct, step: str) -> None:
+    """Temporal's Reset, to just before a step: the result is right again."""
+    with nothing_left(product):
+        build_id = product.new_build()
+        assert product.ended_somehow(build_id)["state"] == "completed"
+        run_id = asyncio.run(_reset(product, build_id, STEPS[step]))
+        assert run_id
+        status = product.ended_somehow(build_id)
+        assert status["state"] == "completed", status
+        product.require_template(build_id)
+        assert product.cli("delete", build_id).code == 0
+
+
+async def _reset(product: ChaosProduct, build_id: str, activity: str) -> str:
+    client = await product.client()
+    handle = client.get_workflow_handle(build_workflow_id(build_id))
+    description = await handle.describe()
+    decided = 0
+    async for event in handle.fetch_history_events():
+        if event.HasField("workflow_task_completed_event_attributes"):
+            decided = event.event_id
+        scheduled = event.activity_task_scheduled_event_attributes
+        if scheduled.activity_type.name == activity:
+            break
+    answer = await client.workflow_service.reset_workflow_execution(
+        ResetWorkflowExecutionRequest(
+            namespace=client.namespace,
+            workflow_execution=WorkflowExecution(workflow_id=handle.id, run_id=description.run_id),
+            reason="test",
+            workflow_task_finish_event_id=decided,
+            request_id=str(uuid.uuid4()),
+        )
+    )
+    return answer.run_id
