@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -16,8 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from activities.errors import AgentMissingError, HostFaultError, ProvisioningError
-from activities.models import BuildRootfsInput, ImageConfig
+from activities.errors import (
+    AgentMissingError,
+    HostFaultError,
+    ProvisioningError,
+    StartCommandError,
+)
+from activities.models import IMAGE_COMMAND, BuildRootfsInput, ImageConfig
 from activities.mounts import changed_root
 from activities.settings import Settings
 
@@ -90,10 +96,27 @@ def stage_guest_files(directory: Path, settings: Settings, build: BuildRootfsInp
     (directory / "bin" / "sh").symlink_to("../busybox")
     if settings.guest_agent_path:
         _copy_in(settings.guest_agent_path, directory / "agent", 0o755)
-    _write_value(directory / "start.command", build.start_command)
+    _write_value(directory / "start.command", start_command_of(build))
     _write_value(directory / "ready.command", build.ready_command)
     _write_value(directory / "image.user", build.image.config.user)
     _write_value(directory / "workdir", build.image.config.working_dir or "/")
+
+
+def start_command_of(build: BuildRootfsInput) -> str:
+    """Return the start command; for `image` the image's ENTRYPOINT and CMD, as shell text.
+
+    Raises StartCommandError when the image has neither.
+    """
+    if build.start_command != IMAGE_COMMAND:
+        return build.start_command
+    config = build.image.config
+    words = [*config.entrypoint, *config.cmd]
+    if not words:
+        raise StartCommandError(
+            "the image has neither ENTRYPOINT nor CMD",
+            hint="Give a start command (CLI: --start-command) instead of 'image'.",
+        )
+    return f"exec {shlex.join(words)}"
 
 
 def stage_answers(directory: Path, build: BuildRootfsInput, facts: GuestFacts) -> None:

@@ -12,11 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import docker
-import docker.auth
 import docker.errors
-import google.auth
-import google.auth.exceptions
-import google.auth.transport.requests
 import requests
 from temporalio import activity
 
@@ -32,14 +28,14 @@ from activities.errors import (
 )
 from activities.interface import ImageActivities
 from activities.leases import LeaseLedger
-from activities.models import ImageConfig, PulledImage, PullImageInput, RegistryAuth, Step
+from activities.models import ImageConfig, PulledImage, PullImageInput, Step
 from activities.registry import Credentials, ImageReference, RemoteImage, parse_reference, resolve
+from activities.registry_login import TOKEN_KINDS, credentials_of, from_docker_config
 from activities.sealing import Sealer
 from activities.settings import Settings
 from activities.step import RunningStep, running_step
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-GOOGLE_SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 POLL_SECONDS = 0.2
 MIB = 1024 * 1024
 SHORTEST_SECRET_LINE = 16
@@ -70,7 +66,19 @@ class DockerImageActivities(ImageActivities):
 
     def _pull(self, step: RunningStep, pull: PullImageInput) -> PulledImage:
         reference = parse_reference(pull.image)
-        credentials = self._credentials(pull, reference, step.log)
+        try:
+            return self._pull_with(step, pull, self._credentials(pull, reference, step.log))
+        except RegistryAuthError as error:
+            if pull.auth is None or pull.auth.kind not in TOKEN_KINDS:
+                raise
+            # Its token may have run out on the way.
+            step.log.warn(f"{error.message}: logging in again")
+            return self._pull_with(step, pull, self._credentials(pull, reference, step.log))
+
+    def _pull_with(
+        self, step: RunningStep, pull: PullImageInput, credentials: Credentials | None
+    ) -> PulledImage:
+        reference = parse_reference(pull.image)
         with contextlib.closing(self._make_docker_client()) as client, docker_errors():
             step.progress("asking the registry")
             remote = self._resolve(client, pull.image, credentials)
@@ -101,13 +109,13 @@ class DockerImageActivities(ImageActivities):
         self, pull: PullImageInput, reference: ImageReference, log: BuildLog
     ) -> Credentials | None:
         if pull.auth is None:
-            credentials = _from_docker_config(reference)
+            credentials = from_docker_config(reference)
         else:
             secret = (
                 self._sealer.open(pull.auth.secret, pull.scope.build_id) if pull.auth.secret else ""
             )
-            credentials = _credentials_of(pull.auth, secret)
             _redact(log, secret)
+            credentials = credentials_of(pull.auth, secret)
         if credentials:
             _redact(log, credentials.password)
         return credentials
@@ -218,42 +226,6 @@ def host_architecture() -> str:
     """Return this host's architecture by the name that images use."""
     machine = platform.machine()
     return ARCHITECTURES.get(machine, machine)
-
-
-def _credentials_of(auth: RegistryAuth, secret: str) -> Credentials:
-    if auth.kind == "password":
-        return Credentials(auth.username, secret)
-    if auth.kind == "google_key":
-        return Credentials("_json_key_base64", base64.b64encode(secret.encode()).decode())
-    if auth.kind == "google_default":
-        return Credentials("oauth2accesstoken", _google_access_token())
-    raise RegistryAuthError(
-        "AWS credentials are not supported yet",
-        hint="Ask ECR for a password (aws ecr get-login-password) and give user AWS with it.",
-    )
-
-
-def _google_access_token() -> str:
-    try:
-        credentials, _ = google.auth.default(scopes=[GOOGLE_SCOPE])
-        request = google.auth.transport.requests.Request()
-        credentials.refresh(request)  # type: ignore[no-untyped-call]  # no types in google-auth
-    except google.auth.exceptions.GoogleAuthError as error:
-        raise RegistryAuthError(
-            f"this host has no usable Google default credentials: {error}"
-        ) from None
-    return str(credentials.token)
-
-
-def _from_docker_config(reference: ImageReference) -> Credentials | None:
-    """Return what `docker login` has left on this host for the registry."""
-    try:
-        known = docker.auth.load_config().resolve_authconfig(reference.registry)
-    except docker.errors.DockerException:
-        return None
-    if not known or not known.get("username"):
-        return None
-    return Credentials(str(known["username"]), str(known.get("password", "")))
 
 
 def _redact(log: BuildLog, secret: str) -> None:

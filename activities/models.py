@@ -40,6 +40,8 @@ WORKFLOW_TASK_QUEUE = "template-manager"
 SHARED_HOST_TASK_QUEUE = "kvm-hosts"
 
 
+# As a start command: what the image itself would run.
+IMAGE_COMMAND = "image"
 SWEEP_HOST_WORKFLOW = "SweepHost"
 SWEEP_BUCKET_WORKFLOW = "SweepBucket"
 

@@ -90,7 +90,10 @@ def build(
         str,
         typer.Option(help="The container image; without it, the service's own for the ids."),
     ] = "",
-    start_command: Annotated[str, typer.Option(help="What runs in the guest.")] = "",
+    start_command: Annotated[
+        str,
+        typer.Option(help="What runs in the guest; 'image' is the image's ENTRYPOINT and CMD."),
+    ] = "",
     ready_command: Annotated[str, typer.Option(help="Succeeds when the guest is ready.")] = "",
     memory: Annotated[int, typer.Option(metavar="MIB", help="Memory, even, 128 to 32768.")] = 512,
     vcpu: Annotated[int, typer.Option(metavar="N", help="vCPUs: 1, or even, up to 32.")] = 1,

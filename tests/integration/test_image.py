@@ -28,6 +28,7 @@ from activities.errors import (
     WrongArchitectureError,
 )
 from activities.models import PullImageInput, RegistryAuth
+from tests.fake_ecr import running_ecr
 from tests.images import (
     Layer,
     Registry,
@@ -276,3 +277,18 @@ async def test_an_image_that_only_dockerd_has_says_to_push_it(
         assert "Push" in error.value.hint
     finally:
         host.client.remove_image(f"{name}:latest")
+
+
+async def test_a_token_that_has_run_out_is_renewed_once(
+    host: Workbench, locked_registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scope = host.scope()
+    sealed = host.secret_keys.seal("aws-secret-key", scope.build_id)
+    auth = RegistryAuth(kind="aws", username=USER, secret=sealed, region="eu-central-1")
+    with running_ecr("an-old-token-0000", PASSWORD, user=USER) as ecr:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_ECR", ecr.address)
+        pulled = await host.pull(f"{locked_registry.address}/private", auth, scope)
+    assert pulled.layer_count == 1
+    assert len(ecr.asked) == 2
+    for secret in ("an-old-token-0000", PASSWORD, "aws-secret-key"):
+        assert secret not in host.log_of(scope)

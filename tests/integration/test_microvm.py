@@ -496,3 +496,22 @@ async def test_a_busy_disk_survives_the_snapshot(host: VmHost, image: PulledImag
 def test_running_a_template_needs_its_files(tmp_path: Path) -> None:
     with pytest.raises(TemplateNotFoundError, match=r"metadata\.json"):
         run_template(tmp_path, Settings())
+
+
+async def test_the_images_own_command(host: VmHost, registry: Registry) -> None:
+    layer = Layer().directory("bin").busybox().directory("srv").add("srv/index.html", b"hello\n")
+    config = {
+        "Entrypoint": ["/bin/busybox", "sh", "-c", 'printf "%s|" "$@" > /srv/said', "name"],
+        "Cmd": ["it's", "$HOME", 'a "b"'],
+    }
+    registry.push("vm-command", [layer.tar()], config=config)
+    image = await host.bench.pull(f"{registry.address}/vm-command")
+    vm, rootfs = await host.boot(image, start_command="image", ready_command="[ -s /srv/said ]")
+    snapshot = await host.snapshot(vm, rootfs)
+    disk = host.bench.store.path(snapshot.step, snapshot.fingerprint) / "rootfs.ext4"
+    assert _debugfs_cat(disk, "/srv/said") == b'it\'s|$HOME|a "b"|'
+
+
+async def test_an_image_without_a_command_has_none_to_run(host: VmHost, image: PulledImage) -> None:
+    with pytest.raises(StartCommandError, match="neither ENTRYPOINT nor CMD"):
+        await host.rootfs(image, host.vm(), start_command="image")
