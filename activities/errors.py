@@ -134,6 +134,18 @@ class StorageDriverError(HostFaultError):
     hint = "Run dockerd with the storage driver overlay2 (not the containerd image store)."
 
 
+class ImageStepError(TemplateManagerError):
+    """A step on top of the base image failed."""
+
+    hint = "Read the step's last lines; run the same instruction in a container of the image."
+
+
+class FilesMissingError(TemplateManagerError):
+    """The files that a COPY takes are not in the bucket."""
+
+    hint = "Start the build again with template-manager build --dockerfile, which uploads them."
+
+
 # ---- Root file system
 
 

@@ -23,6 +23,7 @@ from activities.errors import TemplateManagerError
 from activities.host import KvmHostActivities
 from activities.host_checkpoints import HostCheckpointActivities
 from activities.image import DockerImageActivities
+from activities.image_steps import DockerImageStepActivities
 from activities.lease_objects import LeaseObjects
 from activities.leases import LeaseLedger
 from activities.microvm import HostMicrovmActivities
@@ -97,6 +98,7 @@ def _steps(
     image = DockerImageActivities(
         settings, ledger, Sealer(settings.secret_keys), make_docker_client
     )
+    image_steps = DockerImageStepActivities(settings, ledger, bucket, make_docker_client())
     rootfs = HostRootfsActivities(settings, ledger, store, make_docker_client())
     network = NetnsNetworkActivities(settings, ledger)
     microvm = HostMicrovmActivities(settings, ledger, store)
@@ -104,6 +106,8 @@ def _steps(
     artifacts = BucketArtifactActivities(settings, bucket, ledger, store, leases)
     return [
         image.pull_image,
+        image_steps.build_image,
+        image_steps.import_template,
         rootfs.build_rootfs,
         rootfs.clean_up_rootfs,
         checkpoints.find_snapshot,

@@ -13,6 +13,7 @@ from temporalio import activity
 
 from activities.models import (
     ArchiveLogInput,
+    BuildImageInput,
     BuildRootfsInput,
     BuildScope,
     Checkpoint,
@@ -22,6 +23,7 @@ from activities.models import (
     DiscardUploadInput,
     FindSnapshotInput,
     HoldHostInput,
+    ImportTemplateInput,
     PublishedTemplate,
     PublishTemplateInput,
     PulledImage,
@@ -79,6 +81,20 @@ class ImageActivities(ABC):
     @abstractmethod
     async def pull_image(self, pull: PullImageInput, /) -> PulledImage:
         """Bring the image to the host and resolve it to a digest."""
+
+
+class ImageStepActivities(ABC):
+    """What is done to an image before it becomes a template (queue `kvm-host.<host>`)."""
+
+    @activity.defn(name="build_image")
+    @abstractmethod
+    async def build_image(self, build: BuildImageInput, /) -> PulledImage:
+        """Run the steps on top of the base; what an earlier build has left is used again."""
+
+    @activity.defn(name="import_template")
+    @abstractmethod
+    async def import_template(self, take: ImportTemplateInput, /) -> PulledImage:
+        """Make an image of a published template's root file system."""
 
 
 class RootfsActivities(ABC):

@@ -42,6 +42,8 @@ SHARED_HOST_TASK_QUEUE = "kvm-hosts"
 
 # As a start command: what the image itself would run.
 IMAGE_COMMAND = "image"
+MAX_STEP_CHARS = 100
+MAX_IMAGE_STEPS = 100
 SWEEP_HOST_WORKFLOW = "SweepHost"
 SWEEP_BUCKET_WORKFLOW = "SweepBucket"
 
@@ -94,6 +96,27 @@ class RegistryAuth(Model):
     region: str = ""
 
 
+class BuildStep(Model):
+    """An instruction on top of the base image, as in a Dockerfile.
+
+    RUN: command[, user]. COPY: source, destination[, user[, octal mode]]; the source is a path or
+    glob in the tar `files/<files_sha256>.tar` of the bucket. ENV: name, value, name, value, …
+    ARG: name, value; for later RUNs only. WORKDIR: path. USER: name.
+    """
+
+    kind: Literal["RUN", "COPY", "ENV", "ARG", "WORKDIR", "USER"]
+    args: tuple[str, ...]
+    force: bool = False
+    """Run it and all later steps, whatever has been kept of an earlier build."""
+    files_sha256: str = ""
+
+    def __str__(self) -> str:
+        """Return it on one line, for people."""
+        text = " ".join([self.kind, *(arg for arg in self.args if arg)])
+        line = " ".join(text.split())
+        return line if len(line) <= MAX_STEP_CHARS else f"{line[: MAX_STEP_CHARS - 1]}…"
+
+
 class TemplateConfig(Model):
     """A validated request for one template. Its limits are enforced by `api.validation`."""
 
@@ -115,6 +138,10 @@ class TemplateConfig(Model):
     huge_pages: bool = False
     force: bool = False
     team_id: str = ""
+    steps: tuple[BuildStep, ...] = ()
+    """What is done to the image before it becomes a template."""
+    from_template: BuildId | None = None
+    """The template whose root file system is the base, instead of `image`."""
 
 
 class BuildOptions(Model):
@@ -126,6 +153,7 @@ class BuildOptions(Model):
     """How long a build waits for a host with a free slot."""
     pull_timeout_seconds: float = 1800
     provision_timeout_seconds: float = 300
+    image_step_timeout_seconds: float = 3600
     rootfs_timeout_seconds: float = 3600
     ready_timeout_seconds: float = 300
     upload_timeout_seconds: float = 3600
@@ -235,6 +263,13 @@ class PulledImage(Model):
     size_bytes: int
     layer_count: int
     config: ImageConfig
+    base_reference: str = ""
+    """For an image that steps have made here: what another host pulls to begin with."""
+
+    @property
+    def reference_to_pull(self) -> str:
+        """What to pull to have this image, or its base, on another host."""
+        return self.base_reference or self.reference
 
 
 class StoredFile(Model):
@@ -530,6 +565,25 @@ class FindSnapshotInput(Model):
     scope: BuildScope
     rootfs: Checkpoint
     shape: VmShape
+
+
+class BuildImageInput(Model):
+    """Input of `build_image`."""
+
+    scope: BuildScope
+    base: PulledImage
+    steps: tuple[BuildStep, ...]
+    timeout_seconds: float
+    """For each step."""
+    force: bool = False
+
+
+class ImportTemplateInput(Model):
+    """Input of `import_template`."""
+
+    scope: BuildScope
+    build_id: BuildId
+    """The template's."""
 
 
 class StartVmInput(Model):

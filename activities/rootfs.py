@@ -399,7 +399,7 @@ def _work(data_dir: Path, scope: BuildScope) -> Path:
 def _attempts_until(work: Path, lease: int) -> list[Path]:
     return [
         path
-        for path in work.glob("rootfs.*.*")
+        for path in work.glob("*.*.*")
         if path.name.split(".")[1].isdigit() and int(path.name.split(".")[1]) <= lease
     ]
 

@@ -63,6 +63,10 @@ class Settings(BaseSettings):
     dns_server: Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f.:]+$")] = "8.8.8.8"
     provision_memory_mb: Annotated[int, Field(ge=512)] = 512
     max_rootfs_mb: int = 64 * 1024
+    image_step_memory_mb: Annotated[int, Field(ge=512)] = 4096
+    """What the container of one step on top of the base image may take."""
+    image_step_network: str = "bridge"
+    """Docker's network for these containers; `none` for no network."""
     checkpoint_max_age_hours: Annotated[float, Field(ge=0)] = 7 * 24
     """Checkpoints that no build has used for longer are removed."""
     checkpoint_max_mb: Annotated[int, Field(ge=0)] = 200 * 1024

@@ -32,6 +32,7 @@ from api.operator_commands import replay, sweep
 if TYPE_CHECKING:
     from activities.settings import Settings
     from api.client import CreatedBuild, TemplateClient
+    from api.dockerfile import Translated
     from api.pb import template_manager_pb2 as pb
 
 
@@ -89,6 +90,19 @@ def build(
     image: Annotated[
         str,
         typer.Option(help="The container image; without it, the service's own for the ids."),
+    ] = "",
+    dockerfile: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="A directory with a Dockerfile: its steps, on top of its FROM."
+        ),
+    ] = None,
+    build_arg: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="For the Dockerfile's ARGs. May be repeated."),
+    ] = None,
+    from_template: Annotated[
+        str, typer.Option(metavar="BUILD_ID", help="Start from a template instead of an image.")
     ] = "",
     start_command: Annotated[
         str,
@@ -156,6 +170,7 @@ def build(
         registry_of,
         template_id_of,
     )
+    from api.dockerfile import Translated
     from api.pb import template_manager_pb2 as pb
 
     registry = RegistryOptions(
@@ -167,17 +182,24 @@ def build(
         aws_region=aws_region,
     )
     try:
+        if sum(map(bool, (image, dockerfile, from_template))) > 1:
+            raise OptionError("give one of --image, --dockerfile and --from-template")
+        steps = Translated(image=image)
+        if dockerfile is not None:
+            steps = _translated(dockerfile, environment_of(build_arg or ()), as_json)
         template = pb.TemplateConfig(
-            template_id=template_id or template_id_of(image),
+            template_id=template_id or template_id_of(steps.image or "template"),
             build_id=build_id or new_build_id(),
-            from_image=image or None,
+            from_image=steps.image or None,
+            from_template=pb.FromTemplateConfig(build_id=from_template) if from_template else None,
+            steps=steps.steps,
             from_image_registry=registry_of(registry),
             memory_mb=memory,
             vcpu_count=vcpu,
             disk_size_mb=disk,
             kernel_version=kernel,
             firecracker_version=firecracker,
-            start_command=start_command,
+            start_command=start_command or steps.start_command,
             ready_command=ready_command,
             ready_timeout_seconds=ready_timeout,
             env=environment_of(env or ()),
@@ -193,6 +215,23 @@ def build(
             await _show_started(client, await client.create(template), follow, as_json)
 
     run_call(start, as_json)
+
+
+def _translated(directory: Path, arguments: dict[str, str], as_json: bool) -> Translated:
+    """Turn a Dockerfile into steps; the files of its COPYs go to the bucket."""
+    from activities.bucket import Bucket
+    from activities.image_files import upload_files
+    from api.dockerfile import translate
+
+    bucket = Bucket(read_settings().bucket)
+
+    def keep(tar: Path, sha256: str) -> None:
+        size = f"{tar.stat().st_size / 1024 / 1024:.1f} MiB"
+        with err.status(f"uploading {size} of files"):
+            upload_files(bucket, tar, sha256)
+
+    with template_errors(as_json):
+        return translate(directory, arguments, keep)
 
 
 async def _show_started(

@@ -15,7 +15,9 @@ import grpc
 from activities.errors import HugePagesUnsupportedError
 from activities.models import (
     IMAGE_REFERENCE,
+    MAX_IMAGE_STEPS,
     BuildOptions,
+    BuildStep,
     RegistryAuth,
     Sealed,
     TemplateConfig,
@@ -37,6 +39,17 @@ MAX_TEAM_CHARS = 256
 TEMPLATE_ID = re.compile(r"[a-z0-9-]{1,63}")
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+OCTAL = re.compile(r"0?[0-7]{3,4}")
+# How many arguments each step takes: fewest and most.
+STEP_ARGUMENTS = {
+    "RUN": (1, 2),
+    "COPY": (2, 4),
+    "ENV": (2, 200),
+    "ARG": (2, 200),
+    "WORKDIR": (1, 1),
+    "USER": (1, 1),
+}
 AWS_REGION = re.compile(r"[a-z0-9-]{1,32}")
 
 
@@ -73,7 +86,8 @@ def config_sha256(config: TemplateConfig) -> str:
     Left out are the registry's credentials: they are secret, sealed anew each time, may be
     rotated, and say nothing about the template.
     """
-    plain = config.model_dump(mode="json", exclude={"registry_auth"})
+    # Without defaults, so that a field that is added later changes no identity.
+    plain = config.model_dump(mode="json", exclude={"registry_auth"}, exclude_defaults=True)
     canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -95,7 +109,8 @@ class _Validator:
         self._check_commands()
         self._check_env()
         self._check_registry()
-        self._check_unsupported()
+        self._check_base()
+        self._check_steps()
         if self._violations:
             raise invalid_argument(self._violations)
         self._check_preconditions()
@@ -202,11 +217,22 @@ class _Validator:
                 "must be a service account's key in JSON, or empty for the host's own credentials",
             )
 
-    def _check_unsupported(self) -> None:
-        if self._template.steps:
-            self._bad("steps", "are not supported; run them when you build the image")
-        if self._template.WhichOneof("source") == "from_template":
-            self._bad("from_template", "is not supported; give from_image instead")
+    def _check_base(self) -> None:
+        if self._template.WhichOneof("source") != "from_template":
+            return
+        try:
+            canonical_build_id(self._template.from_template.build_id)
+        except ValueError as error:
+            self._bad("from_template.build_id", str(error))
+
+    def _check_steps(self) -> None:
+        steps = self._template.steps
+        if len(steps) > MAX_IMAGE_STEPS:
+            self._bad("steps", f"are {len(steps)}; at most {MAX_IMAGE_STEPS} are allowed")
+        for number, step in enumerate(steps):
+            wrong = wrong_step(step)
+            if wrong:
+                self._bad(f"steps[{number}]", wrong)
 
     def _check_preconditions(self) -> None:
         if self._template.huge_pages:
@@ -230,8 +256,8 @@ class _Validator:
         return TemplateConfig(
             template_id=template.template_id,
             build_id=build_id,
-            image=template.from_image or default_image,
-            image_is_default=not template.from_image,
+            image=self._image(default_image),
+            image_is_default=template.WhichOneof("source") is None or not self._image(""),
             registry_auth=self._auth(build_id),
             memory_mb=template.memory_mb,
             vcpu_count=template.vcpu_count,
@@ -244,7 +270,18 @@ class _Validator:
             env=dict(template.env),
             force=template.force,
             team_id=template.team_id,
+            steps=tuple(_step(step) for step in template.steps),
+            from_template=self._base_template(),
         )
+
+    def _image(self, default: str) -> str:
+        base = self._base_template()
+        return f"template {base}" if base else self._template.from_image or default
+
+    def _base_template(self) -> str | None:
+        if self._template.WhichOneof("source") != "from_template":
+            return None
+        return canonical_build_id(self._template.from_template.build_id)
 
     def _options(self) -> BuildOptions:
         seconds = self._template.ready_timeout_seconds
@@ -276,6 +313,50 @@ class _Validator:
                 region=registry.aws.aws_region,
             )
         return RegistryAuth(kind="google_key" if secret else "google_default", secret=secret)
+
+
+def wrong_step(step: pb.TemplateStep) -> str:
+    """Return what is wrong with a step, or ''."""
+    kind = step.type.upper()
+    if kind not in STEP_ARGUMENTS:
+        return f"is {step.type[:32]!r}; must be one of {', '.join(STEP_ARGUMENTS)}"
+    fewest, most = STEP_ARGUMENTS[kind]
+    if not fewest <= len(step.args) <= most:
+        return f"{kind} has {len(step.args)} arguments; it takes {fewest} to {most}"
+    if any("\0" in argument for argument in step.args):
+        return f"{kind} must not contain a NUL character"
+    if sum(map(len, step.args)) > MAX_COMMAND_CHARS:
+        return f"{kind} must have at most {MAX_COMMAND_CHARS} characters; COPY a script"
+    if not step.args[0]:
+        return f"{kind} needs its first argument"
+    return _wrong_pairs(step, kind) if kind in ("ENV", "ARG") else _wrong_copy(step, kind)
+
+
+def _wrong_pairs(step: pb.TemplateStep, kind: str) -> str:
+    if len(step.args) % 2:
+        return f"{kind} takes pairs of name and value"
+    bad = [name for name in step.args[::2] if not ENV_NAME.fullmatch(name)]
+    return f"{kind} {bad[0][:64]!r}: the name must be letters, digits and _" if bad else ""
+
+
+def _wrong_copy(step: pb.TemplateStep, kind: str) -> str:
+    if kind != "COPY":
+        return ""
+    if not SHA256.fullmatch(step.files_hash):
+        return "COPY needs files_hash, the SHA-256 of its files' tar in the bucket"
+    mode = step.args[3] if len(step.args) > 3 else ""
+    return "" if not mode or OCTAL.fullmatch(mode) else "COPY's mode must be octal, such as 0755"
+
+
+def _step(step: pb.TemplateStep) -> BuildStep:
+    return BuildStep.model_validate(
+        {
+            "kind": step.type.upper(),
+            "args": tuple(step.args),
+            "force": step.force,
+            "files_sha256": step.files_hash,
+        }
+    )
 
 
 def require_same_config(config: TemplateConfig, existing_sha256: str) -> None:

@@ -35,6 +35,7 @@ from activities.interface import (
     ArtifactActivities,
     CheckpointActivities,
     ImageActivities,
+    ImageStepActivities,
     LogActivities,
     MicrovmActivities,
     NetworkActivities,
@@ -47,6 +48,7 @@ from activities.models import (
     ArchiveLogInput,
     BuildCheckpoints,
     BuildFailure,
+    BuildImageInput,
     BuildInput,
     BuildResult,
     BuildRootfsInput,
@@ -57,6 +59,7 @@ from activities.models import (
     DiscardUploadInput,
     FindSnapshotInput,
     HostLease,
+    ImportTemplateInput,
     LogEntry,
     LogLevel,
     PublishedTemplate,
@@ -166,18 +169,47 @@ class BuildTemplate:
             self._keep(host=host)
 
     async def _pull(self, scope: BuildScope) -> PulledImage:
+        image = await self._base_image(scope)
+        if self._config.steps:
+            image = await self._build_image(scope, image)
+        self._keep(image=image, image_is_on_host=True)
+        return image
+
+    async def _base_image(self, scope: BuildScope) -> PulledImage:
+        if self._config.from_template is not None:
+            template = self._config.from_template
+            return await self._on_host(
+                ImageStepActivities.import_template,
+                ImportTemplateInput(scope=scope, build_id=template),
+                f"take template {template}",
+            )
         known = self._done.image
-        image = await self._on_host(
+        return await self._on_host(
             ImageActivities.pull_image,
             PullImageInput(
                 scope=scope,
-                image=known.reference if known else self._config.image,
+                image=known.reference_to_pull if known else self._config.image,
                 auth=self._config.registry_auth,
                 timeout_seconds=self._options.pull_timeout_seconds,
             ),
             f"pull {self._config.image}",
         )
-        self._keep(image=image, image_is_on_host=True)
+
+    async def _build_image(self, scope: BuildScope, base: PulledImage) -> PulledImage:
+        steps = self._config.steps
+        build = BuildImageInput(
+            scope=scope,
+            base=base,
+            steps=steps,
+            timeout_seconds=self._options.image_step_timeout_seconds,
+            force=self._config.force,
+        )
+        mark = len(self._undos)
+        self._undo_on_host("clean up rootfs", RootfsActivities.clean_up_rootfs, scope)
+        image = await self._on_host(
+            ImageStepActivities.build_image, build, f"{len(steps)} steps on {base.digest[:19]}"
+        )
+        self._undos.forget(mark)  # it cleans up after itself when it succeeds
         return image
 
     async def _build_rootfs(self, scope: BuildScope, image: PulledImage) -> Checkpoint:

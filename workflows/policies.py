@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from temporalio.common import RetryPolicy
 
-from activities.models import BuildOptions
+from activities.models import MAX_IMAGE_STEPS, BuildOptions
 
 # A host may be restarting; only then do its steps wait. The lease notices a dead host sooner.
 SCHEDULE_TO_START = timedelta(minutes=30)
@@ -48,6 +48,8 @@ SLACK_SECONDS = 60
 
 POLICIES = {
     "pull_image": Policy(lambda o: o.pull_timeout_seconds),
+    "build_image": Policy(lambda o: MAX_IMAGE_STEPS * o.image_step_timeout_seconds),
+    "import_template": Policy(lambda o: o.pull_timeout_seconds),
     "build_rootfs": Policy(lambda o: o.rootfs_timeout_seconds),
     "find_snapshot": Policy(lambda o: 600),
     "set_up_network": Policy(lambda o: SHORT_SECONDS),

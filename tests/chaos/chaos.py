@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import images
+import psutil
 import services
 from processes import ServiceError
 from temporalio.api.enums.v1 import PendingActivityState
@@ -209,10 +210,20 @@ class ChaosProduct(Product):
 
 
 def bring_back_docker() -> None:
-    """Start the machine's dockerd again and wait for it."""
-    with suppress(ServiceError, FileNotFoundError):
-        Path("/var/run/docker.pid").unlink(missing_ok=True)
-    services.start_services(stack=services.environment(), only=("docker",), progress=lambda _: None)
+    """Start the machine's dockerd again, as often as it takes, and wait for it."""
+    Path("/var/run/docker.pid").unlink(missing_ok=True)
+    # Its containerd dies with it, a moment later; found alive, it would be waited for in vain.
+    with suppress(FileNotFoundError, ValueError, psutil.Error):
+        old = int(Path("/var/run/docker/containerd/containerd.pid").read_text())
+        psutil.Process(old).wait(20)
+    for tries_left in (2, 1, 0):
+        try:
+            services.start_services(
+                stack=services.environment(), only=("docker",), progress=lambda _: None
+            )
+        except ServiceError:
+            if not tries_left:
+                raise
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def _works_in(process: psutil.Process, directory: Path) -> bool:
         return False
 
 
-@pytest.mark.parametrize("step", ["ready", "upload"])
+@pytest.mark.parametrize("step", ["ready", pytest.param("upload", marks=pytest.mark.full)])
 def test_a_frozen_host_is_fenced_off(product: ChaosProduct, step: str) -> None:
     """Another host finishes the build; the frozen one, when it wakes, harms nothing."""
     with another_host(product) as other_data, nothing_left(product, product.data_dir, other_data):
@@ -88,6 +88,7 @@ def _swept(product: ChaosProduct) -> None:
         time.sleep(0.3)
 
 
+@pytest.mark.full
 def test_a_host_that_never_comes_back_costs_its_grace(product: ChaosProduct) -> None:
     with another_host(product) as other_data, nothing_left(product, product.data_dir, other_data):
         product.stack.stop(OTHER)
@@ -105,6 +106,7 @@ def test_a_host_that_never_comes_back_costs_its_grace(product: ChaosProduct) -> 
         assert product.cli("delete", build_id).code == 0
 
 
+@pytest.mark.full
 def test_two_builds_of_one_image_at_once(product: ChaosProduct) -> None:
     with nothing_left(product):
         more = ("--env", "TWIN=1", "--force")
@@ -117,6 +119,7 @@ def test_two_builds_of_one_image_at_once(product: ChaosProduct) -> None:
             assert product.cli("delete", build_id).code == 0
 
 
+@pytest.mark.full
 def test_twenty_builds_with_two_slots(product: ChaosProduct) -> None:
     with nothing_left(product):
         first = product.build(product.image, "--env", "MANY=1")

@@ -19,7 +19,12 @@ from tests.chaos.chaos import STEPS, ChaosProduct
 from tests.real_stack import nothing_left
 
 pytestmark = pytest.mark.timeout(400)
-STEPS_TO_STOP = [step for step in STEPS if step not in ("release", "publish")]
+FULL = pytest.mark.full
+STEPS_TO_STOP = [
+    step if step in ("rootfs", "upload") else pytest.param(step, marks=FULL)
+    for step in STEPS
+    if step not in ("release", "publish")
+]
 TRIES = 3
 
 
@@ -52,7 +57,9 @@ def _cancel(product: ChaosProduct, build_id: str) -> float:
     return time.monotonic() - began
 
 
-@pytest.mark.parametrize("step", ["rootfs", "ready", "upload"])
+@pytest.mark.parametrize(
+    "step", [pytest.param("rootfs", marks=FULL), "ready", pytest.param("upload", marks=FULL)]
+)
 def test_delete_while_it_is_built(product: ChaosProduct, step: str) -> None:
     with nothing_left(product):
         build_id = product.new_build()
@@ -76,7 +83,9 @@ FAULTS: dict[str, Mapping[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", [f if f in ("503", "wrong checksums") else pytest.param(f, marks=FULL) for f in FAULTS]
+)
 def test_a_bad_day_of_the_storage(product: ChaosProduct, fault: str) -> None:
     """Retried where it can help; what is published is whole."""
     with nothing_left(product):
@@ -108,6 +117,7 @@ def test_a_bucket_that_refuses_is_a_failure_that_a_retry_continues(product: Chao
         assert product.cli("delete", build_id).code == 0
 
 
+@FULL
 def test_a_registry_that_is_away_is_a_failure_that_a_retry_continues(
     product: ChaosProduct,
 ) -> None:
@@ -134,6 +144,7 @@ def _retried(product: ChaosProduct, build_id: str) -> set[str]:
     return {row["step"] for row in status["timeline"] if row.get("reused")}
 
 
+@FULL
 def test_a_disk_that_fills_in_the_middle(product: ChaosProduct, tmp_path: Path) -> None:
     """The root file system fits, its memory does not: a typed error, and a retry when it does."""
     disk, data = tmp_path / "disk.img", tmp_path / "data"
@@ -162,7 +173,13 @@ def test_a_disk_that_fills_in_the_middle(product: ChaosProduct, tmp_path: Path) 
         product.stack.restart("host")
 
 
-@pytest.mark.parametrize("step", ["pull", "rootfs", "start", "verify", "upload", "publish"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        step if step == "verify" else pytest.param(step, marks=FULL)
+        for step in ("pull", "rootfs", "start", "verify", "upload", "publish")
+    ],
+)
 def test_reset(product: ChaosProduct, step: str) -> None:
     """Temporal's Reset, to just before a step: the result is right again."""
     with nothing_left(product):

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
+from activities.models import TemplateConfig
 from activities.sealing import Sealer
 from activities.settings import Settings
 from api.errors import DETAILS_TRAILER, ApiError
@@ -15,6 +16,7 @@ from api.pb import template_manager_pb2 as pb
 from api.validation import ValidRequest, config_sha256, require_build_id, validate
 
 BUILD = "4f2c6f0e-5d1c-4c8e-9d43-0a7c6a1b2c3d"
+OTHER_BUILD = "22222222-2222-4222-8222-222222222222"
 SETTINGS = Settings(secret_keys="k1:" + "A" * 43 + "=", registry="registry.test")
 NO_KEYS = Settings(secret_keys="")
 
@@ -103,7 +105,7 @@ GOOD = {
         ("env['A-B']", {"env": {"A-B": "x"}}),
         ("env['A']", {"env": {"A": "x\0"}}),
         ("env", {"env": {"A": "x" * 200_000}}),
-        ("steps", {"steps": [pb.TemplateStep(type="RUN", args=["true"])]}),
+        ("steps", {"steps": [pb.TemplateStep(type="RUN", args=["true"])] * 101}),
         ("from_image_registry", {"from_image_registry": pb.FromImageRegistry()}),
         ("from_image_registry.general.username", {"from_image_registry": general("", "x")}),
         ("from_image_registry.general.password", {"from_image_registry": general("x", "")}),
@@ -159,13 +161,67 @@ def test_an_empty_request_is_refused() -> None:
     assert [violation.field for violation in caught.value.violations] == ["template"]
 
 
-def test_from_template_is_not_supported_yet() -> None:
-    source = pb.FromTemplateConfig(alias="base")
+def checked(request: pb.TemplateConfig) -> TemplateConfig:
+    create = pb.TemplateCreateRequest(template=request)
+    return validate(create, SETTINGS, Sealer(SETTINGS.secret_keys)).config
+
+
+def test_a_template_can_be_the_base() -> None:
     request = template()
-    request.from_template.CopyFrom(source)
+    request.from_template.CopyFrom(pb.FromTemplateConfig(alias="base", build_id=OTHER_BUILD))
+    config = checked(request)
+    assert config.from_template == OTHER_BUILD
+    assert config.image == f"template {OTHER_BUILD}"
+    assert not config.image_is_default
+
+
+def test_the_base_template_must_be_named_by_its_build() -> None:
+    request = template()
+    request.from_template.CopyFrom(pb.FromTemplateConfig(alias="base"))
     with pytest.raises(ApiError) as caught:
-        validate(pb.TemplateCreateRequest(template=request), SETTINGS, Sealer(SETTINGS.secret_keys))
-    assert [violation.field for violation in caught.value.violations] == ["template.from_template"]
+        checked(request)
+    fields = [violation.field for violation in caught.value.violations]
+    assert fields == ["template.from_template.build_id"]
+
+
+def test_steps_are_taken_as_e2b_sends_them() -> None:
+    steps = [
+        pb.TemplateStep(type="RUN", args=["make", ""]),
+        pb.TemplateStep(type="COPY", args=["src", "/app", "", ""], files_hash="a" * 64),
+        pb.TemplateStep(type="ENV", args=["A", "1", "B", "2"], force=True),
+        pb.TemplateStep(type="WORKDIR", args=["/app"]),
+        pb.TemplateStep(type="USER", args=["web"]),
+    ]
+    found = checked(template(steps=steps)).steps
+    assert [step.kind for step in found] == ["RUN", "COPY", "ENV", "WORKDIR", "USER"]
+    assert found[1].files_sha256 == "a" * 64
+    assert [step.force for step in found] == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [
+        (pb.TemplateStep(type="ADD", args=["a", "b"]), "must be one of RUN, COPY"),
+        (pb.TemplateStep(type="RUN"), "takes 1 to 2"),
+        (pb.TemplateStep(type="RUN", args=[""]), "first argument"),
+        (pb.TemplateStep(type="RUN", args=["a\0b"]), "NUL"),
+        (pb.TemplateStep(type="RUN", args=["x" * 40_000]), "at most"),
+        (pb.TemplateStep(type="ENV", args=["A", "1", "B"]), "pairs"),
+        (pb.TemplateStep(type="ENV", args=["1A", "1"]), "'1A'"),
+        (pb.TemplateStep(type="COPY", args=["a", "b"]), "files_hash"),
+        (pb.TemplateStep(type="COPY", args=["a", "b"], files_hash="../x"), "files_hash"),
+        (
+            pb.TemplateStep(type="COPY", args=["a", "b", "", "rwx"], files_hash="a" * 64),
+            "octal",
+        ),
+    ],
+)
+def test_a_bad_step_is_named(step: pb.TemplateStep, told: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        checked(template(steps=[pb.TemplateStep(type="RUN", args=["true"]), step]))
+    [violation] = caught.value.violations
+    assert violation.field == "template.steps[1]"
+    assert told in violation.description
 
 
 @pytest.mark.parametrize(

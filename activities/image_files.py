@@ -1,0 +1,162 @@
+"""The files that COPY steps take: tars in the bucket, and where their entries go in an image."""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from activities.bucket import Bucket
+from activities.errors import FilesMissingError, ImageStepError, StorageCorruptionError
+
+FILES = "files/"
+RANGE_BYTES = 8 * 1024 * 1024
+
+
+def files_name(sha256: str) -> str:
+    """Return the object's name of a tar of files, by the SHA-256 of its bytes."""
+    return f"{FILES}{sha256}.tar"
+
+
+@dataclass(frozen=True)
+class CopyInstruction:
+    """A COPY whose arguments are known. `uid` and `gid` are of the image; `mode` is octal or ''."""
+
+    source: str
+    destination: str
+    """Absolute, `/` at the end when it must be a directory."""
+    uid: int = 0
+    gid: int = 0
+    mode: str = ""
+
+
+def fetch_files(bucket: Bucket, sha256: str, target: Path, check: Callable[[], None]) -> None:
+    """Download a tar and check it. Blocking. Raises FilesMissingError, StorageCorruptionError."""
+    stored = bucket.stat_object(files_name(sha256))
+    if stored is None:
+        raise FilesMissingError(f"there is no {files_name(sha256)} in bucket {bucket.name}")
+    digest = hashlib.sha256()
+    with target.open("wb") as file:
+        for start in range(0, stored.size_bytes, RANGE_BYTES):
+            check()
+            length = min(RANGE_BYTES, stored.size_bytes - start)
+            data = bucket.read_range(stored, start, length)
+            digest.update(data)
+            file.write(data)
+    if digest.hexdigest() != sha256:
+        raise StorageCorruptionError(f"{stored.name} is not what its name says")
+
+
+def lay_out(
+    files: Path,
+    copy: CopyInstruction,
+    target: Path,
+    is_directory: Callable[[str], bool],
+    check: Callable[[], None],
+) -> int:
+    """Write a tar whose entries stand where COPY puts them, as Docker defines it.
+
+    A directory's contents go into the destination; a file becomes it, or goes into it when it is
+    a directory, ends with `/` or takes several. `is_directory` tells about a path in the image.
+    Returns the number of entries. Raises ImageStepError when nothing fits the source.
+    """
+    with tarfile.open(files) as source, tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as out:
+        members = [(_plain(member.name), member) for member in source.getmembers()]
+        by_name = dict(members)
+        roots = _matching(copy.source, [name for name, _ in members])
+        if not roots:
+            raise ImageStepError(f"COPY {copy.source}: no such file")
+        directories = {name for name, member in members if member.isdir()}
+        into = copy.destination.endswith("/") or len(roots) > 1 or is_directory(copy.destination)
+        written = 0
+        for name, member in members:
+            check()
+            place = _place(name, roots, directories, copy.destination, into=into)
+            if place is None:
+                continue
+            # A hard link becomes a file of its own: the other name may not be copied.
+            found = by_name[_plain(member.linkname)] if member.islnk() else member
+            out.addfile(
+                _entry(found, place, copy), source.extractfile(found) if found.isreg() else None
+            )
+            written += 1
+    return written
+
+
+def _plain(name: str) -> str:
+    plain = posixpath.normpath(name).lstrip("/")
+    if plain.startswith(".."):
+        raise ImageStepError(f"the files of a COPY have an entry outside of them: {name}")
+    return "" if plain == "." else plain
+
+
+def _matching(source: str, names: list[str]) -> list[str]:
+    """Return the entries that the source means: itself, everything, or what a glob fits."""
+    wanted = _plain(source)
+    if wanted == "":
+        return [""]
+    known = set(names) | {str(parent) for name in names for parent in PurePosixPath(name).parents}
+    if wanted in known:
+        return [wanted]
+    pattern = PurePosixPath(wanted)
+    return sorted(
+        name
+        for name in known
+        if name != "."
+        and len(PurePosixPath(name).parts) == len(pattern.parts)
+        and PurePosixPath(name).match(wanted)
+    )
+
+
+def _place(
+    name: str, roots: list[str], directories: set[str], destination: str, *, into: bool
+) -> str | None:
+    for root in roots:
+        inside = root in ("", name) or name.startswith(f"{root}/")
+        if not inside or (name == "" and root == ""):
+            continue
+        if root == "" or root in directories or name != root:
+            below = name if root == "" else name[len(root) :].lstrip("/")
+            return posixpath.join(destination, below) if below else None
+        return posixpath.join(destination, posixpath.basename(name)) if into else destination
+    return None
+
+
+def _entry(member: tarfile.TarInfo, place: str, copy: CopyInstruction) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(place.strip("/"))
+    entry.type, entry.mode, entry.linkname = member.type, member.mode, member.linkname
+    entry.uid, entry.gid, entry.mtime = copy.uid, copy.gid, member.mtime
+    entry.pax_headers = {k: v for k, v in member.pax_headers.items() if k.startswith("SCHILY")}
+    entry.size = member.size if member.isreg() else 0
+    if copy.mode and not member.issym():
+        entry.mode = int(copy.mode, 8)
+    return entry
+
+
+def tar_of_context(root: Path, names: list[str], target: Path) -> str:
+    """Write a tar of files below `root`, the same for the same files; returns its SHA-256.
+
+    `names` are relative to `root`. Owners are left out: COPY decides them.
+    """
+    with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as out:
+        for name in sorted(names):
+            out.add(root / name, arcname=name, recursive=False, filter=_without_owner)
+    with target.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _without_owner(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = ""
+    return entry
+
+
+def upload_files(bucket: Bucket, tar: Path, sha256: str) -> bool:
+    """Put a tar into the bucket unless it is there; returns whether it was sent. Blocking."""
+    if bucket.stat_object(files_name(sha256)) is not None:
+        return False
+    bucket.write_object(files_name(sha256), tar.read_bytes())
+    return True
