@@ -139,6 +139,10 @@ class Product:
             time.sleep(0.02)
 
 
+def _kept(name: str, prefixes: tuple[str, ...]) -> bool:
+    return name.startswith(prefixes)
+
+
 def _is_tombstone(bucket: Bucket, name: str) -> bool:
     found = bucket.read_object(name)
     return found is None or "deleted" in json.loads(found[0])
@@ -154,13 +158,16 @@ def running_product(
 
 
 @contextmanager
-def nothing_left(product: Product, *data_dirs: Path) -> Iterator[None]:
-    """Count the host's resources before and after the block: equal, or the test fails."""
+def nothing_left(product: Product, *data_dirs: Path, keep: tuple[str, ...] = ()) -> Iterator[None]:
+    """Count the host's resources before and after the block: equal, or the test fails.
+
+    `keep` are prefixes of objects that may be more.
+    """
     places = data_dirs or (product.data_dir,)
     before = [HostResources.count(place) for place in places]
     objects = product.objects()
     yield
     for place, counted in zip(places, before, strict=True):
         counted.assert_unchanged(place)
-    now = product.objects()
+    now = [name for name in product.objects() if name in objects or not _kept(name, keep)]
     assert now == objects, f"left in the bucket: {sorted(set(now) - set(objects))}"

@@ -287,3 +287,41 @@ def _payloads(part: Any) -> Iterator[str]:
             yield base64.b64decode(part["data"]).decode(errors="replace")
         for item in part.values():
             yield from _payloads(item)
+
+
+def test_a_dockerfile_and_a_template_on_top_of_it(
+    product: Product, busybox: str, tmp_path: Path
+) -> None:
+    context = tmp_path / "context"
+    (context / "pages").mkdir(parents=True)
+    (context / "pages" / "index.html").write_text("from a Dockerfile\n")
+    (context / "Dockerfile").write_text(
+        f"FROM {busybox}\nENV GREETING='it is here'\nWORKDIR /site\nCOPY pages .\n"
+        'CMD ["/bin/busybox", "httpd", "-f", "-p", "8080", "-h", "/site"]\n'
+    )
+    with nothing_left(product, keep=("files/",)):
+        ready = "/bin/busybox wget -q -O - http://127.0.0.1:8080/index.html"
+        more = ("--memory", "256", "--disk", "32", "--ready-command", ready, "--no-follow")
+        started = product.cli("build", "--dockerfile", str(context), *more)
+        assert started.code == 0, started.err
+        first = started.out.strip()
+        assert product.ended(first)["state"] == "completed"
+        assert "from a Dockerfile" in product.log(first)
+
+        told = 'echo "$GREETING in $(/bin/busybox pwd)"; exec /bin/busybox sleep 1000'
+        ready = "/bin/busybox sleep 1"
+        more = ("--memory", "256", "--start-command", told, "--ready-command", ready, "--no-follow")
+        started = product.cli("build", "--from-template", first, *more)
+        assert started.code == 0, started.err
+        second = started.out.strip()
+        assert product.ended(second)["state"] == "completed"
+        assert "it is here in /site" in product.log(second)
+        pulled = product.cli("pull", second, str(tmp_path / "second"))
+        assert pulled.code == 0, pulled.err
+        tree = tree_of_ext4(tmp_path / "second" / "rootfs.ext4", tmp_path / "mounted")
+        assert "/site/index.html" in tree
+        for build_id in (first, second):
+            assert product.cli("delete", build_id).code == 0
+    refused = product.cli("build", "--dockerfile", str(tmp_path))
+    assert refused.code == 2
+    assert "cannot read" in refused.err
