@@ -50,7 +50,7 @@ from activities import mounts
 from activities.artifacts import BucketArtifactActivities
 from activities.bucket import Bucket
 from activities.lease_objects import LeaseObjects
-from activities.models import PulledImage, Step, UploadArtifactInput
+from activities.models import ImageConfig, PulledImage, Step, UploadArtifactInput
 from activities.rootfs import image_layers
 from tests.images import Layer, Registry, Workbench, running_registry, workbench
 
@@ -178,55 +178,63 @@ class Workload:
 
     name: str
     about: str
-    push: Callable[[Registry], str]
+    make: Callable[[Path], str]
+    """Makes the image in dockerd; returns its name. It may write to the directory."""
 
 
 def workloads(small: bool) -> list[Workload]:
     """Return the four kinds; small ones take a tenth."""
     part = 10 if small else 1
+    files, in_one, size = 60_000 // part, 18_000 // part, 5000 // part
     return [
-        Workload("W1", "Debian base", _push_debian),
+        Workload("W1", "Debian base", _make_debian),
         Workload(
             "W2",
-            f"{60_000 // part} files, {18_000 // part} in one directory",
-            lambda registry: _push_many(registry, 60_000 // part, 18_000 // part),
+            f"{files} files, {in_one} in one directory",
+            lambda place: _import(place, "many", lambda tree: _many(tree, files, in_one)),
         ),
         Workload(
             "W3",
-            f"one file of {5000 // part} MiB",
-            lambda registry: _push_large(registry, 5000 // part),
+            f"one file of {size} MiB",
+            lambda place: _import(place, "large", lambda tree: _noise(tree / "large", size)),
         ),
-        Workload("W4", "20 layers with whiteouts", _push_layers),
+        Workload("W4", "20 layers with whiteouts", _make_layers),
     ]
 
 
-def _push_debian(registry: Registry) -> str:
-    return images.make_and_push("debian", registry.address, say)
+def _make_debian(place: Path) -> str:
+    with _registry(place) as registry:
+        return images.make_and_push("debian", registry.address, say)
 
 
-def _push_many(registry: Registry, files: int, in_one: int) -> str:
-    layer = Layer()
+def _import(place: Path, name: str, fill: Callable[[Path], None]) -> str:
+    tree = place / name
+    tree.mkdir()
+    fill(tree)
+    archive = subprocess.Popen(["tar", "-C", tree, "-cf", "-", "."], stdout=subprocess.PIPE)
+    image = f"template-manager-bench/{name}"
+    subprocess.run(
+        ["docker", "import", "-", image], stdin=archive.stdout, check=True, capture_output=True
+    )
+    archive.wait()
+    shutil.rmtree(tree)
+    return image
+
+
+def _many(tree: Path, files: int, in_one: int) -> None:
     for number in range(files):
-        directory = "large" if number < in_one else f"d{number % 997}"
-        layer.add(f"{directory}/file-{number:06}", b"x" * (number % 3000))
-    registry.push("many", [layer.tar()])
-    return f"{registry.address}/many"
+        directory = tree / ("large" if number < in_one else f"d{number % 997}")
+        directory.mkdir(exist_ok=True)
+        (directory / f"file-{number:06}").write_bytes(b"x" * (number % 3000))
 
 
-def _push_large(registry: Registry, mebibytes: int) -> str:
-    layers = []
-    for start in range(0, mebibytes, 1000):
-        size = min(1000, mebibytes - start)
-        layers.append(Layer().add(f"large-{start}", _noise(size)).tar())
-    registry.push("large", layers)
-    return f"{registry.address}/large"
+def _noise(path: Path, mebibytes: int) -> None:
+    with path.open("wb") as file:
+        for _ in range(mebibytes // 10):
+            file.write(os.urandom(10 * MIB))
 
 
-def _noise(mebibytes: int) -> bytes:
-    return os.urandom(MIB) * mebibytes
-
-
-def _push_layers(registry: Registry) -> str:
+def _make_layers(place: Path) -> str:
     layers = []
     for number in range(20):
         layer = Layer()
@@ -235,8 +243,11 @@ def _push_layers(registry: Registry) -> str:
             if number and index % 3 == 0:
                 layer.add(f"d{index % 50}/.wh.l{number - 1}-{index}")
         layers.append(layer.tar())
-    registry.push("layers", layers)
-    return f"{registry.address}/layers"
+    with _registry(place) as registry:
+        registry.push("layers", layers)
+        image = f"{registry.address}/layers"
+        subprocess.run(["docker", "pull", "-q", image], check=True, capture_output=True)
+        return image
 
 
 @dataclass(frozen=True)
@@ -254,16 +265,15 @@ def bench_rootfs(directory: Path, small: bool) -> None:
     for heading in ("", "content", "ours", "+ hash, fsck", "cp -a", "mke2fs -d", "export|tar"):
         table.add_column(heading, justify="right" if heading else "left")
     table.add_column("peak disk ÷ content", justify="right")
-    with tempfile.TemporaryDirectory(dir=directory) as place, _registry(directory) as registry:
-        for workload in workloads(small):
-            say(f"{workload.name}: {workload.about}")
-            reference = workload.push(registry)
-            bench = workbench(Path(place) / workload.name)
+    for workload in workloads(small):
+        say(f"{workload.name}: {workload.about}")
+        with tempfile.TemporaryDirectory(dir=directory) as place:
+            bench = workbench(Path(place) / "data")
+            name = workload.make(Path(place))
             try:
-                table.add_row(workload.name, *_compare(bench, reference, Path(place)))
+                table.add_row(workload.name, *_compare(bench, name, Path(place)))
             finally:
-                bench.remove_images()
-                shutil.rmtree(bench.settings.data_dir, ignore_errors=True)
+                bench.client.remove_image(name, force=True)
     console.print(table)
     write, read = disk_speed(directory)
     console.print(f"disk in the same run: {write:.0f} MiB/s written, {read:.0f} MiB/s read")
@@ -278,8 +288,8 @@ def _registry(directory: Path) -> Iterator[Registry]:
         yield registry
 
 
-def _compare(bench: Workbench, reference: str, place: Path) -> list[str]:
-    image = asyncio.run(bench.pull(reference, timeout_seconds=900))
+def _compare(bench: Workbench, name: str, place: Path) -> list[str]:
+    image = _described(bench, name)
     size, content = _content(bench, image, place)
     peers = {
         "cp -a": _measured(place, lambda: _by_cp(bench, image, place, size)),
@@ -295,6 +305,20 @@ def _compare(bench: Workbench, reference: str, place: Path) -> list[str]:
         *(f"{peer.seconds:.1f}" for peer in peers.values()),
         f"{ours.peak_bytes / max(content, 1):.2f}",
     ]
+
+
+def _described(bench: Workbench, name: str) -> PulledImage:
+    """Describe an image that dockerd has, as a pull would have done."""
+    found = bench.client.inspect_image(name)  # type: ignore[no-untyped-call]
+    return PulledImage(
+        reference=f"{name}@{found['Id']}",
+        digest=found["Id"],
+        image_id=found["Id"],
+        architecture=found["Architecture"],
+        size_bytes=found["Size"],
+        layer_count=len(found["RootFS"]["Layers"]),
+        config=ImageConfig(),
+    )
 
 
 def _ours(bench: Workbench, image: PulledImage, place: Path) -> tuple[Measured, float]:

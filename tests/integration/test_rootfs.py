@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import os
 import shutil
 import stat
 import struct
 import subprocess
 import tarfile
+import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from activities import ext4
 from activities.errors import (
     AgentMissingError,
     CheckpointLostError,
+    FilesystemToolError,
     HostDiskFullError,
     LeaseLostError,
     ProvisioningError,
@@ -353,32 +353,47 @@ async def test_two_builds_of_one_image_at_once(host: Workbench, registry: Regist
     assert await differences(host, image, one) == {}
 
 
-async def test_a_cancelled_copy_stops_and_leaves_nothing(
-    host: Workbench, registry: Registry
-) -> None:
+async def copying(host: Workbench, registry: Registry) -> tuple[ActivityEnvironment, Any]:
+    """Start a build of a large image; returns when its files are being copied."""
     layer = Layer()
     for number in range(5):
         layer.add(f"large-{number}", os.urandom(50 * MIB))
-    image = await pulled(host, registry, "cancelled", layer)
+    image = await pulled(host, registry, "copied", layer)
     environment = ActivityEnvironment()
-    environment.info = dataclasses.replace(
-        environment.info, heartbeat_timeout=timedelta(seconds=0.6)
-    )
-    copying = asyncio.Event()
-
-    def beat(*details: Any) -> None:
-        if details and details[0]["what"] == "copying the image":
-            copying.set()
-
-    environment.on_heartbeat = beat
-    asked = host.rootfs_input(image)
+    asked = host.rootfs_input(image, force=True)
     task = asyncio.ensure_future(environment.run(host.rootfs.build_rootfs, asked))
-    await asyncio.wait_for(copying.wait(), 30)
+    deadline = time.monotonic() + 30
+    while not copies():
+        assert time.monotonic() < deadline
+        assert not task.done()
+        await asyncio.sleep(0.001)
+    return environment, task
+
+
+def copies() -> bytes:
+    """The pids of all `cp`s."""
+    return subprocess.run(["pgrep", "-x", "cp"], capture_output=True, check=False).stdout
+
+
+async def test_a_cancelled_copy_stops_and_leaves_nothing(
+    host: Workbench, registry: Registry
+) -> None:
+    environment, task = await copying(host, registry)
     environment.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(task, 5)
-    copies = subprocess.run(["pgrep", "-x", "cp"], capture_output=True, check=False)
-    assert copies.stdout == b""
+    assert copies() == b""
+
+
+async def test_a_copy_that_dies_half_way_leaves_no_artifact(
+    host: Workbench, registry: Registry
+) -> None:
+    _, task = await copying(host, registry)
+    subprocess.run(["pkill", "-KILL", "-x", "cp"], check=True)
+    with pytest.raises(FilesystemToolError) as error:
+        await task
+    assert error.value.retryable
+    assert list((host.settings.data_dir / "steps").glob("*/*")) == []
 
 
 async def test_a_lost_lease_stops_the_work(host: Workbench, registry: Registry) -> None:
