@@ -170,6 +170,10 @@ class HostMicrovmActivities(MicrovmActivities):
             return self._published_before(key, snapshot, running)
         facts = self._take(vm, snapshot, running)
         with self._store.making(Step.BOOT, key, scope, attempt, running.check) as work:
+            other = self._usable(key, snapshot, running)
+            if other is not None:  # another build of the same was quicker, and may be using it
+                running.log.info("another build's snapshot of the same inputs is taken")
+                return other
             for name in SNAPSHOT_FILES:
                 (vm.directory / name).rename(work / name)
             facts |= _fsck_facts(work / "rootfs.ext4", running)
@@ -184,14 +188,22 @@ class HostMicrovmActivities(MicrovmActivities):
                 facts=facts,
             )
 
+    def _usable(
+        self, key: str, snapshot: SnapshotVmInput, running: RunningStep
+    ) -> Checkpoint | None:
+        if (self._store.path(Step.BOOT, key) / UNUSABLE).exists():
+            return None
+        found = self._store.find(Step.BOOT, key, snapshot.vm.scope.build_id, running.check)
+        return found.model_copy(update={"reused": False}) if found else None
+
     def _published_before(
         self, key: str, snapshot: SnapshotVmInput, running: RunningStep
     ) -> Checkpoint:
         """An earlier attempt may have published and not been heard; else the VM is lost."""
-        found = self._store.find(Step.BOOT, key, snapshot.vm.scope.build_id, running.check)
+        found = self._usable(key, snapshot, running)
         if found is None:
             raise CheckpointLostError("the booted VM is gone", step=Step.BOOT)
-        return found.model_copy(update={"reused": False})
+        return found
 
     def _take(
         self, vm: VmProcess, snapshot: SnapshotVmInput, running: RunningStep

@@ -157,8 +157,6 @@ class HostRootfsActivities(RootfsActivities):
                 _remove_if_empty(place.directory.parent)
 
     def _find(self, step: RunningStep, build: BuildRootfsInput, key: str) -> Checkpoint | None:
-        if build.force:
-            return None
         found = self._store.find(Step.ROOTFS, key, build.scope.build_id, step.check)
         if found:
             step.log.info("root file system: an earlier build's is used again", fingerprint=key)
@@ -293,8 +291,11 @@ def rootfs_fingerprint(settings: Settings, build: BuildRootfsInput) -> str:
 
     Raises AgentMissingError when the configured agent is not on the host.
     """
+    # A forced build's are its own: it must not take away what another build is working on.
+    own = {"forced_by": build.scope.build_id} if build.force else {}
     return fingerprint(
         Step.ROOTFS,
+        **own,
         version=PROVISIONING_VERSION,
         architecture=platform.machine(),
         image=build.image.digest,

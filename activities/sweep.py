@@ -29,6 +29,8 @@ from activities.build_log import LOG_DIRECTORY
 from activities.checkpoints import CheckpointStore, KeptCheckpoint
 from activities.docker_daemon import docker_errors
 from activities.errors import TemplateManagerError, TemporalUnavailableError
+from activities.image_files import FILES
+from activities.image_steps import STEP_REPOSITORY, TEMPLATE_REPOSITORY
 from activities.interface import BucketSweepActivities, HostSweepActivities
 from activities.lease_objects import LEASES, LeaseObjects
 from activities.leases import LeaseLedger
@@ -46,6 +48,8 @@ WORK_NAME = re.compile(rf"\.tmp\.(?P<build_id>{UUID})\.(?P<number>\d+)\.")
 PARTS = "*/.parts/**"
 PARTS_NAME = "/.parts/"
 KILL_SECONDS = 10.0
+# What COPY steps have taken: a build that is retried later starts with the command line again.
+FILES_SECONDS = 30 * 24 * 3600.0
 LOCK_SECONDS = 24 * 3600.0
 
 Describe = Callable[[str], Awaitable[WorkflowExecutionStatus | None]]
@@ -351,7 +355,27 @@ class HostSweep(HostSweepActivities):
             evicted.append(
                 Found("checkpoint", checkpoint.name, "", -1, 0.0, evict, checkpoint.bytes)
             )
-        return evicted
+        return [*evicted, *await asyncio.to_thread(self._old_images, oldest_allowed)]
+
+    def _old_images(self, oldest_allowed: float) -> list[Found]:
+        """Images that steps have made long ago; a build that misses one makes it again."""
+        found = []
+        with docker_errors():
+            for repository in (STEP_REPOSITORY, TEMPLATE_REPOSITORY):
+                for image in self._docker.images(name=repository):
+                    if image["Created"] >= oldest_allowed:
+                        continue
+
+                    def remove(names: list[str] = image["RepoTags"]) -> None:
+                        # A tag alone: Docker keeps what a container or another image needs.
+                        with docker_errors(), contextlib.suppress(docker.errors.NotFound):
+                            for name in names:
+                                self._docker.remove_image(name)
+
+                    found.append(
+                        Found("image", image["RepoTags"][0], "", -1, 0.0, remove, image["Size"])
+                    )
+        return found
 
 
 class BucketSweep(BucketSweepActivities):
@@ -375,31 +399,38 @@ class BucketSweep(BucketSweepActivities):
     def _list(self) -> list[tuple[StoredObject, float]]:
         # Looked at again: a server that does not know globs lists everything.
         parts = [one for one in self._bucket.list_dated(glob=PARTS) if PARTS_NAME in one[0].name]
-        return [*parts, *self._bucket.list_dated(prefix=LEASES)]
+        old = time.time() - FILES_SECONDS
+        files = [one for one in self._bucket.list_dated(prefix=FILES) if one[1] < old]
+        return [*parts, *self._bucket.list_dated(prefix=LEASES), *files]
 
     def _found(self, stored: StoredObject, written_at: float) -> Found:
+        if stored.name.startswith(FILES):
+            return Found(
+                "files", stored.name, "", -1, 0.0, self._remover(stored), stored.size_bytes
+            )
         is_lease = stored.name.startswith(LEASES)
         build_id = stored.name.removeprefix(LEASES) if is_lease else stored.name.split("/")[0]
-
-        def remove() -> None:
-            self._bucket.delete_object(stored.name, stored.generation)
-
         return Found(
             "lease object" if is_lease else "part",
             stored.name,
             build_id,
             stored.generation if is_lease else None,
             written_at,
-            remove,
+            self._remover(stored),
             stored.size_bytes,
         )
 
     async def _is_orphan(self, thing: Found, owners: Owners) -> bool:
         if time.time() - thing.made_at < self._late_arrival_seconds:
             return False
+        if not thing.build_id:
+            return True
         if thing.number is None:
             return not await owners.can_be_retried(thing.build_id)
         return not await owners.is_open(thing.build_id)
+
+    def _remover(self, stored: StoredObject) -> Callable[[], object]:
+        return lambda: self._bucket.delete_object(stored.name, stored.generation)
 
 
 def _remove_all(orphans: list[Found], dry_run: bool) -> SweepReport:

@@ -19,6 +19,7 @@ from activities.bucket import Bucket
 from activities.checkpoints import CheckpointStore, fingerprint
 from activities.docker_daemon import make_docker_client
 from activities.errors import TemporalUnavailableError
+from activities.image_steps import STEP_REPOSITORY
 from activities.lease_objects import LeaseObjects, lease_name
 from activities.models import BuildOptions, BuildScope, HostLease, Step, SweepInput, SweepReport
 from activities.network import create_network, network_marks, networks_of
@@ -196,7 +197,8 @@ async def test_what_a_live_build_owns_is_left_alone(host: Swept, registry: Regis
     make_files(host, scope)
     container = await make_container(host, scope, registry)
     make_checkpoint(host, scope, "used")
-    assert await host.sweep(checkpoint_max_mb=0, checkpoint_max_age_hours=0) == SweepReport()
+    swept = await host.sweep(checkpoint_max_mb=0, checkpoint_max_age_hours=0)
+    assert kinds(swept) <= {"image"}  # a cache that all builds of this machine share
     assert is_alive(pid)
     assert host.bench.client.inspect_container(container)
     del host.states[scope.build_id]
@@ -335,3 +337,14 @@ async def test_the_bucket_is_swept_of_parts_and_leases(empty_bucket: Bucket) -> 
     kept |= {lease_name(states["running"])}
     assert left == kept
     assert kinds(report) == {"part", "lease object"}
+
+
+async def test_old_images_of_steps_go(host: Swept, registry: Registry) -> None:
+    registry.push("swept-steps", [Layer().busybox().tar()])
+    image = await host.bench.pull(f"{registry.address}/swept-steps", scope=host.build(RUNNING))
+    client = host.bench.client
+    client.tag(image.image_id, STEP_REPOSITORY, "a" * 64)
+    assert await host.sweep(checkpoint_max_age_hours=24 * 365 * 3000) == SweepReport()
+    assert kinds(await host.sweep()) == {"image"}  # it was made at the beginning of time
+    assert client.images(name=STEP_REPOSITORY) == []
+    assert client.inspect_image(image.image_id)  # type: ignore[no-untyped-call]
