@@ -40,6 +40,18 @@ class Settings(BaseSettings):
 
     # API
     api_address: str = "127.0.0.1:5008"
+    tls_cert: Path | None = None
+    """The API's certificate chain (PEM); with `tls_key` it speaks TLS."""
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    """The API takes only clients with a certificate of this authority (mTLS)."""
+    tokens_file: Path | None = None
+    """Bearer tokens, see `api.access`; without it everybody who can connect may do everything."""
+    calls_per_second: Annotated[float, Field(gt=0)] = 50
+    """For each token, or each address when there are no tokens."""
+    calls_burst: Annotated[int, Field(ge=1)] = 200
+    max_running_builds: Annotated[int, Field(ge=0)] = 0
+    """A create or retry above it is RESOURCE_EXHAUSTED; 0 is no limit."""
     registry: str = "127.0.0.1:5000"
     """Where images without `from_image` are: `<registry>/<template_id>:<build_id>`."""
     default_kernel_version: PlainName = "vmlinux-6.1"

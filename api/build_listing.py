@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
 
 from activities.models import BuildState, delete_workflow_id
 from activities.temporal import BUILD_ID, BUILD_STATE, BUILD_STEP, KVM_HOST, TEMPLATE_ID
 from api.build_view import CLOSED_STATES
-from api.errors import Violation, invalid_argument
+from api.errors import ApiError, Violation, invalid_argument
 from api.pb import template_manager_pb2 as pb
 from api.validation import TEMPLATE_ID as TEMPLATE_ID_PATTERN
 
@@ -57,6 +58,10 @@ class Page:
     next_page_token: str
 
 
+RUNNING_BUILDS = "WorkflowType='BuildTemplate' AND ExecutionStatus='Running'"
+ROOM_RETRY_SECONDS = 10.0
+
+
 class BuildListing:
     """Lists builds that Temporal remembers; deleted ones and earlier runs are left out."""
 
@@ -83,6 +88,24 @@ class BuildListing:
             if not _is_deleted(build, deleted.get(delete_workflow_id(_build_id(build))))
         ]
         return Page(tuple(listed), _page_token(found.next_page_token, query))
+
+    async def require_room(self, most: int) -> None:
+        """Raise ApiError RESOURCE_EXHAUSTED when `most` builds are running; 0 is no limit.
+
+        Temporal's count lags a little, so that a burst may get somewhat further.
+        """
+        if most == 0:
+            return
+        running = await self._client.count_workflows(RUNNING_BUILDS, rpc_timeout=RPC_LIMIT)
+        if running.count < most:
+            return
+        raise ApiError(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "TOO_MANY_BUILDS",
+            f"{running.count} builds are running; this service allows {most}",
+            hint="Wait for a build to end (template-manager list --state building).",
+            retry_after_seconds=ROOM_RETRY_SECONDS,
+        )
 
     async def _deletes(self, workflow_ids: Sequence[str]) -> dict[str, WorkflowExecution]:
         if not workflow_ids:

@@ -27,7 +27,7 @@ from api.cli_common import (
     run_call,
     template_errors,
 )
-from api.operator_commands import replay, sweep
+from api.operator_commands import replay, sweep, token
 
 if TYPE_CHECKING:
     from activities.settings import Settings
@@ -533,9 +533,20 @@ async def _awaited(work: Awaitable[object]) -> None:
     rich_help_panel=PROCESSES, epilog="Example: template-manager api --listen 127.0.0.1:5008"
 )
 def api(
+    *,
     listen: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where to listen; by default the settings'.")
     ] = "",
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate chain (PEM); with --tls-key it speaks TLS.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The certificate's key (PEM).")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Take only clients with a certificate of this authority.")
+    ] = None,
+    tokens_file: Annotated[
+        Path | None, typer.Option(help="Bearer tokens and their rights; see `token`.")
+    ] = None,
     insecure: Annotated[
         bool,
         typer.Option("--insecure", help="Allow an address that others can reach, without TLS."),
@@ -545,8 +556,14 @@ def api(
     from api.server import BindError, serve
 
     settings = read_settings()
-    if listen:
-        settings = settings.model_copy(update={"api_address": listen})
+    given = {
+        "api_address": listen,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "tls_client_ca": tls_client_ca,
+        "tokens_file": tokens_file,
+    }
+    settings = settings.model_copy(update={name: value for name, value in given.items() if value})
     try:
         _run_process("api", settings, lambda: serve(settings, insecure=insecure))
     except BindError as error:
@@ -595,6 +612,11 @@ def _run_process(
 
 # ---- Operations
 
+
+app.command(
+    rich_help_panel=OPERATIONS,
+    epilog="Example: template-manager token ci --right build --image 'registry.example/ci/*'",
+)(token)
 
 app.command(
     rich_help_panel=OPERATIONS,

@@ -36,9 +36,12 @@ class Exit(IntEnum):
 def run_call(command: Callable[[], Coroutine[Any, Any, None]], as_json: bool) -> None:
     """Run a command; tell its errors in words and in an exit code."""
     from api.client import CallError
+    from api.credentials import CredentialsError
 
     try:
         asyncio.run(command())
+    except CredentialsError as error:
+        fail(str(error), "Check the TEMPLATE_MANAGER_TLS_… variables.", Exit.USAGE, as_json=as_json)
     except CallError as error:
         _show_call_error(error, as_json)
         raise typer.Exit(exit_code_of(error)) from None

@@ -15,6 +15,7 @@ import grpc
 from google.protobuf.empty_pb2 import Empty
 from google.rpc import error_details_pb2, status_pb2
 
+from api.credentials import ClientCredentials
 from api.errors import DETAILS_TRAILER, Violation
 from api.pb import template_manager_pb2 as pb
 from api.pb import template_manager_pb2_grpc as pb_grpc
@@ -59,9 +60,10 @@ class CreatedBuild:
 class TemplateClient:
     """One connection to the API, as an async context manager."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, credentials: ClientCredentials | None = None) -> None:
+        """Without credentials, those of the environment. Raises CredentialsError."""
         self.address = address
-        self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
+        self._channel = (credentials or ClientCredentials()).channel(address, OPTIONS)
         self._stub: pb_grpc.TemplateServiceAsyncStub = pb_grpc.TemplateServiceStub(self._channel)
 
     async def __aenter__(self) -> TemplateClient:

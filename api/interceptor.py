@@ -12,6 +12,7 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
+from api.access import NEEDED, Access, Right, audit, current_caller
 from api.error_translation import to_api_error
 from api.errors import Violation, internal_error, invalid_argument
 
@@ -25,7 +26,8 @@ _log = structlog.get_logger(__name__)
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Turns whatever a handler raises into a typed status: never UNKNOWN, never a stack trace."""
 
-    def __init__(self) -> None:
+    def __init__(self, access: Access) -> None:
+        self._access = access
         self._running = 0
 
     @property
@@ -57,7 +59,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def call(request: bytes, context: Context) -> Any:
             with self._counted(name):
                 try:
-                    return await handler.unary_unary(_decoded(handler, request), context)
+                    self._admit(name, context)
+                    return await _audited(name, handler, _decoded(handler, request), context)
                 except Exception as error:
                     await _abort(context, name, error)
 
@@ -67,6 +70,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def call(request: bytes, context: Context) -> AsyncIterator[Any]:
             with self._counted(name):
                 try:
+                    self._admit(name, context)
                     async for answer in handler.unary_stream(_decoded(handler, request), context):
                         yield answer
                 except Exception as error:
@@ -74,14 +78,40 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         return call
 
+    def _admit(self, name: str, context: Context) -> None:
+        metadata = dict(context.invocation_metadata() or ())
+        peer = context.peer().rpartition(":")[0]
+        caller = self._access.admit(name.rpartition("/")[2], metadata, peer)
+        current_caller.set(caller)  # of this call's own task
+        structlog.contextvars.bind_contextvars(caller=caller.name)
+
     @contextmanager
     def _counted(self, name: str) -> Iterator[None]:
         self._running += 1
         try:
-            with structlog.contextvars.bound_contextvars(rpc=name):
+            with structlog.contextvars.bound_contextvars(rpc=name, caller=""):
                 yield
         finally:
             self._running -= 1
+
+
+async def _audited(name: str, handler: Any, request: Any, context: Context) -> Any:
+    """Call the handler; a call that changes something leaves a line, whatever comes of it."""
+    method = name.rpartition("/")[2]
+    if NEEDED.get(method, Right.ADMIN) < Right.BUILD:
+        return await handler.unary_unary(request, context)
+    subjects = [getattr(request, "template", request).build_id]
+    try:
+        answer = await handler.unary_unary(request, context)
+    except asyncio.CancelledError:
+        audit(method, "client gone", subjects=subjects)
+        raise
+    except Exception as error:
+        told = to_api_error(error)
+        audit(method, told.reason if told else "INTERNAL", subjects=subjects)
+        raise
+    audit(method, "ok", subjects=subjects)
+    return answer
 
 
 def _decoded(handler: Any, request: bytes) -> Any:

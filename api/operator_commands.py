@@ -156,3 +156,27 @@ async def _history(what: str) -> WorkflowHistory:
             f"there is no file {what}, and Temporal has no history of a build {what}: "
             f"{error.message}"
         ) from None
+
+
+def token(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; audit lines say it.")],
+    right: Annotated[str, typer.Option(help="read, build or admin.")] = "build",
+    image: Annotated[
+        list[str] | None,
+        typer.Option(help="Images that it may build from, as a shell pattern. May be repeated."),
+    ] = None,
+) -> None:
+    """Make a bearer token: prints it once, and the line for the API's token file."""
+    import secrets
+
+    from api.access import TokenFileError, hash_token, parse_tokens
+
+    made = secrets.token_urlsafe(32)
+    line = " ".join([name, hash_token(made), right, ",".join(image or ())]).strip()
+    try:
+        parse_tokens(line)
+    except TokenFileError as error:
+        fail(str(error), "See template-manager token --help.", Exit.USAGE, as_json=False)
+    out.print(f"token: {made}", soft_wrap=True)
+    out.print(f"line:  {line}", soft_wrap=True)
+    err.print("→ add the line to the API's token file; clients set TEMPLATE_MANAGER_TOKEN")

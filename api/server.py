@@ -19,9 +19,11 @@ from temporalio.client import Client
 
 from activities.settings import Settings
 from activities.temporal import connect
+from api.access import Access, RateLimit, TokenFileError, Tokens
 from api.build_listing import BuildListing
 from api.build_logs import BuildLogs
 from api.builds import Builds
+from api.credentials import CredentialsError, server_credentials
 from api.interceptor import SERVICE, CallInterceptor
 from api.pb import template_manager_pb2 as pb
 from api.pb import template_manager_pb2_grpc as pb_grpc
@@ -58,7 +60,7 @@ class ApiServer:
         bucket = TemplateBucket(settings.bucket)
         self._settings = settings
         self._temporal = TemporalHealth(client)
-        self._interceptor = CallInterceptor()
+        self._interceptor = CallInterceptor(_access(settings))
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(interceptors=[self._interceptor], options=OPTIONS)
         self.logs = BuildLogs(client, bucket)
@@ -81,11 +83,22 @@ class ApiServer:
         host, _, port = self._settings.api_address.rpartition(":")
         await self._set_serving(False)
         try:
-            bound = self._server.add_insecure_port(f"{host}:{port}")
+            bound = self._bind(f"{host}:{port}")
+        except CredentialsError as error:
+            raise BindError(str(error)) from None
         except RuntimeError as error:
             raise BindError(f"cannot listen on {host}:{port}: {error}") from error
         self.address = f"{host}:{bound}"
         await self._server.start()
+
+    def _bind(self, address: str) -> int:
+        settings = self._settings
+        if settings.tls_cert is None or settings.tls_key is None:
+            return self._server.add_insecure_port(address)
+        credentials = server_credentials(
+            settings.tls_cert, settings.tls_key, settings.tls_client_ca
+        )
+        return self._server.add_secure_port(address, credentials)
 
     async def watch_temporal(self) -> None:
         """Let the health service follow Temporal's, for ever."""
@@ -141,7 +154,9 @@ async def serve(settings: Settings, *, insecure: bool = False) -> None:
 
     Starts also while Temporal is away, and then says so. Raises BindError.
     """
-    require_safe_address(settings.api_address, insecure=insecure)
+    _require_whole_tls(settings)
+    has_tls = settings.tls_cert is not None
+    require_safe_address(settings.api_address, insecure=insecure or has_tls)
     client = await connect(f"api@{socket.gethostname()}:{os.getpid()}", lazy=True)
     signals = _Signals()
     async with running_server(client, settings) as server:
@@ -167,8 +182,24 @@ def require_safe_address(address: str, *, insecure: bool) -> None:
         pass  # a name, or nothing: it may be anything
     raise BindError(
         f"{address} is not a loopback address, and the API has no TLS: anyone there could start "
-        "builds. Listen on 127.0.0.1 behind a proxy with TLS, or give --insecure."
+        "builds. Give --tls-cert and --tls-key, listen on 127.0.0.1, or give --insecure."
     )
+
+
+def _require_whole_tls(settings: Settings) -> None:
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise BindError("TLS needs both a certificate (--tls-cert) and its key (--tls-key)")
+    if settings.tls_client_ca is not None and settings.tls_cert is None:
+        raise BindError("--tls-client-ca needs --tls-cert and --tls-key")
+
+
+def _access(settings: Settings) -> Access:
+    """Raises BindError when the token file cannot be read."""
+    try:
+        tokens = Tokens(settings.tokens_file) if settings.tokens_file else None
+    except (OSError, TokenFileError) as error:
+        raise BindError(f"token file {settings.tokens_file}: {error}") from None
+    return Access(tokens, RateLimit(settings.calls_per_second, settings.calls_burst))
 
 
 class _Signals:

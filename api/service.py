@@ -13,6 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from activities.models import BuildState, LogEntry
 from activities.sealing import Sealer
 from activities.settings import Settings
+from api.access import require_image
 from api.build_listing import BuildListing, list_query
 from api.build_logs import BuildLogs, following
 from api.build_view import BuildView
@@ -58,7 +59,10 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
     async def TemplateCreate(self, request: pb.TemplateCreateRequest, context: Context) -> Empty:
         """Validate, start the build, and say in the headers which one it is."""
         valid = validate(request, self._settings, self._sealer)
+        if valid.config.from_template is None:
+            require_image(valid.config.image)
         await self._temporal.require()
+        await self._listing.require_room(self._settings.max_running_builds)
         await _send_headers(context, await self._builds.create(valid))
         return Empty()
 
@@ -68,6 +72,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         """Start a failed build again, from the last step that it has finished."""
         build_id = require_build_id(request.build_id)
         await self._temporal.require()
+        await self._listing.require_room(self._settings.max_running_builds)
         await _send_headers(context, await self._builds.retry(build_id, request.template_id))
         return Empty()
 

@@ -1,0 +1,246 @@
+"""TLS, client certificates, tokens, limits and audit lines, with real certificates and sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import ipaddress
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from pydantic import SecretStr
+from structlog.testing import capture_logs
+
+from activities.settings import Settings
+from api.access import hash_token
+from api.client import CallError, TemplateClient
+from api.credentials import ClientCredentials
+from api.server import BindError, require_safe_address, running_server, serve
+from tests.integration.running_api import Api, template_of
+from tests.integration.test_cli import cli
+
+
+class Authority:
+    """A certificate authority of the test."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self.directory = directory
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self.certificate = self._signed(self.name, self.key.public_key(), is_authority=True)
+        self.path = self._write(
+            f"{name}.pem", self.certificate.public_bytes(serialization.Encoding.PEM)
+        )
+
+    def issue(self, name: str) -> tuple[Path, Path]:
+        """Return the paths of a certificate for 127.0.0.1 and its key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        certificate = self._signed(subject, key.public_key(), is_authority=False)
+        pem = key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        written = certificate.public_bytes(serialization.Encoding.PEM)
+        return self._write(f"{name}.crt", written), self._write(f"{name}.key", pem)
+
+    def _signed(
+        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, *, is_authority: bool
+    ) -> x509.Certificate:
+        now = datetime.datetime.now(datetime.UTC)
+        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self.name)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(minutes=5))
+            .not_valid_after(now + datetime.timedelta(hours=1))
+            .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+            .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+            .sign(self.key, hashes.SHA256())
+        )
+
+    def _write(self, name: str, content: bytes) -> Path:
+        path = self.directory / name
+        path.write_bytes(content)
+        return path
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path, "authority")
+
+
+def with_tls(api: Api, authority: Authority, **more: object) -> Settings:
+    certificate, key = authority.issue("server")
+    changes = {"tls_cert": certificate, "tls_key": key, **more}
+    return api.settings.model_copy(update=changes)
+
+
+async def health_of(address: str, credentials: ClientCredentials) -> str:
+    async with TemplateClient(address, credentials) as client:
+        return str((await client.health()).status)
+
+
+async def test_tls(api: Api, authority: Authority, tmp_path: Path) -> None:
+    async with running_server(api.temporal, with_tls(api, authority)) as server:
+        await health_of(server.address, ClientCredentials(tls_ca=authority.path))
+        for wrong in (ClientCredentials(), ClientCredentials(tls=True)):
+            with pytest.raises(CallError) as error:
+                await health_of(server.address, wrong)
+            assert error.value.code is grpc.StatusCode.UNAVAILABLE
+        ended = await cli(
+            "list",
+            "--api-address",
+            server.address,
+            env={"TEMPLATE_MANAGER_TLS_CA": str(authority.path)},
+        )
+        assert ended.code == 0, ended.err
+
+
+async def test_client_certificates(api: Api, authority: Authority, tmp_path: Path) -> None:
+    settings = with_tls(api, authority, tls_client_ca=authority.path)
+    certificate, key = authority.issue("client")
+    other = Authority(tmp_path, "other")
+    other_certificate, other_key = other.issue("stranger")
+    async with running_server(api.temporal, settings) as server:
+        await health_of(
+            server.address,
+            ClientCredentials(
+                tls_ca=authority.path, tls_client_cert=certificate, tls_client_key=key
+            ),
+        )
+        for wrong in (
+            ClientCredentials(tls_ca=authority.path),
+            ClientCredentials(
+                tls_ca=authority.path, tls_client_cert=other_certificate, tls_client_key=other_key
+            ),
+        ):
+            with pytest.raises(CallError):
+                await asyncio.wait_for(health_of(server.address, wrong), 20)
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Path:
+    path = tmp_path / "tokens"
+    path.write_text(
+        f"reader {hash_token('reading')} read\n"
+        f"ci {hash_token('building')} build 127.0.0.1:5000/*\n"
+        f"boss {hash_token('ruling')} admin\n"
+    )
+    return path
+
+
+async def test_tokens_rights_images_and_audit(api: Api, tokens: Path) -> None:
+    settings = api.settings.model_copy(update={"tokens_file": tokens})
+    async with running_server(api.temporal, settings) as server:
+
+        def client(token: str) -> TemplateClient:
+            return TemplateClient(server.address, ClientCredentials(token=SecretStr(token)))
+
+        with capture_logs() as logs:
+            async with client("building") as ci:
+                created = await ci.create(template_of())
+                api.ids.append(created.build_id)
+                denied = template_of(from_image="evil.example/x:1")
+                with pytest.raises(CallError, match="ci may not build from") as error:
+                    await ci.create(denied)
+                assert error.value.code is grpc.StatusCode.PERMISSION_DENIED
+                with pytest.raises(CallError, match="takes the right admin"):
+                    await ci.delete(created.build_id)
+            async with client("reading") as reader:
+                assert (await reader.status(created.build_id)).state
+                [line async for line in reader.logs(created.build_id)]
+                with pytest.raises(CallError, match="takes the right build"):
+                    await reader.cancel(created.build_id)
+            async with client("wrong") as stranger:
+                with pytest.raises(CallError) as error:
+                    await stranger.status(created.build_id)
+                assert error.value.code is grpc.StatusCode.UNAUTHENTICATED
+                with pytest.raises(CallError):
+                    [line async for line in stranger.logs(created.build_id)]
+        lines = [line for line in logs if line["event"] == "audit"]
+        assert [(line["caller"], line["rpc"], line["outcome"]) for line in lines] == [
+            ("ci", "TemplateCreate", "ok"),
+            ("ci", "TemplateCreate", "IMAGE_NOT_ALLOWED"),
+        ]
+        assert lines[0]["builds"] == [created.build_id]
+        assert "building" not in str(logs)
+
+
+async def test_too_many_calls(api: Api) -> None:
+    settings = api.settings.model_copy(update={"calls_per_second": 0.5, "calls_burst": 3})
+    async with (
+        running_server(api.temporal, settings) as server,
+        TemplateClient(server.address) as c,
+    ):
+        for _ in range(3):
+            await c.health()
+        with pytest.raises(CallError) as error:
+            await c.health()
+    assert error.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert error.value.retry_after_seconds
+
+
+async def test_too_many_builds(api: Api) -> None:
+    await api.running_until("build_rootfs")
+    settings = api.settings.model_copy(update={"max_running_builds": 1})
+    async with (
+        running_server(api.temporal, settings) as server,
+        TemplateClient(server.address) as c,
+    ):
+        async with asyncio.timeout(20):  # visibility lags behind
+            while True:
+                try:
+                    api.ids.append((await c.create(template_of())).build_id)
+                except CallError as error:
+                    assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+                    assert error.reason == "TOO_MANY_BUILDS"
+                    return
+                await asyncio.sleep(0.2)
+
+
+async def test_a_request_that_is_too_large(api: Api) -> None:
+    with pytest.raises(CallError) as error:
+        await api.client.create(template_of(start_command="x" * 2_000_000))
+    assert error.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"tls_cert": Path("/no/cert")}, "both a certificate"),
+        ({"tls_client_ca": Path("/no/ca")}, "needs --tls-cert"),
+        ({"tokens_file": Path("/no/tokens")}, "/no/tokens"),
+        ({"tls_cert": Path("/no/cert"), "tls_key": Path("/no/key")}, "cannot read /no/"),
+    ],
+)
+async def test_what_cannot_be_used_is_named_at_start(changes: dict[str, Path], told: str) -> None:
+    settings = Settings(api_address="127.0.0.1:0").model_copy(update=changes)
+    with pytest.raises(BindError, match=told):
+        await serve(settings)
+
+
+def test_tls_opens_any_address() -> None:
+    require_safe_address("127.0.0.1:1", insecure=False)
+    require_safe_address("0.0.0.0:1", insecure=True)
+    with pytest.raises(BindError, match="--tls-cert"):
+        require_safe_address("0.0.0.0:1", insecure=False)
+
+
+async def test_a_token_is_made(tmp_path: Path) -> None:
+    ended = await cli("token", "ci", "--right", "build", "--image", "a.example/*")
+    assert ended.code == 0
+    token = ended.out.splitlines()[0].removeprefix("token: ")
+    assert ended.out.splitlines()[1].removeprefix("line:  ") == (
+        f"ci {hash_token(token)} build a.example/*"
+    )
+    assert (await cli("token", "ci", "--right", "everything")).code == 2
