@@ -39,14 +39,24 @@ MAX_HEARTBEAT_THROTTLE = timedelta(seconds=2)
 GRACEFUL_SHUTDOWN = timedelta(seconds=10)
 
 
+def _config() -> dict[str, Any]:
+    config: dict[str, Any] = dict(ClientConfig.load_client_connect_config())
+    config.setdefault("target_host", "127.0.0.1:7233")
+    return config
+
+
+def temporal_address() -> str:
+    """Return where Temporal is, by the environment and the profile."""
+    return str(_config()["target_host"])
+
+
 async def connect(identity: str, *, lazy: bool = False) -> Client:
     """Connect as `TEMPORAL_ADDRESS` and its sisters say (default 127.0.0.1:7233).
 
     With `lazy` the connection is made at the first call, so that a server can start while
     Temporal is away. Raises RuntimeError when Temporal cannot be reached and `lazy` is False.
     """
-    config: dict[str, Any] = dict(ClientConfig.load_client_connect_config())
-    config.setdefault("target_host", "127.0.0.1:7233")
+    config = _config()
     return await Client.connect(
         **config,
         data_converter=pydantic_data_converter,
@@ -55,19 +65,27 @@ async def connect(identity: str, *, lazy: bool = False) -> Client:
     )
 
 
+async def missing_search_attributes(client: Client) -> dict[str, int]:
+    """Return those of our search attributes that the namespace does not know, with their types.
+
+    Raises RPCError when Temporal is away.
+    """
+    listed = await client.operator_service.list_search_attributes(
+        ListSearchAttributesRequest(namespace=client.namespace)
+    )
+    return {
+        key.name: int(key.indexed_value_type)
+        for key in SEARCH_ATTRIBUTES
+        if key.name not in listed.custom_attributes
+    }
+
+
 async def register_search_attributes(client: Client) -> None:
     """Make sure that the namespace knows our search attributes. Safe to call at every start.
 
     Raises RPCError when Temporal is away or the caller may not change the namespace.
     """
-    listed = await client.operator_service.list_search_attributes(
-        ListSearchAttributesRequest(namespace=client.namespace)
-    )
-    missing = {
-        key.name: int(key.indexed_value_type)
-        for key in SEARCH_ATTRIBUTES
-        if key.name not in listed.custom_attributes
-    }
+    missing = await missing_search_attributes(client)
     if not missing:
         return
     try:

@@ -27,7 +27,7 @@ from api.cli_common import (
     run_call,
     template_errors,
 )
-from api.operator_commands import replay, sweep, token
+from api.operator_commands import doctor, replay, sweep, token
 
 if TYPE_CHECKING:
     from activities.settings import Settings
@@ -612,6 +612,8 @@ def _run_process(
 
 # ---- Operations
 
+
+app.command(rich_help_panel=OPERATIONS, epilog="Example: template-manager doctor")(doctor)
 
 app.command(
     rich_help_panel=OPERATIONS,

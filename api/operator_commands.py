@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from api.cli_common import Exit, err, fail, out, print_json, read_settings, temp
 if TYPE_CHECKING:
     from temporalio.client import Client, WorkflowHistory
 
+    from activities.doctor import Finding
     from activities.models import SweepReport
     from activities.settings import Settings
     from workflows.replay import Verdict
@@ -180,3 +182,34 @@ def token(
     out.print(f"token: {made}", soft_wrap=True)
     out.print(f"line:  {line}", soft_wrap=True)
     err.print("→ add the line to the API's token file; clients set TEMPLATE_MANAGER_TOKEN")
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Check what a KVM host needs: KVM, Docker, tools, kernel, Firecracker, disk, Temporal, bucket.
+
+    Says for each what is wrong and the command that mends it. Exits with 1 when something is.
+    """
+    with template_errors(as_json), err.status("looking around"):
+        findings = asyncio.run(_findings(read_settings()))
+    if as_json:
+        print_json({"findings": [vars(finding) for finding in findings]})
+    else:
+        table = Table("", "what", "found", "what to do", box=None)
+        for finding in findings:
+            mark = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "wrong": "[red]✗[/]"}
+            table.add_row(mark[finding.state], finding.what, finding.told, finding.remedy)
+        out.print(table)
+    if any(finding.state == "wrong" for finding in findings):
+        raise typer.Exit(Exit.BUILD_FAILED)
+
+
+async def _findings(settings: Settings) -> list[Finding]:
+    from activities.doctor import check_host, check_temporal
+    from activities.errors import TemporalUnavailableError
+    from activities.temporal import temporal_address
+
+    findings = await asyncio.to_thread(check_host, settings)
+    client: Client | None = None
+    with contextlib.suppress(TemporalUnavailableError):
+        client = await _connect()
+    return [*findings, await check_temporal(client, temporal_address())]

@@ -1,0 +1,58 @@
+"""`template-manager doctor`, on this machine as it is and with everything missing."""
+
+from __future__ import annotations
+
+import json
+
+import services
+from services import Stack
+from temporalio.client import Client
+
+from tests.integration.test_cli import cli
+
+
+def findings(out: str) -> dict[str, dict[str, str]]:
+    return {finding["what"]: finding for finding in json.loads(out)["findings"]}
+
+
+async def test_a_machine_that_is_ready(storage: Stack, temporal: Client) -> None:
+    stack = services.environment()
+    env = {
+        **storage.variables,
+        "TEMPORAL_ADDRESS": str(temporal.service_client.config.target_host),
+        "TEMPLATE_MANAGER_KERNELS_DIR": str(stack.kernels),
+        "TEMPLATE_MANAGER_DEFAULT_KERNEL_VERSION": stack.kernel_version or "",
+        "TEMPLATE_MANAGER_FIRECRACKER_DIR": str(stack.firecracker.parent.parent),
+    }
+    ended = await cli("doctor", "--json", env=env)
+    assert ended.code == 0, ended.out
+    assert {finding["state"] for finding in findings(ended.out).values()} <= {"ok", "warning"}
+
+
+async def test_what_is_missing_is_told_with_what_mends_it() -> None:
+    env = {
+        "DOCKER_HOST": "unix:///no/docker.sock",
+        "STORAGE_EMULATOR_HOST": "http://127.0.0.1:9",
+        "TEMPORAL_ADDRESS": "127.0.0.1:9",
+        "TEMPLATE_MANAGER_BUSYBOX_PATH": "/no/busybox",
+        "TEMPLATE_MANAGER_DATA_DIR": "/proc/no/data",
+        "TEMPLATE_MANAGER_FIRECRACKER_DIR": "/no/firecracker",
+        "TEMPLATE_MANAGER_KERNELS_DIR": "/no/kernels",
+        "TEMPLATE_MANAGER_SECRET_KEYS": "",
+    }
+    ended = await cli("doctor", "--json", env=env)
+    assert ended.code == 1
+    found = findings(ended.out)
+    wrong = {what for what, finding in found.items() if finding["state"] == "wrong"}
+    assert wrong == {
+        "Docker",
+        "busybox",
+        "guest kernel",
+        "Firecracker",
+        "disk",
+        "bucket",
+        "Temporal",
+    }
+    assert found["secret keys"]["state"] == "warning"
+    assert all(found[what]["remedy"] for what in [*wrong, "secret keys"])
+    assert "apt-get install busybox-static" in found["busybox"]["remedy"]
