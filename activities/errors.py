@@ -311,6 +311,12 @@ class TemporalUnavailableError(HostFaultError):
     hint = "Check that Temporal runs and TEMPORAL_ADDRESS leads to it."
 
 
+class HostAwayError(HostFaultError):
+    """A host does not answer."""
+
+    hint = "Check its name (template-manager hosts) and that template-manager host runs there."
+
+
 class NoHostError(TemplateManagerError):
     """No host took the build, or too many of them were lost with it."""
 

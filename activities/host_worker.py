@@ -22,6 +22,7 @@ from activities.docker_daemon import make_docker_client
 from activities.errors import TemplateManagerError
 from activities.host import KvmHostActivities
 from activities.host_checkpoints import HostCheckpointActivities
+from activities.host_facts import KvmHostFactsActivities, is_draining
 from activities.image import DockerImageActivities
 from activities.image_steps import DockerImageStepActivities
 from activities.lease_objects import LeaseObjects
@@ -77,13 +78,14 @@ def assemble(settings: Settings, describe: Describe) -> Host:
     leases = LeaseObjects(bucket)
     store = CheckpointStore(settings.data_dir, settings.host)
     hold = KvmHostActivities(settings.host, ledger, leases, admission)
+    facts = KvmHostFactsActivities(settings, ledger, admission, store)
     sweep = HostSweep(settings, ledger, store, leases, make_docker_client(), describe)
     return Host(
         settings=settings,
         ledger=ledger,
         admission=admission,
         hold=[hold.hold_host, hold.release_host],
-        steps=[*_steps(settings, ledger, store, bucket, leases), sweep.sweep_host],
+        steps=[*_steps(settings, ledger, store, bucket, leases), sweep.sweep_host, facts.tell_host],
         sweep=sweep,
     )
 
@@ -183,7 +185,7 @@ async def open_for_builds(client: Client, host: Host) -> None:
         if not await is_open(client, entry.workflow_id):
             _log.info("build has ended while this host was away", build_id=entry.build_id)
             host.ledger.remove(entry.build_id, entry.number)
-    host.admission.open = True
+    host.admission.open = not is_draining(host.settings.data_dir)
     _log.info("taking builds", slots=host.settings.host_slots, free=host.admission.free)
     await _sweep_at_start(host)
 

@@ -23,6 +23,8 @@ from activities.models import (
     DiscardUploadInput,
     FindSnapshotInput,
     HoldHostInput,
+    HostFacts,
+    HostRequest,
     ImportTemplateInput,
     PublishedTemplate,
     PublishTemplateInput,
@@ -184,6 +186,15 @@ class LogActivities(ABC):
     @abstractmethod
     async def archive_log(self, archive: ArchiveLogInput, /) -> StoredObject:
         """Write the build's log and final status to `logs/<build_id>.jsonl`."""
+
+
+class HostFactsActivities(ABC):
+    """What a host tells of itself (queue `kvm-host.<host>`)."""
+
+    @activity.defn(name="tell_host")
+    @abstractmethod
+    async def tell_host(self, request: HostRequest, /) -> HostFacts:
+        """Drain or resume if that is asked for, then tell slots, builds, disk and versions."""
 
 
 class HostSweepActivities(ABC):

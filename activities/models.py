@@ -46,6 +46,7 @@ MAX_STEP_CHARS = 100
 MAX_IMAGE_STEPS = 100
 SWEEP_HOST_WORKFLOW = "SweepHost"
 SWEEP_BUCKET_WORKFLOW = "SweepBucket"
+INSPECT_HOST_WORKFLOW = "InspectHost"
 
 
 def build_workflow_id(build_id: str) -> str:
@@ -341,6 +342,38 @@ class StoredObject(Model):
     size_bytes: int
     crc32c: str
     """Base64 of the big-endian CRC32C, as Google Cloud Storage gives it."""
+
+
+class HostRequest(Model):
+    """Input of `tell_host`."""
+
+    draining: bool | None = None
+    """Take no new builds any more (True), or again (False); None changes nothing."""
+
+
+class HostBuild(Model):
+    """A build that a host holds."""
+
+    build_id: BuildId
+    template_id: str
+    since: float
+    """Wall clock, seconds."""
+
+
+class HostFacts(Model):
+    """What a host tells of itself."""
+
+    host: HostName
+    draining: bool
+    slots: int
+    builds: tuple[HostBuild, ...]
+    disk_free_bytes: int
+    disk_total_bytes: int
+    checkpoint_bytes: int
+    kernel_versions: tuple[str, ...]
+    firecracker_versions: tuple[str, ...]
+    version: str
+    """Of template-manager."""
 
 
 class SweepInput(Model):

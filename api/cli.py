@@ -27,7 +27,7 @@ from api.cli_common import (
     run_call,
     template_errors,
 )
-from api.operator_commands import doctor, replay, sweep, token
+from api.operator_commands import doctor, hosts, replay, sweep, token
 
 if TYPE_CHECKING:
     from activities.settings import Settings
@@ -614,6 +614,7 @@ def _run_process(
 
 
 app.command(rich_help_panel=OPERATIONS, epilog="Example: template-manager doctor")(doctor)
+app.add_typer(hosts, name="hosts", rich_help_panel=OPERATIONS)
 
 app.command(
     rich_help_panel=OPERATIONS,

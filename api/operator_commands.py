@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from temporalio.client import Client, WorkflowHistory
 
     from activities.doctor import Finding
-    from activities.models import SweepReport
+    from activities.models import HostFacts, SweepReport
     from activities.settings import Settings
     from workflows.replay import Verdict
 
@@ -213,3 +213,92 @@ async def _findings(settings: Settings) -> list[Finding]:
     with contextlib.suppress(TemporalUnavailableError):
         client = await _connect()
     return [*findings, await check_temporal(client, temporal_address())]
+
+
+hosts = typer.Typer(
+    help="Show the KVM hosts, and drain one before maintenance.", invoke_without_command=True
+)
+HostArgument = Annotated[str, typer.Argument(metavar="HOST", help="As `hosts` lists it.")]
+DRAIN_POLL_SECONDS = 2.0
+
+
+@hosts.callback(epilog="Example: template-manager hosts")
+def list_hosts(context: typer.Context, as_json: AsJson = False) -> None:
+    """Show every host: slots, running builds, disk, versions; and drain one before maintenance."""
+    if context.invoked_subcommand is not None:
+        return
+    with template_errors(as_json), err.status("asking the hosts"):
+        facts = asyncio.run(_all_hosts())
+    if as_json:
+        plain = {
+            name: told.model_dump(mode="json") if told else None for name, told in facts.items()
+        }
+        print_json({"hosts": plain})
+        return
+    table = Table(
+        "host", "state", "slots", "builds", "disk free", "checkpoints", "versions", box=None
+    )
+    for name, told in facts.items():
+        table.add_row(name, *(_host_row(told) if told else ("[red]away[/]",)))
+    out.print(table)
+
+
+async def _all_hosts() -> dict[str, HostFacts | None]:
+    from api.hosts import all_hosts
+
+    return await all_hosts(await _connect())
+
+
+def _host_row(told: HostFacts) -> tuple[str, ...]:
+    gib = 1024 * MIB
+    state = "[yellow]draining[/]" if told.draining else "[green]taking builds[/]"
+    versions = [*told.firecracker_versions, *told.kernel_versions]
+    return (
+        state,
+        f"{len(told.builds)}/{told.slots}",
+        "\n".join(f"{build.build_id} {build.template_id}" for build in told.builds),
+        f"{told.disk_free_bytes / gib:.0f} of {told.disk_total_bytes / gib:.0f} GiB",
+        f"{told.checkpoint_bytes / gib:.1f} GiB",
+        f"{told.version}\n" + "\n".join(versions),
+    )
+
+
+@hosts.command(epilog="Example: template-manager hosts drain kvm-7 --wait")
+def drain(
+    host: HostArgument,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Return when its last build has ended.")
+    ] = False,
+) -> None:
+    """Let a host take no new builds; those that it has go on to their end. Survives a restart."""
+    with template_errors(as_json=False), err.status(f"draining {host}"):
+        told = asyncio.run(_drained(host, wait))
+    left = f"{len(told.builds)} builds go on" if told.builds else "it has no builds"
+    out.print(f"{host} is draining: {left}")
+    err.print(f"→ template-manager hosts resume {host}")
+
+
+@hosts.command(epilog="Example: template-manager hosts resume kvm-7")
+def resume(host: HostArgument) -> None:
+    """Let a drained host take builds again."""
+    with template_errors(as_json=False):
+        asyncio.run(_told(host, draining=False))
+    out.print(f"{host} takes builds again")
+
+
+async def _drained(host: str, wait: bool) -> HostFacts:
+    told = await _told(host, draining=True)
+    while wait and told.builds:
+        await asyncio.sleep(DRAIN_POLL_SECONDS)
+        told = await _told(host, draining=None)
+    return told
+
+
+async def _told(host: str, *, draining: bool | None) -> HostFacts:
+    from activities.errors import HostAwayError
+    from api.hosts import ask_host
+
+    told = await ask_host(await _connect(), host, draining)
+    if told is None:
+        raise HostAwayError(f"host {host} does not answer")
+    return told

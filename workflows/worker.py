@@ -24,9 +24,16 @@ from activities.temporal import (
 from activities.worker_lifecycle import run_until_signalled
 from workflows.build_template import BuildTemplate
 from workflows.delete_template import DeleteTemplate
+from workflows.inspect_host import InspectHost
 from workflows.sweep import SweepBucket, SweepHost
 
-WORKFLOWS: Sequence[type] = (BuildTemplate, DeleteTemplate, SweepHost, SweepBucket)
+WORKFLOWS: Sequence[type] = (
+    BuildTemplate,
+    DeleteTemplate,
+    SweepHost,
+    SweepBucket,
+    InspectHost,
+)
 
 
 def sandbox() -> SandboxedWorkflowRunner:

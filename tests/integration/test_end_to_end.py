@@ -325,3 +325,27 @@ def test_a_dockerfile_and_a_template_on_top_of_it(
     refused = product.cli("build", "--dockerfile", str(tmp_path))
     assert refused.code == 2
     assert "cannot read" in refused.err
+
+
+def test_a_host_is_drained_before_maintenance(product: Product, busybox: str) -> None:
+    with nothing_left(product):
+        [(name, told)] = product.cli("hosts", "--json").json["hosts"].items()
+        assert (told["draining"], told["slots"], told["builds"]) == (False, 2, [])
+        assert told["firecracker_versions"] == ["v1.13.1"]
+        running = product.build(busybox, "--force")
+        product.until(running, lambda status: bool(status["host"]))
+        drained = product.cli("hosts", "drain", name)
+        assert "1 builds go on" in drained.out, drained.err
+        product.stack.restart("host")  # it stays drained
+        waiting = product.build(busybox)
+        assert product.ended(running)["state"] == "completed"
+        assert "it has no builds" in product.cli("hosts", "drain", name, "--wait").out
+        assert "draining" in product.cli("hosts").out
+        assert product.status(waiting)["step"] == "lease_host"
+        assert product.cli("hosts", "resume", name).code == 0
+        assert product.ended(waiting)["state"] == "completed"
+        away = product.cli("hosts", "drain", "no-such-host")
+        assert away.code == 3
+        assert "no-such-host does not answer" in away.err
+        for build_id in (running, waiting):
+            assert product.cli("delete", build_id).code == 0
