@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import time
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 
 from activities.models import build_workflow_id
 from tests.chaos.chaos import STEPS, ChaosProduct
 from tests.real_stack import nothing_left
+from tests.resetting import reset_before
 
 pytestmark = pytest.mark.timeout(400)
 FULL = pytest.mark.full
@@ -194,23 +192,4 @@ def test_reset(product: ChaosProduct, step: str) -> None:
 
 
 async def _reset(product: ChaosProduct, build_id: str, activity: str) -> str:
-    client = await product.client()
-    handle = client.get_workflow_handle(build_workflow_id(build_id))
-    description = await handle.describe()
-    decided = 0
-    async for event in handle.fetch_history_events():
-        if event.HasField("workflow_task_completed_event_attributes"):
-            decided = event.event_id
-        scheduled = event.activity_task_scheduled_event_attributes
-        if scheduled.activity_type.name == activity:
-            break
-    answer = await client.workflow_service.reset_workflow_execution(
-        ResetWorkflowExecutionRequest(
-            namespace=client.namespace,
-            workflow_execution=WorkflowExecution(workflow_id=handle.id, run_id=description.run_id),
-            reason="test",
-            workflow_task_finish_event_id=decided,
-            request_id=str(uuid.uuid4()),
-        )
-    )
-    return answer.run_id
+    return await reset_before(await product.client(), build_workflow_id(build_id), activity)

@@ -1,4 +1,4 @@
-"""Record the histories that `test_replay.py` replays: `python -m tests.replay.record`.
+"""Record the histories that `test_replay.py` replays: `python -m tests.replay.record [KIND…]`.
 
 Run it only when a new kind of history is needed. An old history stays as it is: it stands for the
 builds that are running while the workers are upgraded.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -20,10 +21,11 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
 from activities.errors import ReadyTimeoutError, StorageUnavailableError
-from activities.models import BuildInput, delete_workflow_id
+from activities.models import BuildInput, BuildStep, delete_workflow_id
 from activities.temporal import SEARCH_ATTRIBUTES
+from tests.resetting import reset_before
 from tests.workflows.recording_host import Journal, RecordingHost, running_stack
-from tests.workflows.test_build_template import OPTIONS, Handle, start
+from tests.workflows.test_build_template import OPTIONS, Handle, config, start
 from tests.workflows.test_delete_template import delete, delete_of
 from workflows.build_template import BuildTemplate
 
@@ -85,6 +87,23 @@ async def retry(client: Client) -> Handle:
         return await _end(await start(client, build))
 
 
+async def steps(client: Client) -> Handle:
+    done = (BuildStep(kind="RUN", args=("make",)),)
+    async with one_host(client):
+        return await _end(
+            await start(client, BuildInput(config=config(steps=done), options=OPTIONS))
+        )
+
+
+async def reset(client: Client) -> Handle:
+    """To before the verification: the new run begins with the old one's events."""
+    async with one_host(client) as host:
+        handle = await _end(await start(client))
+        host.journal.published = None
+        await reset_before(client, handle.id, "verify_snapshot")
+        return await _end(client.get_workflow_handle_for(BuildTemplate.run, handle.id))
+
+
 async def deletion(client: Client) -> WorkflowHandle[Any, Any]:
     async with one_host(client) as host:
         what = delete_of(host.name, own_image="127.0.0.1:5000/web:1")
@@ -101,6 +120,8 @@ KINDS: dict[str, Callable[[Client], Awaitable[WorkflowHandle[Any, Any]]]] = {
     "host_lost": host_lost,
     "retry": retry,
     "delete": deletion,
+    "steps": steps,
+    "reset": reset,
 }
 
 
@@ -112,6 +133,8 @@ async def main() -> None:
         search_attributes=SEARCH_ATTRIBUTES,
     ) as environment:
         for kind, record in KINDS.items():
+            if kind not in (sys.argv[1:] or KINDS):
+                continue
             handle = await record(environment.client)
             history = await handle.fetch_history()
             (DIRECTORY / f"{kind}.json").write_text(history.to_json() + "\n")

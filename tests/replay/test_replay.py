@@ -17,7 +17,16 @@ HISTORIES = sorted((Path(__file__).parent / "histories").glob("*.json"))
 
 def test_there_is_a_history_of_every_kind() -> None:
     kinds = {path.stem for path in HISTORIES}
-    assert kinds >= {"success", "failure", "cancel", "host_lost", "retry", "delete"}
+    assert kinds >= {
+        "success",
+        "failure",
+        "cancel",
+        "host_lost",
+        "retry",
+        "reset",
+        "steps",
+        "delete",
+    }
 
 
 @pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)

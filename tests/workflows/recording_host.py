@@ -22,6 +22,7 @@ from activities.interface import (
     HostActivities,
     HostReleaseActivities,
     ImageActivities,
+    ImageStepActivities,
     LogActivities,
     MicrovmActivities,
     NetworkActivities,
@@ -31,6 +32,7 @@ from activities.interface import (
 from activities.models import (
     SHARED_HOST_TASK_QUEUE,
     ArchiveLogInput,
+    BuildImageInput,
     BuildRootfsInput,
     BuildScope,
     Checkpoint,
@@ -42,6 +44,7 @@ from activities.models import (
     HoldHostInput,
     HostLease,
     ImageConfig,
+    ImportTemplateInput,
     PublishedTemplate,
     PublishTemplateInput,
     PulledImage,
@@ -115,6 +118,18 @@ def checkpoint(step: Step, host: str, *names: str) -> Checkpoint:
     return Checkpoint(step=step, fingerprint="f" * 64, host=host, files=dict.fromkeys(names, file))
 
 
+def pulled_image() -> PulledImage:
+    return PulledImage(
+        reference=f"registry/x@{DIGEST}",
+        digest=DIGEST,
+        image_id="sha256:" + "b" * 64,
+        architecture="amd64",
+        size_bytes=1,
+        layer_count=1,
+        config=ImageConfig(),
+    )
+
+
 def stored(name: str) -> StoredObject:
     return StoredObject(name=name, generation=1, size_bytes=1, crc32c="AAAAAA==")
 
@@ -124,6 +139,7 @@ class RecordingHost(
     HostReleaseActivities,
     CheckpointActivities,
     ImageActivities,
+    ImageStepActivities,
     RootfsActivities,
     NetworkActivities,
     MicrovmActivities,
@@ -178,15 +194,23 @@ class RecordingHost(
     @activity.defn(name="pull_image")
     async def pull_image(self, pull: PullImageInput, /) -> PulledImage:
         await self._step("pull_image", pull, pull.scope)
-        return PulledImage(
-            reference=f"registry/x@{DIGEST}",
-            digest=DIGEST,
-            image_id="sha256:" + "b" * 64,
-            architecture="amd64",
-            size_bytes=1,
-            layer_count=1,
-            config=ImageConfig(),
+        return pulled_image()
+
+    @activity.defn(name="build_image")
+    async def build_image(self, build: BuildImageInput, /) -> PulledImage:
+        await self._step("build_image", build, build.scope)
+        return pulled_image().model_copy(
+            update={
+                "reference": "steps@sha256:" + "c" * 64,
+                "digest": "sha256:" + "c" * 64,
+                "base_reference": build.base.reference_to_pull,
+            }
         )
+
+    @activity.defn(name="import_template")
+    async def import_template(self, take: ImportTemplateInput, /) -> PulledImage:
+        await self._step("import_template", take, take.scope)
+        return pulled_image()
 
     @activity.defn(name="build_rootfs")
     async def build_rootfs(self, build: BuildRootfsInput, /) -> Checkpoint:
@@ -322,6 +346,8 @@ def step_methods(host: RecordingHost) -> list[Callable[..., Any]]:
         host.find_snapshot,
         host.discard_checkpoints,
         host.pull_image,
+        host.build_image,
+        host.import_template,
         host.build_rootfs,
         host.clean_up_rootfs,
         host.set_up_network,

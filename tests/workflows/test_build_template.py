@@ -16,7 +16,9 @@ from activities.errors import (
     CheckpointLostError,
     HostFaultError,
     ImageNotFoundError,
+    ImageStepError,
     ReadyTimeoutError,
+    error_type_of,
     failure_of,
 )
 from activities.models import (
@@ -27,6 +29,7 @@ from activities.models import (
     BuildOptions,
     BuildResult,
     BuildState,
+    BuildStep,
     LogEntry,
     PublishedTemplate,
     Step,
@@ -37,6 +40,7 @@ from tests.workflows.recording_host import (
     Journal,
     RecordingHost,
     checkpoint,
+    pulled_image,
     running_host,
     running_stack,
     stored,
@@ -371,3 +375,65 @@ def test_checkpoints_before_a_step_keep_what_earlier_steps_left() -> None:
     )
     back = done.before(Step.BOOT)
     assert (back.rootfs, back.snapshot, back.host) == (done.rootfs, None, "h")
+
+
+STEPS = (BuildStep(kind="RUN", args=("make",)), BuildStep(kind="USER", args=("web",)))
+
+
+async def test_steps_run_on_the_pulled_image(client: Client, host: RecordingHost) -> None:
+    build = BuildInput(config=config(steps=STEPS, force=True), options=OPTIONS)
+    result = await result_of(await start(client, build))
+    assert host.journal.of("pull_image", "build_image", "build_rootfs") == [
+        "pull_image",
+        "build_image",
+        "build_rootfs",
+    ]
+    [asked] = [argument for name, argument in host.journal.arguments if name == "build_image"]
+    assert (asked.steps, asked.force) == (STEPS, True)
+    [rootfs] = [argument for name, argument in host.journal.arguments if name == "build_rootfs"]
+    assert rootfs.image.digest == "sha256:" + "c" * 64
+    assert [record.step for record in result.timeline] == list(Step)
+
+
+async def test_a_template_is_the_base(client: Client, host: RecordingHost) -> None:
+    base = str(uuid.uuid4())
+    build = BuildInput(config=config(from_template=base, steps=STEPS), options=OPTIONS)
+    await result_of(await start(client, build))
+    assert host.journal.of("pull_image", "import_template", "build_image") == [
+        "import_template",
+        "build_image",
+    ]
+    [asked] = [argument for name, argument in host.journal.arguments if name == "import_template"]
+    assert asked.build_id == base
+
+
+async def test_a_failing_step_is_cleaned_up_after(client: Client, host: RecordingHost) -> None:
+    host.journal.fail("build_image", ImageStepError("RUN make: exit code 2"))
+    handle = await start(client, BuildInput(config=config(steps=STEPS), options=OPTIONS))
+    cause = await failure_cause(handle)
+    assert error_type_of(cause or Exception()) == "ImageStepError"
+    assert undone(host.journal, "build_image") == ["clean_up_rootfs", "host released"]
+
+
+async def test_a_cancelled_step_is_cleaned_up_after(client: Client, host: RecordingHost) -> None:
+    started = host.journal.hang("build_image")
+    handle = await start(client, BuildInput(config=config(steps=STEPS), options=OPTIONS))
+    await started.wait()
+    await handle.cancel()
+    assert isinstance(await failure_cause(handle), CancelledError)
+    assert undone(host.journal, "build_image") == [
+        "clean_up_rootfs",
+        "discard_checkpoints",
+        "host released",
+    ]
+
+
+async def test_another_host_begins_with_the_base(client: Client, journal: Journal) -> None:
+    made = pulled_image().model_copy(update={"base_reference": "registry/base@sha256:1"})
+    done = BuildCheckpoints(image=made)
+    host = RecordingHost(f"h-{uuid.uuid4().hex[:8]}", journal)
+    async with running_stack(client, host):
+        build = BuildInput(config=config(steps=STEPS), options=OPTIONS, done=done)
+        await result_of(await start(client, build))
+    [pull] = [argument for name, argument in journal.arguments if name == "pull_image"]
+    assert pull.image == "registry/base@sha256:1"
