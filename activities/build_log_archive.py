@@ -17,6 +17,7 @@ from temporalio.contrib.workflow_streams import PollInput, PollResult
 
 from activities.bucket import Bucket
 from activities.interface import LogActivities
+from activities.metrics import count_build
 from activities.models import (
     LOG_TOPIC,
     ArchiveLogInput,
@@ -57,11 +58,13 @@ class BucketLogActivities(LogActivities):
                 "config": archive.final_status.config.model_copy(update={"registry_auth": None})
             }
         )
-        return await asyncio.to_thread(
+        archived = await asyncio.to_thread(
             self._bucket.write_object,
             archived_log_name(archive.build_id),
             to_jsonl(status, entries),
         )
+        count_build(activity.metric_meter(), status)
+        return archived
 
 
 def to_jsonl(status: BuildStatus, entries: Sequence[LogEntry]) -> bytes:

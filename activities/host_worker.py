@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import structlog
 from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.runtime import Runtime
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import FixedSizeSlotSupplier, Worker, WorkerTuner
 
@@ -27,6 +29,7 @@ from activities.image import DockerImageActivities
 from activities.image_steps import DockerImageStepActivities
 from activities.lease_objects import LeaseObjects
 from activities.leases import LeaseLedger
+from activities.metrics import runtime_for, show_host
 from activities.microvm import HostMicrovmActivities
 from activities.models import (
     SHARED_HOST_TASK_QUEUE,
@@ -53,6 +56,7 @@ from activities.worker_lifecycle import run_until_signalled
 # A build runs one step at a time, undoing included; a few more than slots leave room for deletes.
 EXTRA_STEPS = 8
 THREADS_PER_SLOT = 8
+SHOW_SECONDS = 5.0
 
 _log = structlog.get_logger(__name__)
 
@@ -166,15 +170,29 @@ async def run(settings: Settings) -> None:
     """
     threads = ThreadPoolExecutor(settings.host_slots * THREADS_PER_SLOT + EXTRA_STEPS)
     asyncio.get_running_loop().set_default_executor(threads)
-    client = await connect(f"host@{settings.host}:{os.getpid()}")
+    runtime = runtime_for(settings)
+    client = await connect(f"host@{settings.host}:{os.getpid()}", runtime=runtime)
     await register_search_attributes(client)
     host = assemble(settings, describe_with(client))
     await schedule_sweep(client, settings, SWEEP_HOST_WORKFLOW, settings.host)
     opening = asyncio.create_task(open_for_builds(client, host))
+    showing = asyncio.create_task(_show(host, runtime)) if runtime else None
     try:
         await run_until_signalled(host_workers(client, host), settings)
     finally:
         opening.cancel()
+        if showing:
+            showing.cancel()
+
+
+async def _show(host: Host, runtime: Runtime) -> None:
+    """Show how full the host is, for ever."""
+    settings = host.settings
+    while True:
+        free = shutil.disk_usage(settings.data_dir).free
+        slots, used = settings.host_slots, host.ledger.count()
+        show_host(runtime.metric_meter, settings.host, slots, used, free)
+        await asyncio.sleep(SHOW_SECONDS)
 
 
 async def open_for_builds(client: Client, host: Host) -> None:

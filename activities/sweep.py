@@ -35,6 +35,7 @@ from activities.interface import BucketSweepActivities, HostSweepActivities
 from activities.lease_objects import LEASES, LeaseObjects
 from activities.leases import LeaseLedger
 from activities.locks import remove_lock
+from activities.metrics import count_sweep
 from activities.models import StoredObject, SweepInput, SweepReport, SweptItem, build_workflow_id
 from activities.network import NETNS_DIRECTORY, network_marks, remove_network
 from activities.provisioning import BUILD_LABEL, DATA_DIR_LABEL, LEASE_LABEL, remove_container
@@ -155,7 +156,9 @@ class HostSweep(HostSweepActivities):
     @activity.defn(name="sweep_host")
     async def sweep_host(self, sweep: SweepInput, /) -> SweepReport:
         """Remove what no live build owns, then evict checkpoints that are old or too many."""
-        return await self.sweep(sweep)
+        report = await self.sweep(sweep)
+        count_sweep(activity.metric_meter(), report)
+        return report
 
     async def sweep(self, sweep: SweepInput) -> SweepReport:
         """Find orphans and, unless it is a dry run, remove them.

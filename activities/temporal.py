@@ -15,6 +15,7 @@ from temporalio.client import Client
 from temporalio.common import SearchAttributeKey
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
+from temporalio.runtime import Runtime
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import (
     ActivityInboundInterceptor,
@@ -23,6 +24,7 @@ from temporalio.worker import (
 )
 
 from activities.errors import TemplateManagerError
+from activities.tracing import client_interceptors
 
 TEMPLATE_ID = SearchAttributeKey.for_keyword("TemplateId")
 BUILD_ID = SearchAttributeKey.for_keyword("BuildId")
@@ -50,7 +52,7 @@ def temporal_address() -> str:
     return str(_config()["target_host"])
 
 
-async def connect(identity: str, *, lazy: bool = False) -> Client:
+async def connect(identity: str, *, lazy: bool = False, runtime: Runtime | None = None) -> Client:
     """Connect as `TEMPORAL_ADDRESS` and its sisters say (default 127.0.0.1:7233).
 
     With `lazy` the connection is made at the first call, so that a server can start while
@@ -62,6 +64,8 @@ async def connect(identity: str, *, lazy: bool = False) -> Client:
         data_converter=pydantic_data_converter,
         identity=identity,
         lazy=lazy,
+        runtime=runtime,
+        interceptors=client_interceptors(),
     )
 
 

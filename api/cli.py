@@ -595,8 +595,10 @@ def _run_process(
     name: str, settings: Settings, start: Callable[[], Coroutine[Any, Any, None]]
 ) -> None:
     from activities.logging import configure_logging
+    from activities.tracing import configure_tracing
 
     configure_logging(settings, name)
+    configure_tracing(name)
     try:
         asyncio.run(start())
     except RuntimeError as error:

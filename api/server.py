@@ -17,8 +17,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from temporalio.client import Client
 
+from activities.metrics import runtime_for
 from activities.settings import Settings
 from activities.temporal import connect
+from activities.tracing import is_tracing
 from api.access import Access, RateLimit, TokenFileError, Tokens
 from api.build_listing import BuildListing
 from api.build_logs import BuildLogs
@@ -62,7 +64,8 @@ class ApiServer:
         self._temporal = TemporalHealth(client)
         self._interceptor = CallInterceptor(_access(settings))
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(interceptors=[self._interceptor], options=OPTIONS)
+        interceptors = [*_tracing_interceptors(), self._interceptor]
+        self._server = grpc.aio.server(interceptors=interceptors, options=OPTIONS)
         self.logs = BuildLogs(client, bucket)
         self.service = TemplateService(
             settings,
@@ -157,7 +160,8 @@ async def serve(settings: Settings, *, insecure: bool = False) -> None:
     _require_whole_tls(settings)
     has_tls = settings.tls_cert is not None
     require_safe_address(settings.api_address, insecure=insecure or has_tls)
-    client = await connect(f"api@{socket.gethostname()}:{os.getpid()}", lazy=True)
+    identity = f"api@{socket.gethostname()}:{os.getpid()}"
+    client = await connect(identity, lazy=True, runtime=runtime_for(settings))
     signals = _Signals()
     async with running_server(client, settings) as server:
         _log.info("serving", address=server.address)
@@ -191,6 +195,14 @@ def _require_whole_tls(settings: Settings) -> None:
         raise BindError("TLS needs both a certificate (--tls-cert) and its key (--tls-key)")
     if settings.tls_client_ca is not None and settings.tls_cert is None:
         raise BindError("--tls-client-ca needs --tls-cert and --tls-key")
+
+
+def _tracing_interceptors() -> list[grpc.aio.ServerInterceptor]:
+    if not is_tracing():
+        return []
+    from opentelemetry.instrumentation.grpc import aio_server_interceptor
+
+    return [aio_server_interceptor()]  # type: ignore[no-untyped-call]
 
 
 def _access(settings: Settings) -> Access:

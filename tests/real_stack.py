@@ -18,6 +18,7 @@ from services import ALL_PARTS, Stack
 
 from activities.bucket import Bucket
 from tests.host_resources import HostResources
+from tests.otlp_collector import Collector
 
 CLI = Path(sys.executable).with_name("template-manager")
 PARTS = tuple(part for part in ALL_PARTS if part != "docker")
@@ -45,6 +46,9 @@ class Product:
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
+        self.collector: Collector | None = None
+        self.metrics: list[str] = []
+        """Where Prometheus would look, when a test has asked for it."""
         self.registry = stack.variables["TEMPLATE_MANAGER_REGISTRY"]
         self.data_dir = Path(stack.variables["TEMPLATE_MANAGER_DATA_DIR"])
 

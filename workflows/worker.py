@@ -11,6 +11,7 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
+from activities.metrics import runtime_for
 from activities.models import SWEEP_BUCKET_WORKFLOW, WORKFLOW_TASK_QUEUE
 from activities.settings import Settings
 from activities.sweep_schedule import schedule_sweep
@@ -40,7 +41,7 @@ def sandbox() -> SandboxedWorkflowRunner:
     """Return the workflow sandbox. Our own contract modules are passed through: pure data."""
     return SandboxedWorkflowRunner(
         restrictions=SandboxRestrictions.default.with_passthrough_modules(
-            "activities", "pydantic_settings", "structlog", "dotenv"
+            "activities", "pydantic_settings", "structlog", "dotenv", "opentelemetry"
         )
     )
 
@@ -63,7 +64,8 @@ def workflow_worker(
 
 async def run(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises when Temporal cannot be reached or the worker fails."""
-    client = await connect(f"worker@{socket.gethostname()}:{os.getpid()}")
+    identity = f"worker@{socket.gethostname()}:{os.getpid()}"
+    client = await connect(identity, runtime=runtime_for(settings))
     await register_search_attributes(client)
     await schedule_sweep(client, settings, SWEEP_BUCKET_WORKFLOW, "bucket")
     worker = workflow_worker(client, _activities(settings, client))

@@ -18,10 +18,12 @@ from typing import Any
 import docker
 import images
 import pytest
+import requests
 
 from activities.network import GUEST_ADDRESS, in_network
 from tests.file_trees import difference, tree_of_ext4, tree_of_image
 from tests.images import Layer, Registry, free_port
+from tests.otlp_collector import running_collector
 from tests.real_stack import HTTPD, Product, nothing_left, running_product
 
 OPTIONS = (
@@ -38,7 +40,21 @@ WRITTEN_BY_BUSYBOX = re.compile(r"/(tmp|run|dev|proc|sys|etc|srv|var(/.*)?)?")
 
 @pytest.fixture(scope="module")
 def product() -> Iterator[Product]:
-    with running_product(TEMPLATE_MANAGER_BUILD=OPTIONS) as running:
+    ports = [free_port(), free_port()]
+    with (
+        running_collector() as collector,
+        running_product(
+            ("api",),
+            TEMPLATE_MANAGER_BUILD=OPTIONS,
+            OTEL_EXPORTER_OTLP_ENDPOINT=collector.address,
+            OTEL_BSP_SCHEDULE_DELAY="200",
+        ) as running,
+    ):
+        running.collector = collector
+        for app, port in zip(("worker", "host"), ports, strict=True):
+            address = f"127.0.0.1:{port}"
+            running.stack.start_app(app, TEMPLATE_MANAGER_METRICS_ADDRESS=address)
+            running.metrics.append(f"http://{address}/metrics")
         yield running
 
 
@@ -349,3 +365,61 @@ def test_a_host_is_drained_before_maintenance(product: Product, busybox: str) ->
         assert "no-such-host does not answer" in away.err
         for build_id in (running, waiting):
             assert product.cli("delete", build_id).code == 0
+
+
+def test_prometheus_is_told(product: Product, busybox: str) -> None:
+    with nothing_left(product):
+        build_id = product.build(busybox)
+        assert product.ended(build_id)["state"] == "completed"
+        failed = product.build(f"{product.registry}/no/such:image")
+        assert product.ended(failed)["state"] == "failed"
+        for each in (build_id, failed):
+            assert product.cli("delete", each).code == 0
+    worker, host = (requests.get(url, timeout=10).text for url in product.metrics)
+    for expected in (
+        r'template_manager_builds_total{[^}]*result="completed"[^}]*} [1-9]',
+        r'template_manager_builds_total{[^}]*reason="ImageNotFoundError"[^}]*} [1-9]',
+        r'template_manager_step_seconds_count{[^}]*step="boot_and_snapshot"[^}]*} [1-9]',
+        r'template_manager_steps_total{[^}]*outcome="(done|reused)"[^}]*} [1-9]',
+        r"template_manager_queue_seconds_count",
+        r"template_manager_resume_seconds_sum",
+        r'template_manager_uploaded_bytes_total{[^}]*artifact="memfile"[^}]*} [1-9]',
+        r"temporal_workflow_completed",
+    ):
+        assert re.search(expected, worker), expected
+    for expected in (
+        r"template_manager_slots{[^}]*} 2",
+        r"template_manager_slots_used{[^}]*} 0",
+        r"template_manager_disk_free_bytes{[^}]*} [1-9]",
+    ):
+        assert re.search(expected, host), expected
+
+
+def test_a_build_is_one_trace(product: Product, busybox: str) -> None:
+    with nothing_left(product):
+        build_id = product.build(busybox)
+        assert product.ended(build_id)["state"] == "completed"
+        assert product.cli("delete", build_id).code == 0
+    collector = product.collector
+    assert collector is not None
+    workflow = f"template-build-{build_id}"
+    deadline = time.monotonic() + 20
+    while True:
+        spans = collector.trace_of(workflow)
+        names = {span.name for span in spans}
+        wanted = {
+            "RunActivity:build_rootfs",
+            "RunActivity:publish_template",
+            "RunActivity:archive_log",
+        }
+        if wanted <= names:
+            break
+        assert time.monotonic() < deadline, names
+        time.sleep(0.2)
+    assert "/TemplateService/TemplateCreate" in names
+    assert "RunWorkflow:BuildTemplate" in names
+    assert {span.service for span in spans} == {
+        "template-manager-api",
+        "template-manager-worker",
+        "template-manager-host",
+    }
