@@ -87,8 +87,8 @@ FAULTS: dict[str, Mapping[str, Any]] = {
 def test_a_bad_day_of_the_storage(product: ChaosProduct, fault: str) -> None:
     """Retried where it can help; what is published is whole."""
     with nothing_left(product):
+        build_id = product.new_build("--force")
         with product.stack.faults(FAULTS[fault]):
-            build_id = product.new_build("--force")
             status = product.ended_somehow(build_id)
         assert status["state"] == "completed", status
         product.require_template(build_id)
@@ -97,13 +97,7 @@ def test_a_bad_day_of_the_storage(product: ChaosProduct, fault: str) -> None:
 
 def test_a_bucket_that_refuses_is_a_failure_that_a_retry_continues(product: ChaosProduct) -> None:
     with nothing_left(product):
-        refused = {
-            "kind": "status",
-            "status": 403,
-            "operation": "upload",
-            "path": "parts",
-            "count": None,
-        }
+        refused = {"kind": "status", "status": 403, "operation": "compose", "count": None}
         with product.stack.faults(refused):
             build_id = product.new_build()
             status = product.ended_somehow(build_id)
