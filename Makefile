@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup demo demo-down test chaos lint types proto proto-check bench
+.PHONY: help setup setup-tests demo demo-down test chaos lint types proto proto-check bench
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/\t/' | expand -t 14
@@ -17,10 +17,13 @@ demo: setup  ## Set everything up and build two templates, end to end
 demo-down:  ## Stop all that demo has started
 	@$(PYTHON) temporal-dev/services.py down
 
-test: setup  ## Lint, types, stubs and all tests, on real parts
+setup-tests:
+	@temporal-dev/install tests
+
+test: setup-tests  ## Lint, types, stubs and all tests, on real parts
 	@temporal-dev/run-tests
 
-chaos: setup  ## Kill everything in every step of a build; prints a table (under an hour)
+chaos: setup-tests  ## Kill everything in every step of a build; prints a table (under an hour)
 	@$(PYTHON) temporal-dev/services.py run --only docker,kernel,firecracker -- \
 	  pytest tests/chaos --chaos=full
 

@@ -31,7 +31,8 @@ BUILD_ID = SearchAttributeKey.for_keyword("BuildId")
 BUILD_STATE = SearchAttributeKey.for_keyword("BuildState")
 BUILD_STEP = SearchAttributeKey.for_keyword("BuildStep")
 KVM_HOST = SearchAttributeKey.for_keyword("KvmHost")
-SEARCH_ATTRIBUTES = (TEMPLATE_ID, BUILD_ID, BUILD_STATE, BUILD_STEP, KVM_HOST)
+IMAGE = SearchAttributeKey.for_keyword("TemplateImage")
+SEARCH_ATTRIBUTES = (TEMPLATE_ID, BUILD_ID, IMAGE, BUILD_STATE, BUILD_STEP, KVM_HOST)
 
 CONFIG_SHA256_MEMO = "config_sha256"
 

@@ -43,7 +43,13 @@ from activities.models import (
     delete_workflow_id,
 )
 from activities.settings import Settings
-from activities.temporal import BUILD_ID, BUILD_STATE, CONFIG_SHA256_MEMO, TEMPLATE_ID
+from activities.temporal import (
+    BUILD_ID,
+    BUILD_STATE,
+    CONFIG_SHA256_MEMO,
+    IMAGE,
+    TEMPLATE_ID,
+)
 from api.build_listing import IMAGE_MEMO
 from api.build_view import (
     BuildView,
@@ -245,6 +251,7 @@ class Builds:
                 [
                     SearchAttributePair(TEMPLATE_ID, config.template_id),
                     SearchAttributePair(BUILD_ID, config.build_id),
+                    SearchAttributePair(IMAGE, config.image),
                     SearchAttributePair(BUILD_STATE, BuildState.BUILDING),
                 ]
             ),

@@ -6,12 +6,15 @@ import base64
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -423,3 +426,59 @@ def test_a_build_is_one_trace(product: Product, busybox: str) -> None:
         "template-manager-worker",
         "template-manager-host",
     }
+
+
+def test_an_upgrade_in_the_middle_of_a_build(
+    product: Product, busybox: str, tmp_path: Path
+) -> None:
+    """Worker and host are replaced by changed code while a guest boots: the build goes on."""
+    new = _changed_code(tmp_path / "new")
+    with nothing_left(product):
+        build_id = product.build(busybox, "--force", ready="/bin/busybox sleep 8")
+        product.until_logged(build_id, "guest is up")
+        for name in ("worker", "host"):
+            product.stack.stop(name)
+        with _running(product, new, "worker"), _running(product, new, "host"):
+            status = product.ended(build_id)
+        for name in ("worker", "host"):
+            product.stack.restart(name)
+        assert status["state"] == "completed", status
+        log = product.log(build_id)
+        assert "verified by the new code" in log
+        assert sum(line.startswith("VM started") for line in log) == 1
+        assert product.cli("delete", build_id).code == 0
+
+
+def _changed_code(directory: Path) -> Path:
+    """Copy the product with a change of the workflow that is guarded as it must be."""
+    repository = Path(__file__).parents[2]
+    for name in ("activities", "api", "workflows"):
+        shutil.copytree(repository / name, directory / name)
+    path = directory / "workflows" / "build_template.py"
+    before = "        verify = VerifySnapshotInput("
+    changed = (
+        '        if workflow.patched("verified-by-new-code"):\n'
+        '            self._say("verified by the new code")\n'
+    )
+    text = path.read_text()
+    assert text.count(before) == 1
+    path.write_text(text.replace(before, changed + before))
+    return directory
+
+
+@contextmanager
+def _running(product: Product, code: Path, process: str) -> Iterator[None]:
+    """Run a process of the product from other code."""
+    with (code / f"{process}.log").open("wb") as log:
+        started = subprocess.Popen(
+            [sys.executable, "-m", "api.cli", process],
+            cwd=code,
+            env={**os.environ, **product.stack.variables, "PYTHONPATH": str(code)},
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            yield
+        finally:
+            started.terminate()
+            started.wait(60)

@@ -1,0 +1,117 @@
+"""What a person sees in Temporal's Web UI, in Chromium: a finished, a failed, a running build."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import images
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from activities.models import build_workflow_id
+from tests.real_stack import Product, nothing_left, running_product
+
+CHROMIUM = "/usr/bin/chromium"
+COLUMNS = ("Status", "TemplateId", "TemplateImage", "BuildState", "BuildStep", "KvmHost")
+WAIT_MS = 30_000
+# Where a person may keep a picture of it: `docs/` has one.
+SCREENSHOT = "web-ui-failed-build.png"
+
+
+@dataclass(frozen=True)
+class Builds:
+    """Three builds in the three states that one looks at."""
+
+    product: Product
+    image: str
+    finished: str
+    failed: str
+    running: str
+
+    def address(self, build_id: str, tab: str) -> str:
+        ui = self.product.stack.variables["TEMPLATE_MANAGER_WEB_UI_ADDRESS"]
+        run_id = self.product.status(build_id)["run_id"]
+        return f"{ui}/namespaces/default/workflows/{build_workflow_id(build_id)}/{run_id}/{tab}"
+
+
+@pytest.fixture(scope="module")
+def builds() -> Iterator[Builds]:
+    with running_product() as product:
+        image = images.make_and_push("busybox", product.registry, lambda _: None)
+        with nothing_left(product):
+            finished = product.build(image, "--template-id", "web-finished")
+            failed = product.build(image, "--template-id", "web-failed", start="/no/such/server")
+            product.ended(finished)
+            product.ended(failed)
+            running = product.build(
+                image, "--template-id", "web-running", ready="/bin/busybox false"
+            )
+            product.until(running, lambda status: status["step"] == "boot_and_snapshot")
+            yield Builds(product, image, finished, failed, running)
+            for build_id in (finished, failed, running):
+                assert product.cli("delete", build_id).code == 0
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        made = browser.new_page(viewport={"width": 1600, "height": 1000})
+        made.set_default_timeout(WAIT_MS)
+        expect.set_options(timeout=WAIT_MS)
+        yield made
+        browser.close()
+
+
+def test_the_list_shows_template_image_state_step_and_host(page: Page, builds: Builds) -> None:
+    columns = json.dumps({"default": [{"label": label} for label in COLUMNS]})
+    page.add_init_script(
+        f"localStorage.setItem('namespace-workflow-table-columns', {json.dumps(columns)})"
+    )
+    ui = builds.product.stack.variables["TEMPLATE_MANAGER_WEB_UI_ADDRESS"]
+    page.goto(f'{ui}/namespaces/default/workflows?query=`WorkflowType`="BuildTemplate"')
+    for state, template in (
+        ("completed", "web-finished"),
+        ("failed", "web-failed"),
+        ("building", "web-running"),
+    ):
+        row = page.get_by_role("row").filter(has_text=template)
+        for told in (builds.image, state):
+            expect(row).to_contain_text(told)
+    running = page.get_by_role("row").filter(has_text="web-running")
+    expect(running).to_contain_text("boot_and_snapshot")
+    [host] = builds.product.cli("hosts", "--json").json["hosts"]
+    expect(running).to_contain_text(host)
+
+
+def test_a_finished_build(page: Page, builds: Builds) -> None:
+    page.goto(builds.address(builds.finished, "history"))
+    body = page.locator("body")
+    expect(body).to_contain_text("Completed")
+    for summary in (f"pull {builds.image}", "make rootfs.ext4 of", "boot 1 vCPU 256 MiB"):
+        expect(body).to_contain_text(summary)
+    expect(body).to_contain_text(re.compile(r"upload memfile \d+ MiB"))
+    page.goto(builds.address(builds.finished, "user-metadata"))
+    expect(body).to_contain_text(f"web-finished · {builds.image}")
+
+
+def test_a_failed_build_says_what_to_do(page: Page, builds: Builds) -> None:
+    page.goto(builds.address(builds.failed, "history"))
+    body = page.locator("body")
+    for told in ("exit code 127", "/no/such/server", "what to do:", "Run the command"):
+        expect(body).to_contain_text(told)
+    page.screenshot(path=Path(builds.product.stack.environment.state_dir) / SCREENSHOT)
+
+
+def test_a_running_build_tells_how_far_it_is(page: Page, builds: Builds) -> None:
+    page.goto(builds.address(builds.running, "user-metadata"))
+    body = page.locator("body")
+    expect(body).to_contain_text(f"web-running · {builds.image}")
+    for told in ("build_rootfs", "boot_and_snapshot"):
+        expect(body).to_contain_text(told)
+    page.goto(builds.address(builds.running, "pending-activities"))
+    expect(body).to_contain_text("wait_until_ready")
