@@ -64,15 +64,12 @@ PROCESSES = (
 )
 STEPS_WITH_A_VM = ("ready", "snapshot", "verify")
 SHORT = {
-    ("host", "rootfs"),
     ("host", "ready"),
     ("host", "upload"),
     ("worker", "ready"),
     ("temporal", "ready"),
     ("firecracker", "ready"),
     ("gcs-emulator", "upload"),
-    ("registry", "pull"),
-    ("api", "verify"),
 }
 # What a build may fail with when this was killed, because it is the truth.
 TRUE_CAUSES = {

@@ -32,8 +32,8 @@ from api.server import ApiServer
 from tests.workflows.recording_host import Journal, RecordingHost
 
 OPTIONS = BuildOptions(
-    heartbeat_timeout_seconds=1.5,
-    lease_grace_seconds=2,
+    heartbeat_timeout_seconds=3,
+    lease_grace_seconds=4,
     lease_wait_seconds=20,
     teardown_timeout_seconds=10,
     retry_attempts=2,

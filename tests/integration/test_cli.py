@@ -55,7 +55,7 @@ async def started(
 
 async def cli(*arguments: str, stdin: str = "", env: Mapping[str, str] | None = None) -> Ended:
     process = await started(*arguments, env=env)
-    out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 40)
+    out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 80)
     assert process.returncode is not None
     return Ended(process.returncode, out.decode(), err.decode())
 
@@ -115,7 +115,7 @@ async def test_a_failed_build_is_listed_and_retried(api: Api) -> None:
     api.journal.fail("start_vm", StartCommandError("exit code 127"))
     created = await api.client.create(api.template(template_id=template_id))
     await api.ended(created.build_id)
-    async with asyncio.timeout(20):  # visibility lags behind
+    async with asyncio.timeout(40):  # visibility lags behind
         while (
             created.build_id
             not in (
@@ -162,11 +162,11 @@ async def test_interrupting_a_follower_leaves_the_build_alone(api: Api) -> None:
     await publish(api.temporal, build_id, "now!", level=LogLevel.INFO)
     process = await started("logs", build_id, "-f", *at(api))
     assert process.stdout is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         while b"now!" not in await process.stdout.readline():
             pass
     process.send_signal(signal.SIGINT)
-    assert await asyncio.wait_for(process.wait(), 10) == 130
+    assert await asyncio.wait_for(process.wait(), 30) == 130
     assert (await api.client.status(build_id)).state == "building"
 
 
@@ -191,12 +191,12 @@ async def test_the_api_process_serves_drains_and_ends(api: Api, tmp_path: Path) 
             "TEMPLATE_MANAGER_READY_FILE": str(ready),
         },
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         while not ready.exists():
             await asyncio.sleep(0.05)
     await serving("127.0.0.1:15908", True)
     process.send_signal(signal.SIGTERM)
-    assert await asyncio.wait_for(process.wait(), 10) == 0
+    assert await asyncio.wait_for(process.wait(), 30) == 0
     assert not ready.exists()
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import images
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Error, Page, expect, sync_playwright
 
 from activities.models import build_workflow_id
 from tests.real_stack import Product, nothing_left, running_product
@@ -88,15 +89,29 @@ def test_the_list_shows_template_image_state_step_and_host(page: Page, builds: B
     expect(running).to_contain_text(host)
 
 
+def expect_somewhere(page: Page, *texts: str) -> None:
+    """Wait until each text is on the page; the UI shows markdown in frames of their own."""
+    deadline = time.monotonic() + WAIT_MS / 1000
+    while True:
+        shown = ""
+        for frame in page.frames:
+            with contextlib.suppress(Error):  # it has just been replaced
+                shown += frame.locator("body").inner_text(timeout=1000)
+        missing = [text for text in texts if text not in shown]
+        if not missing:
+            return
+        assert time.monotonic() < deadline, f"{missing} not in {shown}"
+        page.wait_for_timeout(200)
+
+
 def test_a_finished_build(page: Page, builds: Builds) -> None:
-    page.goto(builds.address(builds.finished, "history"))
-    body = page.locator("body")
-    expect(body).to_contain_text("Completed")
-    for summary in (f"pull {builds.image}", "make rootfs.ext4 of", "boot 1 vCPU 256 MiB"):
-        expect(body).to_contain_text(summary)
-    expect(body).to_contain_text(re.compile(r"upload memfile \d+ MiB"))
+    page.goto(builds.address(builds.finished, "history?per-page=250"))
+    expect(page.locator("body")).to_contain_text("Completed")
+    expect_somewhere(page, f"pull {builds.image}", "make rootfs.ext4 of", "boot 1 vCPU 256 MiB")
+    page.goto(builds.address(builds.finished, "timeline"))
+    expect_somewhere(page, "upload memfile")
     page.goto(builds.address(builds.finished, "user-metadata"))
-    expect(body).to_contain_text(f"web-finished · {builds.image}")
+    expect_somewhere(page, f"web-finished · {builds.image}")
 
 
 def test_a_failed_build_says_what_to_do(page: Page, builds: Builds) -> None:
@@ -109,9 +124,8 @@ def test_a_failed_build_says_what_to_do(page: Page, builds: Builds) -> None:
 
 def test_a_running_build_tells_how_far_it_is(page: Page, builds: Builds) -> None:
     page.goto(builds.address(builds.running, "user-metadata"))
-    body = page.locator("body")
-    expect(body).to_contain_text(f"web-running · {builds.image}")
-    for told in ("build_rootfs", "boot_and_snapshot"):
-        expect(body).to_contain_text(told)
+    expect_somewhere(
+        page, f"web-running · {builds.image}", "build_rootfs", "boot_and_snapshot", "running"
+    )
     page.goto(builds.address(builds.running, "pending-activities"))
-    expect(body).to_contain_text("wait_until_ready")
+    expect_somewhere(page, "wait_until_ready")

@@ -50,8 +50,8 @@ from workflows.build_template import BuildTemplate
 Handle = WorkflowHandle[BuildTemplate, BuildResult]
 
 OPTIONS = BuildOptions(
-    heartbeat_timeout_seconds=1.5,
-    lease_grace_seconds=2,
+    heartbeat_timeout_seconds=3,
+    lease_grace_seconds=4,
     lease_wait_seconds=20,
     teardown_timeout_seconds=10,
     retry_attempts=2,
