@@ -6,6 +6,7 @@ Errors are `CallError`: the server's message, reason, bad fields and hint in one
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -24,6 +25,7 @@ CALL_SECONDS = 30.0
 # Undoing a build and deleting a template take as long as the hosts and the bucket need.
 UNDO_SECONDS = 1800.0
 RECONNECT_SECONDS = 1.0
+CLOSE_SECONDS = 2.0
 OPTIONS = (
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
     ("grpc.keepalive_time_ms", 30_000),  # a followed log can be silent for long
@@ -75,7 +77,9 @@ class TemplateClient:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._channel.close()
+        # An interrupted call may keep the channel open: leaving must not wait for it.
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._channel.close(), CLOSE_SECONDS)
 
     async def create(self, template: pb.TemplateConfig) -> CreatedBuild:
         """Start a build, or find the one that the same request has started. Raises CallError."""

@@ -46,7 +46,7 @@ async def started(
         "api.cli",
         *arguments,
         cwd=REPOSITORY,
-        env={**os.environ, "COLUMNS": "120", **(env or {})},
+        env={**os.environ, "COLUMNS": "120", "PYTHONFAULTHANDLER": "1", **(env or {})},
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -166,8 +166,18 @@ async def test_interrupting_a_follower_leaves_the_build_alone(api: Api) -> None:
         while b"now!" not in await process.stdout.readline():
             pass
     process.send_signal(signal.SIGINT)
-    assert await asyncio.wait_for(process.wait(), 30) == 130
+    assert await ended_with(process) == 130
     assert (await api.client.status(build_id)).state == "building"
+
+
+async def ended_with(process: asyncio.subprocess.Process) -> int:
+    """Wait for the exit code; a process that hangs tells where it does."""
+    try:
+        return await asyncio.wait_for(process.wait(), 30)
+    except TimeoutError:
+        process.send_signal(signal.SIGABRT)
+        _, told = await process.communicate()
+        raise AssertionError(told.decode()) from None
 
 
 async def test_a_password_is_read_from_standard_input(api: Api) -> None:

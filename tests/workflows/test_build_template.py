@@ -312,7 +312,7 @@ async def test_a_restarted_host_takes_its_build_up_again(client: Client, journal
         handle = await start(client, BuildInput(config=config(), options=OPTIONS))
         await asyncio.wait_for(started.wait(), 30)
         host.silent.set()
-        await asyncio.sleep(2)
+        await asyncio.sleep(OPTIONS.heartbeat_timeout_seconds + 0.5)
         host.silent.clear()
         journal.hanging.clear()
         result = await result_of(handle)
