@@ -138,6 +138,8 @@ class StackEnvironment:
             f"{prefix}KERNELS_DIR": str(self.kernels),
             f"{prefix}REGISTRY": f"127.0.0.1:{self.ports.registry}",
             f"{prefix}SECRET_KEYS": secret_keys(self.state_dir),
+            # The emulator stores a part in memory: small ones go through it faster.
+            f"{prefix}UPLOAD_CHUNK_MB": "8",
             f"{prefix}WEB_UI_ADDRESS": f"http://127.0.0.1:{self.ports.temporal_ui}",
         }
         if version := self.kernel_version:

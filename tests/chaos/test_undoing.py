@@ -19,9 +19,7 @@ from tests.resetting import reset_before
 pytestmark = pytest.mark.timeout(400)
 FULL = pytest.mark.full
 STEPS_TO_STOP = [
-    step if step == "upload" else pytest.param(step, marks=FULL)
-    for step in STEPS
-    if step not in ("release", "publish")
+    pytest.param(step, marks=FULL) for step in STEPS if step not in ("release", "publish")
 ]
 TRIES = 3
 
@@ -93,6 +91,7 @@ def test_a_bad_day_of_the_storage(product: ChaosProduct, fault: str) -> None:
         assert product.cli("delete", build_id).code == 0
 
 
+@FULL
 def test_a_bucket_that_refuses_is_a_failure_that_a_retry_continues(product: ChaosProduct) -> None:
     with nothing_left(product):
         refused = {"kind": "status", "status": 403, "operation": "compose", "count": None}
