@@ -65,7 +65,6 @@ PROCESSES = (
 STEPS_WITH_A_VM = ("ready", "snapshot", "verify")
 SHORT = {
     ("host", "ready"),
-    ("host", "upload"),
     ("worker", "ready"),
     ("temporal", "ready"),
     ("firecracker", "ready"),
