@@ -31,6 +31,7 @@ from activities.sparse_files import allocated_bytes, sha256_of, sync_directory
 
 MANIFEST = "manifest.json"
 REFERENCES = "refs"
+CONDEMNED = "unusable"
 FINGERPRINT = re.compile("[0-9a-f]{64}")
 
 
@@ -79,9 +80,12 @@ class CheckpointStore:
     ) -> Checkpoint | None:
         """Return the checkpoint if it is there and every byte is right, and take a reference.
 
-        A damaged one is removed, so that it is made again. Blocking: it hashes the files.
+        A condemned one is not found. A damaged one is removed, so that it is made again. Blocking:
+        it hashes the files.
         """
         directory = self.path(step, key)
+        if (directory / CONDEMNED).exists():
+            return None
         try:
             manifest = Checkpoint.model_validate_json((directory / MANIFEST).read_text())
         except (FileNotFoundError, ValueError):
@@ -92,6 +96,10 @@ class CheckpointStore:
             return manifest.model_copy(update={"reused": True})
         shutil.rmtree(directory, ignore_errors=True)
         return None
+
+    def condemn(self, checkpoint: Checkpoint) -> None:
+        """Let a checkpoint that is whole, but of no use, not be found again."""
+        (self.path(checkpoint.step, checkpoint.fingerprint) / CONDEMNED).touch()
 
     def require(self, checkpoint: Checkpoint, build_id: str) -> Path:
         """Return the directory of what an earlier step left.
@@ -227,12 +235,12 @@ class CheckpointStore:
 
 def _look_at(path: Path) -> KeptCheckpoint | None:
     try:
-        files = [entry.lstat() for entry in path.iterdir() if entry.is_file()]
+        size_bytes = sum(allocated_bytes(entry) for entry in path.iterdir() if entry.is_file())
         users = tuple(entry.name for entry in (path / REFERENCES).glob("*"))
         used_at = path.stat().st_mtime
     except FileNotFoundError:  # it has just gone
         return None
-    return KeptCheckpoint(path, sum(file.st_blocks * 512 for file in files), used_at, users)
+    return KeptCheckpoint(path, size_bytes, used_at, users)
 
 
 def _looks_whole(path: Path, expected: StoredFile) -> bool:

@@ -11,7 +11,7 @@ from activities.build_log import log_path
 from activities.checkpoints import CheckpointStore
 from activities.interface import CheckpointActivities
 from activities.leases import LeaseLedger
-from activities.microvm import UNUSABLE, require_host, snapshot_fingerprint
+from activities.microvm import require_host, snapshot_fingerprint
 from activities.models import Checkpoint, FindSnapshotInput, Step
 from activities.settings import Settings
 from activities.step import RunningStep, running_step
@@ -40,8 +40,6 @@ class HostCheckpointActivities(CheckpointActivities):
     def _find(self, find: FindSnapshotInput, running: RunningStep) -> Checkpoint | None:
         require_host(self._settings, find.shape)
         key = snapshot_fingerprint(self._settings, find.rootfs, find.shape)
-        if (self._store.path(Step.BOOT, key) / UNUSABLE).exists():
-            return None
         return self._store.find(Step.BOOT, key, find.scope.build_id, running.check)
 
     def _discard(self, build_id: str) -> None:

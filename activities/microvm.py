@@ -50,7 +50,6 @@ from activities.step import RunningStep, running_step
 from activities.vm_process import VmProcess, remove_vms_until
 
 SNAPSHOT_FILES = ("rootfs.ext4", "memfile", "snapfile")
-UNUSABLE = "unusable"
 ANSWER_SECONDS = 30.0
 CLOCK_WARNING_MS = 1000.0
 POLL_SECONDS = 0.05
@@ -170,7 +169,7 @@ class HostMicrovmActivities(MicrovmActivities):
             return self._published_before(key, snapshot, running)
         facts = self._take(vm, snapshot, running)
         with self._store.making(Step.BOOT, key, scope, attempt, running.check) as work:
-            other = self._usable(key, snapshot, running)
+            other = self._kept(key, snapshot, running)
             if other is not None:  # another build of the same was quicker, and may be using it
                 running.log.info("another build's snapshot of the same inputs is taken")
                 return other
@@ -188,11 +187,7 @@ class HostMicrovmActivities(MicrovmActivities):
                 facts=facts,
             )
 
-    def _usable(
-        self, key: str, snapshot: SnapshotVmInput, running: RunningStep
-    ) -> Checkpoint | None:
-        if (self._store.path(Step.BOOT, key) / UNUSABLE).exists():
-            return None
+    def _kept(self, key: str, snapshot: SnapshotVmInput, running: RunningStep) -> Checkpoint | None:
         found = self._store.find(Step.BOOT, key, snapshot.vm.scope.build_id, running.check)
         return found.model_copy(update={"reused": False}) if found else None
 
@@ -200,7 +195,7 @@ class HostMicrovmActivities(MicrovmActivities):
         self, key: str, snapshot: SnapshotVmInput, running: RunningStep
     ) -> Checkpoint:
         """An earlier attempt may have published and not been heard; else the VM is lost."""
-        found = self._usable(key, snapshot, running)
+        found = self._kept(key, snapshot, running)
         if found is None:
             raise CheckpointLostError("the booted VM is gone", step=Step.BOOT)
         return found
@@ -240,7 +235,7 @@ class HostMicrovmActivities(MicrovmActivities):
             skew = clock_skew_ms(vm.name, running.check)
             _require_right_clock(resumed, skew)
         except SnapshotNotResumableError as error:
-            (snapshot / UNUSABLE).touch()  # a retry must boot again, not find this one
+            self._store.condemn(verify.snapshot)  # a retry must boot again, not find this one
             error.log_tail = tuple(vm.tail(4000).splitlines()[-20:])
             raise
         finally:
