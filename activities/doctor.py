@@ -17,7 +17,7 @@ from activities.bucket import Bucket
 from activities.docker_daemon import make_docker_client
 from activities.errors import TemplateManagerError
 from activities.microvm import vmm_version
-from activities.network import create_network, remove_network
+from activities.network import create_network, passing_name, remove_network
 from activities.sealing import Sealer
 from activities.settings import Settings
 from activities.temporal import SEARCH_ATTRIBUTES, missing_search_attributes
@@ -140,7 +140,7 @@ def _busybox(settings: Settings) -> Finding:
 
 
 def _network(settings: Settings) -> Finding:
-    name = f"tm-run-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    name = passing_name()
     try:
         create_network(name)
         remove_network(name)

@@ -15,6 +15,7 @@ from activities.microvm import require_host, snapshot_fingerprint
 from activities.models import Checkpoint, FindSnapshotInput, Step
 from activities.settings import Settings
 from activities.step import RunningStep, running_step
+from activities.work_directories import work_of
 
 
 class HostCheckpointActivities(CheckpointActivities):
@@ -44,7 +45,7 @@ class HostCheckpointActivities(CheckpointActivities):
 
     def _discard(self, build_id: str) -> None:
         self._store.release(build_id)
-        shutil.rmtree(self._settings.data_dir / "work" / build_id, ignore_errors=True)
+        shutil.rmtree(work_of(self._settings.data_dir, build_id), ignore_errors=True)
         path = log_path(self._settings.data_dir, build_id)
         for leftover in (path, path.with_suffix(".streamed")):
             leftover.unlink(missing_ok=True)

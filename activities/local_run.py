@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import tempfile
 import threading
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +15,7 @@ from activities.errors import TemplateDamagedError, TemplateNotFoundError, VmmEr
 from activities.metadata import TemplateMetadata
 from activities.microvm import SNAPSHOT_FILES, cpu_model, require_host, resume, vmm_version
 from activities.models import VmShape
-from activities.network import GUEST_ADDRESS, create_network, remove_network
+from activities.network import GUEST_ADDRESS, create_network, passing_name, remove_network
 from activities.settings import Settings
 from activities.vm_process import VmProcess
 
@@ -75,7 +73,7 @@ def _require_same_machine(metadata: TemplateMetadata, firecracker: Path) -> None
 
 @contextmanager
 def _vm() -> Iterator[VmProcess]:
-    name = f"tm-run-{os.getpid()}-{uuid.uuid4().hex[:8]}"  # a sweep looks for the process
+    name = passing_name()
     with tempfile.TemporaryDirectory(prefix=name) as parent:
         vm = VmProcess(Path(parent), name)
         vm.directory.mkdir()

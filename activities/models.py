@@ -10,7 +10,7 @@ import re
 import uuid
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
@@ -29,6 +29,8 @@ def canonical_build_id(value: str) -> str:
     return str(parsed)
 
 
+UUID_PATTERN = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+VM_NAME = re.compile(rf"tm-(?P<build_id>{UUID_PATTERN})-(?P<number>\d+)-(?P<purpose>[a-z]+)")
 BuildId = Annotated[str, AfterValidator(canonical_build_id)]
 TemplateId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}$")]
 ImageDigest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -299,6 +301,20 @@ class VmPurpose(StrEnum):
 
     BOOT = "boot"
     VERIFY = "verify"
+
+
+class VmName(NamedTuple):
+    """What the name of a VM says."""
+
+    build_id: str
+    lease_number: int
+    purpose: str
+
+
+def parse_vm_name(name: str) -> VmName | None:
+    """Read a name that `VmRef.name` has made; None for any other name."""
+    found = VM_NAME.fullmatch(name)
+    return VmName(found["build_id"], int(found["number"]), found["purpose"]) if found else None
 
 
 class VmRef(Model):

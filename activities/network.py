@@ -11,8 +11,10 @@ import asyncio
 import ctypes
 import errno
 import os
+import re
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -23,7 +25,7 @@ from temporalio import activity
 from activities.errors import HostFaultError
 from activities.interface import NetworkActivities
 from activities.leases import LeaseLedger
-from activities.models import VmRef
+from activities.models import VmRef, parse_vm_name
 from activities.settings import Settings
 
 T = TypeVar("T")
@@ -37,6 +39,7 @@ PREFIX_BITS = 30
 NETMASK = "255.255.255.252"
 GUEST_MAC = "02:FC:00:00:00:05"
 NAME_PREFIX = "tm-"
+PASSING_NAME = re.compile(r"tm-run-(?P<pid>\d+)-[0-9a-f]+")
 BUSY_SECONDS = 10.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -94,6 +97,17 @@ def remove_network(name: str) -> None:
             time.sleep(0.05)
 
 
+def passing_name() -> str:
+    """Name a network that lasts no longer than this process; it tells which one that is."""
+    return f"tm-run-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def owner_of_passing(name: str) -> int | None:
+    """Return the pid in a name that `passing_name` has made; None for any other name."""
+    found = PASSING_NAME.fullmatch(name)
+    return int(found["pid"]) if found else None
+
+
 def networks_of(build_id: str | None = None) -> list[str]:
     """Return the names of our networks, of one build or of all."""
     prefix = f"{NAME_PREFIX}{build_id}-" if build_id else NAME_PREFIX
@@ -117,11 +131,12 @@ def remove_networks_until(vm: VmRef, data_dir: Path) -> None:
 
 def is_superseded(name: str, vm: VmRef) -> bool:
     """Whether `name` is that of this VM, or of the same VM under an earlier lease."""
-    parts = name.removeprefix(f"{NAME_PREFIX}{vm.scope.build_id}-").split("-")
-    lease_number, purpose = (parts[0], parts[-1]) if len(parts) == 2 else ("", "")
-    if not lease_number.isdigit() or purpose != vm.purpose:
-        return False
-    return int(lease_number) <= vm.scope.lease.number
+    named = parse_vm_name(name)
+    return (
+        named is not None
+        and (named.build_id, named.purpose) == (vm.scope.build_id, vm.purpose)
+        and named.lease_number <= vm.scope.lease.number
+    )
 
 
 def in_network(name: str, function: Callable[[], T]) -> T:

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import uuid
@@ -52,6 +51,12 @@ from activities.provisioning import (
 )
 from activities.settings import Settings
 from activities.step import RunningStep, running_step
+from activities.work_directories import (
+    remove_if_empty,
+    remove_work_directory,
+    work_directory,
+    work_of,
+)
 
 # Raise it when the same inputs give another root file system than before.
 PROVISIONING_VERSION = 1
@@ -72,7 +77,7 @@ class Workplace:
     @classmethod
     def of(cls, data_dir: Path, scope: BuildScope, attempt: int) -> Workplace:
         """Name an attempt's directory."""
-        return cls(_work(data_dir, scope) / f"rootfs.{scope.lease.number}.{attempt}")
+        return cls(work_directory(data_dir, scope, "rootfs", str(attempt)))
 
     @property
     def staged(self) -> Path:
@@ -153,8 +158,7 @@ class HostRootfsActivities(RootfsActivities):
             try:
                 return self._make(step, build, key, work, place)
             finally:
-                shutil.rmtree(place.directory, ignore_errors=True)
-                _remove_if_empty(place.directory.parent)
+                remove_work_directory(place.directory)
 
     def _find(self, step: RunningStep, build: BuildRootfsInput, key: str) -> Checkpoint | None:
         found = self._store.find(Step.ROOTFS, key, build.scope.build_id, step.check)
@@ -276,14 +280,14 @@ class HostRootfsActivities(RootfsActivities):
         """Remove what attempts of this lease and earlier ones have left."""
         with docker_errors():
             remove_containers(self._docker, scope)
-        work = _work(self._settings.data_dir, scope)
+        work = work_of(self._settings.data_dir, scope.build_id)
         for directory in _attempts_until(work, scope.lease.number):
             for point in mounts.mounts_under(directory):
                 mounts.unmount(point)
-            shutil.rmtree(directory, ignore_errors=True)
+            remove_work_directory(directory)
         for device in mounts.loop_devices_of(f".tmp.{scope.build_id}."):
             mounts.detach_loop_device(device)
-        _remove_if_empty(work)
+        remove_if_empty(work)
 
 
 def rootfs_fingerprint(settings: Settings, build: BuildRootfsInput) -> str:
@@ -393,18 +397,9 @@ def _uuid_of(key: str) -> str:
     return str(uuid.UUID(key[:32]))
 
 
-def _work(data_dir: Path, scope: BuildScope) -> Path:
-    return data_dir / "work" / scope.build_id
-
-
 def _attempts_until(work: Path, lease: int) -> list[Path]:
     return [
         path
         for path in work.glob("*.*.*")
         if path.name.split(".")[1].isdigit() and int(path.name.split(".")[1]) <= lease
     ]
-
-
-def _remove_if_empty(directory: Path) -> None:
-    with contextlib.suppress(OSError):
-        directory.rmdir()

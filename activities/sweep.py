@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import docker
@@ -26,7 +27,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities import mounts
 from activities.bucket import Bucket
 from activities.build_log import LOG_DIRECTORY
-from activities.checkpoints import CheckpointStore, KeptCheckpoint
+from activities.checkpoints import CheckpointStore
 from activities.docker_daemon import docker_errors
 from activities.errors import TemplateManagerError, TemporalUnavailableError
 from activities.image_files import FILES
@@ -36,16 +37,22 @@ from activities.lease_objects import LEASES, LeaseObjects
 from activities.leases import LeaseLedger
 from activities.locks import remove_lock
 from activities.metrics import count_sweep
-from activities.models import StoredObject, SweepInput, SweepReport, SweptItem, build_workflow_id
-from activities.network import NETNS_DIRECTORY, network_marks, remove_network
+from activities.models import (
+    UUID_PATTERN,
+    StoredObject,
+    SweepInput,
+    SweepReport,
+    SweptItem,
+    build_workflow_id,
+    parse_vm_name,
+)
+from activities.network import NETNS_DIRECTORY, network_marks, owner_of_passing, remove_network
 from activities.provisioning import BUILD_LABEL, DATA_DIR_LABEL, LEASE_LABEL, remove_container
 from activities.settings import Settings
 from activities.vm_process import SUPERVISOR, VmProcess
+from activities.work_directories import WORK, remove_work_directory
 
-UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-VM_NAME = re.compile(rf"tm-(?P<build_id>{UUID})-(?P<number>\d+)-[a-z]+")
-RUN_NAME = re.compile(r"tm-run-(?P<pid>\d+)-[0-9a-f]+")
-WORK_NAME = re.compile(rf"\.tmp\.(?P<build_id>{UUID})\.(?P<number>\d+)\.")
+WORK_NAME = re.compile(rf"\.tmp\.(?P<build_id>{UUID_PATTERN})\.(?P<number>\d+)\.")
 PARTS = "*/.parts/**"
 PARTS_NAME = "/.parts/"
 KILL_SECONDS = 10.0
@@ -200,10 +207,8 @@ class HostSweep(HostSweepActivities):
 
     def _vms(self) -> Iterator[Found]:
         for path in _entries(self._settings.data_dir / "vms"):
-            named = VM_NAME.fullmatch(path.name)
-            if named:
-                process = VmProcess(path.parent, path.name)
-                yield _found(("VM", path.name), named, _age_of(path), process.remove, _size(path))
+            remove = VmProcess(path.parent, path.name).remove
+            yield from _of_vm("VM", path.name, _made_at(path), remove, _size(path))
 
     def _stray_vms(self) -> Iterator[Found]:
         """VMs whose directory is gone: their supervisor has the name as its argument."""
@@ -212,130 +217,83 @@ class HostSweep(HostSweepActivities):
             if str(SUPERVISOR) not in command or not _is_in(process, self._settings.data_dir):
                 continue
             name = command[command.index(str(SUPERVISOR)) + 1]
-            named = VM_NAME.fullmatch(name)
-            if named and not (self._settings.data_dir / "vms" / name).exists():
+            if not (self._settings.data_dir / "vms" / name).exists():
                 started = float(process.info["create_time"])
-                yield _found(("process", name), named, started, _killer(process))
+                yield from _of_vm("process", name, started, partial(_kill, process))
 
     def _networks(self) -> Iterator[Found]:
         for mark in _entries(network_marks(self._settings.data_dir)):
-            named = VM_NAME.fullmatch(mark.name)
-
-            def remove(mark: Path = mark) -> None:
-                remove_network(mark.name)
-                mark.unlink(missing_ok=True)
-
-            if named:
-                yield _found(("netns", mark.name), named, _age_of(mark), remove)
+            yield from _of_vm("netns", mark.name, _made_at(mark), partial(_remove_marked, mark))
         for path in _entries(NETNS_DIRECTORY):
-            run = RUN_NAME.fullmatch(path.name)
-            if run and not psutil.pid_exists(int(run["pid"])):
-                yield Found("netns", path.name, "", -1, 0.0, _remover(path.name))
+            owner = owner_of_passing(path.name)
+            if owner is not None and not psutil.pid_exists(owner):
+                yield _nobodys("netns", path.name, partial(remove_network, path.name))
 
     def _containers(self) -> Iterator[Found]:
         with docker_errors():
             own = f"{DATA_DIR_LABEL}={self._settings.data_dir}"
             listed = self._docker.containers(all=True, filters={"label": [BUILD_LABEL, own]})
         for container in listed:
-            labels = container["Labels"]
-            identity = container["Id"]
-
-            def remove(identity: str = identity) -> None:
-                with docker_errors():
-                    remove_container(self._docker, identity)
-
+            labels, names = container["Labels"], container["Names"]
             yield Found(
                 "container",
-                container["Names"][0].lstrip("/") if container["Names"] else identity[:12],
+                names[0].lstrip("/") if names else container["Id"][:12],
                 labels[BUILD_LABEL],
                 int(labels.get(LEASE_LABEL, 0)),
                 float(container["Created"]),
-                remove,
+                partial(self._remove_container, container["Id"]),
             )
 
     def _loop_devices(self) -> Iterator[Found]:
         for device, backing in mounts.loop_devices():
-            named = WORK_NAME.search(backing)
-            if named and backing.startswith(str(self._settings.data_dir)):
-
-                def detach(device: Path = device) -> None:
-                    mounts.detach_loop_device(device)
-
+            if backing.startswith(str(self._settings.data_dir)):
                 path = Path(backing.removesuffix(" (deleted)"))
-                yield _found(("loop device", str(device)), named, _age_of(path), detach)
+                remove = partial(mounts.detach_loop_device, device)
+                yield from _of_step(("loop device", str(device)), path, backing, remove)
 
     def _unfinished(self) -> Iterator[Found]:
         """Checkpoints that were never finished."""
         for step in _entries(self._settings.data_dir / "steps"):
             for path in _entries(step):
-                named = WORK_NAME.search(f"{path.name}.")
-                if named:
-                    yield _found(
-                        ("unfinished step", path.name),
-                        named,
-                        _age_of(path),
-                        _tree_remover(path),
-                        _size(path),
-                    )
+                remove = partial(shutil.rmtree, path, ignore_errors=True)
+                what = ("unfinished step", path.name)
+                yield from _of_step(what, path, f"{path.name}.", remove, _size(path))
 
     def _work(self) -> Iterator[Found]:
-        for build in _entries(self._settings.data_dir / "work"):
+        for build in _entries(self._settings.data_dir / WORK):
             for path in _entries(build):
                 number = path.name.split(".")[1] if path.name.count(".") == 2 else "0"
-
-                def remove(path: Path = path) -> None:
-                    for point in mounts.mounts_under(path):
-                        mounts.unmount(point)
-                    shutil.rmtree(path, ignore_errors=True)
-                    _remove_if_empty(path.parent)
-
                 yield Found(
                     "work directory",
                     f"{build.name}/{path.name}",
                     build.name,
                     int(number) if number.isdigit() else 0,
-                    _age_of(path),
-                    remove,
+                    _made_at(path),
+                    partial(_unmount_and_remove, path),
                     _size(path),
                 )
 
     def _ledger_entries(self) -> Iterator[Found]:
         for entry in self._ledger.entries():
-
-            def remove(build_id: str = entry.build_id, number: int = entry.number) -> None:
-                self._ledger.remove(build_id, number)
-
-            yield Found(
-                "lease", entry.build_id, entry.build_id, entry.number, entry.taken_at, remove
-            )
+            build_id, number = entry.build_id, entry.number
+            remove = partial(self._ledger.remove, build_id, number)
+            yield Found("lease", build_id, build_id, number, entry.taken_at, remove)
 
     def _references(self) -> Iterator[Found]:
         for build_id, path in self._store.references():
-
-            def remove(path: Path = path) -> None:
-                path.unlink(missing_ok=True)
-
             name = f"{path.parent.parent.name[:12]} by {build_id}"
-            yield Found("reference", name, build_id, None, _age_of(path), remove)
+            yield _of_build("reference", name, build_id, path)
 
     def _logs(self) -> Iterator[Found]:
         for path in _entries(self._settings.data_dir / LOG_DIRECTORY):
             build_id = path.name.partition(".")[0]
-
-            def remove(path: Path = path) -> None:
-                path.unlink(missing_ok=True)
-
-            if re.fullmatch(UUID, build_id):
-                yield Found("log", path.name, build_id, None, _age_of(path), remove, _size(path))
+            if re.fullmatch(UUID_PATTERN, build_id):
+                yield _of_build("log", path.name, build_id, path, _size(path))
 
     def _locks(self) -> Iterator[Found]:
         for path in _entries(self._settings.data_dir / "locks"):
-
-            def remove(path: Path = path) -> None:
-                remove_lock(path)
-
-            if time.time() - _age_of(path) > LOCK_SECONDS:
-                yield Found("lock", path.name, "", -1, 0.0, remove)
+            if time.time() - _made_at(path) > LOCK_SECONDS:
+                yield _nobodys("lock", path.name, partial(remove_lock, path))
 
     async def _evictable(self, owners: Owners) -> list[Found]:
         """Checkpoints that no running build uses: the too old, and the oldest of too many."""
@@ -351,13 +309,8 @@ class HostSweep(HostSweepActivities):
             if users:
                 continue
             total -= checkpoint.bytes
-
-            def evict(kept: KeptCheckpoint = checkpoint) -> None:
-                self._store.evict(kept.path, kept.users)
-
-            evicted.append(
-                Found("checkpoint", checkpoint.name, "", -1, 0.0, evict, checkpoint.bytes)
-            )
+            evict = partial(self._store.evict, checkpoint.path, checkpoint.users)
+            evicted.append(_nobodys("checkpoint", checkpoint.name, evict, checkpoint.bytes))
         return [*evicted, *await asyncio.to_thread(self._old_images, oldest_allowed)]
 
     def _old_images(self, oldest_allowed: float) -> list[Found]:
@@ -366,19 +319,21 @@ class HostSweep(HostSweepActivities):
         with docker_errors():
             for repository in (STEP_REPOSITORY, TEMPLATE_REPOSITORY):
                 for image in self._docker.images(name=repository):
-                    if image["Created"] >= oldest_allowed:
-                        continue
-
-                    def remove(names: list[str] = image["RepoTags"]) -> None:
-                        # A tag alone: Docker keeps what a container or another image needs.
-                        with docker_errors(), contextlib.suppress(docker.errors.NotFound):
-                            for name in names:
-                                self._docker.remove_image(name)
-
-                    found.append(
-                        Found("image", image["RepoTags"][0], "", -1, 0.0, remove, image["Size"])
-                    )
+                    if image["Created"] < oldest_allowed:
+                        names = image["RepoTags"]
+                        remove = partial(self._untag, names)
+                        found.append(_nobodys("image", names[0], remove, image["Size"]))
         return found
+
+    def _untag(self, names: list[str]) -> None:
+        # A tag alone: Docker keeps what a container or another image needs.
+        with docker_errors(), contextlib.suppress(docker.errors.NotFound):
+            for name in names:
+                self._docker.remove_image(name)
+
+    def _remove_container(self, container_id: str) -> None:
+        with docker_errors():
+            remove_container(self._docker, container_id)
 
 
 class BucketSweep(BucketSweepActivities):
@@ -407,10 +362,9 @@ class BucketSweep(BucketSweepActivities):
         return [*parts, *self._bucket.list_dated(prefix=LEASES), *files]
 
     def _found(self, stored: StoredObject, written_at: float) -> Found:
+        remove = partial(self._bucket.delete_object, stored.name, stored.generation)
         if stored.name.startswith(FILES):
-            return Found(
-                "files", stored.name, "", -1, 0.0, self._remover(stored), stored.size_bytes
-            )
+            return _nobodys("files", stored.name, remove, stored.size_bytes)
         is_lease = stored.name.startswith(LEASES)
         build_id = stored.name.removeprefix(LEASES) if is_lease else stored.name.split("/")[0]
         return Found(
@@ -419,7 +373,7 @@ class BucketSweep(BucketSweepActivities):
             build_id,
             stored.generation if is_lease else None,
             written_at,
-            self._remover(stored),
+            remove,
             stored.size_bytes,
         )
 
@@ -431,9 +385,6 @@ class BucketSweep(BucketSweepActivities):
         if thing.number is None:
             return not await owners.can_be_retried(thing.build_id)
         return not await owners.is_open(thing.build_id)
-
-    def _remover(self, stored: StoredObject) -> Callable[[], object]:
-        return lambda: self._bucket.delete_object(stored.name, stored.generation)
 
 
 def _remove_all(orphans: list[Found], dry_run: bool) -> SweepReport:
@@ -449,15 +400,34 @@ def _remove_all(orphans: list[Found], dry_run: bool) -> SweepReport:
     return SweepReport(items=tuple(items), dry_run=dry_run)
 
 
-def _found(
-    what: tuple[str, str],
-    named: re.Match[str],
-    made_at: float,
-    remove: Callable[[], object],
-    size_bytes: int = 0,
-) -> Found:
-    kind, name = what
-    return Found(kind, name, named["build_id"], int(named["number"]), made_at, remove, size_bytes)
+def _of_vm(
+    kind: str, name: str, made_at: float, remove: Callable[[], object], size_bytes: int = 0
+) -> Iterator[Found]:
+    """Yield what has the name of a VM; nothing when it has another."""
+    named = parse_vm_name(name)
+    if named:
+        yield Found(kind, name, named.build_id, named.lease_number, made_at, remove, size_bytes)
+
+
+def _of_step(
+    what: tuple[str, str], path: Path, text: str, remove: Callable[[], object], size_bytes: int = 0
+) -> Iterator[Found]:
+    """Yield what has the name of an unfinished step in `text`; nothing when it has not."""
+    named = WORK_NAME.search(text)
+    if named:
+        build_id, number = named["build_id"], int(named["number"])
+        yield Found(*what, build_id, number, _made_at(path), remove, size_bytes)
+
+
+def _of_build(kind: str, name: str, build_id: str, path: Path, size_bytes: int = 0) -> Found:
+    """Return a file that belongs to a build as such, under whatever lease."""
+    remove = partial(path.unlink, missing_ok=True)
+    return Found(kind, name, build_id, None, _made_at(path), remove, size_bytes)
+
+
+def _nobodys(kind: str, name: str, remove: Callable[[], object], size_bytes: int = 0) -> Found:
+    """Return something that no build owns, whatever its age."""
+    return Found(kind, name, "", None, 0.0, remove, size_bytes)
 
 
 def _entries(directory: Path) -> list[Path]:
@@ -467,7 +437,7 @@ def _entries(directory: Path) -> list[Path]:
         return []
 
 
-def _age_of(path: Path) -> float:
+def _made_at(path: Path) -> float:
     """Return when it was made or last changed; now, if it has just gone."""
     try:
         return path.lstat().st_mtime
@@ -492,25 +462,18 @@ def _is_in(process: psutil.Process, directory: Path) -> bool:
         return False
 
 
-def _killer(process: psutil.Process) -> Callable[[], None]:
-    def kill() -> None:
-        with contextlib.suppress(psutil.NoSuchProcess):  # it knows its start time, too
-            process.kill()  # its VMM dies with it
-            process.wait(KILL_SECONDS)
-
-    return kill
+def _kill(process: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):  # it knows its start time, too
+        process.kill()  # its VMM dies with it
+        process.wait(KILL_SECONDS)
 
 
-def _remover(name: str) -> Callable[[], None]:
-    return lambda: remove_network(name)
+def _remove_marked(mark: Path) -> None:
+    remove_network(mark.name)
+    mark.unlink(missing_ok=True)
 
 
-def _tree_remover(path: Path) -> Callable[[], None]:
-    return lambda: shutil.rmtree(path, ignore_errors=True)
-
-
-def _remove_if_empty(directory: Path) -> None:
-    try:
-        directory.rmdir()
-    except OSError:
-        return
+def _unmount_and_remove(directory: Path) -> None:
+    for point in mounts.mounts_under(directory):
+        mounts.unmount(point)
+    remove_work_directory(directory)

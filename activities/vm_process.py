@@ -142,9 +142,7 @@ def remove_vms_until(vms: Path, vm: VmRef) -> None:
     if not vms.is_dir():
         return
     for directory in vms.iterdir():
-        if directory.name.startswith(f"tm-{vm.scope.build_id}-") and is_superseded(
-            directory.name, vm
-        ):
+        if is_superseded(directory.name, vm):
             VmProcess(vms, directory.name).remove()
 
 
