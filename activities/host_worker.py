@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import docker
 import structlog
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.runtime import Runtime
@@ -83,29 +84,32 @@ def assemble(settings: Settings, describe: Describe) -> Host:
     store = CheckpointStore(settings.data_dir, settings.host)
     hold = KvmHostActivities(settings.host, ledger, leases, admission)
     facts = KvmHostFactsActivities(settings, ledger, admission, store)
-    sweep = HostSweep(settings, ledger, store, leases, make_docker_client(), describe)
+    docker_client = make_docker_client()
+    sweep = HostSweep(settings, ledger, store, leases, docker_client, describe)
+    steps = _steps(settings, ledger, store, bucket, leases, docker_client)
     return Host(
         settings=settings,
         ledger=ledger,
         admission=admission,
         hold=[hold.hold_host, hold.release_host],
-        steps=[*_steps(settings, ledger, store, bucket, leases), sweep.sweep_host, facts.tell_host],
+        steps=[*steps, sweep.sweep_host, facts.tell_host],
         sweep=sweep,
     )
 
 
-def _steps(
+def _steps(  # noqa: PLR0917 # what a host has, in the order in which it is assembled
     settings: Settings,
     ledger: LeaseLedger,
     store: CheckpointStore,
     bucket: Bucket,
     leases: LeaseObjects,
+    docker_client: docker.APIClient,
 ) -> list[Callable[..., Any]]:
     image = DockerImageActivities(
         settings, ledger, Sealer(settings.secret_keys), make_docker_client
     )
-    image_steps = DockerImageStepActivities(settings, ledger, bucket, make_docker_client())
-    rootfs = HostRootfsActivities(settings, ledger, store, make_docker_client())
+    image_steps = DockerImageStepActivities(settings, ledger, bucket, docker_client)
+    rootfs = HostRootfsActivities(settings, ledger, store, docker_client)
     network = NetnsNetworkActivities(settings, ledger)
     microvm = HostMicrovmActivities(settings, ledger, store)
     checkpoints = HostCheckpointActivities(settings, ledger, store)

@@ -36,11 +36,12 @@ from activities.errors import (
     ImageStepError,
     TemplateNotFoundError,
 )
+from activities.guest_files import DEFAULT_PATH
 from activities.image_files import CopyInstruction, fetch_files, lay_out
 from activities.interface import ImageStepActivities
 from activities.leases import LeaseLedger
 from activities.locks import locked
-from activities.metadata import read_metadata
+from activities.metadata import TemplateMetadata, read_metadata
 from activities.models import (
     BuildImageInput,
     BuildScope,
@@ -50,18 +51,17 @@ from activities.models import (
     PulledImage,
     Step,
 )
-from activities.provisioning import BUILD_LABEL, DATA_DIR_LABEL, LEASE_LABEL, remove_container
+from activities.provisioning import labels_of, remove_container, wait_for_exit
 from activities.settings import Settings
 from activities.step import RunningStep, running_step
 from activities.template_download import pull_rootfs
+from activities.work_directories import working_in
 
 STEP_REPOSITORY = "template-manager/step"
 TEMPLATE_REPOSITORY = "template-manager/template"
 STEP_VERSION = 1
-POLL_SECONDS = 0.05
 MAX_OUTPUT_LINES = 5000
 PIDS_LIMIT = 4096
-DEFAULT_SHELL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NOT_OF_THE_IMAGE = ("./.template", "./lost+found")
 
 
@@ -87,7 +87,7 @@ class ImageState:
     @property
     def variables(self) -> list[str]:
         """Return the environment of a RUN."""
-        found = {"PATH": DEFAULT_SHELL_PATH, **self.arguments, **self.environment}
+        found = {"PATH": DEFAULT_PATH, **self.arguments, **self.environment}
         return [f"{name}={value}" for name, value in found.items()]
 
 
@@ -195,11 +195,7 @@ class DockerImageStepActivities(ImageStepActivities):
             working_dir=state.working_dir,
             environment=state.variables,
             healthcheck={"test": ["NONE"]},
-            labels={
-                BUILD_LABEL: scope.build_id,
-                LEASE_LABEL: str(scope.lease.number),
-                DATA_DIR_LABEL: str(self._settings.data_dir),
-            },
+            labels=labels_of(scope, self._settings.data_dir),
             host_config=self._docker.create_host_config(
                 mem_limit=memory,
                 memswap_limit=memory,
@@ -227,23 +223,15 @@ class DockerImageStepActivities(ImageStepActivities):
                 hint="A RUN needs /bin/sh in the image.",
             ) from None
         deadline = time.monotonic() + timeout_seconds
-        while self._is_running(container, reader):
-            running.check()
-            if time.monotonic() > deadline:
-                raise ImageStepError(
-                    f"{step}: did not end within {timeout_seconds:g} s", log_tail=running.log.tail()
-                )
-        code = int(self._docker.wait(container, timeout=30)["StatusCode"])
+        code = wait_for_exit(self._docker, container, reader, running.check, deadline=deadline)
+        if code is None:
+            raise ImageStepError(
+                f"{step}: did not end within {timeout_seconds:g} s", log_tail=running.log.tail()
+            )
         if code != 0:
             state = self._docker.inspect_container(container)["State"]
             why = "ran out of memory" if state.get("OOMKilled") else f"ended with exit code {code}"
             raise ImageStepError(f"{step}: {why}", log_tail=running.log.tail())
-
-    def _is_running(self, container: str, reader: threading.Thread) -> bool:
-        reader.join(POLL_SECONDS)
-        return reader.is_alive() or bool(
-            self._docker.inspect_container(container)["State"]["Running"]
-        )
 
     # ---- Files
 
@@ -258,10 +246,8 @@ class DockerImageStepActivities(ImageStepActivities):
         source, destination, owner, mode = (*step.args, "", "")[:4]
         uid, gid = self._owner(container, owner)
         copy = CopyInstruction(source, _absolute(state, destination), uid, gid, mode)
-        work = self._settings.data_dir / "work" / scope.build_id
-        place = work / f"files.{scope.lease.number}.{step.files_sha256[:12]}"
-        place.mkdir(parents=True, exist_ok=True)
-        try:
+        which = step.files_sha256[:12]
+        with working_in(self._settings.data_dir, scope, "files", which) as place:
             fetch_files(self._bucket, step.files_sha256, place / "files.tar", running.check)
             laid_out = place / "laid-out.tar"
             lay_out(
@@ -273,8 +259,6 @@ class DockerImageStepActivities(ImageStepActivities):
             )
             with laid_out.open("rb") as content:
                 self._docker.put_archive(container, "/", content)
-        finally:
-            _remove(place)
 
     def _owner(self, container: str, owner: str) -> tuple[int, int]:
         """Return uid and gid of `user[:group]`, by the image's own accounts."""
@@ -340,35 +324,36 @@ class DockerImageStepActivities(ImageStepActivities):
             docker_errors(),
             locked(self._settings.data_dir / "locks" / f"template.{take.build_id}", running.check),
         ):
-            image_id = self._find(name)
-            if image_id is None:
-                self._import_as(running, take, name)
+            if self._find(name) is None:
+                self._import_as(running, take, metadata, name)
+            inspected = self._inspect(name)
         return PulledImage(
             reference=f"{TEMPLATE_REPOSITORY}@{digest}",
             digest=digest,
-            image_id=self._inspect(name)["Id"],
+            image_id=inspected["Id"],
             architecture=metadata.image.architecture,
-            size_bytes=self._inspect(name)["Size"],
+            size_bytes=inspected["Size"],
             layer_count=1,
             config=metadata.image.config,
         )
 
-    def _import_as(self, running: RunningStep, take: ImportTemplateInput, name: str) -> None:
-        scope = take.scope
-        place = self._settings.data_dir / "work" / scope.build_id / f"base.{scope.lease.number}.1"
-        place.mkdir(parents=True, exist_ok=True)
-        try:
-            running.log.info(f"taking the root file system of template {take.build_id}")
+    def _import_as(
+        self,
+        running: RunningStep,
+        take: ImportTemplateInput,
+        metadata: TemplateMetadata,
+        name: str,
+    ) -> None:
+        running.log.info(f"taking the root file system of template {take.build_id}")
 
-            def tell(artifact: str, done: int, total: int) -> None:
-                running.check()
-                running.progress(f"downloading {artifact}", done, total, "bytes")
+        def tell(artifact: str, done: int, total: int) -> None:
+            running.check()
+            running.progress(f"downloading {artifact}", done, total, "bytes")
 
-            pull_rootfs(self._bucket, take.build_id, place / "rootfs.ext4", tell)
+        with working_in(self._settings.data_dir, take.scope, "base", "1") as place:
+            pull_rootfs(self._bucket, metadata, place / "rootfs.ext4", tell)
             (place / "root").mkdir(exist_ok=True)
             mounts.in_mount_namespace(lambda: self._stream_into_docker(running, place, name))
-        finally:
-            _remove(place)
 
     def _stream_into_docker(self, running: RunningStep, place: Path, name: str) -> None:
         repository, _, tag = name.partition(":")
@@ -458,12 +443,3 @@ def _relay(output: Any, running: RunningStep, step: BuildStep) -> None:
                 running.log.info(line.decode(errors="replace").rstrip("\r"), source=step.kind)
     if rest:
         running.log.info(rest.decode(errors="replace"), source=step.kind)
-
-
-def _remove(place: Path) -> None:
-    for path in place.iterdir():
-        with contextlib.suppress(OSError):
-            path.rmdir() if path.is_dir() else path.unlink()
-    with contextlib.suppress(OSError):
-        place.rmdir()
-        place.parent.rmdir()

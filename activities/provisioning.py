@@ -36,6 +36,15 @@ def container_name(scope: BuildScope) -> str:
     return f"tm-{scope.build_id}-{scope.lease.number}-provision"
 
 
+def labels_of(scope: BuildScope, data_dir: Path) -> dict[str, str]:
+    """Return what every container of a build carries, so that it is found and removed."""
+    return {
+        BUILD_LABEL: scope.build_id,
+        LEASE_LABEL: str(scope.lease.number),
+        DATA_DIR_LABEL: str(data_dir),  # which host of this machine made it
+    }
+
+
 def create_container(
     client: docker.APIClient, settings: Settings, build: BuildRootfsInput, staged: Path
 ) -> str:
@@ -69,11 +78,7 @@ def create_container(
         working_dir="/",
         environment={"PATH": DEFAULT_PATH},
         healthcheck={"test": ["NONE"]},
-        labels={
-            BUILD_LABEL: build.scope.build_id,
-            LEASE_LABEL: str(build.scope.lease.number),
-            DATA_DIR_LABEL: str(settings.data_dir),  # which host of this machine made it
-        },
+        labels=labels_of(build.scope, settings.data_dir),
         host_config=host_config,
     )
     return str(created["Id"])
@@ -96,13 +101,11 @@ def run_container(
     reader.start()
     deadline = time.monotonic() + timeout_seconds
     _start(client, container_id)
-    while _is_running(client, container_id, reader):
-        check()
-        if time.monotonic() > deadline:
-            raise ProvisioningError(
-                f"provisioning did not end within {timeout_seconds:g} s", log_tail=log.tail()
-            )
-    code = client.wait(container_id, timeout=30)["StatusCode"]
+    code = wait_for_exit(client, container_id, reader, check, deadline=deadline)
+    if code is None:
+        raise ProvisioningError(
+            f"provisioning did not end within {timeout_seconds:g} s", log_tail=log.tail()
+        )
     if code != 0:
         raise ProvisioningError(
             _why_it_failed(client, container_id, code, log), log_tail=log.tail()
@@ -110,6 +113,25 @@ def run_container(
     if not facts.is_complete:
         raise DockerUnavailableError("Docker lost output of the provisioning script")
     return facts
+
+
+def wait_for_exit(
+    client: docker.APIClient,
+    container_id: str,
+    reader: threading.Thread,
+    check: Callable[[], None],
+    *,
+    deadline: float,
+) -> int | None:
+    """Return a container's exit code when `reader` has its output; None after the deadline.
+
+    Blocking; `check` ends the wait by raising. The deadline is of the monotonic clock, in seconds.
+    """
+    while _is_running(client, container_id, reader):
+        check()
+        if time.monotonic() > deadline:
+            return None
+    return int(client.wait(container_id, timeout=30)["StatusCode"])
 
 
 def _start(client: docker.APIClient, container_id: str) -> None:

@@ -51,14 +51,10 @@ def pull_template(
 
 
 def pull_rootfs(
-    bucket: Bucket, build_id: str, target: Path, progress: ProgressCallback
-) -> TemplateMetadata:
+    bucket: Bucket, metadata: TemplateMetadata, target: Path, progress: ProgressCallback
+) -> None:
     """Write a template's `rootfs.ext4` alone to `target`. Blocking; raises as `pull_template`."""
-    metadata = read_metadata(bucket, build_id)
-    if metadata is None:
-        raise TemplateNotFoundError(f"there is no template {build_id} in bucket {bucket.name}")
     _pull_artifact(bucket, metadata.artifacts["rootfs.ext4"], target, progress)
-    return metadata
 
 
 def _pull_artifact(
