@@ -186,8 +186,7 @@ class Bucket:
     def list_objects(self, prefix: str) -> list[StoredObject]:
         """Return all objects whose names begin with `prefix`, in order of their names."""
         with _errors(f"list {prefix or 'all objects'}"):
-            blobs = self._bucket.list_blobs(prefix=prefix, timeout=TIMEOUT, retry=_retry())
-            return [_stored(blob) for page in blobs.pages for blob in _require_listing(page)]
+            return [_stored(blob) for blob in self._blobs(prefix)]
 
     def list_dated(
         self, *, prefix: str | None = None, glob: str | None = None
@@ -197,14 +196,14 @@ class Bucket:
         Times are seconds of the wall clock.
         """
         with _errors(f"list {prefix or glob or 'all objects'}"):
-            blobs = self._bucket.list_blobs(
-                prefix=prefix, match_glob=glob, timeout=TIMEOUT, retry=_retry()
-            )
-            return [
-                (_stored(blob), blob.updated.timestamp())
-                for page in blobs.pages
-                for blob in _require_listing(page)
-            ]
+            return [(_stored(blob), blob.updated.timestamp()) for blob in self._blobs(prefix, glob)]
+
+    def _blobs(self, prefix: str | None, glob: str | None = None) -> Iterator[Any]:
+        blobs = self._bucket.list_blobs(
+            prefix=prefix, match_glob=glob, timeout=TIMEOUT, retry=_retry()
+        )
+        for page in blobs.pages:
+            yield from _require_listing(page)
 
     def compose(self, name: str, sources: Sequence[str]) -> StoredObject:
         """Join up to 32 objects into a new one.

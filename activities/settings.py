@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from activities.models import BuildOptions, HostName, PlainName
 
+# What a frozen host may still have under way when its lease has run out.
 LONGEST_UPLOAD_REQUEST_SECONDS = 60
 
 

@@ -21,6 +21,9 @@ from activities.models import WORKFLOW_TASK_QUEUE
 from activities.settings import Settings
 
 CATCH_UP = timedelta(minutes=1)
+PREFIX = "sweep-"
+BUCKET = "bucket"
+"""What the schedule that is no host's sweeps."""
 
 
 async def schedule_sweep(client: Client, settings: Settings, workflow: str, what: str) -> None:
@@ -29,7 +32,7 @@ async def schedule_sweep(client: Client, settings: Settings, workflow: str, what
     A sweep that is still running is not started again, and missed ones are not made up for.
     Raises RPCError when Temporal is away.
     """
-    name = f"sweep-{what}"
+    name = f"{PREFIX}{what}"
     schedule = Schedule(
         action=ScheduleActionStartWorkflow(
             workflow,
@@ -48,6 +51,16 @@ async def schedule_sweep(client: Client, settings: Settings, workflow: str, what
         await client.create_schedule(name, schedule)
     except ScheduleAlreadyRunningError:
         await client.get_schedule_handle(name).update(lambda found: _corrected(found, schedule))
+
+
+async def swept_hosts(client: Client) -> list[str]:
+    """Return the hosts that have a schedule: all that have ever started."""
+    names = [
+        schedule.id.removeprefix(PREFIX)
+        async for schedule in await client.list_schedules()
+        if schedule.id.startswith(PREFIX)
+    ]
+    return sorted(name for name in names if name != BUCKET)
 
 
 def _corrected(found: ScheduleUpdateInput, schedule: Schedule) -> ScheduleUpdate:

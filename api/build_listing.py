@@ -32,6 +32,8 @@ _CONDITIONS = {
     BuildState.FAILED: "ExecutionStatus IN ('Failed', 'Terminated', 'TimedOut')",
     BuildState.CANCELLED: "ExecutionStatus='Canceled'",
 }
+RUNNING_BUILDS = "WorkflowType='BuildTemplate' AND ExecutionStatus='Running'"
+ROOM_RETRY_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,6 @@ class Page:
 
     builds: tuple[ListedBuild, ...]
     next_page_token: str
-
-
-RUNNING_BUILDS = "WorkflowType='BuildTemplate' AND ExecutionStatus='Running'"
-ROOM_RETRY_SECONDS = 10.0
 
 
 class BuildListing:

@@ -74,7 +74,6 @@ from workflows.delete_template import DeleteTemplate
 RPC_LIMIT = timedelta(seconds=10)
 QUERY_LIMIT = timedelta(seconds=3)
 CREATE_ATTEMPTS = 3
-# What a frozen host may still have under way when its lease has run out.
 
 BuildHandle = WorkflowHandle[BuildTemplate, BuildResult]
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 import typer
 
 from api.cli_common import (
+    AsJson,
     Exit,
     err,
     fail,
@@ -61,7 +62,6 @@ ApiAddress = Annotated[
     ),
 ]
 BuildIdArgument = Annotated[str, typer.Argument(metavar="BUILD_ID", help="The build's UUID.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 DEFAULT_API_ADDRESS = "127.0.0.1:5008"
 EXAMPLE_BUILD = "4f2c6f0e-5d1c-4c8e-9d43-0a7c6a1b2c3d"
 BUILDS = "Builds and templates"

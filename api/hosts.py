@@ -14,20 +14,9 @@ from activities.models import (
     HostFacts,
     HostRequest,
 )
+from activities.sweep_schedule import swept_hosts
 
-SWEEP_PREFIX = "sweep-"
-NOT_A_HOST = "bucket"
 LIMIT = timedelta(seconds=20)
-
-
-async def host_names(client: Client) -> list[str]:
-    """Return the hosts that have ever started: each has a schedule for its sweep."""
-    names = [
-        schedule.id.removeprefix(SWEEP_PREFIX)
-        async for schedule in await client.list_schedules()
-        if schedule.id.startswith(SWEEP_PREFIX)
-    ]
-    return sorted(name for name in names if name != NOT_A_HOST)
 
 
 async def ask_host(client: Client, host: str, draining: bool | None = None) -> HostFacts | None:
@@ -48,6 +37,6 @@ async def ask_host(client: Client, host: str, draining: bool | None = None) -> H
 
 async def all_hosts(client: Client) -> dict[str, HostFacts | None]:
     """Ask all hosts at once."""
-    names = await host_names(client)
+    names = await swept_hosts(client)
     facts = await asyncio.gather(*(ask_host(client, name) for name in names))
     return dict(zip(names, facts, strict=True))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from api.cli_common import Exit, err, fail, out, print_json, read_settings, template_errors
+from api.cli_common import AsJson, Exit, err, fail, out, print_json, read_settings, template_errors
 
 if TYPE_CHECKING:
     from temporalio.client import Client, WorkflowHistory
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from activities.settings import Settings
     from workflows.replay import Verdict
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 MIB = 1024 * 1024
 
 
@@ -46,25 +45,13 @@ def sweep(
 
 
 async def _sweep(settings: Settings, dry_run: bool) -> SweepReport:
-    from activities.bucket import Bucket
-    from activities.checkpoints import CheckpointStore
-    from activities.docker_daemon import make_docker_client
-    from activities.lease_objects import LeaseObjects
-    from activities.leases import LeaseLedger
+    from activities.host_worker import assemble
     from activities.models import SweepInput
-    from activities.sweep import HostSweep, describe_with
+    from activities.sweep import describe_with
 
     with err.status("looking for what no live build owns"):
-        client = await _connect()
-        swept = HostSweep(
-            settings,
-            LeaseLedger(settings.data_dir),
-            CheckpointStore(settings.data_dir, settings.host),
-            LeaseObjects(Bucket(settings.bucket)),
-            make_docker_client(),
-            describe_with(client),
-        )
-        return await swept.sweep(SweepInput(dry_run=dry_run))
+        host = assemble(settings, describe_with(await _connect()))
+        return await host.sweep.sweep(SweepInput(dry_run=dry_run))
 
 
 async def _connect() -> Client:

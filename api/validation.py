@@ -257,7 +257,7 @@ class _Validator:
             template_id=template.template_id,
             build_id=build_id,
             image=self._image(default_image),
-            image_is_default=template.WhichOneof("source") is None or not self._image(""),
+            image_is_default=not self._image(""),
             registry_auth=self._auth(build_id),
             memory_mb=template.memory_mb,
             vcpu_count=template.vcpu_count,

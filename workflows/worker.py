@@ -14,7 +14,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 from activities.metrics import runtime_for
 from activities.models import SWEEP_BUCKET_WORKFLOW, WORKFLOW_TASK_QUEUE
 from activities.settings import Settings
-from activities.sweep_schedule import schedule_sweep
+from activities.sweep_schedule import BUCKET, schedule_sweep
 from activities.temporal import (
     GRACEFUL_SHUTDOWN,
     MAX_HEARTBEAT_THROTTLE,
@@ -67,7 +67,7 @@ async def run(settings: Settings) -> None:
     identity = f"worker@{socket.gethostname()}:{os.getpid()}"
     client = await connect(identity, runtime=runtime_for(settings))
     await register_search_attributes(client)
-    await schedule_sweep(client, settings, SWEEP_BUCKET_WORKFLOW, "bucket")
+    await schedule_sweep(client, settings, SWEEP_BUCKET_WORKFLOW, BUCKET)
     worker = workflow_worker(client, _activities(settings, client))
     await run_until_signalled([worker], settings)
 
