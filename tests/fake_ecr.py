@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import http.server
 import json
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from tests.local_http import QuietHandler, serving
 
 TARGET = "AmazonEC2ContainerRegistry_V20150921.GetAuthorizationToken"
 
@@ -39,27 +39,16 @@ def running_ecr(*passwords: str, error: str = "", user: str = "AWS") -> Iterator
     """Run one; `AWS_ENDPOINT_URL_ECR` must lead to its address."""
     ecr = FakeEcr(passwords, error, user)
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.body()
             assert self.headers["X-Amz-Target"] == TARGET
             ecr.asked.append(dict(self.headers))
             status, body = ecr.answer()
-            content = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/x-amz-json-1.1")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            self.answer(
+                status, json.dumps(body).encode(), Content_Type="application/x-amz-json-1.1"
+            )
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    ecr.address = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
+    with serving(Handler) as address:
+        ecr.address = f"http://{address}"
         yield ecr
-    finally:
-        server.shutdown()
-        server.server_close()

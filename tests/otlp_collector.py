@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import http.server
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +12,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
+
+from tests.local_http import QuietHandler, serving
 
 
 @dataclass(frozen=True)
@@ -62,24 +62,14 @@ def running_collector() -> Iterator[Collector]:
     """Run a collector; `OTEL_EXPORTER_OTLP_ENDPOINT` must lead to its address."""
     collector = Collector()
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
+            body = self.body()
             zipped = self.headers.get("Content-Encoding") == "gzip"
             collector.take(gzip.decompress(body) if zipped else body)
-            self.send_response(200)
-            self.send_header("Content-Type", "application/x-protobuf")
-            self.end_headers()
-            self.wfile.write(ExportTraceServiceResponse().SerializeToString())
+            told = ExportTraceServiceResponse().SerializeToString()
+            self.answer(200, told, Content_Type="application/x-protobuf")
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    collector.address = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
+    with serving(Handler) as address:
+        collector.address = f"http://{address}"
         yield collector
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -18,12 +18,11 @@ from services import ALL_PARTS, Stack
 
 from activities.bucket import Bucket
 from tests.host_resources import HostResources
+from tests.local_http import HTTPD, HTTPD_ANSWERS
 from tests.otlp_collector import Collector
 
 CLI = Path(sys.executable).with_name("template-manager")
 PARTS = tuple(part for part in ALL_PARTS if part != "docker")
-HTTPD = "/bin/busybox httpd -f -p 8080 -h /srv"
-HTTPD_ANSWERS = "/bin/busybox wget -q -O /dev/null http://127.0.0.1:8080/index.html"
 ENDED = ("completed", "failed", "cancelled")
 
 
@@ -128,6 +127,17 @@ class Product:
             assert status["state"] not in ENDED or reached(status), status
             time.sleep(0.2)
         return status
+
+    @contextmanager
+    def only_host_on(self, data_dir: Path) -> Iterator[None]:
+        """Let another host, with that data directory, be the only one for a block."""
+        self.stack.stop("host")
+        try:
+            self.stack.start_app("host", "host-small", TEMPLATE_MANAGER_DATA_DIR=str(data_dir))
+            yield
+        finally:
+            self.stack.stop("host-small")
+            self.stack.restart("host")
 
     def log(self, build_id: str) -> list[str]:
         """The build's log, a message a line."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
-import shutil
 import signal
 import tempfile
 import time
@@ -27,6 +25,7 @@ from temporalio.service import RPCError
 
 from activities.docker_daemon import make_docker_client
 from activities.models import build_workflow_id
+from activities.sparse_files import sha256_of
 from tests.real_stack import ENDED, PARTS, Product
 
 OPTIONS = {
@@ -187,7 +186,7 @@ class ChaosProduct(Product):
         with tempfile.TemporaryDirectory() as place:
             pulled = self.cli("pull", build_id, place)
             assert pulled.code == 0, pulled.err
-            hashes = {name: _sha256(Path(place) / name) for name in ARTIFACTS}
+            hashes = {name: sha256_of(Path(place) / name, lambda: None) for name in ARTIFACTS}
         manifests = (self.data_dir / "steps" / "boot_and_snapshot").glob("*/manifest.json")
         made = [json.loads(path.read_text())["files"] for path in manifests]
         kept = [{name: files[name]["sha256"] for name in ARTIFACTS} for files in made]
@@ -233,13 +232,3 @@ def running_chaos_product(**env: str) -> Iterator[ChaosProduct]:
     }
     with services.Stack(only=PARTS, apps=services.APPS, env=values) as stack:
         yield ChaosProduct(stack)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a directory, if it is there."""
-    shutil.rmtree(path, ignore_errors=True)

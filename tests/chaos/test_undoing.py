@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from activities.models import build_workflow_id
 from tests.chaos.chaos import STEPS, ChaosProduct
 from tests.real_stack import nothing_left
 from tests.resetting import reset_before
+from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.timeout(400)
 FULL = pytest.mark.full
@@ -136,15 +136,7 @@ def _retried(product: ChaosProduct, build_id: str) -> set[str]:
 @FULL
 def test_a_disk_that_fills_in_the_middle(product: ChaosProduct, tmp_path: Path) -> None:
     """The root file system fits, its memory does not: a typed error, and a retry when it does."""
-    disk, data = tmp_path / "disk.img", tmp_path / "data"
-    data.mkdir()
-    with disk.open("wb") as file:
-        file.truncate(200 << 20)
-    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-m", "0", disk], check=True)
-    subprocess.run(["mount", "-o", "loop", disk, data], check=True)
-    product.stack.stop("host")
-    try:
-        product.stack.start_app("host", "host-small", TEMPLATE_MANAGER_DATA_DIR=str(data))
+    with small_disk(tmp_path, 200) as data, product.only_host_on(data):
         (data / "ballast").write_bytes(bytes(100 << 20))
         with nothing_left(product, data):
             build_id = product.new_build()
@@ -156,10 +148,6 @@ def test_a_disk_that_fills_in_the_middle(product: ChaosProduct, tmp_path: Path) 
             assert again.code == 0, again.err
             assert product.ended_somehow(build_id)["state"] == "completed"
             assert product.cli("delete", build_id).code == 0
-        product.stack.stop("host-small")
-    finally:
-        subprocess.run(["umount", "-l", data], check=True)
-        product.stack.restart("host")
 
 
 @pytest.mark.parametrize(

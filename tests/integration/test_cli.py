@@ -9,9 +9,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,22 +17,10 @@ from activities.errors import StartCommandError
 from activities.models import LogLevel
 from activities.sealing import Sealer
 from tests.integration.running_api import Api, publish, serving
+from tests.real_stack import Ended
 
 BUILD = ("build", "--image", "127.0.0.1:5000/web:1", "--start-command", "serve")
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended, and what it said."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
 
 
 async def started(

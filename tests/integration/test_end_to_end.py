@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,11 +22,13 @@ import images
 import pytest
 import requests
 
-from activities.network import GUEST_ADDRESS, in_network
+from activities.network import in_network
 from tests.file_trees import difference, tree_of_ext4, tree_of_image
 from tests.images import Layer, Registry, free_port
+from tests.local_http import HTTPD, get_page
 from tests.otlp_collector import running_collector
-from tests.real_stack import HTTPD, Product, nothing_left, running_product
+from tests.real_stack import Product, nothing_left, running_product
+from tests.small_disk import small_disk
 
 OPTIONS = (
     '{"heartbeat_timeout_seconds": 4, "lease_grace_seconds": 8, "retry_attempts": 2, '
@@ -127,24 +128,10 @@ def _require_served_page(product: Product, template: Path, name: str) -> None:
         told = process.stdout.readline() + process.stdout.readline()
         network = re.search(r"netns exec (\S+)", told)
         assert network, told
-        page = in_network(network[1], _get_page)
+        page = in_network(network[1], lambda: get_page(30)).decode()
         assert f"Hello from {name}" in page
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
-
-
-def _get_page() -> str:
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            with socket.create_connection((GUEST_ADDRESS, 8080), timeout=10) as connection:
-                connection.sendall(b"GET /index.html HTTP/1.0\r\n\r\n")
-                with connection.makefile() as answer:
-                    return answer.read()
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
 
 
 def _require_failure(
@@ -205,23 +192,11 @@ def test_a_kernel_that_the_host_lacks(product: Product, busybox: str) -> None:
 
 def test_a_full_disk(product: Product, busybox: str, tmp_path: Path) -> None:
     """A host whose data directory is a small file system of its own."""
-    disk, data = tmp_path / "disk.img", tmp_path / "data"
-    data.mkdir()
-    with disk.open("wb") as file:
-        file.truncate(100 << 20)
-    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-m", "0", disk], check=True)
-    subprocess.run(["mount", "-o", "loop", disk, data], check=True)
-    product.stack.stop("host")
-    try:
-        product.stack.start_app("host", "host-small", TEMPLATE_MANAGER_DATA_DIR=str(data))
+    with small_disk(tmp_path, 100) as data, product.only_host_on(data):
         (data / "ballast").write_bytes(bytes(40 << 20))
         with nothing_left(product, data):
             build_id = product.build(busybox, "--memory", "512")
             _require_failure(product, build_id, "HostDiskFullError", "free")
-        product.stack.stop("host-small")
-    finally:
-        subprocess.run(["umount", data], check=True)
-        product.stack.restart("host")
 
 
 def test_cancel_in_the_middle_of_a_boot(product: Product, busybox: str) -> None:

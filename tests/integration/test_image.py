@@ -6,10 +6,8 @@ import asyncio
 import base64
 import contextlib
 import dataclasses
-import http.server
 import json
 import os
-import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -38,6 +36,7 @@ from tests.images import (
     running_registry,
     workbench,
 )
+from tests.local_http import QuietHandler, serving
 
 USER = "robot"
 PASSWORD = "s3cret-pass-word-1234"
@@ -58,29 +57,16 @@ def small_layer(content: bytes = b"hello\n") -> bytes:
     return Layer().directory("etc").add("etc/greeting", content).tar()
 
 
-@contextlib.contextmanager
-def answering(status: int, headers: dict[str, str], body: bytes = b"{}") -> Iterator[str]:
-    """A server that answers everything alike; yields its address."""
+def answering(
+    status: int, headers: dict[str, str], body: bytes = b"{}"
+) -> contextlib.AbstractContextManager[str]:
+    """A server that answers everything alike; its address."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.answer(status, body, **headers)
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    return serving(Handler)
 
 
 async def test_an_image_is_pulled_at_its_digest(host: Workbench, registry: Registry) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator
@@ -48,14 +47,12 @@ from activities.models import (
     VmShape,
     WaitUntilReadyInput,
 )
-from activities.network import GUEST_ADDRESS, NetnsNetworkActivities, in_network
+from activities.network import NetnsNetworkActivities, in_network
 from activities.settings import Settings
 from activities.vm_process import VmProcess
 from tests.host_resources import HostResources
 from tests.images import Layer, Registry, Workbench, workbench
-
-HTTPD = "/bin/busybox httpd -f -p 8080 -h /srv"
-HTTPD_ANSWERS = "/bin/busybox wget -q -O /dev/null http://127.0.0.1:8080/index.html"
+from tests.local_http import HTTPD, HTTPD_ANSWERS, get_page
 
 
 class VmHost:
@@ -190,27 +187,12 @@ async def test_the_server_answers_after_a_resume(host: VmHost, image: PulledImag
         process.directory.mkdir(parents=True)
         firecracker = require_host(host.settings, host.shape)
         await asyncio.to_thread(resume, process, directory, firecracker, lambda: None)
-        answer = await asyncio.to_thread(in_network, resumed.name, _get_page)
+        answer = await asyncio.to_thread(in_network, resumed.name, lambda: get_page(20))
         assert b"200 OK" in answer
         assert answer.endswith(b"hello\n")
         await run(host.vms.kill_vm, resumed)
     assert (directory / "rootfs.ext4").read_bytes() == before
     check_filesystem(directory / "rootfs.ext4")
-
-
-def _get_page() -> bytes:
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            with socket.create_connection((GUEST_ADDRESS, 8080), timeout=5) as connection:
-                connection.sendall(b"GET /index.html HTTP/1.0\r\n\r\n")
-                answer = b""
-                while part := connection.recv(4096):
-                    answer += part
-                return answer
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
 
 
 async def test_a_command_that_does_not_exist_fails_at_once(

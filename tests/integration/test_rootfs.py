@@ -38,6 +38,7 @@ from tests.file_trees import (
     tree_of_image,
 )
 from tests.images import BUSYBOX, Layer, Registry, Workbench, resources, workbench
+from tests.small_disk import small_disk
 
 MIB = 1024 * 1024
 # cap_net_bind_service=ep: struct vfs_ns_cap_data revision 2 (linux/capability.h)
@@ -273,15 +274,9 @@ async def test_too_large_says_both_sizes_before_any_copy(
 
 
 async def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, registry: Registry) -> None:
-    """The data directory is a file system of 48 MiB of its own."""
+    """The data directory is on a small file system of its own."""
     before = resources()
-    disk, point = tmp_path / "disk.img", tmp_path / "small"
-    point.mkdir()
-    with disk.open("wb") as file:
-        file.truncate(100 * MIB)
-    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-m", "0", disk], check=True)
-    subprocess.run(["mount", "-o", "loop", disk, point], check=True)
-    try:
+    with small_disk(tmp_path, 100) as point:
         host = workbench(point / "data")
         image = await pulled(host, registry, "large-40", Layer().add("large", os.urandom(40 * MIB)))
         host.settings.data_dir.mkdir(exist_ok=True)
@@ -291,8 +286,6 @@ async def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, registry: 
         assert "sweep" in error.value.hint
         assert not [p for p in (point / "data/steps").rglob("*") if p.is_file()]
         host.remove_images()
-    finally:
-        subprocess.run(["umount", point], check=True)
     assert resources() == before
 
 
