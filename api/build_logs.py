@@ -41,12 +41,17 @@ MIN_POLL_SECONDS = 0.25
 MAX_POLL_SECONDS = 2.0
 # So long a follower waits for a Temporal that is away, before it is told to come back.
 OUTAGE_SECONDS = 15.0
+WORKER_OUTAGE_SECONDS = 60.0
 
 _log = structlog.get_logger(__name__)
 
 
 class _Unreadable(Exception):
     """The stream cannot be read now, or not at all."""
+
+
+class _Forgotten(_Unreadable):
+    """Temporal does not know the run (any more)."""
 
 
 class BuildLogs:
@@ -84,9 +89,31 @@ class BuildLogs:
 
     async def first_difference(self, earlier: BuildView, later: BuildView) -> int:
         """Return where the logs of two runs of a build part: a reset run repeats the first lines
-        of the earlier one, a retried build has a log of its own."""
-        pairs = zip(await self.read(earlier, 0), await self.read(later, 0), strict=False)
+        of the earlier one, a retried build has a log of its own.
+
+        Waits for a worker that can tell both: a log read in part would part too early, and its
+        follower see lines twice. Raises ApiError UNAVAILABLE when none comes.
+        """
+        pairs = zip(await self._whole(earlier), await self._whole(later), strict=False)
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    async def _whole(self, view: BuildView) -> list[LogEntry]:
+        source = _Source(self._client, self._bucket, view)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + WORKER_OUTAGE_SECONDS
+        entries: list[LogEntry] = []
+        more = True
+        while more:
+            try:
+                page, more = await source.page(len(entries))
+                entries.extend(page)
+            except _Forgotten:
+                return await source.archive()
+            except (_Unreadable, RPCError) as error:
+                if loop.time() > deadline:
+                    raise temporal_unavailable("no worker answers for this build") from error
+                await asyncio.sleep(MIN_POLL_SECONDS)
+        return entries
 
     async def follow(self, view: BuildView, cursor: int) -> AsyncIterator[tuple[int, LogEntry]]:
         """Yield the lines from `cursor` on, each with its own offset, until the build has ended.
@@ -128,7 +155,7 @@ class _Source:
         Raises _Unreadable, and RPCError UNAVAILABLE when Temporal is away.
         """
         if self._build is None:
-            raise _Unreadable("Temporal has forgotten the build")
+            raise _Forgotten("Temporal has forgotten the build")
         poll = PollInput(topics=[LOG_TOPIC], from_offset=offset)
         try:
             page = await self._build.query(
@@ -139,6 +166,8 @@ class _Source:
         except RPCError as error:
             if error.status is RPCStatusCode.UNAVAILABLE:
                 raise
+            if error.status is RPCStatusCode.NOT_FOUND:
+                raise _Forgotten(error.message) from error
             raise _Unreadable(error.message) from error
         return [self._entry(item.data) for item in page.items], page.more_ready
 

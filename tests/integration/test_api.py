@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import itertools
 import re
 import shutil
 import time
@@ -37,6 +38,7 @@ from activities.models import (
     build_workflow_id,
     utc_now,
 )
+from api import build_logs
 from api.client import CallError, TemplateClient
 from api.pb import template_manager_pb2 as pb
 from api.server import running_server
@@ -313,8 +315,13 @@ async def test_a_log_goes_on_at_its_cursor_when_the_api_restarts(api: Api, stora
     ]
 
 
-async def test_a_follower_goes_on_with_the_new_run_of_a_reset_build(api: Api) -> None:
+@pytest.mark.parametrize("busy_worker", [False, True])
+async def test_a_follower_goes_on_with_the_new_run_of_a_reset_build(
+    api: Api, busy_worker: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build_id = await api.running_until("start_vm")
+    if busy_worker:
+        answer_second_questions_only(monkeypatch)
     following = asyncio.create_task(messages(api, build_id, follow=True))
     await asyncio.sleep(1)
     await reset_to(api, build_id, "build_rootfs")
@@ -325,6 +332,19 @@ async def test_a_follower_goes_on_with_the_new_run_of_a_reset_build(api: Api) ->
     # Only what the reset undid is there twice; what both runs share is not.
     assert seen.count("pull_image: started on " + api.host.name) == 1
     assert seen.count("boot_and_snapshot: started on " + api.host.name) == 2
+
+
+def answer_second_questions_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every other question for lines of a log run out of time, as with a busy worker."""
+    page = build_logs._Source.page
+    questions = itertools.count()
+
+    async def sometimes(source: Any, offset: int) -> Any:
+        if next(questions) % 2 == 0:
+            raise build_logs._Unreadable("timed out")
+        return await page(source, offset)
+
+    monkeypatch.setattr(build_logs._Source, "page", sometimes)
 
 
 async def reset_to(api: Api, build_id: str, activity_type: str) -> None:
