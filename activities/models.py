@@ -51,14 +51,26 @@ SWEEP_BUCKET_WORKFLOW = "SweepBucket"
 INSPECT_HOST_WORKFLOW = "InspectHost"
 
 
+BUILD_WORKFLOW = "template-build-"
+DELETE_WORKFLOW = "template-delete-"
+
+
 def build_workflow_id(build_id: str) -> str:
     """Name the workflow that builds `build_id`."""
-    return f"template-build-{build_id}"
+    return f"{BUILD_WORKFLOW}{build_id}"
 
 
 def delete_workflow_id(build_id: str) -> str:
     """Name the workflow that deletes `build_id`."""
-    return f"template-delete-{build_id}"
+    return f"{DELETE_WORKFLOW}{build_id}"
+
+
+def build_of_workflow(workflow_id: str) -> str:
+    """Return the build that a workflow builds or deletes; "" when it does neither."""
+    for prefix in (BUILD_WORKFLOW, DELETE_WORKFLOW):
+        if workflow_id.startswith(prefix):
+            return workflow_id.removeprefix(prefix)
+    return ""
 
 
 def utc_now() -> datetime:
