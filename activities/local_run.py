@@ -22,8 +22,8 @@ from activities.vm_process import VmProcess
 POLL_SECONDS = 0.2
 
 
-def run_template(directory: Path, settings: Settings) -> int:
-    """Resume the template in `directory` until it ends or Ctrl-C; returns an exit code. Blocking.
+def run_template(directory: Path, settings: Settings) -> None:
+    """Resume the template in `directory` until it ends or Ctrl-C. Blocking.
 
     Works on a private copy of the disk and leaves nothing behind. Raises TemplateNotFoundError,
     VmmError when this machine cannot resume it, and SnapshotNotResumableError.
@@ -44,7 +44,6 @@ def run_template(directory: Path, settings: Settings) -> int:
         print("Ctrl-C ends it", flush=True)
         while vm.is_running() and not stopped.wait(POLL_SECONDS):
             pass
-    return 0
 
 
 def _read(directory: Path) -> TemplateMetadata:

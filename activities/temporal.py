@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -23,7 +25,8 @@ from temporalio.worker import (
     Interceptor,
 )
 
-from activities.errors import TemplateManagerError
+from activities.errors import TemplateManagerError, TemporalUnavailableError
+from activities.logging import fields_of_activity
 from activities.tracing import client_interceptors
 
 TEMPLATE_ID = SearchAttributeKey.for_keyword("TemplateId")
@@ -41,6 +44,8 @@ CONFIG_SHA256_MEMO = "config_sha256"
 MAX_HEARTBEAT_THROTTLE = timedelta(seconds=2)
 GRACEFUL_SHUTDOWN = timedelta(seconds=10)
 
+_log = structlog.get_logger(__name__)
+
 
 def _config() -> dict[str, Any]:
     config: dict[str, Any] = dict(ClientConfig.load_client_connect_config())
@@ -57,17 +62,29 @@ async def connect(identity: str, *, lazy: bool = False, runtime: Runtime | None 
     """Connect as `TEMPORAL_ADDRESS` and its sisters say (default 127.0.0.1:7233).
 
     With `lazy` the connection is made at the first call, so that a server can start while
-    Temporal is away. Raises RuntimeError when Temporal cannot be reached and `lazy` is False.
+    Temporal is away. Raises TemporalUnavailableError, unless `lazy`.
     """
     config = _config()
-    return await Client.connect(
-        **config,
-        data_converter=pydantic_data_converter,
-        identity=identity,
-        lazy=lazy,
-        runtime=runtime,
-        interceptors=client_interceptors(),
-    )
+    try:
+        return await Client.connect(
+            **config,
+            data_converter=pydantic_data_converter,
+            identity=identity,
+            lazy=lazy,
+            runtime=runtime,
+            interceptors=client_interceptors(),
+        )
+    except RuntimeError as error:
+        if not is_connect_error(error):
+            raise
+        raise TemporalUnavailableError(
+            f"Temporal cannot be reached at {config['target_host']}"
+        ) from error
+
+
+def is_connect_error(error: BaseException) -> bool:
+    """Whether the SDK could not connect: it has no type of its own for it."""
+    return isinstance(error, RuntimeError) and str(error).startswith("Failed client connect")
 
 
 async def missing_search_attributes(client: Client) -> dict[str, int]:
@@ -116,10 +133,29 @@ class ErrorInterceptor(Interceptor):
 class _ErrorActivityInterceptor(ActivityInboundInterceptor):
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:
         info = activity.info()
-        with structlog.contextvars.bound_contextvars(
-            workflow_id=info.workflow_id, activity=info.activity_type, attempt=info.attempt
-        ):
+        argument = input.args[0] if input.args else None
+        fields = fields_of_activity(
+            info.workflow_id or "", info.activity_type, info.attempt, argument
+        )
+        with structlog.contextvars.bound_contextvars(**fields):
+            began = time.monotonic()
+            _log.info("activity started")
             try:
-                return await super().execute_activity(input)
+                result = await super().execute_activity(input)
             except TemplateManagerError as error:
+                _log.warning(
+                    "activity failed",
+                    error_type=type(error).__name__,
+                    error=error.message,
+                    seconds=_since(began),
+                )
                 raise error.to_application_error() from error
+            except asyncio.CancelledError:
+                _log.info("activity cancelled", seconds=_since(began))
+                raise
+            _log.info("activity done", seconds=_since(began))
+            return result
+
+
+def _since(began: float) -> float:
+    return round(time.monotonic() - began, 3)

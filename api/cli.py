@@ -6,12 +6,11 @@ Commands load what they start only when they start it, so that `--help` is quick
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
@@ -26,6 +25,7 @@ from api.cli_common import (
     print_json,
     read_settings,
     run_call,
+    run_to_end,
     template_errors,
 )
 from api.operator_commands import doctor, hosts, replay, sweep, token
@@ -517,13 +517,7 @@ def run(
     with template_errors(as_json=False):
         from activities.local_run import run_template
 
-        ended = run_template(directory, read_settings())
-        if inspect.isawaitable(ended):
-            asyncio.run(_awaited(ended))
-
-
-async def _awaited(work: Awaitable[object]) -> None:
-    await work
+        run_template(directory, read_settings())
 
 
 # ---- Processes
@@ -599,17 +593,8 @@ def _run_process(
 
     configure_logging(settings, name)
     configure_tracing(name)
-    try:
-        asyncio.run(start())
-    except RuntimeError as error:
-        if "Failed client connect" not in str(error):  # the SDK has no type of its own for it
-            raise
-        fail(
-            "Temporal cannot be reached",
-            "Check TEMPORAL_ADDRESS and that Temporal runs there (template-manager up).",
-            Exit.UNAVAILABLE,
-            as_json=False,
-        )
+    with template_errors(as_json=False):
+        run_to_end(start())
 
 
 # ---- Operations

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from enum import IntEnum
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console, RenderableType
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from activities.errors import TemplateManagerError
     from activities.settings import Settings
     from api.client import CallError
+
+T = TypeVar("T")
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -35,13 +38,32 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
+def run_to_end(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work`; Ctrl-C cancels it, and becomes KeyboardInterrupt when it has let go.
+
+    The loop's own handler is what makes that sure: the one of `asyncio.run` does not wake the loop,
+    so that a signal just before it falls asleep is obeyed at the next event, or never.
+    """
+
+    async def interruptible() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
+        return await work
+
+    try:
+        return asyncio.run(interruptible())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
 def run_call(command: Callable[[], Coroutine[Any, Any, None]], as_json: bool) -> None:
     """Run a command; tell its errors in words and in an exit code."""
     from api.client import CallError
     from api.credentials import CredentialsError
 
     try:
-        asyncio.run(command())
+        run_to_end(command())
     except CredentialsError as error:
         fail(str(error), "Check the TEMPLATE_MANAGER_TLS_… variables.", Exit.USAGE, as_json=as_json)
     except CallError as error:

@@ -9,6 +9,7 @@ import grpc
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.errors import StorageDeniedError, TemplateManagerError, TemplateNotFoundError
+from activities.temporal import is_connect_error
 from api.errors import RETRY_SECONDS, ApiError, temporal_unavailable
 
 
@@ -22,8 +23,7 @@ def to_api_error(error: BaseException) -> ApiError | None:
         return _of_template_manager(error)
     if isinstance(error, asyncio.TimeoutError):
         return temporal_unavailable("it did not answer in time")
-    # The SDK has no type of its own for a connection that could not be made.
-    if isinstance(error, RuntimeError) and str(error).startswith("Failed client connect"):
+    if is_connect_error(error):
         return temporal_unavailable()
     return None
 

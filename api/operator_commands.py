@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from api.cli_common import AsJson, Exit, err, fail, out, print_json, read_settings, template_errors
+from api.cli_common import (
+    AsJson,
+    Exit,
+    err,
+    fail,
+    out,
+    print_json,
+    read_settings,
+    run_to_end,
+    template_errors,
+)
 
 if TYPE_CHECKING:
     from temporalio.client import Client, WorkflowHistory
@@ -35,7 +45,7 @@ def sweep(
     on a Temporal schedule. What a live build owns is never touched.
     """
     with template_errors(as_json):
-        report = asyncio.run(_sweep(read_settings(), dry_run))
+        report = run_to_end(_sweep(read_settings(), dry_run))
     if as_json:
         print_json(report.model_dump(mode="json") | {"bytes": report.bytes})
     else:
@@ -55,13 +65,9 @@ async def _sweep(settings: Settings, dry_run: bool) -> SweepReport:
 
 
 async def _connect() -> Client:
-    from activities.errors import TemporalUnavailableError
     from activities.temporal import connect
 
-    try:
-        return await connect("template-manager")
-    except RuntimeError as error:
-        raise TemporalUnavailableError("Temporal cannot be reached") from error
+    return await connect("template-manager")
 
 
 def _show(report: SweepReport) -> None:
@@ -93,7 +99,7 @@ def replay(
     while that build runs.
     """
     with template_errors(as_json):
-        verdict = asyncio.run(_replay(what))
+        verdict = run_to_end(_replay(what))
     if as_json:
         print_json(
             {
@@ -177,7 +183,7 @@ def doctor(as_json: AsJson = False) -> None:
     Says for each what is wrong and the command that mends it. Exits with 1 when something is.
     """
     with template_errors(as_json), err.status("looking around"):
-        findings = asyncio.run(_findings(read_settings()))
+        findings = run_to_end(_findings(read_settings()))
     if as_json:
         print_json({"findings": [vars(finding) for finding in findings]})
     else:
@@ -215,7 +221,7 @@ def list_hosts(context: typer.Context, as_json: AsJson = False) -> None:
     if context.invoked_subcommand is not None:
         return
     with template_errors(as_json), err.status("asking the hosts"):
-        facts = asyncio.run(_all_hosts())
+        facts = run_to_end(_all_hosts())
     if as_json:
         plain = {
             name: told.model_dump(mode="json") if told else None for name, told in facts.items()
@@ -259,7 +265,7 @@ def drain(
 ) -> None:
     """Let a host take no new builds; those that it has go on to their end. Survives a restart."""
     with template_errors(as_json=False), err.status(f"draining {host}"):
-        told = asyncio.run(_drained(host, wait))
+        told = run_to_end(_drained(host, wait))
     left = f"{len(told.builds)} builds go on" if told.builds else "it has no builds"
     out.print(f"{host} is draining: {left}")
     err.print(f"→ template-manager hosts resume {host}")
@@ -269,7 +275,7 @@ def drain(
 def resume(host: HostArgument) -> None:
     """Let a drained host take builds again."""
     with template_errors(as_json=False):
-        asyncio.run(_told(host, draining=False))
+        run_to_end(_told(host, draining=False))
     out.print(f"{host} takes builds again")
 
 
