@@ -311,6 +311,13 @@ class TemporalUnavailableError(HostFaultError):
     hint = "Check that Temporal runs and TEMPORAL_ADDRESS leads to it."
 
 
+class AddressTakenError(HostFaultError):
+    """The process cannot listen where its settings say."""
+
+    retryable = False
+    hint = "Correct METRICS_ADDRESS or HEALTH_ADDRESS, or stop what listens there."
+
+
 class HostAwayError(HostFaultError):
     """A host does not answer."""
 

@@ -23,6 +23,7 @@ from activities.bucket import Bucket
 from activities.checkpoints import CheckpointStore
 from activities.docker_daemon import make_docker_client
 from activities.errors import TemplateManagerError
+from activities.health import Readiness, temporal_readiness
 from activities.host import KvmHostActivities
 from activities.host_checkpoints import HostCheckpointActivities
 from activities.host_facts import KvmHostFactsActivities, is_draining
@@ -72,6 +73,7 @@ class Host:
     hold: Sequence[Callable[..., Any]]
     steps: Sequence[Callable[..., Any]]
     sweep: HostSweep
+    docker_client: docker.APIClient
 
 
 def assemble(settings: Settings, describe: Describe) -> Host:
@@ -94,6 +96,7 @@ def assemble(settings: Settings, describe: Describe) -> Host:
         hold=[hold.hold_host, hold.release_host],
         steps=[*steps, sweep.sweep_host, facts.tell_host],
         sweep=sweep,
+        docker_client=docker_client,
     )
 
 
@@ -170,7 +173,7 @@ def _tuner(activities: FixedSizeSlotSupplier | Admission) -> WorkerTuner:
 async def run(settings: Settings) -> None:
     """Run this host until SIGTERM or SIGINT.
 
-    Raises RuntimeError when Temporal cannot be reached, and what a worker fails with.
+    Raises TemporalUnavailableError, AddressTakenError, and what a worker fails with.
     """
     threads = ThreadPoolExecutor(settings.host_slots * THREADS_PER_SLOT + EXTRA_STEPS)
     asyncio.get_running_loop().set_default_executor(threads)
@@ -182,11 +185,24 @@ async def run(settings: Settings) -> None:
     opening = asyncio.create_task(open_for_builds(client, host))
     showing = asyncio.create_task(_show(host, runtime)) if runtime else None
     try:
-        await run_until_signalled(host_workers(client, host), settings)
+        await run_until_signalled(host_workers(client, host), settings, _readiness(client, host))
     finally:
         opening.cancel()
         if showing:
             showing.cancel()
+
+
+def _readiness(client: Client, host: Host) -> Readiness:
+    temporal = temporal_readiness(client)
+
+    async def check() -> str:
+        try:
+            await asyncio.to_thread(host.docker_client.ping)
+        except (docker.errors.DockerException, OSError):
+            return "Docker does not answer"
+        return await temporal()
+
+    return check
 
 
 async def _show(host: Host, runtime: Runtime) -> None:

@@ -11,6 +11,7 @@ from datetime import timedelta
 from temporalio.common import MetricMeter
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 
+from activities.errors import AddressTakenError
 from activities.models import BuildStatus, Step, SweepReport
 from activities.settings import Settings
 
@@ -27,7 +28,7 @@ RESUME_SECONDS = f"{PREFIX}_resume_seconds"
 def runtime_for(settings: Settings) -> Runtime | None:
     """Return a runtime that serves Prometheus at `metrics_address`; None when it is not set.
 
-    Raises RuntimeError when the address is taken.
+    Raises AddressTakenError.
     """
     if not settings.metrics_address:
         return None
@@ -38,7 +39,10 @@ def runtime_for(settings: Settings) -> Runtime | None:
         counters_total_suffix=True,
         histogram_bucket_overrides={**histograms, RESUME_SECONDS: RESUME_BUCKETS},
     )
-    return Runtime(telemetry=TelemetryConfig(metrics=config))
+    try:
+        return Runtime(telemetry=TelemetryConfig(metrics=config))
+    except (RuntimeError, ValueError) as error:
+        raise AddressTakenError(f"cannot listen on {settings.metrics_address}: {error}") from error
 
 
 def count_build(meter: MetricMeter, status: BuildStatus) -> None:

@@ -37,6 +37,8 @@ class Settings(BaseSettings):
     """Created when the process is ready to serve, removed when it ends."""
     metrics_address: str = ""
     """Where Prometheus finds this process, such as 127.0.0.1:9464; '' is nowhere."""
+    health_address: str = ""
+    """Where /livez and /readyz are served, such as 127.0.0.1:9465; "" is nowhere."""
     bucket: str = "template-manager-dev"
     secret_keys: SecretStr = SecretStr("")
     """Comma-separated `<key id>:<base64 of 32 bytes>`; the first seals, all open."""

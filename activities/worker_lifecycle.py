@@ -9,14 +9,29 @@ from collections.abc import Sequence
 import structlog
 from temporalio.worker import Worker
 
+from activities.health import Readiness, health_endpoint
 from activities.settings import Settings
 
 _log = structlog.get_logger(__name__)
 
 
-async def run_until_signalled(workers: Sequence[Worker], settings: Settings) -> None:
-    """Run workers; a signal drains them, a fatal error of one ends them all and is raised."""
+async def run_until_signalled(
+    workers: Sequence[Worker], settings: Settings, readiness: Readiness
+) -> None:
+    """Run workers; a signal drains them, a fatal error of one ends them all and is raised.
+
+    Raises AddressTakenError when the health endpoint cannot listen.
+    """
     stopped = asyncio.Event()
+
+    async def ready() -> str:
+        return "stopping" if stopped.is_set() else await readiness()
+
+    async with health_endpoint(settings, ready):
+        await _run(workers, settings, stopped)
+
+
+async def _run(workers: Sequence[Worker], settings: Settings, stopped: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)

@@ -28,7 +28,7 @@ from api.cli_common import (
     run_to_end,
     template_errors,
 )
-from api.operator_commands import doctor, hosts, replay, sweep, token
+from api.operator_commands import doctor, health, hosts, replay, sweep, token
 
 if TYPE_CHECKING:
     from activities.settings import Settings
@@ -601,6 +601,9 @@ def _run_process(
 
 
 app.command(rich_help_panel=OPERATIONS, epilog="Example: template-manager doctor")(doctor)
+app.command(rich_help_panel=OPERATIONS, epilog="Example: template-manager health 127.0.0.1:9465")(
+    health
+)
 app.add_typer(hosts, name="hosts", rich_help_panel=OPERATIONS)
 
 app.command(

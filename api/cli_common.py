@@ -113,11 +113,12 @@ def template_errors(as_json: bool) -> Iterator[None]:
 
 
 def _code_of(error: TemplateManagerError) -> Exit:
-    from activities.errors import TemplateNotFoundError
+    from activities.errors import AddressTakenError, TemplateNotFoundError
 
     if error.retryable:
         return Exit.UNAVAILABLE
-    return Exit.USAGE if isinstance(error, TemplateNotFoundError) else Exit.BUILD_FAILED
+    usage = isinstance(error, TemplateNotFoundError | AddressTakenError)
+    return Exit.USAGE if usage else Exit.BUILD_FAILED
 
 
 def fail(message: str, hint: str, code: Exit, *, as_json: bool) -> NoReturn:

@@ -196,6 +196,33 @@ def doctor(as_json: AsJson = False) -> None:
         raise typer.Exit(Exit.BUILD_FAILED)
 
 
+def health(
+    address: Annotated[
+        str,
+        typer.Argument(
+            metavar="HOST:PORT",
+            envvar="TEMPLATE_MANAGER_HEALTH_ADDRESS",
+            help="The health address of an api, worker or host.",
+        ),
+    ],
+    live: Annotated[
+        bool, typer.Option("--live", help="Ask only whether it is alive, not whether it can work.")
+    ] = False,
+) -> None:
+    """Ask a process whether it can work; exits with 3 when not. For container health checks."""
+    import requests
+
+    from activities.health import LIVE_PATH, READY_PATH
+
+    try:
+        answer = requests.get(f"http://{address}{LIVE_PATH if live else READY_PATH}", timeout=10)
+    except (requests.RequestException, ValueError) as error:
+        hint = "Start the process with TEMPLATE_MANAGER_HEALTH_ADDRESS set to that address."
+        fail(f"nothing answers at {address}: {error}", hint, Exit.UNAVAILABLE, as_json=False)
+    out.print(answer.text.strip())
+    raise typer.Exit(Exit.OK if answer.ok else Exit.UNAVAILABLE)
+
+
 async def _findings(settings: Settings) -> list[Finding]:
     from activities.doctor import check_host, check_temporal
     from activities.errors import TemporalUnavailableError

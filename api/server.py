@@ -17,6 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from temporalio.client import Client
 
+from activities.health import health_endpoint
 from activities.metrics import runtime_for
 from activities.settings import Settings
 from activities.temporal import connect
@@ -114,6 +115,12 @@ class ApiServer:
         finally:
             watching.cancel()
 
+    async def readiness(self) -> str:
+        """Tell why no call should be sent here, or ""."""
+        if self.service.is_draining:
+            return "draining"
+        return "" if self._temporal.is_serving else "Temporal does not answer"
+
     async def drain(self) -> None:
         """Say Draining, let running calls end for up to `drain_seconds`, then stop."""
         _log.info("draining", calls=self._interceptor.running)
@@ -155,7 +162,7 @@ async def running_server(client: Client, settings: Settings) -> AsyncIterator[Ap
 async def serve(settings: Settings, *, insecure: bool = False) -> None:
     """Run the API until SIGTERM or SIGINT; a second signal stops without draining.
 
-    Starts also while Temporal is away, and then says so. Raises BindError.
+    Starts also while Temporal is away, and then says so. Raises BindError and AddressTakenError.
     """
     _require_whole_tls(settings)
     has_tls = settings.tls_cert is not None
@@ -163,7 +170,10 @@ async def serve(settings: Settings, *, insecure: bool = False) -> None:
     identity = f"api@{socket.gethostname()}:{os.getpid()}"
     client = await connect(identity, lazy=True, runtime=runtime_for(settings))
     signals = _Signals()
-    async with running_server(client, settings) as server:
+    async with (
+        running_server(client, settings) as server,
+        health_endpoint(settings, server.readiness),
+    ):
         _log.info("serving", address=server.address)
         if settings.ready_file:
             settings.ready_file.touch()

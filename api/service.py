@@ -52,6 +52,11 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         self._temporal = temporal
         self._draining = asyncio.Event()
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether this process takes no new work any more."""
+        return self._draining.is_set()
+
     def drain(self) -> None:
         """Say Draining from now on, and send those who follow a log elsewhere."""
         self._draining.set()
@@ -144,9 +149,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
 
     async def HealthStatus(self, request: Empty, context: Context) -> pb.HealthStatusResponse:
         """Say whether this process takes new work."""
-        return pb.HealthStatusResponse(
-            status=pb.Draining if self._draining.is_set() else pb.Healthy
-        )
+        return pb.HealthStatusResponse(status=pb.Draining if self.is_draining else pb.Healthy)
 
     async def _view(
         self, request: pb.TemplateStatusRequest | pb.TemplateBuildLogsRequest

@@ -48,6 +48,8 @@ class Product:
         self.collector: Collector | None = None
         self.metrics: list[str] = []
         """Where Prometheus would look, when a test has asked for it."""
+        self.health: list[str] = []
+        """Health addresses, when a test has asked for them."""
         self.registry = stack.variables["TEMPLATE_MANAGER_REGISTRY"]
         self.data_dir = Path(stack.variables["TEMPLATE_MANAGER_DATA_DIR"])
 
@@ -143,6 +145,11 @@ class Product:
         """The build's log, a message a line."""
         lines = self.cli("logs", build_id, "--json").out.splitlines()
         return [str(json.loads(line)["message"]) for line in lines]
+
+    def process_log(self, name: str) -> list[dict[str, Any]]:
+        """What a process of ours has written, a line each."""
+        lines = self.stack.environment.files(name).log.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
 
     def until_logged(self, build_id: str, text: str, seconds: float = 60) -> None:
         """Wait until the build's log on the host has a line."""

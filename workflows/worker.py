@@ -11,6 +11,7 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
+from activities.health import temporal_readiness
 from activities.metrics import runtime_for
 from activities.models import SWEEP_BUCKET_WORKFLOW, WORKFLOW_TASK_QUEUE
 from activities.settings import Settings
@@ -63,13 +64,16 @@ def workflow_worker(
 
 
 async def run(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT. Raises when Temporal cannot be reached or the worker fails."""
+    """Run until SIGTERM or SIGINT.
+
+    Raises TemporalUnavailableError, AddressTakenError, and what the worker fails with.
+    """
     identity = f"worker@{socket.gethostname()}:{os.getpid()}"
     client = await connect(identity, runtime=runtime_for(settings))
     await register_search_attributes(client)
     await schedule_sweep(client, settings, SWEEP_BUCKET_WORKFLOW, BUCKET)
     worker = workflow_worker(client, _activities(settings, client))
-    await run_until_signalled([worker], settings)
+    await run_until_signalled([worker], settings, temporal_readiness(client))
 
 
 def _activities(settings: Settings, client: Client) -> list[Callable[..., Any]]:

@@ -30,6 +30,7 @@ from temporalio.testing import WorkflowEnvironment
 from activities.bucket import Bucket
 from activities.build_log_archive import archived_log_name, to_jsonl
 from activities.errors import ImageNotFoundError, StartCommandError
+from activities.health import temporal_readiness
 from activities.models import (
     BuildState,
     BuildStatus,
@@ -586,8 +587,12 @@ async def test_while_temporal_is_away_calls_are_unavailable_and_health_says_so(
         TemplateClient(server.address) as client,
     ):
         await serving(server.address, True)
+        of_a_worker = temporal_readiness(lazy)
+        assert (await server.readiness(), await of_a_worker()) == ("", "")
         await environment.shutdown()
         await serving(server.address, False)
+        assert await server.readiness() == "Temporal does not answer"
+        assert await of_a_worker() == "Temporal does not answer"
         with pytest.raises(CallError) as caught:
             await client.status(str(uuid.uuid4()))
         assert caught.value.code is grpc.StatusCode.UNAVAILABLE

@@ -22,6 +22,7 @@ import images
 import pytest
 import requests
 
+from activities.models import Step
 from activities.network import in_network
 from tests.file_trees import difference, tree_of_ext4, tree_of_image
 from tests.images import Layer, Registry, free_port
@@ -34,6 +35,7 @@ OPTIONS = (
     '{"heartbeat_timeout_seconds": 4, "lease_grace_seconds": 8, "retry_attempts": 2, '
     '"retry_initial_seconds": 0.5, "retry_maximum_seconds": 1}'
 )
+STEPS = [str(step) for step in Step]
 # What a booted system writes by itself.
 WRITTEN_BY_SYSTEMD = re.compile(
     r"/(etc/(machine-id|\.updated|\.pwd\.lock|resolv\.conf)?|var/(\.updated)?|var/(log|lib|cache|tmp)\b.*"
@@ -44,7 +46,7 @@ WRITTEN_BY_BUSYBOX = re.compile(r"/(tmp|run|dev|proc|sys|etc|srv|var(/.*)?)?")
 
 @pytest.fixture(scope="module")
 def product() -> Iterator[Product]:
-    ports = [free_port(), free_port()]
+    metrics, health = [free_port(), free_port()], [free_port(), free_port()]
     with (
         running_collector() as collector,
         running_product(
@@ -55,10 +57,14 @@ def product() -> Iterator[Product]:
         ) as running,
     ):
         running.collector = collector
-        for app, port in zip(("worker", "host"), ports, strict=True):
-            address = f"127.0.0.1:{port}"
-            running.stack.start_app(app, TEMPLATE_MANAGER_METRICS_ADDRESS=address)
-            running.metrics.append(f"http://{address}/metrics")
+        for app, metrics_port, health_port in zip(("worker", "host"), metrics, health, strict=True):
+            running.stack.start_app(
+                app,
+                TEMPLATE_MANAGER_METRICS_ADDRESS=f"127.0.0.1:{metrics_port}",
+                TEMPLATE_MANAGER_HEALTH_ADDRESS=f"127.0.0.1:{health_port}",
+            )
+            running.metrics.append(f"http://127.0.0.1:{metrics_port}/metrics")
+            running.health.append(f"127.0.0.1:{health_port}")
         yield running
 
 
@@ -86,15 +92,7 @@ def test_an_image_becomes_a_template_that_resumes(
         assert status["state"] == "completed", status
         assert status["image_digest"].startswith("sha256:")
         steps = [row["step"] for row in status["timeline"]]
-        assert steps == [
-            "lease_host",
-            "pull_image",
-            "build_rootfs",
-            "boot_and_snapshot",
-            "verify",
-            "upload",
-            "release_host",
-        ]
+        assert steps == STEPS
         pulled = product.cli("pull", build_id, str(tmp_path / "template"))
         assert pulled.code == 0, pulled.err
         _require_same_files(product, image, tmp_path, written)
@@ -372,6 +370,36 @@ def test_prometheus_is_told(product: Product, busybox: str) -> None:
         r"template_manager_disk_free_bytes{[^}]*} [1-9]",
     ):
         assert re.search(expected, host), expected
+
+
+def test_process_logs_say_which_build_and_step_each_line_is_about(
+    product: Product, busybox: str
+) -> None:
+    with nothing_left(product):
+        build_id = product.build(busybox)
+        assert product.ended(build_id)["state"] == "completed"
+        about = [line for line in product.process_log("host") if line.get("build_id") == build_id]
+        assert product.cli("delete", build_id).code == 0
+    begun = [line["activity"] for line in about if line["event"] == "activity started"]
+    assert {"hold_host", "pull_image", "build_rootfs", "kill_vm", "publish_template"} <= set(begun)
+    of_this_project = [line for line in about if line["logger"].startswith("activities.")]
+    for line in of_this_project:
+        assert line["step"] in STEPS, line
+        assert (line["process"], line["workflow_id"]) == ("host", f"template-build-{build_id}")
+        assert line["host"] and line["attempt"] == 1
+    done = [line for line in about if line["event"] == "activity done"]
+    assert len(done) == len(begun)
+    assert all(line["seconds"] >= 0 for line in done)
+
+
+def test_every_process_tells_its_health(product: Product) -> None:
+    for address in product.health:
+        ended = product.cli("health", address)
+        assert (ended.code, ended.out) == (0, "ok\n"), ended.err
+        assert product.cli("health", address, "--live").code == 0
+    nobody = product.cli("health", f"127.0.0.1:{free_port()}")
+    assert nobody.code == 3
+    assert "TEMPLATE_MANAGER_HEALTH_ADDRESS" in nobody.err
 
 
 def test_a_build_is_one_trace(product: Product, busybox: str) -> None:
