@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
 
-from activities.models import BuildState, delete_workflow_id
+from activities.models import BuildState, build_of_workflow, delete_workflow_id
 from activities.temporal import BUILD_ID, BUILD_STATE, BUILD_STEP, KVM_HOST, TEMPLATE_ID
 from api.build_view import CLOSED_STATES
 from api.errors import ApiError, Violation, invalid_argument
@@ -109,7 +109,7 @@ class BuildListing:
         if not workflow_ids:
             return {}
         names = ", ".join(
-            f"'{delete_workflow_id(name.removeprefix('template-build-'))}'" for name in workflow_ids
+            f"'{delete_workflow_id(build_of_workflow(name))}'" for name in workflow_ids
         )
         query = f"WorkflowType='DeleteTemplate' AND WorkflowId IN ({names})"
         deletes: dict[str, WorkflowExecution] = {}
@@ -137,7 +137,10 @@ def list_query(request: pb.TemplateBuildListRequest) -> str:
     for field, sign in (("started_after", ">="), ("started_before", "<")):
         if request.HasField(field):
             moment: Timestamp = getattr(request, field)
-            parts.append(f"StartTime {sign} '{moment.ToJsonString()}'")
+            try:
+                parts.append(f"StartTime {sign} '{moment.ToJsonString()}'")
+            except ValueError:
+                violations.append(Violation(field, "must be between the years 1 and 9999"))
     if violations:
         raise invalid_argument(violations)
     return " AND ".join(parts)
@@ -175,7 +178,7 @@ async def _listed(build: WorkflowExecution) -> ListedBuild:
 
 
 def _build_id(build: WorkflowExecution) -> str:
-    return build.typed_search_attributes.get(BUILD_ID) or build.id.removeprefix("template-build-")
+    return build.typed_search_attributes.get(BUILD_ID) or build_of_workflow(build.id)
 
 
 def _page_token(temporals_token: bytes | None, query: str) -> str:

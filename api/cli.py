@@ -10,7 +10,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
@@ -362,25 +363,43 @@ def logs(
     run_call(show, as_json)
 
 
-@app.command("list", rich_help_panel=BUILDS, epilog="Example: template-manager list --state failed")
+@app.command(
+    "list",
+    rich_help_panel=BUILDS,
+    epilog="Example: template-manager list --state failed --since 2026-11-01",
+)
 def list_builds(
     state: Annotated[
         list[str] | None,
         typer.Option(help="building, cancelling, completed, failed, cancelled. May be repeated."),
     ] = None,
     template_id: Annotated[str, typer.Option(help="Only builds of this template.")] = "",
+    since: Annotated[
+        datetime | None,
+        typer.Option(help="Only builds started at this time, of this machine's zone, or later."),
+    ] = None,
+    until: Annotated[
+        datetime | None, typer.Option(help="Only builds started before this time.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many to show.")] = 50,
     as_json: AsJson = False,
     api_address: ApiAddress = DEFAULT_API_ADDRESS,
 ) -> None:
     """List builds, latest first."""
+    from api.pb import template_manager_pb2 as pb
+
+    request = pb.TemplateBuildListRequest(states=state or (), template_id=template_id)
+    if since is not None:
+        request.started_after.FromDatetime(since.astimezone())
+    if until is not None:
+        request.started_before.FromDatetime(until.astimezone())
 
     async def show() -> None:
         from api.client import TemplateClient
         from api.report import list_table, summary_json
 
         async with TemplateClient(api_address) as client:
-            builds = await _listed(client, state or (), template_id, limit)
+            builds = await _listed(client, request, limit)
         if as_json:
             print_json({"builds": [summary_json(build) for build in builds]})
         elif builds:
@@ -392,14 +411,10 @@ def list_builds(
 
 
 async def _listed(
-    client: TemplateClient, states: Sequence[str], template_id: str, limit: int
+    client: TemplateClient, request: pb.TemplateBuildListRequest, limit: int
 ) -> list[pb.TemplateBuildSummary]:
-    from api.pb import template_manager_pb2 as pb
-
     builds: list[pb.TemplateBuildSummary] = []
-    request = pb.TemplateBuildListRequest(
-        states=states, template_id=template_id, page_size=min(limit, 100)
-    )
+    request.page_size = min(limit, 100)
     while len(builds) < limit:
         page = await client.list_builds(request)
         builds.extend(page.builds)

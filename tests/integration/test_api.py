@@ -485,6 +485,9 @@ async def test_builds_are_listed_by_template_and_state_in_pages(api: Api) -> Non
             await asyncio.sleep(0.1)
     assert await listed(states=["completed"]) == [done[1], done[0]]
     assert await listed(states=["failed", "building"]) == [running, failed]
+    began = (await api.client.status(failed)).timeline[0].started
+    assert await listed(started_after=began) in ([running], [running, failed])
+    assert set(done) <= set(await listed(started_before=began))
 
     first = await api.client.list_builds(
         pb.TemplateBuildListRequest(template_id=template_id, page_size=3)
@@ -506,6 +509,7 @@ async def test_builds_are_listed_by_template_and_state_in_pages(api: Api) -> Non
         ("states", {"states": ["done"]}),
         ("page_token", {"page_token": "%%%"}),
         ("page_token", {"page_token": "AAAA"}),
+        ("started_after", {"started_after": Timestamp(seconds=10**15)}),
     ],
 )
 async def test_a_bad_list_request_is_refused(

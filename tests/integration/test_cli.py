@@ -9,6 +9,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Mapping
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,24 @@ async def test_a_failed_build_is_listed_and_retried(api: Api) -> None:
     assert again.code == 0, again.err
     assert "reused from an earlier run" in again.out
     assert (await cli("retry", created.build_id, *at(api))).code == 2
+
+
+async def test_list_knows_time(api: Api) -> None:
+    build_id = await api.completed()
+    today, tomorrow = date.today(), date.today() + timedelta(days=1)
+
+    async def listed(*options: str) -> bool:
+        ended = await cli("list", *options, "--json", *at(api))
+        assert ended.code == 0, ended.err
+        return build_id in [build["build_id"] for build in ended.json["builds"]]
+
+    async with asyncio.timeout(20):  # visibility comes a little later
+        while not await listed("--since", str(today - timedelta(days=1))):
+            pass
+    assert not await listed("--since", f"{tomorrow}T00:00:00")
+    assert not await listed("--until", str(today - timedelta(days=1)))
+    assert await listed("--until", f"{tomorrow}T00:00:00")
+    assert (await cli("list", "--since", "yesterday", *at(api))).code == 2
 
 
 async def test_an_unknown_build_exits_2(api: Api) -> None:
