@@ -369,6 +369,7 @@ def logs(
     epilog="Example: template-manager list --state failed --since 2026-11-01",
 )
 def list_builds(
+    *,
     state: Annotated[
         list[str] | None,
         typer.Option(help="building, cancelling, completed, failed, cancelled. May be repeated."),
