@@ -29,6 +29,7 @@ from activities.errors import (
 from activities.interface import ImageActivities
 from activities.leases import LeaseLedger
 from activities.models import ImageConfig, PulledImage, PullImageInput, Step
+from activities.pulled_images import PulledImages
 from activities.registry import Credentials, ImageReference, RemoteImage, parse_reference, resolve
 from activities.registry_login import TOKEN_KINDS, credentials_of, from_docker_config
 from activities.sealing import Sealer
@@ -56,6 +57,7 @@ class DockerImageActivities(ImageActivities):
         self._ledger = ledger
         self._sealer = sealer
         self._make_docker_client = make_docker_client
+        self._pulled = PulledImages(settings.data_dir)
 
     @activity.defn(name="pull_image")
     async def pull_image(self, pull: PullImageInput, /) -> PulledImage:
@@ -87,7 +89,9 @@ class DockerImageActivities(ImageActivities):
             inspected = _find_image(client, remote)
             if inspected:
                 step.log.info("the image is on the host already")
+                self._pulled.used(remote.reference.at(remote.digest))
             else:
+                self._pulled.add(remote.reference.at(remote.digest))
                 _Pull(client, remote, credentials, step, pull.timeout_seconds).run()
                 inspected = _find_image(client, remote)
             return _describe(remote, inspected)

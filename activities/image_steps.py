@@ -353,7 +353,12 @@ class DockerImageStepActivities(ImageStepActivities):
         with working_in(self._settings.data_dir, take.scope, "base", "1") as place:
             pull_rootfs(self._bucket, metadata, place / "rootfs.ext4", tell)
             (place / "root").mkdir(exist_ok=True)
-            mounts.in_mount_namespace(lambda: self._stream_into_docker(running, place, name))
+            draft = f"{name}.draft"
+            mounts.in_mount_namespace(lambda: self._stream_into_docker(running, place, draft))
+            # Only now: an archive that ended too early would be an image too.
+            repository, _, tag = name.partition(":")
+            self._docker.tag(draft, repository, tag)
+            self._docker.remove_image(draft)
 
     def _stream_into_docker(self, running: RunningStep, place: Path, name: str) -> None:
         repository, _, tag = name.partition(":")
@@ -369,10 +374,12 @@ class DockerImageStepActivities(ImageStepActivities):
                 self._docker.import_image_from_stream(
                     archive.stdout, repository=repository, tag=tag
                 )
-            finally:
+            except BaseException:
                 archive.kill()
+                raise
+            finally:
                 code = archive.wait()
-            if code not in (0, -9):
+            if code != 0:
                 raise FilesystemToolError(f"tar failed with exit code {code}")
 
     # ---- Images

@@ -206,9 +206,9 @@ class HostMicrovmActivities(MicrovmActivities):
         running.progress("taking the snapshot")
         with vm.client() as client:
             version = client.version()
+            taken = time.time()  # before: the guest's clock stops while the call is under way
             if client.state() != "Paused":
                 client.pause()
-            taken = time.time()
             client.snapshot("snapfile", "memfile")
         took = time.time() - taken
         vm.kill()

@@ -16,6 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 
 import docker
@@ -48,6 +49,7 @@ from activities.models import (
 )
 from activities.network import NETNS_DIRECTORY, network_marks, owner_of_passing, remove_network
 from activities.provisioning import BUILD_LABEL, DATA_DIR_LABEL, LEASE_LABEL, remove_container
+from activities.pulled_images import PulledImages
 from activities.settings import Settings
 from activities.vm_process import SUPERVISOR, VmProcess
 from activities.work_directories import WORK, remove_work_directory
@@ -157,6 +159,7 @@ class HostSweep(HostSweepActivities):
         self._store = store
         self._leases = leases
         self._docker = docker_client
+        self._pulled = PulledImages(settings.data_dir)
         self._describe = describe
         self._lock = asyncio.Lock()
 
@@ -314,8 +317,14 @@ class HostSweep(HostSweepActivities):
         return [*evicted, *await asyncio.to_thread(self._old_images, oldest_allowed)]
 
     def _old_images(self, oldest_allowed: float) -> list[Found]:
-        """Images that steps have made long ago; a build that misses one makes it again."""
+        """Images that no build has used, or that steps have made, for long.
+
+        A build that misses one pulls or makes it again.
+        """
         found = []
+        for reference, _ in self._pulled.unused_since(oldest_allowed):
+            remove = partial(self._remove_pulled, reference)
+            found.append(_nobodys("image", reference, remove, self._size_of_image(reference)))
         with docker_errors():
             for repository in (STEP_REPOSITORY, TEMPLATE_REPOSITORY):
                 for image in self._docker.images(name=repository):
@@ -324,6 +333,24 @@ class HostSweep(HostSweepActivities):
                         remove = partial(self._untag, names)
                         found.append(_nobodys("image", names[0], remove, image["Size"]))
         return found
+
+    def _size_of_image(self, reference: str) -> int:
+        with docker_errors(), contextlib.suppress(docker.errors.NotFound):
+            inspected = self._docker.inspect_image(reference)  # type: ignore[no-untyped-call]
+            return int(inspected["Size"])
+        return 0
+
+    def _remove_pulled(self, reference: str) -> None:
+        with docker_errors():
+            try:
+                self._docker.remove_image(reference)
+            except docker.errors.NotFound:
+                pass
+            except docker.errors.APIError as error:
+                # A container of somebody else's has it: then it is theirs from now on.
+                if error.status_code != HTTPStatus.CONFLICT:
+                    raise
+        self._pulled.remove(reference)
 
     def _untag(self, names: list[str]) -> None:
         # A tag alone: Docker keeps what a container or another image needs.

@@ -101,19 +101,15 @@ class BuildLogs:
         source = _Source(self._client, self._bucket, view)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + WORKER_OUTAGE_SECONDS
-        entries: list[LogEntry] = []
-        more = True
-        while more:
+        while True:
             try:
-                page, more = await source.page(len(entries))
-                entries.extend(page)
+                return await source.lines_from(0)
             except _Forgotten:
                 return await source.archive()
             except (_Unreadable, RPCError) as error:
                 if loop.time() > deadline:
                     raise temporal_unavailable("no worker answers for this build") from error
                 await asyncio.sleep(MIN_POLL_SECONDS)
-        return entries
 
     async def follow(self, view: BuildView, cursor: int) -> AsyncIterator[tuple[int, LogEntry]]:
         """Yield the lines from `cursor` on, each with its own offset, until the build has ended.
@@ -170,6 +166,15 @@ class _Source:
                 raise _Forgotten(error.message) from error
             raise _Unreadable(error.message) from error
         return [self._entry(item.data) for item in page.items], page.more_ready
+
+    async def lines_from(self, offset: int) -> list[LogEntry]:
+        """Return all lines of the stream from `offset` on. Raises as `page` does."""
+        entries: list[LogEntry] = []
+        more = True
+        while more:
+            page, more = await self.page(offset + len(entries))
+            entries.extend(page)
+        return entries
 
     async def archive(self) -> list[LogEntry]:
         """Return the lines that were kept of a closed build."""
@@ -254,15 +259,29 @@ class _Feed:
             try:
                 page, more = await self._page()
             except _Unreadable as error:
-                if ended:
-                    page, more = (await self._source.archive())[len(self._lines) :], False
-                else:  # the worker is being restarted, or has not begun: it will answer
+                if not ended:  # the worker is being restarted, or has not begun: it will answer
                     _log.debug("a build log cannot be read yet", error=str(error))
                     break
+                page, more = await self._rest(error), False
             if page:
                 self._lines.extend(page)
                 await self._tell()
         return len(self._lines) > before
+
+    async def _rest(self, error: _Unreadable) -> list[LogEntry]:
+        """Return the last lines of a closed build that no worker tells: from the archive.
+
+        If that has none (yet), a busy worker gets more time.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + WORKER_OUTAGE_SECONDS
+        while True:
+            kept = (await self._source.archive())[len(self._lines) :]
+            if kept or isinstance(error, _Forgotten) or loop.time() > deadline:
+                return kept
+            await asyncio.sleep(MIN_POLL_SECONDS)
+            with contextlib.suppress(_Unreadable, RPCError):
+                return await self._source.lines_from(len(self._lines))
 
     async def _page(self) -> tuple[list[LogEntry], bool]:
         loop = asyncio.get_running_loop()

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import docker
 import psutil
 import pytest
 from temporalio.client import WorkflowExecutionStatus
@@ -348,3 +349,48 @@ async def test_old_images_of_steps_go(host: Swept, registry: Registry) -> None:
     assert kinds(await host.sweep()) == {"image"}  # it was made at the beginning of time
     assert client.images(name=STEP_REPOSITORY) == []
     assert client.inspect_image(image.image_id)  # type: ignore[no-untyped-call]
+
+
+async def test_pulled_images_go_when_no_build_has_used_them_for_long(
+    host: Swept, registry: Registry
+) -> None:
+    client = host.bench.client
+    registry.push("swept-pulled", [Layer().busybox().tar()])
+    pulled = await host.bench.pull(f"{registry.address}/swept-pulled", scope=host.build(RUNNING))
+    registry.push("swept-by-hand", [Layer().busybox().add("by", b"hand").tar()])
+    by_hand = f"{registry.address}/swept-by-hand:latest"
+    for _ in client.pull(by_hand, stream=True):
+        pass
+    await host.bench.pull(by_hand, scope=host.build(RUNNING))
+    assert await host.sweep() == SweepReport()
+
+    [record] = (host.bench.settings.data_dir / "images").iterdir()
+    os.utime(record, (0, 0))
+    await host.bench.pull(f"{registry.address}/swept-pulled", scope=host.build(RUNNING))
+    assert await host.sweep() == SweepReport()  # a build has used it
+
+    os.utime(record, (0, 0))
+    report = await host.sweep()
+    assert [(item.kind, item.name) for item in report.items] == [("image", pulled.reference)]
+    assert report.bytes > 0
+    with pytest.raises(docker.errors.NotFound):
+        client.inspect_image(pulled.reference)  # type: ignore[no-untyped-call]
+    assert client.inspect_image(by_hand)  # type: ignore[no-untyped-call]
+    assert await host.sweep() == SweepReport()
+
+
+async def test_a_pulled_image_that_a_container_of_others_has_is_theirs(
+    host: Swept, registry: Registry
+) -> None:
+    client = host.bench.client
+    registry.push("swept-used", [Layer().busybox().tar()])
+    pulled = await host.bench.pull(f"{registry.address}/swept-used", scope=host.build(RUNNING))
+    container = client.create_container(pulled.image_id, ["/bin/busybox"])
+    try:
+        [record] = (host.bench.settings.data_dir / "images").iterdir()
+        os.utime(record, (0, 0))
+        await host.sweep()
+        assert client.inspect_image(pulled.image_id)  # type: ignore[no-untyped-call]
+        assert await host.sweep() == SweepReport()
+    finally:
+        client.remove_container(container["Id"])

@@ -1,0 +1,59 @@
+"""Which images this host has pulled for builds, and when a build last used each.
+
+dockerd keeps what it has pulled for ever. The sweep removes what no build has used for long; what
+the machine's owner has pulled is not on this list, and stays. A record is a file
+`<data>/images/<sha256 of the reference>` with the reference in it; its mtime is the last use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+IMAGES = "images"
+
+
+class PulledImages:
+    """The list of one host. Safe to use by several threads and processes."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._directory = data_dir / IMAGES
+
+    def add(self, reference: str) -> None:
+        """Note that this host pulls `reference` (`name@digest`), before it does."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=self._directory, delete=False) as draft:
+            draft.write(reference)
+        Path(draft.name).replace(self._path(reference))
+
+    def used(self, reference: str) -> None:
+        """Note that a build uses an image that is there already. Not on the list: not ours."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self._path(reference))
+
+    def unused_since(self, moment: float) -> Iterator[tuple[str, float]]:
+        """Yield references that no build has used since `moment`, with their last use.
+
+        Both are wall clock seconds.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            for path in sorted(self._directory.iterdir()):
+                with contextlib.suppress(FileNotFoundError):
+                    used_at = path.stat().st_mtime
+                    if used_at < moment and path.name == _name(reference := path.read_text()):
+                        yield reference, used_at
+
+    def remove(self, reference: str) -> None:
+        """Take a reference off the list."""
+        self._path(reference).unlink(missing_ok=True)
+
+    def _path(self, reference: str) -> Path:
+        return self._directory / _name(reference)
+
+
+def _name(reference: str) -> str:
+    return hashlib.sha256(reference.encode()).hexdigest()
