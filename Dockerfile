@@ -18,8 +18,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY activities activities
 COPY workflows workflows
 COPY api api
-RUN pip install --no-cache-dir --disable-pip-version-check --no-deps . \
-    && python3 -m compileall -q /opt/template-manager
+RUN pip install --no-cache-dir --disable-pip-version-check --no-deps .
 
 FROM ${BASE_IMAGE}
 COPY --from=build /opt/template-manager /opt/template-manager

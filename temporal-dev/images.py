@@ -4,15 +4,17 @@
 
 - `debian`: a minimal Debian with systemd as init,
 - `busybox`: one static program and a page, no init, no shell links, no /etc,
-- `alpine-like`: a busybox userland with its own init, as in Alpine, without OpenRC.
+- `alpine-like`: a busybox userland with its own init, as in Alpine, without OpenRC,
+- `python`: a minimal Debian with Python, in the place of the public base of our own image.
 
-In each of them `/bin/busybox httpd -f -p 8080 -h /srv` serves a page. A second run finds that
-everything is there. The debootstrap is kept as a tar file in the state directory.
+In the first three `/bin/busybox httpd -f -p 8080 -h /srv` serves a page. A second run finds that
+everything is there. The debootstraps are kept as tar files in the state directory.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import io
 import json
@@ -37,7 +39,10 @@ START_COMMAND = "/bin/busybox httpd -f -p 8080 -h /srv"
 BUSYBOX = Path("/bin/busybox")
 # The same input gives the same layer, whenever it is made.
 MODIFIED = 1_700_000_000
-RECIPE_LABEL = "template-manager.recipe"
+LOCAL_REPOSITORY = "template-manager-dev"
+DEBIAN_PACKAGES = "systemd-sysv,busybox"
+PYTHON_PACKAGES = "python3,python3-venv,ca-certificates"
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -175,25 +180,43 @@ def _debian_suite() -> str:
 
 
 def _archive_debian(progress: Progress) -> Path:
-    path = _cache() / f"debian-{_hash(_debian_recipe())[:16]}.tar"
+    def add_page(root: Path) -> None:
+        (root / "srv/index.html").write_bytes(page("debian"))
+
+    return _archive_debootstrap("debian", DEBIAN_PACKAGES, _debian_recipe(), add_page, progress)
+
+
+def _archive_python(progress: Progress) -> Path:
+    def trust_what_this_machine_trusts(root: Path) -> None:
+        shutil.copyfile(CERTIFICATES, root / CERTIFICATES.relative_to("/"))
+
+    return _archive_debootstrap(
+        "python", PYTHON_PACKAGES, _python_recipe(), trust_what_this_machine_trusts, progress
+    )
+
+
+def _archive_debootstrap(
+    name: str, packages: str, recipe: str, finish: Callable[[Path], None], progress: Progress
+) -> Path:
+    path = _cache() / f"{name}-{_hash(recipe)[:16]}.tar"
     if path.exists():
         return path
     with tempfile.TemporaryDirectory(dir=_cache(), prefix="debootstrap-") as work:
         root, draft = Path(work) / "root", Path(work) / "root.tar"
-        _debootstrap(root, progress)
+        _debootstrap(name, packages, root, progress)
         _clean(root)
-        (root / "srv/index.html").write_bytes(page("debian"))
-        progress("debian: packing")
+        finish(root)
+        progress(f"{name}: packing")
         pack = ["tar", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--exclude=./dev/*"]
         subprocess.run([*pack, "-C", str(root), "-cf", str(draft), "."], check=True)
         draft.rename(path)
     return path
 
 
-def _debootstrap(root: Path, progress: Progress) -> None:
+def _debootstrap(name: str, packages: str, root: Path, progress: Progress) -> None:
     if shutil.which("debootstrap") is None:
         raise ServiceError("debootstrap is not installed. Run `make setup`.")
-    command = [*_debootstrap_command(), _debian_suite(), str(root)]
+    command = [*_debootstrap_command(packages), _debian_suite(), str(root)]
     phases, lines = set(), []
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -204,13 +227,13 @@ def _debootstrap(root: Path, progress: Progress) -> None:
             # It tells of every package several times: the first of each kind is enough.
             if line.startswith("I: ") and (phase := line.split()[1]) not in phases:
                 phases.add(phase)
-                progress(f"debian: {line[3:].strip()}")
+                progress(f"{name}: {line[3:].strip()}")
     if child.returncode != 0:
         raise ServiceError("debootstrap failed:\n" + "".join(lines[-20:]))
 
 
-def _debootstrap_command() -> list[str]:
-    return ["debootstrap", "--variant=minbase", "--include=systemd-sysv,busybox"]
+def _debootstrap_command(packages: str) -> list[str]:
+    return ["debootstrap", "--variant=minbase", f"--include={packages}"]
 
 
 def _clean(root: Path) -> None:
@@ -223,7 +246,13 @@ def _clean(root: Path) -> None:
 
 
 def _debian_recipe() -> str:
-    return " ".join([*_debootstrap_command(), _debian_suite()]) + page("debian").decode()
+    command = [*_debootstrap_command(DEBIAN_PACKAGES), _debian_suite()]
+    return " ".join(command) + page("debian").decode()
+
+
+def _python_recipe() -> str:
+    command = [*_debootstrap_command(PYTHON_PACKAGES), _debian_suite()]
+    return " ".join(command) + hashlib.sha256(CERTIFICATES.read_bytes()).hexdigest()
 
 
 def _busybox_recipe() -> str:
@@ -245,6 +274,7 @@ IMAGES = {
         Image("debian", _archive_debian, (f"ENV {PATH}", SERVE), _debian_recipe),
         Image("busybox", _archive_busybox, (SERVE,), _busybox_recipe),
         Image("alpine-like", _archive_alpine_like, (f"ENV {PATH}", SERVE), _alpine_recipe),
+        Image("python", _archive_python, (f"ENV {PATH}",), _python_recipe),
     )
 }
 
@@ -254,45 +284,36 @@ def reference(name: str, registry: str) -> str:
     return f"{registry}/demo/{name}:latest"
 
 
+def make(name: str, progress: Progress = print_progress) -> str:
+    """Make an image unless Docker has it; the name that it has in Docker alone."""
+    image = IMAGES[name]
+    recipe = _hash(image.recipe() + "".join(image.changes))[:16]
+    local = f"{LOCAL_REPOSITORY}/{name}:{recipe}"
+    with contextlib.closing(docker.from_env(timeout=600)) as client:
+        try:
+            client.images.get(local)
+        except docker.errors.ImageNotFound:
+            _import(client, image, local, progress)
+    return local
+
+
 def make_and_push(name: str, registry: str, progress: Progress = print_progress) -> str:
     """Make an image unless Docker has it, push it unless the registry has it; its reference."""
-    image, target = IMAGES[name], reference(name, registry)
-    client = docker.from_env(timeout=600)
-    try:
-        recipe = _hash(image.recipe() + "".join(image.changes))[:16]
-        if _recipe_of(client, target) != recipe:
-            _import(client, image, target, recipe, progress)
+    local, target = make(name, progress), reference(name, registry)
+    with contextlib.closing(docker.from_env(timeout=600)) as client:
+        client.images.get(local).tag(*target.rsplit(":", 1))
         if not _is_pushed(client, target):
             _push(client, target, progress)
         progress(f"{name}: {target} is there")
-    finally:
-        client.close()
     return target
 
 
-def _recipe_of(client: docker.DockerClient, target: str) -> str | None:
-    try:
-        labels: dict[str, str] = client.images.get(target).labels
-    except docker.errors.ImageNotFound:
-        return None
-    return labels.get(RECIPE_LABEL)
-
-
-def _import(
-    client: docker.DockerClient,
-    image: Image,
-    target: str,
-    recipe: str,
-    progress: Progress,
-) -> None:
+def _import(client: docker.DockerClient, image: Image, local: str, progress: Progress) -> None:
     archive = image.archive(progress)
     progress(f"{image.name}: importing {archive.stat().st_size / 1e6:.0f} MB into Docker")
-    repository, _, tag = target.rpartition(":")
+    repository, _, tag = local.rpartition(":")
     client.api.import_image_from_file(
-        str(archive),
-        repository=repository,
-        tag=tag,
-        changes=[*image.changes, f"LABEL {RECIPE_LABEL}={recipe}"],
+        str(archive), repository=repository, tag=tag, changes=[*image.changes]
     )
 
 

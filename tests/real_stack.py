@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import docker
 from services import ALL_PARTS, Stack
 
 from activities.bucket import Bucket
@@ -169,13 +171,30 @@ def _is_tombstone(bucket: Bucket, name: str) -> bool:
     return found is None or "deleted" in json.loads(found[0])
 
 
+def _forget_images(registry: str) -> None:
+    """Take the names away that a registry of ours has given to images in Docker."""
+    client = docker.from_env()
+    try:
+        for image in client.api.images():
+            for name in [*(image["RepoTags"] or ()), *(image["RepoDigests"] or ())]:
+                if name.startswith(f"{registry}/"):
+                    with contextlib.suppress(docker.errors.ImageNotFound):
+                        client.api.remove_image(name)
+    finally:
+        client.close()
+
+
 @contextmanager
 def running_product(
     apps: Sequence[str] = ("api", "worker", "host"), **env: str
 ) -> Iterator[Product]:
     """Run everything on free ports; `env` are further variables of the product's processes."""
     with Stack(only=PARTS, apps=apps, env=env) as stack:
-        yield Product(stack)
+        product = Product(stack)
+        try:
+            yield product
+        finally:
+            _forget_images(product.registry)
 
 
 @contextmanager
