@@ -157,6 +157,8 @@ class TemplateConfig(Model):
     """What is done to the image before it becomes a template."""
     from_template: BuildId | None = None
     """The template whose root file system is the base, instead of `image`."""
+    ready_timeout_seconds: float | None = None
+    """For this template, instead of the one in the options."""
 
 
 class BuildOptions(Model):

@@ -67,7 +67,7 @@ from api.errors import (
     temporal_unavailable,
 )
 from api.template_bucket import TemplateBucket
-from api.validation import ValidRequest, config_sha256, require_same_config
+from api.validation import ValidRequest, config_sha256, options_for, require_same_config
 from workflows.build_template import BuildTemplate
 from workflows.delete_template import DeleteTemplate
 
@@ -196,7 +196,9 @@ class Builds:
         raise _busy(valid.config.build_id)
 
     async def retry(self, build_id: str, template_id: str = "") -> StartedBuild:
-        """Start a failed build again, with what it has finished. Its limits are the settings'.
+        """Start a failed build again, with what it has finished.
+
+        Its limits are the settings' of now, but for those that its request asked for.
 
         Raises ApiError FAILED_PRECONDITION when it has not failed.
         """
@@ -205,7 +207,11 @@ class Builds:
             raise _not_failed(view)
         if view.config is None or view.done is None:
             raise temporal_unavailable("no worker answers for this build")
-        again = BuildInput(config=view.config, options=self._settings.build, done=view.done)
+        again = BuildInput(
+            config=view.config,
+            options=options_for(view.config, self._settings),
+            done=view.done,
+        )
         try:
             return await self._start(again)
         except WorkflowAlreadyStartedError:

@@ -80,6 +80,14 @@ def require_build_id(value: str, field: str = "build_id") -> str:
         raise invalid_argument([Violation(field, str(error))]) from None
 
 
+def options_for(config: TemplateConfig, settings: Settings) -> BuildOptions:
+    """Return the limits of a build: the settings' ones, and what its request asks for."""
+    seconds = config.ready_timeout_seconds
+    if seconds is None:
+        return settings.build
+    return settings.build.model_copy(update={"ready_timeout_seconds": seconds})
+
+
 def config_sha256(config: TemplateConfig) -> str:
     """Return the identity of a config: two requests for one build id must agree in it.
 
@@ -114,7 +122,8 @@ class _Validator:
         if self._violations:
             raise invalid_argument(self._violations)
         self._check_preconditions()
-        return ValidRequest(self._config(), self._options())
+        config = self._config()
+        return ValidRequest(config, options_for(config, self._settings))
 
     def _bad(self, field: str, description: str) -> None:
         self._violations.append(Violation(f"template.{field}", description))
@@ -272,6 +281,7 @@ class _Validator:
             team_id=template.team_id,
             steps=tuple(_step(step) for step in template.steps),
             from_template=self._base_template(),
+            ready_timeout_seconds=template.ready_timeout_seconds or None,
         )
 
     def _image(self, default: str) -> str:
@@ -282,11 +292,6 @@ class _Validator:
         if self._template.WhichOneof("source") != "from_template":
             return None
         return canonical_build_id(self._template.from_template.build_id)
-
-    def _options(self) -> BuildOptions:
-        seconds = self._template.ready_timeout_seconds
-        options = self._settings.build
-        return options.model_copy(update={"ready_timeout_seconds": seconds}) if seconds else options
 
     def _secret(self) -> str:
         registry = self._template.from_image_registry

@@ -452,15 +452,18 @@ async def test_delete_stops_a_running_build_and_removes_the_service_s_own_tag(ap
 
 async def test_a_failed_build_is_retried_from_where_it_failed(api: Api) -> None:
     api.journal.fail("start_vm", StartCommandError("exit code 1"))
-    build_id = (await api.client.create(api.template())).build_id
+    build_id = (await api.client.create(api.template(ready_timeout_seconds=77))).build_id
     failed = await api.ended(build_id)
     assert failed.state == "failed"
     api.journal.calls.clear()
+    api.journal.arguments.clear()
 
     again = await api.client.retry(build_id)
     assert again.run_id != failed.run_id
     assert (await api.ended(build_id)).state == "completed"
     assert api.journal.of("pull_image", "build_rootfs", "start_vm") == ["start_vm"]
+    [wait] = [asked for name, asked in api.journal.arguments if name == "wait_until_ready"]
+    assert wait.timeout_seconds == 77
     assert (await messages(api, build_id, follow=True))[-1] == "build is completed"
     with pytest.raises(CallError) as caught:
         await api.client.retry(build_id)
