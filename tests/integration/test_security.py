@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import ipaddress
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -16,10 +17,12 @@ from cryptography.x509.oid import NameOID
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
+from activities.errors import TemporalUnavailableError
 from activities.settings import Settings
+from activities.temporal import connect
 from api.access import hash_token
 from api.client import CallError, TemplateClient
-from api.credentials import ClientCredentials
+from api.credentials import ClientCredentials, server_credentials
 from api.server import BindError, require_safe_address, running_server, serve
 from tests.integration.running_api import Api, template_of
 from tests.integration.test_cli import cli
@@ -126,6 +129,54 @@ async def test_client_certificates(api: Api, authority: Authority, tmp_path: Pat
         ):
             with pytest.raises(CallError):
                 await asyncio.wait_for(health_of(server.address, wrong), 20)
+
+
+# ---- Temporal's own connection
+
+
+class SecureTemporal(grpc.GenericRpcHandler):
+    """Answers every call with an empty message, and remembers who called with what."""
+
+    def __init__(self) -> None:
+        self.callers: list[tuple[str, str]] = []
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+        return grpc.unary_unary_rpc_method_handler(self._answer)
+
+    async def _answer(self, request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        headers = dict(context.invocation_metadata() or ())
+        names = context.auth_context().get("x509_common_name", [b""])
+        self.callers.append((next(iter(names)).decode(), str(headers.get("authorization", ""))))
+        return b""
+
+
+async def test_temporal_by_client_certificate_and_api_key(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporal, server = SecureTemporal(), grpc.aio.server()
+    server.add_generic_rpc_handlers((temporal,))
+    certificate, key = authority.issue("temporal")
+    credentials = server_credentials(certificate, key, authority.path)
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    await server.start()
+    try:
+        monkeypatch.setenv("TEMPORAL_ADDRESS", f"127.0.0.1:{port}")
+        monkeypatch.setenv("TEMPORAL_TLS_SERVER_CA_CERT_PATH", str(authority.path))
+        with pytest.raises(TemporalUnavailableError, match=f"127.0.0.1:{port}"):
+            await connect("nobody")
+        assert temporal.callers == []
+
+        certificate, key = authority.issue("kvm-7")
+        monkeypatch.setenv("TEMPORAL_TLS_CLIENT_CERT_PATH", str(certificate))
+        monkeypatch.setenv("TEMPORAL_TLS_CLIENT_KEY_PATH", str(key))
+        await connect("host")
+        assert temporal.callers[-1] == ("kvm-7", "")
+
+        monkeypatch.setenv("TEMPORAL_API_KEY", "the-key")
+        await connect("host")
+        assert temporal.callers[-1] == ("kvm-7", "Bearer the-key")
+    finally:
+        await server.stop(0)
 
 
 @pytest.fixture
