@@ -202,13 +202,13 @@ def run_output(command: list[str], *, missing_ok: bool = False) -> bytes:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
 
 
-def concrete_package() -> str:
+def concrete_package(meta_package: str = META_PACKAGE) -> str:
     """The versioned package that Debian's meta package stands for today."""
-    for line in run_output(["apt-cache", "depends", META_PACKAGE]).decode().splitlines():
+    for line in run_output(["apt-cache", "depends", meta_package]).decode().splitlines():
         relation, _, name = line.strip().partition(": ")
         if relation == "Depends" and name.startswith("linux-image-"):
             return name
-    raise KernelError(f"apt knows no {META_PACKAGE}; run: apt-get update")
+    raise KernelError(f"apt knows no {meta_package}; run: apt-get update")
 
 
 def download_and_unpack(package: str, temporary: Path) -> Path:

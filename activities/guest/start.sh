@@ -124,6 +124,9 @@ ulimit -n 1048576 2>/dev/null
 # Held open, so that closing it after a line does not wait for the line to be sent.
 exec 3>$console
 say start "$1"
+if [ -e $state/machine-id-is-made ] && { [ "$1" != added ] || [ -e /etc/machine-id ]; }; then
+    $bb setsid $bb sh $t/on-fork.sh /dev/kmsg </dev/null >/dev/null 2>&1 &
+fi
 if [ -s $t/start.command ]; then run_start_command & fi
 if [ -x $t/agent ]; then $bb setsid $t/agent </dev/null >/dev/null 2>&1 & fi
 if get_ready; then

@@ -60,7 +60,7 @@ def pytest_terminal_summary(
         terminalreporter.write_line(f"{cell.process:<14}{cell.step:<12}{ended}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def product() -> Iterator[ChaosProduct]:
     """The whole product with short time limits."""
     with running_chaos_product() as running:
