@@ -30,6 +30,7 @@ SPARE_INODES = 256
 MIN_BYTES = 8 * 1024 * 1024
 MAX_RESERVED_CLUSTERS = 4096  # ext4_calculate_resv_clusters: 2 % of the blocks, at most this
 CHECK_EVERY_ENTRIES = 256
+LARGE_FILE_BYTES = 1024 * 1024
 IN_INODE_SYMLINK_BYTES = 60  # ext4(5): a shorter target lives in the inode
 IN_INODE_XATTR_BYTES = 92  # what a 256-byte inode has left, less the header
 EXTENTS_IN_INODE = 4
@@ -43,6 +44,8 @@ class Content:
     files: int = 0
     blocks: int = 0
     apparent_bytes: int = 0
+    large_files: list[bytes] = field(default_factory=list, repr=False)
+    """Paths in the tree, with every name of those that have several."""
     seen: set[tuple[int, int]] = field(default_factory=set, repr=False)
 
     @property
@@ -60,7 +63,8 @@ class Content:
 def measure(root: Path, check: Callable[[], None]) -> Content:
     """Walk a tree and count what it will need. Hard links count once, holes not at all."""
     content = Content()
-    pending = [os.fsencode(root)]
+    top = os.fsencode(root)
+    pending = [top]
     content.files += 1
     since_check = 0
     while pending:
@@ -69,7 +73,7 @@ def measure(root: Path, check: Callable[[], None]) -> Content:
         with os.scandir(directory) as entries:
             for entry in entries:
                 name_bytes += 8 + (len(entry.name) + 3) // 4 * 4
-                _count(content, entry)
+                _count(content, entry, top)
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(entry.path)
                 since_check += 1
@@ -167,8 +171,10 @@ def _run(command: list[str | Path]) -> None:
         raise FilesystemToolError(f"{command[0]} failed: {done.stderr.strip()[-400:]}")
 
 
-def _count(content: Content, entry: os.DirEntry[bytes]) -> None:
+def _count(content: Content, entry: os.DirEntry[bytes], top: bytes) -> None:
     status = entry.stat(follow_symlinks=False)
+    if stat.S_ISREG(status.st_mode) and status.st_size >= LARGE_FILE_BYTES:
+        content.large_files.append(entry.path[len(top) + 1 :])
     if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
         inode = (status.st_dev, status.st_ino)
         if inode in content.seen:

@@ -52,6 +52,7 @@ from activities.models import (
     Step,
 )
 from activities.provisioning import labels_of, remove_container, wait_for_exit
+from activities.rootfs import TAR
 from activities.settings import Settings
 from activities.step import RunningStep, running_step
 from activities.template_download import pull_rootfs
@@ -363,8 +364,8 @@ class DockerImageStepActivities(ImageStepActivities):
     def _stream_into_docker(self, running: RunningStep, place: Path, name: str) -> None:
         repository, _, tag = name.partition(":")
         with mounts.mounted_image(place / "rootfs.ext4", place / "root", "ro"):
-            command = ["tar", "--create", "--format=posix", "--numeric-owner", "--xattrs"]
-            command += ["--xattrs-include=*", *(f"--exclude={path}" for path in NOT_OF_THE_IMAGE)]
+            command = [*TAR, "--create", "--format=posix"]
+            command += [f"--exclude={path}" for path in NOT_OF_THE_IMAGE]
             archive = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", *command, "-C", str(place / "root"), "."],
                 stdout=subprocess.PIPE,

@@ -64,7 +64,6 @@ PROCESSES = (
 STEPS_WITH_A_VM = ("ready", "snapshot", "verify")
 SHORT = {
     ("host", "ready"),
-    ("worker", "ready"),
     ("temporal", "ready"),
     ("firecracker", "ready"),
     ("gcs-emulator", "upload"),

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from temporalio.testing import ActivityEnvironment
 
@@ -267,7 +268,7 @@ async def test_too_large_says_both_sizes_before_any_copy(
     before = resources()
     host = workbench(tmp_path / "data", max_rootfs_mb=64)
     image = await pulled(host, registry, "large-40", Layer().add("large", os.urandom(40 * MIB)))
-    with pytest.raises(RootfsTooLargeError, match=r"image 41 MiB, free space 200 MiB.*64 MiB"):
+    with pytest.raises(RootfsTooLargeError, match=r"image 42 MiB, free space 200 MiB.*64 MiB"):
         await host.build_rootfs(image, disk_size_mb=200)
     host.remove_images()
     assert resources() == before
@@ -355,6 +356,45 @@ async def test_a_forced_build_makes_its_own(
     assert await host.build_rootfs(image, scope, force=True) == forced  # its own retry
 
 
+def default_acl() -> str:
+    """What new files in a directory get: rwx for user 1000 (linux/posix_acl_xattr.h)."""
+    nobody = 0xFFFFFFFF
+    entries = [(1, 7, nobody), (2, 7, 1000), (4, 5, nobody), (0x10, 7, nobody), (0x20, 5, nobody)]
+    packed = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    return packed.decode("utf-8", "surrogateescape")
+
+
+async def test_large_files_beside_small_ones(host: Workbench, registry: Registry) -> None:
+    """Large files are copied in another way; nobody may see that."""
+    large = os.urandom(ext4.LARGE_FILE_BYTES)
+    layer = Layer().busybox()
+    names = (
+        "plain",
+        "with space ",
+        " first",
+        "line\nbreak",
+        "back\\slash",
+        "*",
+        "[a]",
+        "-dash",
+        "q?",
+    )
+    for directory in ("large", "large/odd *[]?\\ \n", "large/raw-\udcff"):
+        layer.directory(directory, mode=0o2750, gid=7, mtime="1000000000.000000007")
+        for name in names:
+            layer.add(f"{directory}/{name}", large + name.encode(), uid=9, mode=0o4711)
+            layer.add(f"{directory}/small {name}", name.encode())
+    acl = {"system.posix_acl_default": default_acl()}
+    layer.directory("acl", mtime="1000000000.5", xattrs=acl)
+    layer.add("acl/large", large, mode=0o600, xattrs={"user.color": "blue"})
+    layer.add("acl/small", b"small", mode=0o600)
+    layer.hard_link("acl/large too", "acl/large").hard_link("large/third", "acl/large")
+    layer.add("root-is-theirs", large, mtime="-5.25")
+    image = await pulled(host, registry, "large-and-small", layer)
+    rootfs = await host.build_rootfs(image)
+    assert await differences(host, image, rootfs) == {}
+
+
 async def test_two_builds_of_one_image_at_once(host: Workbench, registry: Registry) -> None:
     image = await pulled(host, registry, "twice", everything())
     one, other = await asyncio.gather(host.build_rootfs(image), host.build_rootfs(image))
@@ -362,43 +402,62 @@ async def test_two_builds_of_one_image_at_once(host: Workbench, registry: Regist
     assert await differences(host, image, one) == {}
 
 
-async def copying(host: Workbench, registry: Registry) -> tuple[ActivityEnvironment, Any]:
-    """Start a build of a large image; returns when its files are being copied."""
+async def copying(
+    host: Workbench, registry: Registry, which: str
+) -> tuple[ActivityEnvironment, Any]:
+    """Start a build of a large image; returns when one of its copiers is at work."""
     layer = Layer()
-    for number in range(5):
-        layer.add(f"large-{number}", os.urandom(50 * MIB))
+    noise = os.urandom(16 * 1024) * (50 * MIB // (16 * 1024))  # quick to compress
+    for number in range(3):
+        layer.add(f"large-{number}", noise)
+    for number in range(100):
+        layer.add(f"not-large-{number}", noise[: ext4.LARGE_FILE_BYTES - 1])
     image = await pulled(host, registry, "copied", layer)
     environment = ActivityEnvironment()
     asked = host.rootfs_input(image, force=True)
     task = asyncio.ensure_future(environment.run(host.rootfs.build_rootfs, asked))
     deadline = time.monotonic() + 30
-    while not copies():
+    while not copiers(host, which):
         assert time.monotonic() < deadline
         assert not task.done()
         await asyncio.sleep(0.001)
     return environment, task
 
 
-def copies() -> bytes:
-    """The pids of all `cp`s."""
-    return subprocess.run(["pgrep", "-x", "cp"], capture_output=True, check=False).stdout
+def copiers(host: Workbench, *words: str) -> list[psutil.Process]:
+    """The processes that copy a file system of this host and have one of these words."""
+    place = str(host.settings.data_dir)
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if (command := process.info["cmdline"])
+        and command[0] in ("tar", "cp")
+        and any(word in command for word in words)
+        and any(place in argument for argument in command)
+    ]
 
 
+COPIERS = ("--create", "--extract", "cp")
+
+
+@pytest.mark.parametrize("which", ["--create", "cp"])
 async def test_a_cancelled_copy_stops_and_leaves_nothing(
-    host: Workbench, registry: Registry
+    host: Workbench, registry: Registry, which: str
 ) -> None:
-    environment, task = await copying(host, registry)
+    environment, task = await copying(host, registry, which)
     environment.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(task, 5)
-    assert copies() == b""
+    assert copiers(host, *COPIERS) == []
 
 
+@pytest.mark.parametrize("which", COPIERS)
 async def test_a_copy_that_dies_half_way_leaves_no_artifact(
-    host: Workbench, registry: Registry
+    host: Workbench, registry: Registry, which: str
 ) -> None:
-    _, task = await copying(host, registry)
-    subprocess.run(["pkill", "-KILL", "-x", "cp"], check=True)
+    _, task = await copying(host, registry, which)
+    [process] = copiers(host, which)
+    process.kill()
     with pytest.raises(FilesystemToolError) as error:
         await task
     assert error.value.retryable
