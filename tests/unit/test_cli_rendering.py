@@ -234,6 +234,20 @@ def test_every_command_has_an_example(command: str) -> None:
     assert re.search(rf"Example: (\S+=\S+ )?template-manager\s+{command}", result.output)
 
 
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("template-manager li", {"list"}), ("template-manager build --ready-c", {"--ready-command"})],
+)
+def test_the_shell_completes_commands_and_options(typed: str, offered: set[str]) -> None:
+    environment = {
+        "_TEMPLATE_MANAGER_COMPLETE": "complete_bash",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(len(typed.split()) - 1),
+    }
+    result = runner.invoke(app, [], prog_name="template-manager", env=environment)
+    assert set(result.output.split()) == offered
+
+
 def test_help_documents_the_exit_codes() -> None:
     help_text = " ".join(runner.invoke(app, ["--help"]).output.split())
     assert "Exit codes: 0 success; 1 the build failed" in help_text
