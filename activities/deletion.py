@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 from temporalio import activity
 
@@ -12,16 +13,21 @@ from activities.build_log_archive import archived_log_name
 from activities.interface import DeletionActivities
 from activities.lease_objects import LeaseObjects, lease_name
 from activities.models import DeletedTemplate, DeleteTemplateInput
-from activities.registry import Credentials, delete_tag
+from activities.registry import delete_tag, parse_reference
+from activities.registry_login import credentials_of, from_docker_config
 from activities.sealing import Sealer
 
 
 class BucketDeletionActivities(DeletionActivities):
     """Deletes objects and image tags. See `interface` for the contract."""
 
-    def __init__(self, bucket: Bucket, sealer: Sealer) -> None:
+    def __init__(
+        self, bucket: Bucket, sealer: Sealer, insecure_registries: Iterable[str] = ()
+    ) -> None:
+        """`insecure_registries` speak plain HTTP."""
         self._bucket = bucket
         self._sealer = sealer
+        self._insecure_registries = frozenset(insecure_registries)
         self._leases = LeaseObjects(bucket)
 
     @activity.defn(name="delete_objects")
@@ -32,11 +38,7 @@ class BucketDeletionActivities(DeletionActivities):
     @activity.defn(name="delete_image_tag")
     async def delete_image_tag(self, delete: DeleteTemplateInput, /) -> DeletedTemplate:
         """Remove the service's own tag from the registry."""
-        auth = delete.registry_auth
-        secret = self._sealer.open(auth.secret, delete.build_id) if auth and auth.secret else ""
-        credentials = Credentials(auth.username, secret) if auth and secret else None
-        assert delete.own_image is not None
-        kept = await asyncio.to_thread(delete_tag, delete.own_image, credentials)
+        kept = await asyncio.to_thread(self._delete_tag, delete)
         return DeletedTemplate(removed_tag=not kept, kept_tag_reason=kept)
 
     @activity.defn(name="remove_late_arrivals")
@@ -45,6 +47,16 @@ class BucketDeletionActivities(DeletionActivities):
         return await asyncio.to_thread(
             self._remove_late_arrivals, build_id, deleted.tombstone_generation
         )
+
+    def _delete_tag(self, delete: DeleteTemplateInput) -> str:
+        assert delete.own_image is not None
+        auth = delete.registry_auth
+        if auth is None:
+            credentials = from_docker_config(parse_reference(delete.own_image))
+        else:
+            secret = self._sealer.open(auth.secret, delete.build_id) if auth.secret else ""
+            credentials = credentials_of(auth, secret)
+        return delete_tag(delete.own_image, credentials, self._insecure_registries)
 
     def _delete_objects(self, build_id: str) -> DeletedTemplate:
         tombstone = self._leases.bury(build_id)

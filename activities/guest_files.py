@@ -6,6 +6,7 @@ into the root file system. Values that came from outside are files, never parts 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shlex
@@ -251,6 +252,12 @@ def _write_value(path: Path, value: str, mode: int = 0o644) -> None:
 
 
 def _copy_in(source: Path, target: Path, mode: int) -> None:
+    status = source.stat()
+    if stat.S_IMODE(status.st_mode) == mode and status.st_uid == 0:
+        # As another name where that can be: it is only read, and takes no room beside the image.
+        with contextlib.suppress(OSError):
+            os.link(source, target)
+            return
     shutil.copyfile(source, target)
     target.chmod(mode)
 

@@ -40,6 +40,8 @@ class Settings(BaseSettings):
     health_address: str = ""
     """Where /livez and /readyz are served, such as 127.0.0.1:9465; "" is nowhere."""
     bucket: str = "template-manager-dev"
+    insecure_registries: tuple[str, ...] = ()
+    """Registries (`host:port`) that speak plain HTTP, as a JSON list; hosts go by Docker's own."""
     secret_keys: SecretStr = SecretStr("")
     """Comma-separated `<key id>:<base64 of 32 bytes>`; the first seals, all open."""
 

@@ -90,7 +90,9 @@ def _activities(settings: Settings, client: Client) -> list[Callable[..., Any]]:
     sweep = BucketSweep(
         bucket, describe_with(client), late_arrival_seconds=settings.late_arrival_seconds
     )
-    deletion = BucketDeletionActivities(bucket, Sealer(settings.secret_keys))
+    deletion = BucketDeletionActivities(
+        bucket, Sealer(settings.secret_keys), settings.insecure_registries
+    )
     return [
         BucketUploadUndoActivities(bucket).discard_upload,
         log.archive_log,

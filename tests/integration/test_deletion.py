@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -255,11 +256,12 @@ class Gate(BaseHTTPRequestHandler):
 
     kind: str
     upstream: str
+    basic: str
     deletes = True
 
     def _answer(self) -> None:
         if self.path.startswith("/token"):
-            given = self.headers.get("Authorization") == BASIC
+            given = self.headers.get("Authorization") == self.basic
             self._send(200 if given else 401, json.dumps({"token": self._scope()}).encode())
         elif not self._is_allowed():
             self._send(401, b"", {"WWW-Authenticate": self._challenge()})
@@ -274,7 +276,7 @@ class Gate(BaseHTTPRequestHandler):
     def _is_allowed(self) -> bool:
         given = self.headers.get("Authorization", "")
         if self.kind == "basic":
-            return given == BASIC
+            return given == self.basic
         wanted = ["Bearer delete"] if self.command == "DELETE" else ["Bearer delete", "Bearer pull"]
         return given in wanted
 
@@ -304,7 +306,10 @@ class Gate(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-BASIC = "Basic " + base64.b64encode(b"me:secret").decode()
+def basic(username: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
+
+
 CREDENTIALS = Credentials("me", "secret")
 
 
@@ -313,6 +318,7 @@ def gate(request: pytest.FixtureRequest, registry: str) -> Iterator[type[Gate]]:
     class OneGate(Gate):
         kind = request.param
         upstream = registry
+        basic = basic("me", "secret")
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), OneGate)
     OneGate.address = f"127.0.0.1:{server.server_address[1]}"  # type: ignore[attr-defined]
@@ -332,6 +338,42 @@ async def test_a_registry_that_wants_credentials_gets_the_sealed_ones(
     deleted = await delete_image(deletion, f"{gate.address}/own:{BUILD}", auth)
     assert deleted.removed_tag
     assert BUILD not in tags(registry, "own")
+
+
+async def test_a_google_key_is_a_password_too(
+    deletion: BucketDeletionActivities, registry: str, gate: Any
+) -> None:
+    push(registry, "own", BUILD)
+    key = '{"type": "service_account"}'
+    gate.basic = basic("_json_key_base64", base64.b64encode(key.encode()).decode())
+    auth = RegistryAuth(kind="google_key", secret=Sealer(SecretStr(KEY)).seal(key, BUILD))
+    assert (await delete_image(deletion, f"{gate.address}/own:{BUILD}", auth)).removed_tag
+
+
+async def test_what_docker_login_has_left_opens_it(
+    deletion: BucketDeletionActivities,
+    registry: str,
+    gate: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    push(registry, "own", BUILD)
+    entry = {"auth": base64.b64encode(b"me:secret").decode()}
+    (tmp_path / "config.json").write_text(json.dumps({"auths": {gate.address: entry}}))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    assert (await delete_image(deletion, f"{gate.address}/own:{BUILD}")).removed_tag
+
+
+async def test_plain_http_beyond_loopback_is_asked_for(
+    empty_bucket: Bucket, registry: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(registry, "own", BUILD)
+    monkeypatch.setattr("activities.registry._is_plain", lambda name, insecure: name in insecure)
+    secure = BucketDeletionActivities(empty_bucket, Sealer(SecretStr(KEY)))
+    with pytest.raises(RegistryUnavailableError):
+        await delete_image(secure, f"{registry}/own:{BUILD}")
+    plain = BucketDeletionActivities(empty_bucket, Sealer(SecretStr(KEY)), [registry])
+    assert (await delete_image(plain, f"{registry}/own:{BUILD}")).removed_tag
 
 
 def test_without_credentials_it_is_refused_and_nothing_is_removed(registry: str, gate: Any) -> None:
