@@ -26,6 +26,7 @@ import tempfile
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -437,14 +438,19 @@ def _measured(place: Path, run: Callable[[], object]) -> Measured:
 
 
 def _allocated(directory: Path) -> int:
-    total = 0
-    for root, _, files in os.walk(directory):
+    """What the files take that have no name outside of the directory."""
+    files: dict[int, os.stat_result] = {}
+    names: Counter[int] = Counter()
+    for root, _, found in os.walk(directory):
         if root.startswith((f"{directory}/merged", f"{directory}/peer/")):
             continue
-        for name in files:
+        for name in found:
             with contextlib.suppress(OSError):
-                total += os.lstat(f"{root}/{name}").st_blocks * 512
-    return total
+                status = os.lstat(f"{root}/{name}")
+                files[status.st_ino] = status
+                names[status.st_ino] += 1
+    own = (status for inode, status in files.items() if names[inode] >= status.st_nlink)
+    return sum(status.st_blocks * 512 for status in own)
 
 
 # Upload

@@ -11,6 +11,7 @@ from activities.interface import HostFactsActivities
 from activities.models import INSPECT_HOST_WORKFLOW, HostFacts, HostRequest, step_task_queue
 
 LIMIT = timedelta(seconds=10)
+AWAY = timedelta(seconds=5)
 
 
 @workflow.defn(name=INSPECT_HOST_WORKFLOW)
@@ -24,6 +25,7 @@ class InspectHost:
             HostFactsActivities.tell_host,
             request,
             task_queue=step_task_queue(host),
+            schedule_to_start_timeout=AWAY,  # a host that is there takes it at once
             schedule_to_close_timeout=LIMIT,
             retry_policy=RetryPolicy(maximum_attempts=2),
             summary=f"ask host {host}",
