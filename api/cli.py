@@ -6,6 +6,8 @@ Commands load what they start only when they start it, so that `--help` is quick
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
 import json
 import os
 import subprocess
@@ -74,7 +76,26 @@ DEVELOPMENT = "Development"
 def main() -> None:
     """Run the command line. gRPC's own chatter about connections is left out."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    app()
+    try:
+        app()
+    finally:
+        _leave_at_once()
+
+
+def _leave_at_once() -> None:
+    """End the process with the code it is about to end with, if Temporal's SDK is in it.
+
+    The SDK's own threads call into Python. One that does so while the interpreter is being taken
+    down makes the process end by SIGABRT or SIGSEGV, whatever the command's result was.
+    """
+    ending = sys.exc_info()[1]
+    if "temporalio" not in sys.modules or not isinstance(ending, SystemExit):
+        return
+    atexit._run_exitfuncs()  # sends the last traces
+    with contextlib.suppress(OSError):  # nobody reads any more
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(ending.code if isinstance(ending.code, int) else 0)
 
 
 # ---- Builds

@@ -231,3 +231,22 @@ async def test_a_process_without_temporal_says_so(command: str) -> None:
 def at(api: Api) -> tuple[str, str]:
     """The option that leads to the running API."""
     return ("--api-address", api.server.address)
+
+
+@pytest.mark.parametrize(("command", "code"), [("--help", 0), ("no-such-command", 2)])
+async def test_threads_of_temporals_sdk_do_not_take_part_in_the_end(
+    command: str, code: int
+) -> None:
+    """Some call into Python while it ends, and abort it: the process leaves without them."""
+    script = (
+        "import atexit, sys, threading, time, temporalio.client; from api.cli import main; "
+        "threading.Thread(target=time.sleep, args=(60,)).start(); "
+        "atexit.register(print, 'last words'); "
+        f"sys.argv = ['template-manager', {command!r}]; main()"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 40)
+    assert process.returncode == code
+    assert out.decode().endswith("last words\n")
