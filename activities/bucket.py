@@ -162,6 +162,22 @@ class Bucket:
         _require_same(stored, len(data), checksum)
         return stored
 
+    def begin_upload(self, name: str, *, if_generation_match: int) -> str:
+        """Return an address to which whoever has it may PUT an object's content, without a login.
+
+        It is a resumable upload's session URI, good for a week; the condition counts when the
+        content has arrived (https://cloud.google.com/storage/docs/resumable-uploads).
+        """
+        with _errors(f"begin the upload of {name}"):
+            address: str = self._bucket.blob(name).create_resumable_upload_session(
+                content_type="application/octet-stream",
+                if_generation_match=if_generation_match,
+                checksum=None,
+                timeout=TIMEOUT,
+                retry=_retry(),
+            )
+        return address
+
     def stat_object(self, name: str) -> StoredObject | None:
         """Return an object's generation, size and checksum, or None."""
         with _errors(f"look at {name}"):

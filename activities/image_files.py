@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import tarfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from activities.bucket import Bucket
+from activities.bucket import Bucket, Crc32c
 from activities.errors import FilesMissingError, ImageStepError, StorageCorruptionError
 
 FILES = "files/"
+KEPT_SECONDS = 30 * 24 * 3600.0
+"""So long after its upload a tar stays in the bucket."""
 RANGE_BYTES = 8 * 1024 * 1024
 
 
@@ -34,20 +37,28 @@ class CopyInstruction:
 
 
 def fetch_files(bucket: Bucket, sha256: str, target: Path, check: Callable[[], None]) -> None:
-    """Download a tar and check it. Blocking. Raises FilesMissingError, StorageCorruptionError."""
+    """Download a tar and check it. Blocking.
+
+    One that is not what its name says is removed, so that the right one can be uploaded: clients
+    put them there. Raises FilesMissingError, StorageCorruptionError.
+    """
     stored = bucket.stat_object(files_name(sha256))
     if stored is None:
         raise FilesMissingError(f"there is no {files_name(sha256)} in bucket {bucket.name}")
-    digest = hashlib.sha256()
+    digest, checksum = hashlib.sha256(), Crc32c()
     with target.open("wb") as file:
         for start in range(0, stored.size_bytes, RANGE_BYTES):
             check()
             length = min(RANGE_BYTES, stored.size_bytes - start)
             data = bucket.read_range(stored, start, length)
             digest.update(data)
+            checksum.update(data)
             file.write(data)
+    if checksum.value() != stored.crc32c:
+        raise StorageCorruptionError(f"{stored.name} did not arrive as it is stored")
     if digest.hexdigest() != sha256:
-        raise StorageCorruptionError(f"{stored.name} is not what its name says")
+        bucket.delete_object(stored.name, stored.generation)
+        raise FilesMissingError(f"{stored.name} was not what its name says, and has been removed")
 
 
 def lay_out(
@@ -154,9 +165,14 @@ def _without_owner(entry: tarfile.TarInfo) -> tarfile.TarInfo:
     return entry
 
 
-def upload_files(bucket: Bucket, tar: Path, sha256: str) -> bool:
-    """Put a tar into the bucket unless it is there; returns whether it was sent. Blocking."""
-    if bucket.stat_object(files_name(sha256)) is not None:
-        return False
-    bucket.write_object(files_name(sha256), tar.read_bytes())
-    return True
+def begin_files_upload(bucket: Bucket, sha256: str) -> str | None:
+    """Return the address for one PUT of a tar, or None when the bucket has it. Blocking.
+
+    A tar that the sweep would take before long is uploaded again, which keeps it.
+    """
+    generation = 0
+    for stored, written in bucket.list_dated(prefix=files_name(sha256)):
+        if time.time() - written < KEPT_SECONDS / 2:
+            return None
+        generation = stored.generation
+    return bucket.begin_upload(files_name(sha256), if_generation_match=generation)

@@ -31,7 +31,7 @@ from activities.build_log import LOG_DIRECTORY
 from activities.checkpoints import CheckpointStore
 from activities.docker_daemon import docker_errors
 from activities.errors import TemplateManagerError, TemporalUnavailableError
-from activities.image_files import FILES
+from activities.image_files import FILES, KEPT_SECONDS
 from activities.image_steps import STEP_REPOSITORY, TEMPLATE_REPOSITORY
 from activities.interface import BucketSweepActivities, HostSweepActivities
 from activities.lease_objects import LEASES, LeaseObjects
@@ -58,8 +58,6 @@ WORK_NAME = re.compile(rf"\.tmp\.(?P<build_id>{UUID_PATTERN})\.(?P<number>\d+)\.
 PARTS = "*/.parts/**"
 PARTS_NAME = "/.parts/"
 KILL_SECONDS = 10.0
-# What COPY steps have taken: a build that is retried later starts with the command line again.
-FILES_SECONDS = 30 * 24 * 3600.0
 LOCK_SECONDS = 24 * 3600.0
 
 Describe = Callable[[str], Awaitable[WorkflowExecutionStatus | None]]
@@ -384,7 +382,7 @@ class BucketSweep(BucketSweepActivities):
     def _list(self) -> list[tuple[StoredObject, float]]:
         # Looked at again: a server that does not know globs lists everything.
         parts = [one for one in self._bucket.list_dated(glob=PARTS) if PARTS_NAME in one[0].name]
-        old = time.time() - FILES_SECONDS
+        old = time.time() - KEPT_SECONDS
         files = [one for one in self._bucket.list_dated(prefix=FILES) if one[1] < old]
         return [*parts, *self._bucket.list_dated(prefix=LEASES), *files]
 

@@ -11,7 +11,7 @@ import fnmatch
 import hashlib
 import hmac
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -44,6 +44,7 @@ NEEDED = {
     "TemplateBuildLogs": Right.READ,
     "TemplateBuildList": Right.READ,
     "TemplateCreate": Right.BUILD,
+    "InitLayerFileUpload": Right.BUILD,
     "TemplateBuildRetry": Right.BUILD,
     "TemplateBuildCancel": Right.BUILD,
     "TemplateBuildDelete": Right.ADMIN,
@@ -219,12 +220,12 @@ def require_image(image: str) -> None:
     )
 
 
-def audit(method: str, outcome: str, *, subjects: Sequence[str]) -> None:
-    """Write the line that says who has changed what."""
+def audit(method: str, outcome: str, **subject: str) -> None:
+    """Write the line that says who has changed what: `build=…`, or `files=…` by their hash."""
     _log.info(
         "audit",
         caller=current_caller.get().name,
         rpc=method,
-        builds=list(subjects),
         outcome=outcome,
+        **subject,
     )

@@ -12,8 +12,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine
+import tempfile
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
@@ -30,13 +32,15 @@ from api.cli_common import (
     run_call,
     run_to_end,
     template_errors,
+    transfer_progress,
 )
 from api.operator_commands import doctor, health, hosts, replay, sweep, token
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from activities.settings import Settings
     from api.client import CreatedBuild, TemplateClient
-    from api.dockerfile import Translated
     from api.pb import template_manager_pb2 as pb
 
 
@@ -192,7 +196,7 @@ def build(
         registry_of,
         template_id_of,
     )
-    from api.dockerfile import Translated
+    from api.dockerfile import Translated, translate
     from api.pb import template_manager_pb2 as pb
 
     registry = RegistryOptions(
@@ -203,57 +207,63 @@ def build(
         google_default=google_default,
         aws_region=aws_region,
     )
-    try:
-        if sum(map(bool, (image, dockerfile, from_template))) > 1:
-            raise OptionError("give one of --image, --dockerfile and --from-template")
-        steps = Translated(image=image)
-        if dockerfile is not None:
-            steps = _translated(dockerfile, environment_of(build_arg or ()), as_json)
-        template = pb.TemplateConfig(
-            template_id=template_id or template_id_of(steps.image or "template"),
-            build_id=build_id or new_build_id(),
-            from_image=steps.image or None,
-            from_template=pb.FromTemplateConfig(build_id=from_template) if from_template else None,
-            steps=steps.steps,
-            from_image_registry=registry_of(registry),
-            memory_mb=memory,
-            vcpu_count=vcpu,
-            disk_size_mb=disk,
-            kernel_version=kernel,
-            firecracker_version=firecracker,
-            start_command=start_command or steps.start_command,
-            ready_command=ready_command,
-            ready_timeout_seconds=ready_timeout,
-            env=environment_of(env or ()),
-            force=force,
-        )
-    except (OptionError, ValueError) as error:  # ValueError: a number that the wire cannot hold
-        fail(str(error), "See template-manager build --help.", Exit.USAGE, as_json=as_json)
+    with tempfile.TemporaryDirectory(prefix="template-manager-") as tars:
+        try:
+            if sum(map(bool, (image, dockerfile, from_template))) > 1:
+                raise OptionError("give one of --image, --dockerfile and --from-template")
+            steps = Translated(image=image)
+            if dockerfile is not None:
+                steps = translate(dockerfile, environment_of(build_arg or ()), Path(tars))
+            template = pb.TemplateConfig(
+                template_id=template_id or template_id_of(steps.image or "template"),
+                build_id=build_id or new_build_id(),
+                from_image=steps.image or None,
+                from_template=(
+                    pb.FromTemplateConfig(build_id=from_template) if from_template else None
+                ),
+                steps=steps.steps,
+                from_image_registry=registry_of(registry),
+                memory_mb=memory,
+                vcpu_count=vcpu,
+                disk_size_mb=disk,
+                kernel_version=kernel,
+                firecracker_version=firecracker,
+                start_command=start_command or steps.start_command,
+                ready_command=ready_command,
+                ready_timeout_seconds=ready_timeout,
+                env=environment_of(env or ()),
+                force=force,
+            )
+        except (OptionError, ValueError) as error:  # ValueError: too large for the wire
+            fail(str(error), "See template-manager build --help.", Exit.USAGE, as_json=as_json)
 
-    async def start() -> None:
-        from api.client import TemplateClient
+        async def start() -> None:
+            from api.client import TemplateClient
 
-        async with TemplateClient(api_address) as client:
-            await _show_started(client, await client.create(template), follow, as_json)
+            async with TemplateClient(api_address) as client:
+                await _send_files(client, template.template_id, steps.files)
+                await _show_started(client, await client.create(template), follow, as_json)
 
-    run_call(start, as_json)
+        run_call(start, as_json)
 
 
-def _translated(directory: Path, arguments: dict[str, str], as_json: bool) -> Translated:
-    """Turn a Dockerfile into steps; the files of its COPYs go to the bucket."""
-    from activities.bucket import Bucket
-    from activities.image_files import upload_files
-    from api.dockerfile import translate
+async def _send_files(client: TemplateClient, template_id: str, tars: Mapping[str, Path]) -> None:
+    """Put the files of COPY steps into the bucket, at addresses that the API gives."""
+    from api.files_upload import upload_files
 
-    bucket = Bucket(read_settings().bucket)
+    if not tars:
+        return
+    with transfer_progress() as progress:
+        for sha256, tar in tars.items():
+            bar = progress.add_task("sending files", total=tar.stat().st_size)
+            show = partial(_show_sent, progress, bar)
+            if not await upload_files(client, template_id, tar, sha256, show):
+                progress.update(bar, description="files are there", completed=tar.stat().st_size)
+            tar.unlink()
 
-    def keep(tar: Path, sha256: str) -> None:
-        size = f"{tar.stat().st_size / 1024 / 1024:.1f} MiB"
-        with err.status(f"uploading {size} of files"):
-            upload_files(bucket, tar, sha256)
 
-    with template_errors(as_json):
-        return translate(directory, arguments, keep)
+def _show_sent(progress: Progress, bar: TaskID, sent_bytes: int) -> None:
+    progress.update(bar, completed=sent_bytes)
 
 
 async def _show_started(
@@ -521,10 +531,7 @@ def pull(
     as_json: AsJson = False,
 ) -> None:
     """Download rootfs.ext4, memfile and snapfile, byte for byte, straight from the bucket."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TransferSpeedColumn
-
-    columns = ("{task.description}", BarColumn(), DownloadColumn(True), TransferSpeedColumn())
-    with template_errors(as_json), Progress(*columns, console=err) as progress:
+    with template_errors(as_json), transfer_progress() as progress:
         from activities.bucket import Bucket
         from activities.template_download import pull_template
 

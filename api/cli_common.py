@@ -16,6 +16,8 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from activities.errors import TemplateManagerError
     from activities.settings import Settings
     from api.client import CallError
@@ -130,6 +132,14 @@ def fail(message: str, hint: str, code: Exit, *, as_json: bool) -> NoReturn:
         parts += [Text(f"→ {hint}")] if hint else []
         err.print(*parts, sep="\n")
     raise typer.Exit(code)
+
+
+def transfer_progress() -> Progress:
+    """Return the bars of transfers: bytes done, of how many, and how fast."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+    columns = ("{task.description}", BarColumn(), DownloadColumn(True), TransferSpeedColumn())
+    return Progress(*columns, console=err)
 
 
 def print_json(data: Mapping[str, Any]) -> None:

@@ -117,6 +117,17 @@ class TemplateClient:
         request = pb.TemplateBuildDeleteRequest(build_id=build_id)
         await self._answer(self._stub.TemplateBuildDelete(request, timeout=UNDO_SECONDS))
 
+    async def files_address(self, template_id: str, sha256: str) -> str:
+        """Return where to PUT the tar of a COPY's files, or '' when it is there.
+
+        Raises CallError.
+        """
+        request = pb.InitLayerFileUploadRequest(template_id=template_id, hash=sha256)
+        answer: pb.InitLayerFileUploadResponse = await self._answer(
+            self._stub.InitLayerFileUpload(request, timeout=CALL_SECONDS)
+        )
+        return "" if answer.present else answer.url
+
     async def health(self) -> pb.HealthStatusResponse:
         """Return whether the server takes new work. Raises CallError."""
         return await self._answer(self._stub.HealthStatus(Empty(), timeout=CALL_SECONDS))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import shlex
-import tempfile
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,6 @@ PREDEFINED_ARGUMENTS = frozenset(
     {"HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"}
 )
 
-KeepFiles = Callable[[Path, str], None]
-"""Called with a tar of files and its SHA-256: it must be in the bucket before the build starts."""
-
 
 @dataclass
 class Translated:
@@ -41,6 +38,9 @@ class Translated:
     steps: list[pb.TemplateStep] = field(default_factory=list)
     start_command: str = ""
     """Of its ENTRYPOINT and CMD, or ''."""
+    files: dict[str, Path] = field(default_factory=dict)
+    """The tars that its COPYs take, by their SHA-256: they must be in the bucket before the build
+    starts."""
 
 
 @dataclass
@@ -51,8 +51,9 @@ class _State:
     command: str | list[str] | None = None
 
 
-def translate(directory: Path, build_arguments: dict[str, str], keep: KeepFiles) -> Translated:
-    """Read `Dockerfile` in a directory, which is also the context of its COPYs.
+def translate(directory: Path, build_arguments: dict[str, str], tars: Path) -> Translated:
+    """Read `Dockerfile` in a directory, which is also the context of its COPYs; their files go
+    into tars in the directory `tars`.
 
     Raises OptionError naming the instruction and its line.
     """
@@ -63,14 +64,14 @@ def translate(directory: Path, build_arguments: dict[str, str], keep: KeepFiles)
         raise OptionError(f"--dockerfile: cannot read {path}: {error.strerror}") from None
     with content:
         structure = DockerfileParser(fileobj=content, env_replace=False).structure
-    return _Translation(directory, build_arguments, keep).run(structure)
+    return _Translation(directory, build_arguments, tars).run(structure)
 
 
 class _Translation:
-    def __init__(self, directory: Path, given: dict[str, str], keep: KeepFiles) -> None:
+    def __init__(self, directory: Path, given: dict[str, str], tars: Path) -> None:
         self._directory = directory
         self._given = given
-        self._keep = keep
+        self._tars = tars
         self._done = Translated()
         self._state = _State({})
         self._line = 0
@@ -179,10 +180,9 @@ class _Translation:
         names = sorted(self._context(source))
         if not names:
             raise self._refused(f"{source}: there is no such file in {self._directory}")
-        with tempfile.TemporaryDirectory() as place:
-            tar = Path(place) / "files.tar"
-            sha256 = tar_of_context(self._directory, names, tar)
-            self._keep(tar, sha256)
+        tar = self._tars / f"{uuid.uuid4()}.tar"
+        sha256 = tar_of_context(self._directory, names, tar)
+        self._done.files[sha256] = tar.rename(self._tars / f"{sha256}.tar")
         return sha256
 
     def _context(self, source: str) -> Iterator[str]:

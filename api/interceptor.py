@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from api.access import NEEDED, Access, Right, audit, current_caller
 from api.error_translation import to_api_error
 from api.errors import Violation, internal_error, invalid_argument
+from api.pb import template_manager_pb2 as pb
 
 SERVICE = "TemplateService"
 
@@ -100,18 +101,24 @@ async def _audited(name: str, handler: Any, request: Any, context: Context) -> A
     method = name.rpartition("/")[2]
     if NEEDED.get(method, Right.ADMIN) < Right.BUILD:
         return await handler.unary_unary(request, context)
-    subjects = [getattr(request, "template", request).build_id]
+    subject = _subject(request)
     try:
         answer = await handler.unary_unary(request, context)
     except asyncio.CancelledError:
-        audit(method, "client gone", subjects=subjects)
+        audit(method, "client gone", **subject)
         raise
     except Exception as error:
         told = to_api_error(error)
-        audit(method, told.reason if told else "INTERNAL", subjects=subjects)
+        audit(method, told.reason if told else "INTERNAL", **subject)
         raise
-    audit(method, "ok", subjects=subjects)
+    audit(method, "ok", **subject)
     return answer
+
+
+def _subject(request: Any) -> dict[str, str]:
+    if isinstance(request, pb.InitLayerFileUploadRequest):
+        return {"files": request.hash}
+    return {"build": getattr(request, "template", request).build_id}
 
 
 def _decoded(handler: Any, request: bytes) -> Any:

@@ -73,6 +73,7 @@ class ApiServer:
             builds=Builds(client, bucket, settings),
             listing=BuildListing(client),
             logs=self.logs,
+            bucket=bucket,
             temporal=self._temporal,
         )
         self.address = ""

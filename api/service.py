@@ -21,8 +21,9 @@ from api.builds import Builds, StartedBuild
 from api.errors import ApiError, Violation, draining, invalid_argument
 from api.pb import template_manager_pb2 as pb
 from api.pb import template_manager_pb2_grpc as pb_grpc
+from api.template_bucket import TemplateBucket
 from api.temporal_health import TemporalHealth
-from api.validation import require_build_id, validate
+from api.validation import require_build_id, require_files_hash, validate
 from api.wire import level_number, log_message, status_message, summary_message
 
 # An answer must fit into the 4 MiB that gRPC clients take by default.
@@ -42,6 +43,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         builds: Builds,
         listing: BuildListing,
         logs: BuildLogs,
+        bucket: TemplateBucket,
         temporal: TemporalHealth,
     ) -> None:
         self._settings = settings
@@ -49,6 +51,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         self._builds = builds
         self._listing = listing
         self._logs = logs
+        self._bucket = bucket
         self._temporal = temporal
         self._draining = asyncio.Event()
 
@@ -146,6 +149,13 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         await self._temporal.require()
         await self._builds.delete(build_id, request.template_id)
         return Empty()
+
+    async def InitLayerFileUpload(
+        self, request: pb.InitLayerFileUploadRequest, context: Context
+    ) -> pb.InitLayerFileUploadResponse:
+        """Say where to put the files of a COPY, or that they are there."""
+        url = await self._bucket.begin_files_upload(require_files_hash(request))
+        return pb.InitLayerFileUploadResponse(present=url is None, url=url)
 
     async def HealthStatus(self, request: Empty, context: Context) -> pb.HealthStatusResponse:
         """Say whether this process takes new work."""

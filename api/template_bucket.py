@@ -1,4 +1,5 @@
-"""What the API reads from the bucket: templates and logs of builds that Temporal has forgotten."""
+"""What the API does with the bucket: it reads templates and logs of builds that Temporal has
+forgotten, and lets clients put files there."""
 
 from __future__ import annotations
 
@@ -52,6 +53,16 @@ class TemplateBucket:
             return bool(self._connect().list_objects(f"{build_id}/"))
 
         return await asyncio.to_thread(read)
+
+    async def begin_files_upload(self, sha256: str) -> str | None:
+        """Return where to PUT the tar of a COPY's files, or None when it is there."""
+
+        def begin() -> str | None:
+            from activities.image_files import begin_files_upload
+
+            return begin_files_upload(self._connect(), sha256)
+
+        return await asyncio.to_thread(begin)
 
     def _connect(self) -> Bucket:
         from activities.bucket import Bucket

@@ -37,6 +37,7 @@ MAX_ENV_CHARS = 131_072
 MAX_SECRET_CHARS = 65_536
 MAX_TEAM_CHARS = 256
 TEMPLATE_ID = re.compile(r"[a-z0-9-]{1,63}")
+WRONG_TEMPLATE_ID = "must be 1 to 63 of a-z, 0-9 and -"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -78,6 +79,18 @@ def require_build_id(value: str, field: str = "build_id") -> str:
         return canonical_build_id(value)
     except ValueError as error:
         raise invalid_argument([Violation(field, str(error))]) from None
+
+
+def require_files_hash(request: pb.InitLayerFileUploadRequest) -> str:
+    """Return the hash of files to upload. Raises ApiError INVALID_ARGUMENT with every bad field."""
+    violations = []
+    if not TEMPLATE_ID.fullmatch(request.template_id):
+        violations.append(Violation("template_id", WRONG_TEMPLATE_ID))
+    if not SHA256.fullmatch(request.hash):
+        violations.append(Violation("hash", "must be a SHA-256: 64 hex digits in lower case"))
+    if violations:
+        raise invalid_argument(violations)
+    return request.hash
 
 
 def options_for(config: TemplateConfig, settings: Settings) -> BuildOptions:
@@ -130,7 +143,7 @@ class _Validator:
 
     def _check_ids(self) -> None:
         if not TEMPLATE_ID.fullmatch(self._template.template_id):
-            self._bad("template_id", "must be 1 to 63 of a-z, 0-9 and -")
+            self._bad("template_id", WRONG_TEMPLATE_ID)
         try:
             canonical_build_id(self._template.build_id)
         except ValueError as error:

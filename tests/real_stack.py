@@ -73,11 +73,12 @@ class Product:
             if not (stored.name.startswith(".leases/") and _is_tombstone(bucket, stored.name))
         )
 
-    def cli(self, *arguments: str, seconds: float = 180) -> Ended:
-        """Run a command to its end."""
+    def cli(self, *arguments: str, seconds: float = 180, without: Sequence[str] = ()) -> Ended:
+        """Run a command to its end, in an environment that lacks the variables in `without`."""
+        variables = {**os.environ, **self.stack.variables, "COLUMNS": "120"}
         done = subprocess.run(
             [CLI, *arguments],
-            env={**os.environ, **self.stack.variables, "COLUMNS": "120"},
+            env={name: value for name, value in variables.items() if name not in without},
             capture_output=True,
             text=True,
             timeout=seconds,

@@ -397,6 +397,24 @@ class TemplateBuildSummary(_message.Message):
     run_id: str
     def __init__(self, build_id: _Optional[str] = ..., template_id: _Optional[str] = ..., state: _Optional[str] = ..., step: _Optional[str] = ..., host: _Optional[str] = ..., image: _Optional[str] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., workflow_id: _Optional[str] = ..., run_id: _Optional[str] = ...) -> None: ...
 
+class InitLayerFileUploadRequest(_message.Message):
+    __slots__ = ("template_id", "hash", "cache_scope")
+    TEMPLATE_ID_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SCOPE_FIELD_NUMBER: _ClassVar[int]
+    template_id: str
+    hash: str
+    cache_scope: str
+    def __init__(self, template_id: _Optional[str] = ..., hash: _Optional[str] = ..., cache_scope: _Optional[str] = ...) -> None: ...
+
+class InitLayerFileUploadResponse(_message.Message):
+    __slots__ = ("present", "url")
+    PRESENT_FIELD_NUMBER: _ClassVar[int]
+    URL_FIELD_NUMBER: _ClassVar[int]
+    present: bool
+    url: str
+    def __init__(self, present: _Optional[bool] = ..., url: _Optional[str] = ...) -> None: ...
+
 class HealthStatusResponse(_message.Message):
     __slots__ = ("status",)
     STATUS_FIELD_NUMBER: _ClassVar[int]

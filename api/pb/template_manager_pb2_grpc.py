@@ -76,6 +76,11 @@ class TemplateServiceStub:
                 request_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
                 response_deserializer=api_dot_pb_dot_template__manager__pb2.HealthStatusResponse.FromString,
                 _registered_method=True)
+        self.InitLayerFileUpload = channel.unary_unary(
+                '/TemplateService/InitLayerFileUpload',
+                request_serializer=api_dot_pb_dot_template__manager__pb2.InitLayerFileUploadRequest.SerializeToString,
+                response_deserializer=api_dot_pb_dot_template__manager__pb2.InitLayerFileUploadResponse.FromString,
+                _registered_method=True)
 
 
 class TemplateServiceServicer:
@@ -140,6 +145,14 @@ class TemplateServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def InitLayerFileUpload(self, request, context):
+        """Where to put the files of COPY steps, unless the bucket has them: an address for one PUT of
+        their tar, which needs no login. Ask again when the PUT fails.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TemplateServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -182,6 +195,11 @@ def add_TemplateServiceServicer_to_server(servicer, server):
                     servicer.HealthStatus,
                     request_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                     response_serializer=api_dot_pb_dot_template__manager__pb2.HealthStatusResponse.SerializeToString,
+            ),
+            'InitLayerFileUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.InitLayerFileUpload,
+                    request_deserializer=api_dot_pb_dot_template__manager__pb2.InitLayerFileUploadRequest.FromString,
+                    response_serializer=api_dot_pb_dot_template__manager__pb2.InitLayerFileUploadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -401,6 +419,33 @@ class TemplateService:
             '/TemplateService/HealthStatus',
             google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             api_dot_pb_dot_template__manager__pb2.HealthStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InitLayerFileUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/TemplateService/InitLayerFileUpload',
+            api_dot_pb_dot_template__manager__pb2.InitLayerFileUploadRequest.SerializeToString,
+            api_dot_pb_dot_template__manager__pb2.InitLayerFileUploadResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,6 +57,10 @@ class TemplateServiceStub:
     TemplateBuildList: _grpc.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateBuildListRequest, _template_manager_pb2.TemplateBuildListResponse]
     """The builds that Temporal remembers, latest first. A build that has just begun may be missing."""
     HealthStatus: _grpc.UnaryUnaryMultiCallable[_empty_pb2.Empty, _template_manager_pb2.HealthStatusResponse]
+    InitLayerFileUpload: _grpc.UnaryUnaryMultiCallable[_template_manager_pb2.InitLayerFileUploadRequest, _template_manager_pb2.InitLayerFileUploadResponse]
+    """Where to put the files of COPY steps, unless the bucket has them: an address for one PUT of
+    their tar, which needs no login. Ask again when the PUT fails.
+    """
 
 @_typing.type_check_only
 class TemplateServiceAsyncStub(TemplateServiceStub):
@@ -84,6 +88,10 @@ class TemplateServiceAsyncStub(TemplateServiceStub):
     TemplateBuildList: _aio.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateBuildListRequest, _template_manager_pb2.TemplateBuildListResponse]  # type: ignore[assignment]
     """The builds that Temporal remembers, latest first. A build that has just begun may be missing."""
     HealthStatus: _aio.UnaryUnaryMultiCallable[_empty_pb2.Empty, _template_manager_pb2.HealthStatusResponse]  # type: ignore[assignment]
+    InitLayerFileUpload: _aio.UnaryUnaryMultiCallable[_template_manager_pb2.InitLayerFileUploadRequest, _template_manager_pb2.InitLayerFileUploadResponse]  # type: ignore[assignment]
+    """Where to put the files of COPY steps, unless the bucket has them: an address for one PUT of
+    their tar, which needs no login. Ask again when the PUT fails.
+    """
 
 class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
     """Builds Firecracker VM templates from container images."""
@@ -156,5 +164,15 @@ class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _empty_pb2.Empty,
         context: _ServicerContext,
     ) -> _typing.Union[_template_manager_pb2.HealthStatusResponse, _abc.Awaitable[_template_manager_pb2.HealthStatusResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def InitLayerFileUpload(
+        self,
+        request: _template_manager_pb2.InitLayerFileUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_template_manager_pb2.InitLayerFileUploadResponse, _abc.Awaitable[_template_manager_pb2.InitLayerFileUploadResponse]]:
+        """Where to put the files of COPY steps, unless the bucket has them: an address for one PUT of
+        their tar, which needs no login. Ask again when the PUT fails.
+        """
 
 def add_TemplateServiceServicer_to_server(servicer: TemplateServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

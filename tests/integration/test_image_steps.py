@@ -19,7 +19,7 @@ from temporalio.testing import ActivityEnvironment
 from activities.bucket import Bucket
 from activities.docker_daemon import make_docker_client
 from activities.errors import FilesMissingError, ImageStepError, TemplateNotFoundError
-from activities.image_files import tar_of_context, upload_files
+from activities.image_files import files_name, tar_of_context
 from activities.image_steps import STEP_REPOSITORY, DockerImageStepActivities
 from activities.models import (
     BuildImageInput,
@@ -62,7 +62,7 @@ class StepHost:
             path.write_text(content)
             names.append(str(path.relative_to(root)))
         sha256 = tar_of_context(root, names, self.place / "files.tar")
-        upload_files(self.bucket, self.place / "files.tar", sha256)
+        self.bucket.write_object(files_name(sha256), (self.place / "files.tar").read_bytes())
         return sha256
 
     def tree(self, image: PulledImage) -> dict[str, Entry]:
@@ -240,6 +240,22 @@ async def test_missing_files_and_accounts_are_named(host: StepHost, registry: Re
         await host.build(base, step("COPY", "a", "/a", "ghost", files_sha256=files))
     with pytest.raises(ImageStepError, match="COPY b: no such file"):
         await host.build(base, step("COPY", "b", "/a", files_sha256=files))
+
+
+async def test_files_that_are_not_what_their_name_says_make_room_for_the_right_ones(
+    host: StepHost, registry: Registry
+) -> None:
+    base = await base_of(host, registry)
+    files = host.files(a="right")
+    right = host.bucket.read_object(files_name(files))
+    assert right is not None
+    host.bucket.write_object(files_name(files), b"somebody else's")
+    copy = step("COPY", "a", "/a", files_sha256=files)
+    with pytest.raises(FilesMissingError, match="not what its name says"):
+        await host.build(base, copy)
+    assert host.bucket.stat_object(files_name(files)) is None
+    host.bucket.write_object(files_name(files), right[0])
+    assert "/a" in host.tree(await host.build(base, copy))
 
 
 async def test_two_builds_of_the_same_steps_at_once(host: StepHost, registry: Registry) -> None:

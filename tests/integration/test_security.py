@@ -223,7 +223,7 @@ async def test_tokens_rights_images_and_audit(api: Api, tokens: Path) -> None:
             ("ci", "TemplateCreate", "ok"),
             ("ci", "TemplateCreate", "IMAGE_NOT_ALLOWED"),
         ]
-        assert lines[0]["builds"] == [created.build_id]
+        assert lines[0]["build"] == created.build_id
         assert "building" not in str(logs)
 
 

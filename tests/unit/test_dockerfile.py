@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import tarfile
 from pathlib import Path
 
@@ -23,20 +24,25 @@ class Context:
 
     def translate(self, text: str, **arguments: str) -> Translated:
         self.write("Dockerfile", text)
-        return translate(self.directory, arguments, self._keep)
+        tars = self.directory.parent / "tars"
+        tars.mkdir(exist_ok=True)
+        done = translate(self.directory, arguments, tars)
+        for sha256, tar in done.files.items():
+            assert hashlib.sha256(tar.read_bytes()).hexdigest() == sha256
+            with tarfile.open(tar) as opened:
+                self.tars[sha256] = opened.getnames()
+        return done
 
     def steps(self, text: str, **arguments: str) -> list[tuple[str, ...]]:
         done = self.translate(f"FROM base\n{text}\n", **arguments)
         return [(step.type, *step.args) for step in done.steps]
 
-    def _keep(self, tar: Path, sha256: str) -> None:
-        with tarfile.open(tar) as opened:
-            self.tars[sha256] = opened.getnames()
-
 
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
-    return Context(tmp_path)
+    directory = tmp_path / "context"
+    directory.mkdir()
+    return Context(directory)
 
 
 def test_the_base_with_an_argument(context: Context) -> None:
@@ -136,4 +142,4 @@ def test_what_cannot_be_done_is_refused_by_name_and_line(
 
 def test_a_missing_dockerfile_is_named(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"cannot read .*Dockerfile"):
-        translate(tmp_path, {}, lambda *_: None)
+        translate(tmp_path, {}, tmp_path)

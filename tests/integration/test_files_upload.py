@@ -1,0 +1,150 @@
+"""The files of COPY steps: clients put them into the bucket without a login of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from services import Stack
+
+from activities import image_files
+from activities.bucket import Bucket
+from activities.image_files import files_name
+from api import files_upload
+from api.client import CallError
+from api.files_upload import upload_files
+from tests.integration.running_api import Api
+
+SIZE_BYTES = 3 * 1024 * 1024 + 17
+
+
+@pytest.fixture
+def tar(tmp_path: Path) -> Path:
+    path = tmp_path / "files.tar"
+    path.write_bytes(os.urandom(SIZE_BYTES))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files_upload, "RETRY_SECONDS", 0.05)
+
+
+def sha256_of(tar: Path) -> str:
+    return hashlib.sha256(tar.read_bytes()).hexdigest()
+
+
+async def send(api: Api, tar: Path, shown: list[int] | None = None) -> bool:
+    show = (shown if shown is not None else []).append
+    return await upload_files(api.client, "web", tar, sha256_of(tar), show)
+
+
+def stored(bucket: Bucket, tar: Path) -> bytes:
+    found = bucket.read_object(files_name(sha256_of(tar)))
+    assert found is not None
+    return found[0]
+
+
+async def test_files_are_sent_once_and_progress_is_shown(
+    api: Api, empty_bucket: Bucket, tar: Path
+) -> None:
+    shown: list[int] = []
+    assert await send(api, tar, shown)
+    assert stored(empty_bucket, tar) == tar.read_bytes()
+    assert len(shown) > 3
+    assert shown == sorted(shown)
+    assert shown[-1] == SIZE_BYTES
+    before = empty_bucket.list_objects("")
+    assert not await send(api, tar)
+    assert empty_bucket.list_objects("") == before
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"kind": "status", "operation": "resumable-chunk", "count": 2},
+        {"kind": "reset", "operation": "resumable-chunk", "after_bytes": 1_000_000},
+        {"kind": "lost_response", "operation": "resumable-chunk"},
+        {"kind": "status", "operation": "resumable-start", "count": 2},
+    ],
+    ids=["503", "reset", "lost response", "503 at the start"],
+)
+async def test_a_broken_upload_is_tried_again(
+    api: Api, storage: Stack, empty_bucket: Bucket, tar: Path, rule: dict[str, Any]
+) -> None:
+    with storage.faults(rule):
+        assert await send(api, tar)
+    assert stored(empty_bucket, tar) == tar.read_bytes()
+    assert len(empty_bucket.list_objects("")) == 1
+
+
+async def test_two_clients_send_the_same_files_at_once(
+    api: Api, storage: Stack, empty_bucket: Bucket, tar: Path
+) -> None:
+    slow = {"kind": "slow", "operation": "resumable-chunk", "delay": 0.5, "count": None}
+    with storage.faults(slow):
+        assert all(await asyncio.gather(send(api, tar), send(api, tar)))
+    assert stored(empty_bucket, tar) == tar.read_bytes()
+    assert len(empty_bucket.list_objects("")) == 1
+
+
+async def test_files_that_would_soon_be_swept_are_sent_again(
+    api: Api, empty_bucket: Bucket, tar: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await send(api, tar)
+    [first] = empty_bucket.list_objects("")
+    monkeypatch.setattr(image_files, "KEPT_SECONDS", 0.0)
+    address = await api.client.files_address("web", sha256_of(tar))
+    assert address
+    await files_upload._put(address, tar, lambda _: None)
+    [second] = empty_bucket.list_objects("")
+    assert second.generation > first.generation
+    assert stored(empty_bucket, tar) == tar.read_bytes()
+
+
+async def test_what_cannot_be_sent_says_where_to_and_keeps_the_address_to_itself(
+    api: Api, storage: Stack, empty_bucket: Bucket, tar: Path
+) -> None:
+    rule = {"kind": "status", "operation": "resumable-chunk", "count": None}
+    with storage.faults(rule), pytest.raises(CallError) as failure:
+        await send(api, tar)
+    assert failure.value.code is grpc.StatusCode.UNAVAILABLE
+    assert failure.value.reason == "FILES_UPLOAD_FAILED"
+    assert "HTTP 503" in failure.value.message
+    assert "127.0.0.1" in failure.value.message
+    assert "upload_id" not in str(failure.value)
+    assert failure.value.hint
+    assert empty_bucket.list_objects("") == []
+
+
+async def test_leaving_stops_the_upload(
+    api: Api, storage: Stack, empty_bucket: Bucket, tar: Path
+) -> None:
+    slow = {"kind": "slow", "operation": "resumable-chunk", "bytes_per_second": 300_000}
+    with storage.faults(slow):
+        sending = asyncio.create_task(send(api, tar))
+        await asyncio.sleep(1)
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(sending, 5)
+    assert empty_bucket.list_objects("") == []
+
+
+async def test_a_wrong_request_names_every_bad_field(api: Api) -> None:
+    with pytest.raises(CallError) as failure:
+        await api.client.files_address("No Name", "../x")
+    assert failure.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert {violation.field for violation in failure.value.violations} == {"template_id", "hash"}
+
+
+async def test_a_bucket_that_is_away_is_unavailable(api: Api, storage: Stack) -> None:
+    rule = {"kind": "status", "status": 503, "count": None}
+    with storage.faults(rule), pytest.raises(CallError) as failure:
+        await api.client.files_address("web", "a" * 64)
+    assert failure.value.code is grpc.StatusCode.UNAVAILABLE
+    assert failure.value.retry_after_seconds
