@@ -207,15 +207,18 @@ class Access:
             )
 
 
-def require_image(image: str) -> None:
-    """Raise ApiError PERMISSION_DENIED unless the current caller may build from the image."""
+def require_image(image: str | None) -> None:
+    """Raise ApiError PERMISSION_DENIED unless the current caller may build from the image.
+
+    None is one that nobody knows any more: only who may use all images may use that.
+    """
     caller = current_caller.get()
-    if caller.may_use(image):
+    if not caller.images or (image is not None and caller.may_use(image)):
         return
     raise ApiError(
         grpc.StatusCode.PERMISSION_DENIED,
         "IMAGE_NOT_ALLOWED",
-        f"{caller.name} may not build from {image}",
+        f"{caller.name} may not build from {image or 'an image that is not known any more'}",
         hint=f"Allowed are: {', '.join(caller.images)}",
     )
 

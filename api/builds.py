@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
@@ -31,7 +31,7 @@ from temporalio.common import (
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.errors import TemplateAlreadyPublishedError, failure_of
+from activities.errors import TemplateAlreadyPublishedError, TemplateNotFoundError, failure_of
 from activities.models import (
     WORKFLOW_TASK_QUEUE,
     BuildInput,
@@ -50,6 +50,7 @@ from activities.temporal import (
     IMAGE,
     TEMPLATE_ID,
 )
+from api.access import require_image
 from api.build_listing import IMAGE_MEMO
 from api.build_view import (
     BuildView,
@@ -63,6 +64,7 @@ from api.error_translation import build_not_found
 from api.errors import (
     RETRY_SECONDS,
     ApiError,
+    Violation,
     failed_precondition,
     temporal_unavailable,
 )
@@ -71,9 +73,13 @@ from api.validation import ValidRequest, config_sha256, options_for, require_sam
 from workflows.build_template import BuildTemplate
 from workflows.delete_template import DeleteTemplate
 
+if TYPE_CHECKING:  # loads Google's client, see TemplateBucket
+    from activities.metadata import TemplateMetadata
+
 RPC_LIMIT = timedelta(seconds=10)
 QUERY_LIMIT = timedelta(seconds=3)
 CREATE_ATTEMPTS = 3
+MAX_BASES = 100  # templates on templates: more than that go round in a circle
 
 BuildHandle = WorkflowHandle[BuildTemplate, BuildResult]
 
@@ -185,12 +191,17 @@ class Builds:
         """Start a build, or find the one that this request has started before.
 
         Raises ApiError ALREADY_EXISTS when the build id has another config, FAILED_PRECONDITION
-        while the earlier build is being cancelled.
+        while the earlier build is being cancelled or the base is not published yet, NOT_FOUND when
+        there is no such base, PERMISSION_DENIED when the caller may not use the image.
         """
+        if valid.config.from_template is None:
+            require_image(valid.config.image)
         for _ in range(CREATE_ATTEMPTS):
             existing = await self._existing(valid)
             if existing is not None:
                 return existing
+            if valid.config.from_template is not None:
+                await self._require_base(valid.config.from_template)
             with contextlib.suppress(WorkflowAlreadyStartedError):  # another call was quicker
                 return await self._start(BuildInput(config=valid.config, options=valid.options))
         raise _busy(valid.config.build_id)
@@ -240,6 +251,25 @@ class Builds:
             return None
         require_same_config(valid.config, config_sha256(view.config))
         return StartedBuild(view.build_id, view.workflow_id, "")
+
+    async def _require_base(self, base_id: str) -> None:
+        """Let a base be a template that is published, of an image that the caller may use."""
+        base = await self._bucket.metadata(base_id)
+        if base is None:
+            raise _no_base(base_id, await self._view(base_id))
+        require_image(await self._image_below(base))
+
+    async def _image_below(self, template: TemplateMetadata) -> str | None:
+        """Return the image under templates that stand on templates; None when one has gone."""
+        for _ in range(MAX_BASES):
+            base_id = template.config.from_template
+            if base_id is None:
+                return template.config.image
+            base = await self._bucket.metadata(base_id)
+            if base is None:
+                return None
+            template = base
+        return None
 
     async def _start(self, build: BuildInput) -> StartedBuild:
         config = build.config
@@ -424,6 +454,23 @@ def _require_cancelled(build_id: str, status: WorkflowExecutionStatus) -> None:
         "BUILD_ALREADY_FAILED",
         f"build {build_id} has already failed",
         "Read its status; delete it to remove what it left.",
+    )
+
+
+def _no_base(base_id: str, view: BuildView | None) -> ApiError:
+    if view is not None and not view.is_closed:
+        return failed_precondition(
+            "BASE_NOT_READY",
+            f"template {base_id} is still being built",
+            f"Wait until it is completed: template-manager status {base_id} --watch",
+            retry_after_seconds=RETRY_SECONDS,
+        )
+    return ApiError(
+        grpc.StatusCode.NOT_FOUND,
+        "BASE_NOT_FOUND",
+        f"there is no template {base_id} to build on",
+        hint=TemplateNotFoundError.hint,
+        violations=[Violation("template.from_template.build_id", "must be a completed build's")],
     )
 
 

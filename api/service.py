@@ -13,7 +13,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from activities.models import BuildState, LogEntry
 from activities.sealing import Sealer
 from activities.settings import Settings
-from api.access import require_image
 from api.build_listing import BuildListing, list_query
 from api.build_logs import BuildLogs, following
 from api.build_view import BuildView
@@ -67,8 +66,6 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
     async def TemplateCreate(self, request: pb.TemplateCreateRequest, context: Context) -> Empty:
         """Validate, start the build, and say in the headers which one it is."""
         valid = validate(request, self._settings, self._sealer)
-        if valid.config.from_template is None:
-            require_image(valid.config.image)
         await self._temporal.require()
         await self._listing.require_room(self._settings.max_running_builds)
         await _send_headers(context, await self._builds.create(valid))

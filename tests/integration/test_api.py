@@ -31,6 +31,7 @@ from activities.bucket import Bucket
 from activities.build_log_archive import archived_log_name, to_jsonl
 from activities.errors import ImageNotFoundError, StartCommandError
 from activities.health import temporal_readiness
+from activities.metadata import metadata_name
 from activities.models import (
     BuildState,
     BuildStatus,
@@ -43,6 +44,7 @@ from api import build_logs
 from api.client import CallError, TemplateClient
 from api.pb import template_manager_pb2 as pb
 from api.server import running_server
+from tests.example_metadata import metadata
 from tests.integration.running_api import (
     Api,
     messages,
@@ -203,6 +205,35 @@ async def test_status_selects_log_lines(api: Api) -> None:
         assert await lines(start=now) == []
         assert await lines(end=now) == everything
     await api.client.cancel(build_id)
+
+
+async def test_a_base_must_be_a_published_template(api: Api, empty_bucket: Bucket) -> None:
+    def on(base_id: str) -> pb.TemplateConfig:
+        return api.template(
+            from_image=None, from_template=pb.FromTemplateConfig(build_id=base_id), start_command=""
+        )
+
+    with pytest.raises(CallError, match="no template") as caught:
+        await api.client.create(on(str(uuid.uuid4())))
+    assert caught.value.code is grpc.StatusCode.NOT_FOUND
+    assert [v.field for v in caught.value.violations] == ["template.from_template.build_id"]
+
+    building = await api.running_until("wait_until_ready")
+    with pytest.raises(CallError, match="still being built") as caught:
+        await api.client.create(on(building))
+    assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert caught.value.retry_after_seconds
+    await api.client.cancel(building)
+
+    published = str(uuid.uuid4())
+    name = metadata_name(published)
+    stored = empty_bucket.write_object(name, metadata(published).model_dump_json().encode())
+    request = on(published)
+    created = await api.client.create(request)
+    await api.ended(created.build_id)
+    # A build that has been made of it is found also when it has gone.
+    assert empty_bucket.delete_object(name, stored.generation)
+    assert (await api.client.create(request)).build_id == created.build_id
 
 
 async def test_a_build_that_temporal_has_forgotten_is_read_from_the_archive(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import ipaddress
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,17 @@ from cryptography.x509.oid import NameOID
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
+from activities.bucket import Bucket
 from activities.errors import TemporalUnavailableError
+from activities.metadata import metadata_name
 from activities.settings import Settings
 from activities.temporal import connect
 from api.access import hash_token
 from api.client import CallError, TemplateClient
 from api.credentials import ClientCredentials, server_credentials
+from api.pb import template_manager_pb2 as pb
 from api.server import BindError, require_safe_address, running_server, serve
+from tests.example_metadata import metadata
 from tests.integration.running_api import Api, template_of
 from tests.integration.test_cli import cli
 
@@ -190,7 +195,28 @@ def tokens(tmp_path: Path) -> Path:
     return path
 
 
-async def test_tokens_rights_images_and_audit(api: Api, tokens: Path) -> None:
+async def _bases_count_as_their_image(api: Api, ci: TemplateClient, bucket: Bucket) -> None:
+    def put(**changes: Any) -> str:
+        build_id = str(uuid.uuid4())
+        content = metadata(build_id, **changes).model_dump_json().encode()
+        bucket.write_object(metadata_name(build_id), content)
+        return build_id
+
+    def on(base_id: str) -> pb.TemplateConfig:
+        base = pb.FromTemplateConfig(build_id=base_id)
+        return api.template(from_image=None, from_template=base)
+
+    allowed = put(image="template", from_template=put(image="127.0.0.1:5000/web:1"))
+    await ci.create(on(allowed))
+    other = put(image="template", from_template=put(image="evil.example/x:1"))
+    gone = put(image="template", from_template=str(uuid.uuid4()))
+    for base_id in (other, gone):
+        with pytest.raises(CallError, match="ci may not build from") as error:
+            await ci.create(on(base_id))
+        assert error.value.code is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_tokens_rights_images_and_audit(api: Api, tokens: Path, empty_bucket: Bucket) -> None:
     settings = api.settings.model_copy(update={"tokens_file": tokens})
     async with running_server(api.temporal, settings) as server:
 
@@ -205,6 +231,7 @@ async def test_tokens_rights_images_and_audit(api: Api, tokens: Path) -> None:
                 with pytest.raises(CallError, match="ci may not build from") as error:
                     await ci.create(denied)
                 assert error.value.code is grpc.StatusCode.PERMISSION_DENIED
+                await _bases_count_as_their_image(api, ci, empty_bucket)
                 with pytest.raises(CallError, match="takes the right admin"):
                     await ci.delete(created.build_id)
             async with client("reading") as reader:
@@ -221,6 +248,9 @@ async def test_tokens_rights_images_and_audit(api: Api, tokens: Path) -> None:
         lines = [line for line in logs if line["event"] == "audit"]
         assert [(line["caller"], line["rpc"], line["outcome"]) for line in lines] == [
             ("ci", "TemplateCreate", "ok"),
+            ("ci", "TemplateCreate", "IMAGE_NOT_ALLOWED"),
+            ("ci", "TemplateCreate", "ok"),
+            ("ci", "TemplateCreate", "IMAGE_NOT_ALLOWED"),
             ("ci", "TemplateCreate", "IMAGE_NOT_ALLOWED"),
         ]
         assert lines[0]["build"] == created.build_id
