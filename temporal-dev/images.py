@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import hashlib
 import io
 import json
@@ -199,18 +200,37 @@ def _archive_debootstrap(
     name: str, packages: str, recipe: str, finish: Callable[[Path], None], progress: Progress
 ) -> Path:
     path = _cache() / f"{name}-{_hash(recipe)[:16]}.tar"
-    if path.exists():
-        return path
-    with tempfile.TemporaryDirectory(dir=_cache(), prefix="debootstrap-") as work:
-        root, draft = Path(work) / "root", Path(work) / "root.tar"
-        _debootstrap(name, packages, root, progress)
-        _clean(root)
-        finish(root)
-        progress(f"{name}: packing")
-        pack = ["tar", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--exclude=./dev/*"]
-        subprocess.run([*pack, "-C", str(root), "-cf", str(draft), "."], check=True)
-        draft.rename(path)
+    with _alone(name):
+        if not path.exists():
+            with tempfile.TemporaryDirectory(dir=_cache(), prefix="debootstrap-") as work:
+                _pack_debootstrap(name, packages, Path(work), path, finish, progress)
     return path
+
+
+@contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """Wait for another process that makes the same."""
+    with (_cache() / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _pack_debootstrap(
+    name: str,
+    packages: str,
+    work: Path,
+    path: Path,
+    finish: Callable[[Path], None],
+    progress: Progress,
+) -> None:
+    root, draft = work / "root", work / "root.tar"
+    _debootstrap(name, packages, root, progress)
+    _clean(root)
+    finish(root)
+    progress(f"{name}: packing")
+    pack = ["tar", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--exclude=./dev/*"]
+    subprocess.run([*pack, "-C", str(root), "-cf", str(draft), "."], check=True)
+    draft.rename(path)
 
 
 def _debootstrap(name: str, packages: str, root: Path, progress: Progress) -> None:
@@ -357,13 +377,20 @@ def main() -> int:
     """Provide the named images, all of them by default."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(IMAGES)}")
-    names = parser.parse_args().names or list(IMAGES)
+    parser.add_argument(
+        "--keep", action="store_true", help="only keep their files here, without Docker"
+    )
+    arguments = parser.parse_args()
+    names = arguments.names or list(IMAGES)
     if unknown := set(names) - set(IMAGES):
         parser.error(f"no such image: {', '.join(sorted(unknown))}")
     registry = f"127.0.0.1:{StackPorts.from_environment().registry}"
     try:
         for name in names:
-            print(make_and_push(name, registry))
+            if arguments.keep:
+                print(IMAGES[name].archive(print_progress))
+            else:
+                print(make_and_push(name, registry))
     except (ServiceError, docker.errors.DockerException) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
