@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ from activities.models import (
     BuildResult,
     BuildState,
     BuildStatus,
+    BuildStep,
     DeleteTemplateInput,
     build_workflow_id,
     delete_workflow_id,
@@ -192,7 +193,8 @@ class Builds:
 
         Raises ApiError ALREADY_EXISTS when the build id has another config, FAILED_PRECONDITION
         while the earlier build is being cancelled or the base is not published yet, NOT_FOUND when
-        there is no such base, PERMISSION_DENIED when the caller may not use the image.
+        there is no such base or files of a COPY, PERMISSION_DENIED when the caller may not use the
+        image.
         """
         if valid.config.from_template is None:
             require_image(valid.config.image)
@@ -202,6 +204,7 @@ class Builds:
                 return existing
             if valid.config.from_template is not None:
                 await self._require_base(valid.config.from_template)
+            await self._require_files(valid.config.steps)
             with contextlib.suppress(WorkflowAlreadyStartedError):  # another call was quicker
                 return await self._start(BuildInput(config=valid.config, options=valid.options))
         raise _busy(valid.config.build_id)
@@ -270,6 +273,22 @@ class Builds:
                 return None
             template = base
         return None
+
+    async def _require_files(self, steps: Sequence[BuildStep]) -> None:
+        """Refuse a COPY of files that nobody has sent."""
+        missing = [
+            Violation(f"template.steps[{number}].files_hash", "names files that were not sent")
+            for number, step in enumerate(steps)
+            if step.files_sha256 and not await self._bucket.has_files(step.files_sha256)
+        ]
+        if missing:
+            raise ApiError(
+                grpc.StatusCode.NOT_FOUND,
+                "FILES_NOT_FOUND",
+                "files of a COPY are not in the bucket",
+                hint="Send them first (InitLayerFileUpload, as build --dockerfile does).",
+                violations=missing,
+            )
 
     async def _start(self, build: BuildInput) -> StartedBuild:
         config = build.config

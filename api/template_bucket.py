@@ -54,6 +54,16 @@ class TemplateBucket:
 
         return await asyncio.to_thread(read)
 
+    async def has_files(self, sha256: str) -> bool:
+        """Return whether the tar of a COPY's files is there."""
+
+        def look() -> bool:
+            from activities.image_files import files_name
+
+            return self._connect().stat_object(files_name(sha256)) is not None
+
+        return await asyncio.to_thread(look)
+
     async def begin_files_upload(self, sha256: str) -> str | None:
         """Return where to PUT the tar of a COPY's files, or None when it is there."""
 

@@ -18,6 +18,7 @@ from activities.image_files import files_name
 from api import files_upload
 from api.client import CallError
 from api.files_upload import upload_files
+from api.pb import template_manager_pb2 as pb
 from tests.integration.running_api import Api
 
 SIZE_BYTES = 3 * 1024 * 1024 + 17
@@ -133,6 +134,23 @@ async def test_leaving_stops_the_upload(
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(sending, 5)
     assert empty_bucket.list_objects("") == []
+
+
+async def test_a_build_of_files_that_were_not_sent_does_not_start(
+    api: Api, empty_bucket: Bucket, tar: Path
+) -> None:
+    steps = [
+        pb.TemplateStep(type="RUN", args=["true"]),
+        pb.TemplateStep(type="COPY", args=["a", "/a"], files_hash=sha256_of(tar)),
+    ]
+    template = api.template(steps=steps)
+    with pytest.raises(CallError) as failure:
+        await api.client.create(template)
+    assert failure.value.code is grpc.StatusCode.NOT_FOUND
+    assert [v.field for v in failure.value.violations] == ["template.steps[1].files_hash"]
+    assert "InitLayerFileUpload" in failure.value.hint
+    assert await send(api, tar)
+    await api.client.create(template)
 
 
 async def test_a_wrong_request_names_every_bad_field(api: Api) -> None:
