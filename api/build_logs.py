@@ -13,6 +13,7 @@ import asyncio
 import base64
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from itertools import takewhile
 
@@ -86,6 +87,12 @@ class BuildLogs:
                 break
             entries.extend(page)
         return entries[:limit]
+
+    async def cursor_in(self, view: BuildView, cursor: int, run_id: str) -> int:
+        """Return where a client that has read another run up to `cursor` goes on in this one."""
+        if cursor == 0 or run_id in ("", view.run_id):
+            return cursor
+        return min(cursor, await self.first_difference(replace(view, run_id=run_id), view))
 
     async def first_difference(self, earlier: BuildView, later: BuildView) -> int:
         """Return where the logs of two runs of a build part: a reset run repeats the first lines

@@ -366,8 +366,11 @@ def logs(
         str, typer.Option(help="The lowest level to show: debug, info, warn, error.")
     ] = "debug",
     cursor: Annotated[int, typer.Option(min=0, help="Where to start; 0 is the beginning.")] = 0,
+    run_id: Annotated[
+        str, typer.Option(help="The run that the cursor is of: a reset or retry has begun another.")
+    ] = "",
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a line, with next_cursor.")
+        bool, typer.Option("--json", help="One JSON object a line, with next_cursor and run_id.")
     ] = False,
     api_address: ApiAddress = DEFAULT_API_ADDRESS,
 ) -> None:
@@ -383,7 +386,9 @@ def logs(
         from api.report import log_json, log_line
 
         async with TemplateClient(api_address) as client:
-            lines = client.logs(build_id, cursor=cursor, follow=follow, level=level.capitalize())
+            lines = client.logs(
+                build_id, cursor=cursor, run_id=run_id, follow=follow, level=level.capitalize()
+            )
             async for line in lines:
                 if as_json:
                     sys.stdout.write(json.dumps(log_json(line)) + "\n")

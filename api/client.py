@@ -137,11 +137,12 @@ class TemplateClient:
         build_id: str,
         *,
         cursor: int = 0,
+        run_id: str = "",
         follow: bool = False,
         level: pb.LogLevel | str | None = None,
         patience_seconds: float = 60,
     ) -> AsyncIterator[pb.TemplateBuildLogsResponse]:
-        """Yield log lines from `cursor` on; with `follow` until the build ends.
+        """Yield log lines from `cursor`, of run `run_id`, on; with `follow` until the build ends.
 
         When the connection breaks it goes on at the line after the last one, until the server
         has been away for `patience_seconds`. Raises CallError.
@@ -150,14 +151,14 @@ class TemplateClient:
         away_since: float | None = None
         while True:
             request = pb.TemplateBuildLogsRequest(
-                build_id=build_id, cursor=cursor, follow=follow, level=level
+                build_id=build_id, cursor=cursor, run_id=run_id, follow=follow, level=level
             )
             call = self._stub.TemplateBuildLogs(request)
             try:
                 await call.initial_metadata()  # it is there, even if the build is silent
                 away_since = None
                 async for line in call:
-                    cursor = line.next_cursor
+                    cursor, run_id = line.next_cursor, line.run_id
                     yield line
                 return
             except grpc.aio.AioRpcError as error:

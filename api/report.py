@@ -73,6 +73,7 @@ def log_json(line: pb.TemplateBuildLogsResponse) -> dict[str, Any]:
         "message": entry.message,
         "fields": dict(entry.fields),
         "next_cursor": line.next_cursor,
+        "run_id": line.run_id,
     }
 
 

@@ -107,14 +107,15 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
     ) -> AsyncIterator[pb.TemplateBuildLogsResponse]:
         """Stream the log from a cursor on; the trailers of a success tell what was built."""
         view = await self._view(request)
+        run_id = require_build_id(request.run_id, "run_id") if request.run_id else ""
         await context.send_initial_metadata(())  # now: the first line may be long in coming
         lowest = request.level if request.HasField("level") else pb.Debug
-        cursor = request.cursor
+        cursor = await self._logs.cursor_in(view, request.cursor, run_id)
         while True:
             async for offset, entry in self._lines(view, cursor, request.follow):
                 if level_number(entry.level) >= lowest:
                     yield pb.TemplateBuildLogsResponse(
-                        entry=log_message(entry), next_cursor=offset + 1
+                        entry=log_message(entry), next_cursor=offset + 1, run_id=view.run_id
                     )
             ended = await self._view_at_end(view, request)
             if ended.run_id == view.run_id:

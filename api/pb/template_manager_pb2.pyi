@@ -320,26 +320,30 @@ class TemplateBuildCancelRequest(_message.Message):
     def __init__(self, build_id: _Optional[str] = ..., template_id: _Optional[str] = ...) -> None: ...
 
 class TemplateBuildLogsRequest(_message.Message):
-    __slots__ = ("template_id", "build_id", "cursor", "follow", "level")
+    __slots__ = ("template_id", "build_id", "cursor", "follow", "level", "run_id")
     TEMPLATE_ID_FIELD_NUMBER: _ClassVar[int]
     BUILD_ID_FIELD_NUMBER: _ClassVar[int]
     CURSOR_FIELD_NUMBER: _ClassVar[int]
     FOLLOW_FIELD_NUMBER: _ClassVar[int]
     LEVEL_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
     template_id: str
     build_id: str
     cursor: int
     follow: bool
     level: LogLevel
-    def __init__(self, template_id: _Optional[str] = ..., build_id: _Optional[str] = ..., cursor: _Optional[int] = ..., follow: _Optional[bool] = ..., level: _Optional[_Union[LogLevel, str]] = ...) -> None: ...
+    run_id: str
+    def __init__(self, template_id: _Optional[str] = ..., build_id: _Optional[str] = ..., cursor: _Optional[int] = ..., follow: _Optional[bool] = ..., level: _Optional[_Union[LogLevel, str]] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class TemplateBuildLogsResponse(_message.Message):
-    __slots__ = ("entry", "next_cursor")
+    __slots__ = ("entry", "next_cursor", "run_id")
     ENTRY_FIELD_NUMBER: _ClassVar[int]
     NEXT_CURSOR_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
     entry: TemplateBuildLogEntry
     next_cursor: int
-    def __init__(self, entry: _Optional[_Union[TemplateBuildLogEntry, _Mapping]] = ..., next_cursor: _Optional[int] = ...) -> None: ...
+    run_id: str
+    def __init__(self, entry: _Optional[_Union[TemplateBuildLogEntry, _Mapping]] = ..., next_cursor: _Optional[int] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class TemplateBuildRetryRequest(_message.Message):
     __slots__ = ("build_id", "template_id")
