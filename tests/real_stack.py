@@ -16,15 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import docker
+import grpc
 from services import ALL_PARTS, Stack
 
 from activities.bucket import Bucket
+from api.pb import template_manager_pb2 as pb
+from api.pb import template_manager_pb2_grpc as pb_grpc
+from api.report import status_json
 from tests.host_resources import HostResources
 from tests.local_http import HTTPD, HTTPD_ANSWERS
 from tests.otlp_collector import Collector
 
 CLI = Path(sys.executable).with_name("template-manager")
 PARTS = tuple(part for part in ALL_PARTS if part != "docker")
+ASK_SECONDS = 30
 ENDED = ("completed", "failed", "cancelled")
 
 
@@ -112,11 +117,14 @@ class Product:
         return ended.out.strip().splitlines()[-1]
 
     def status(self, build_id: str) -> dict[str, Any]:
-        """What `status --json` tells."""
-        ended = self.cli("status", build_id, "--json")
-        assert ended.code == 0, ended.err
-        status: dict[str, Any] = ended.json
-        return status
+        """What `status --json` tells. Raises grpc.RpcError.
+
+        No process is started for it: tests ask often, and the builds need the CPUs.
+        """
+        request = pb.TemplateStatusRequest(build_id=build_id, limit=0)
+        with grpc.insecure_channel(self.stack.variables["TEMPLATE_MANAGER_API_ADDRESS"]) as channel:
+            stub = pb_grpc.TemplateServiceStub(channel)
+            return status_json(build_id, stub.TemplateBuildStatus(request, timeout=ASK_SECONDS))
 
     def ended(self, build_id: str, seconds: float = 120) -> dict[str, Any]:
         """Wait until a build has ended; returns its status."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import images
 import psutil
 import services
@@ -174,6 +175,7 @@ class ChaosProduct(Product):
                 return True
             if description.close_time is not None:
                 return False
+            await asyncio.sleep(0.01)
         raise AssertionError(f"build {build_id} neither reached {activity} nor ended")
 
     async def client(self) -> Client:
@@ -195,11 +197,13 @@ class ChaosProduct(Product):
         """Wait for the end of a build, whatever is away meanwhile."""
         deadline = time.monotonic() + seconds
         while True:
-            ended = self.cli("status", build_id, "--json")
-            status: dict[str, Any] = ended.json if ended.code == 0 else {}
-            if status.get("state") in ENDED:
-                return status
-            assert time.monotonic() < deadline, f"{status or ended}"
+            try:
+                told = self.status(build_id)
+            except grpc.RpcError as error:
+                told = {"error": str(error)}
+            if told.get("state") in ENDED:
+                return told
+            assert time.monotonic() < deadline, told
             time.sleep(0.3)
 
 
