@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -22,8 +23,19 @@ from activities.vm_process import VmProcess
 POLL_SECONDS = 0.2
 
 
-def run_template(directory: Path, settings: Settings) -> None:
-    """Resume the template in `directory` until it ends or Ctrl-C. Blocking.
+@dataclass(frozen=True)
+class LocalRun:
+    """A template that runs here."""
+
+    network: str
+    """The network namespace that its guest is in."""
+    address: str
+    resume_ms: float
+    """From the load of the snapshot until the guest answered."""
+
+
+def run_template(directory: Path, settings: Settings, show: Callable[[LocalRun], None]) -> None:
+    """Resume the template in `directory`, tell `show`, and wait until it ends or Ctrl-C. Blocking.
 
     Works on a private copy of the disk and leaves nothing behind. Raises TemplateNotFoundError,
     VmmError when this machine cannot resume it, and SnapshotNotResumableError.
@@ -39,9 +51,7 @@ def run_template(directory: Path, settings: Settings) -> None:
     _require_same_machine(metadata, firecracker)
     with _vm() as vm, _stop_signal() as stopped:
         resumed = resume(vm, directory.resolve(), firecracker, lambda: None)
-        print(f"resumed in {resumed.answer_ms:.0f} ms; the guest is {GUEST_ADDRESS} in the netns")
-        print(f"  ip netns exec {vm.name} ping {GUEST_ADDRESS}")
-        print("Ctrl-C ends it", flush=True)
+        show(LocalRun(vm.name, GUEST_ADDRESS, resumed.answer_ms))
         while vm.is_running() and not stopped.wait(POLL_SECONDS):
             pass
 

@@ -561,12 +561,23 @@ def pull(
 @app.command(rich_help_panel=BUILDS, epilog="Example: template-manager run ./template")
 def run(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where `pull` has put it.")],
+    as_json: AsJson = False,
 ) -> None:
     """Resume a template on this machine and say where it answers. Ctrl-C ends it."""
-    with template_errors(as_json=False):
-        from activities.local_run import run_template
+    with template_errors(as_json):
+        from activities.local_run import LocalRun, run_template
 
-        run_template(directory, read_settings())
+        def show(running: LocalRun) -> None:
+            if as_json:
+                print_json(vars(running))
+                sys.stdout.flush()
+                return
+            took = f"resumed in {running.resume_ms:.0f} ms"
+            out.print(f"{took}; the guest is {running.address} in a network namespace:")
+            out.print(f"  ip netns exec {running.network} ping {running.address}")
+            out.print("Ctrl-C ends it")
+
+        run_template(directory, read_settings(), show)
 
 
 # ---- Processes

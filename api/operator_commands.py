@@ -160,6 +160,7 @@ def token(
         list[str] | None,
         typer.Option(help="Images that it may build from, as a shell pattern. May be repeated."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make a bearer token: prints it once, and the line for the API's token file."""
     import secrets
@@ -171,7 +172,10 @@ def token(
     try:
         parse_tokens(line)
     except TokenFileError as error:
-        fail(str(error), "See template-manager token --help.", Exit.USAGE, as_json=False)
+        fail(str(error), "See template-manager token --help.", Exit.USAGE, as_json=as_json)
+    if as_json:
+        print_json({"token": made, "line": line})
+        return
     out.print(f"token: {made}", soft_wrap=True)
     out.print(f"line:  {line}", soft_wrap=True)
     err.print("→ add the line to the API's token file; clients set TEMPLATE_MANAGER_TOKEN")
@@ -208,6 +212,7 @@ def health(
     live: Annotated[
         bool, typer.Option("--live", help="Ask only whether it is alive, not whether it can work.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Ask a process whether it can work; exits with 3 when not. For container health checks."""
     import requests
@@ -218,8 +223,11 @@ def health(
         answer = requests.get(f"http://{address}{LIVE_PATH if live else READY_PATH}", timeout=10)
     except (requests.RequestException, ValueError) as error:
         hint = "Start the process with TEMPLATE_MANAGER_HEALTH_ADDRESS set to that address."
-        fail(f"nothing answers at {address}: {error}", hint, Exit.UNAVAILABLE, as_json=False)
-    out.print(answer.text.strip())
+        fail(f"nothing answers at {address}: {error}", hint, Exit.UNAVAILABLE, as_json=as_json)
+    if as_json:
+        print_json({"ok": answer.ok, "told": answer.text.strip()})
+    else:
+        out.print(answer.text.strip())
     raise typer.Exit(Exit.OK if answer.ok else Exit.UNAVAILABLE)
 
 
@@ -289,21 +297,29 @@ def drain(
     wait: Annotated[
         bool, typer.Option("--wait", help="Return when its last build has ended.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Let a host take no new builds; those that it has go on to their end. Survives a restart."""
-    with template_errors(as_json=False), err.status(f"draining {host}"):
+    with template_errors(as_json), err.status(f"draining {host}"):
         told = run_to_end(_drained(host, wait))
-    left = f"{len(told.builds)} builds go on" if told.builds else "it has no builds"
+    if as_json:
+        print_json({host: told.model_dump(mode="json")})
+        return
+    go_on = {0: "it has no builds", 1: "1 build goes on"}
+    left = go_on.get(len(told.builds), f"{len(told.builds)} builds go on")
     out.print(f"{host} is draining: {left}")
     err.print(f"→ template-manager hosts resume {host}")
 
 
 @hosts.command(epilog="Example: template-manager hosts resume kvm-7")
-def resume(host: HostArgument) -> None:
+def resume(host: HostArgument, as_json: AsJson = False) -> None:
     """Let a drained host take builds again."""
-    with template_errors(as_json=False):
-        run_to_end(_told(host, draining=False))
-    out.print(f"{host} takes builds again")
+    with template_errors(as_json):
+        told = run_to_end(_told(host, draining=False))
+    if as_json:
+        print_json({host: told.model_dump(mode="json")})
+    else:
+        out.print(f"{host} takes builds again")
 
 
 async def _drained(host: str, wait: bool) -> HostFacts:

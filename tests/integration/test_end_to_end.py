@@ -121,12 +121,11 @@ def _require_same_files(
 
 def _require_served_page(product: Product, template: Path, name: str) -> None:
     """`template-manager run` resumes it here, and the image's server answers."""
-    with product.started("run", str(template)) as process:
+    with product.started("run", str(template), "--json") as process:
         assert process.stdout is not None
-        told = process.stdout.readline() + process.stdout.readline()
-        network = re.search(r"netns exec (\S+)", told)
-        assert network, told
-        page = in_network(network[1], lambda: get_page(30)).decode()
+        told = json.loads("".join(process.stdout.readline() for _ in range(5)))
+        assert told["resume_ms"] > 0
+        page = in_network(told["network"], lambda: get_page(30)).decode()
         assert f"Hello from {name}" in page
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
@@ -330,14 +329,15 @@ def test_a_host_is_drained_before_maintenance(product: Product, busybox: str) ->
         running = product.build(busybox, "--force")
         product.until(running, lambda status: bool(status["host"]))
         drained = product.cli("hosts", "drain", name)
-        assert "1 builds go on" in drained.out, drained.err
+        assert "1 build goes on" in drained.out, drained.err
         product.stack.restart("host")  # it stays drained
         waiting = product.build(busybox)
         assert product.ended(running)["state"] == "completed"
         assert "it has no builds" in product.cli("hosts", "drain", name, "--wait").out
         assert "draining" in product.cli("hosts").out
         assert product.status(waiting)["step"] == "lease_host"
-        assert product.cli("hosts", "resume", name).code == 0
+        resumed = product.cli("hosts", "resume", name, "--json")
+        assert resumed.json[name]["draining"] is False
         assert product.ended(waiting)["state"] == "completed"
         away = product.cli("hosts", "drain", "no-such-host")
         assert away.code == 3
@@ -398,7 +398,8 @@ def test_every_process_tells_its_health(product: Product) -> None:
     for address in product.health:
         ended = product.cli("health", address)
         assert (ended.code, ended.out) == (0, "ok\n"), ended.err
-        assert product.cli("health", address, "--live").code == 0
+        alive = product.cli("health", address, "--live", "--json")
+        assert (alive.code, alive.json["ok"]) == (0, True)
     nobody = product.cli("health", f"127.0.0.1:{free_port()}")
     assert nobody.code == 3
     assert "TEMPLATE_MANAGER_HEALTH_ADDRESS" in nobody.err

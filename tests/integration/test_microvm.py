@@ -482,7 +482,7 @@ async def test_a_busy_disk_survives_the_snapshot(host: VmHost, image: PulledImag
 
 def test_running_a_template_needs_its_files(tmp_path: Path) -> None:
     with pytest.raises(TemplateNotFoundError, match=r"metadata\.json"):
-        run_template(tmp_path, Settings())
+        run_template(tmp_path, Settings(), lambda _: None)
 
 
 async def test_the_images_own_command(host: VmHost, registry: Registry) -> None:

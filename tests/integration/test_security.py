@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import ipaddress
+import json
 import uuid
 from pathlib import Path
 from typing import Any
@@ -324,4 +325,6 @@ async def test_a_token_is_made(tmp_path: Path) -> None:
     assert ended.out.splitlines()[1].removeprefix("line:  ") == (
         f"ci {hash_token(token)} build a.example/*"
     )
+    made = json.loads((await cli("token", "ci", "--json")).out)
+    assert made["line"] == f"ci {hash_token(made['token'])} build"
     assert (await cli("token", "ci", "--right", "everything")).code == 2
