@@ -58,13 +58,14 @@ service TemplateService {
 
 def stubs() -> tuple[Any, Any]:
     """Generate and load the stubs."""
-    directory = Path(tempfile.mkdtemp())
-    (directory / "e2b.proto").write_text(PROTO)
-    well_known = str(files("grpc_tools") / "_proto")
-    arguments = ["protoc", f"-I{directory}", f"-I{well_known}", f"--python_out={directory}"]
-    assert protoc.main([*arguments, f"--grpc_python_out={directory}", "e2b.proto"]) == 0
-    sys.path.insert(0, str(directory))
-    return importlib.import_module("e2b_pb2"), importlib.import_module("e2b_pb2_grpc")
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(place)
+        (directory / "e2b.proto").write_text(PROTO)
+        well_known = str(files("grpc_tools") / "_proto")
+        arguments = ["protoc", f"-I{directory}", f"-I{well_known}", f"--python_out={directory}"]
+        assert protoc.main([*arguments, f"--grpc_python_out={directory}", "e2b.proto"]) == 0
+        sys.path.insert(0, str(directory))
+        return importlib.import_module("e2b_pb2"), importlib.import_module("e2b_pb2_grpc")
 
 
 def main(address: str, template_id: str, build_id: str) -> None:
