@@ -31,8 +31,9 @@ from tests.otlp_collector import running_collector
 from tests.real_stack import Product, nothing_left, running_product
 from tests.small_disk import small_disk
 
+# A host that is restarted lets its steps go on for 10 s, and must be back within the grace.
 OPTIONS = (
-    '{"heartbeat_timeout_seconds": 4, "lease_grace_seconds": 8, "retry_attempts": 2, '
+    '{"heartbeat_timeout_seconds": 4, "lease_grace_seconds": 20, "retry_attempts": 2, '
     '"retry_initial_seconds": 0.5, "retry_maximum_seconds": 1}'
 )
 STEPS = [str(step) for step in Step]
