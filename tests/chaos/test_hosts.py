@@ -48,7 +48,8 @@ def _works_in(process: psutil.Process, directory: Path) -> bool:
         return False
 
 
-@pytest.mark.parametrize("step", ["ready", pytest.param("upload", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("step", ["ready", "upload"])
 def test_a_frozen_host_is_fenced_off(product: ChaosProduct, step: str) -> None:
     """Another host finishes the build; the frozen one, when it wakes, harms nothing."""
     with another_host(product) as other_data, nothing_left(product, product.data_dir, other_data):
