@@ -64,10 +64,14 @@ class Caller:
     images: tuple[str, ...] = ()
     """Patterns of images, as in a shell; none means all."""
 
-    def may_use(self, image: str) -> bool:
-        """Whether this caller may build from an image."""
+    def may_use(self, image: str | None) -> bool:
+        """Whether this caller may build from an image; None is one that nobody knows any more."""
+        if not self.images:
+            return True
+        if image is None:
+            return False
         full = parse_reference(image).name
-        return not self.images or any(
+        return any(
             fnmatch.fnmatchcase(name, pattern) for pattern in self.images for name in (image, full)
         )
 
@@ -213,7 +217,7 @@ def require_image(image: str | None) -> None:
     None is one that nobody knows any more: only who may use all images may use that.
     """
     caller = current_caller.get()
-    if not caller.images or (image is not None and caller.may_use(image)):
+    if caller.may_use(image):
         return
     raise ApiError(
         grpc.StatusCode.PERMISSION_DENIED,

@@ -13,9 +13,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
@@ -32,13 +31,11 @@ from api.cli_common import (
     run_call,
     run_to_end,
     template_errors,
-    transfer_progress,
+    transfer_bars,
 )
 from api.operator_commands import doctor, health, hosts, replay, sweep, token
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from activities.settings import Settings
     from api.client import CreatedBuild, TemplateClient
     from api.pb import template_manager_pb2 as pb
@@ -241,29 +238,29 @@ def build(
             from api.client import TemplateClient
 
             async with TemplateClient(api_address) as client:
-                await _send_files(client, template.template_id, steps.files)
+                for sha256, tar in steps.files.items():
+                    await _send_files(client, template.template_id, tar, sha256)
                 await _show_started(client, await client.create(template), follow, as_json)
 
         run_call(start, as_json)
 
 
-async def _send_files(client: TemplateClient, template_id: str, tars: Mapping[str, Path]) -> None:
-    """Put the files of COPY steps into the bucket, at addresses that the API gives."""
+async def _send_files(client: TemplateClient, template_id: str, tar: Path, sha256: str) -> None:
+    """Put the files of a COPY into the bucket, at an address that the API gives."""
     from api.files_upload import upload_files
 
-    if not tars:
-        return
-    with transfer_progress() as progress:
-        for sha256, tar in tars.items():
-            bar = progress.add_task("sending files", total=tar.stat().st_size)
-            show = partial(_show_sent, progress, bar)
-            if not await upload_files(client, template_id, tar, sha256, show):
-                progress.update(bar, description="files are there", completed=tar.stat().st_size)
-            tar.unlink()
-
-
-def _show_sent(progress: Progress, bar: TaskID, sent_bytes: int) -> None:
-    progress.update(bar, completed=sent_bytes)
+    size_bytes = tar.stat().st_size
+    with transfer_bars() as show:
+        sent = await upload_files(
+            client,
+            template_id,
+            tar,
+            sha256,
+            lambda done: show("sending files", done, size_bytes),
+        )
+        if not sent:
+            show("files are there", size_bytes, size_bytes)
+    tar.unlink()
 
 
 async def _show_started(
@@ -536,16 +533,9 @@ def pull(
     as_json: AsJson = False,
 ) -> None:
     """Download rootfs.ext4, memfile and snapfile, byte for byte, straight from the bucket."""
-    with template_errors(as_json), transfer_progress() as progress:
+    with template_errors(as_json), transfer_bars() as show:
         from activities.bucket import Bucket
         from activities.template_download import pull_template
-
-        bars: dict[str, TaskID] = {}
-
-        def show(name: str, done: int, total: int) -> None:
-            if name not in bars:
-                bars[name] = progress.add_task(name, total=total)
-            progress.update(bars[name], completed=done)
 
         metadata = pull_template(
             Bucket(bucket or read_settings().bucket), build_id, directory, show

@@ -16,8 +16,6 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from activities.errors import TemplateManagerError
     from activities.settings import Settings
     from api.client import CallError
@@ -134,12 +132,24 @@ def fail(message: str, hint: str, code: Exit, *, as_json: bool) -> NoReturn:
     raise typer.Exit(code)
 
 
-def transfer_progress() -> Progress:
-    """Return the bars of transfers: bytes done, of how many, and how fast."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+@contextlib.contextmanager
+def transfer_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Show transfers as bars, each from when it is told of: bytes done, of how many, how fast.
+
+    Yields what is to be told a transfer's name, the bytes that are done and their total.
+    """
+    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TransferSpeedColumn
 
     columns = ("{task.description}", BarColumn(), DownloadColumn(True), TransferSpeedColumn())
-    return Progress(*columns, console=err)
+    with Progress(*columns, console=err) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def show(name: str, done: int, total: int) -> None:
+            if name not in bars:
+                bars[name] = progress.add_task(name, total=total)
+            progress.update(bars[name], completed=done)
+
+        yield show
 
 
 def print_json(data: Mapping[str, Any]) -> None:

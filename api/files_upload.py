@@ -35,6 +35,8 @@ async def upload_files(
     `show` is told the bytes that are sent so far. Raises CallError.
     """
     for attempt in range(ATTEMPTS):
+        if attempt > 0:
+            await asyncio.sleep(RETRY_SECONDS * 2 ** (attempt - 1))
         address = await client.files_address(template_id, sha256)
         if not address:
             return attempt > 0
@@ -42,7 +44,6 @@ async def upload_files(
             await _put(address, tar, show)
         except _Passing as error:
             failure = str(error)
-            await asyncio.sleep(RETRY_SECONDS * 2**attempt)
         else:
             return True
     raise _unavailable(address, failure)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -35,6 +34,8 @@ import docker.errors
 import requests
 from processes import ServiceError
 from services import Progress, StackPorts, print_progress, state_dir
+
+from activities.locks import locked
 
 START_COMMAND = "/bin/busybox httpd -f -p 8080 -h /srv"
 BUSYBOX = Path("/bin/busybox")
@@ -200,37 +201,19 @@ def _archive_debootstrap(
     name: str, packages: str, recipe: str, finish: Callable[[Path], None], progress: Progress
 ) -> Path:
     path = _cache() / f"{name}-{_hash(recipe)[:16]}.tar"
-    with _alone(name):
-        if not path.exists():
-            with tempfile.TemporaryDirectory(dir=_cache(), prefix="debootstrap-") as work:
-                _pack_debootstrap(name, packages, Path(work), path, finish, progress)
+    with locked(_cache() / f"{name}.lock", lambda: None):  # another process may make the same
+        if path.exists():
+            return path
+        with tempfile.TemporaryDirectory(dir=_cache(), prefix="debootstrap-") as work:
+            root, draft = Path(work) / "root", Path(work) / "root.tar"
+            _debootstrap(name, packages, root, progress)
+            _clean(root)
+            finish(root)
+            progress(f"{name}: packing")
+            pack = ["tar", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--exclude=./dev/*"]
+            subprocess.run([*pack, "-C", str(root), "-cf", str(draft), "."], check=True)
+            draft.rename(path)
     return path
-
-
-@contextmanager
-def _alone(name: str) -> Iterator[None]:
-    """Wait for another process that makes the same."""
-    with (_cache() / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _pack_debootstrap(
-    name: str,
-    packages: str,
-    work: Path,
-    path: Path,
-    finish: Callable[[Path], None],
-    progress: Progress,
-) -> None:
-    root, draft = work / "root", work / "root.tar"
-    _debootstrap(name, packages, root, progress)
-    _clean(root)
-    finish(root)
-    progress(f"{name}: packing")
-    pack = ["tar", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--exclude=./dev/*"]
-    subprocess.run([*pack, "-C", str(root), "-cf", str(draft), "."], check=True)
-    draft.rename(path)
 
 
 def _debootstrap(name: str, packages: str, root: Path, progress: Progress) -> None:

@@ -45,7 +45,7 @@ from api import build_logs
 from api.client import CallError, TemplateClient
 from api.pb import template_manager_pb2 as pb
 from api.server import running_server
-from tests.example_metadata import metadata
+from tests.example_template import metadata
 from tests.integration.running_api import (
     Api,
     messages,

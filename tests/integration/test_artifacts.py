@@ -38,18 +38,16 @@ from activities.metadata import read_metadata, wrong_objects
 from activities.models import (
     Checkpoint,
     DiscardUploadInput,
-    ImageConfig,
     PublishedTemplate,
     PublishTemplateInput,
-    PulledImage,
     Step,
     StoredObject,
-    TemplateConfig,
     UploadArtifactInput,
     UploadedArtifact,
     Verification,
 )
 from activities.template_download import pull_template
+from tests.example_template import pulled_image, template_config
 from tests.integration.conftest import BUILD, HeldBuild, hold
 
 MIB = 1024 * 1024
@@ -98,25 +96,8 @@ async def publish(
     uploads = uploads or {name: await upload(held, bucket, what, name) for name in NAMES}
     publishing = PublishTemplateInput(
         scope=held.scope,
-        config=TemplateConfig(
-            template_id="web",
-            build_id=BUILD,
-            image="registry/web:1",
-            memory_mb=512,
-            vcpu_count=1,
-            disk_size_mb=512,
-            kernel_version="6.1",
-            firecracker_version="v1.13.1",
-        ),
-        image=PulledImage(
-            reference="registry/web@sha256:" + "a" * 64,
-            digest="sha256:" + "a" * 64,
-            image_id="sha256:" + "b" * 64,
-            architecture="amd64",
-            size_bytes=1,
-            layer_count=1,
-            config=ImageConfig(),
-        ),
+        config=template_config(),
+        image=pulled_image(),
         rootfs=what,
         snapshot=what,
         verification=Verification(

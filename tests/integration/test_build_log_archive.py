@@ -23,12 +23,10 @@ from activities.models import (
     BuildStatus,
     LogEntry,
     LogLevel,
-    RegistryAuth,
-    Sealed,
     Step,
     StoredObject,
-    TemplateConfig,
 )
+from tests.example_template import registry_login, template_config
 from tests.integration.conftest import BUILD
 
 LINES = 3000
@@ -55,20 +53,8 @@ class TalkingWorkflow:
 
 
 def final_status() -> BuildStatus:
-    secret = Sealed(key_id="k", token="sealed")
-    config = TemplateConfig(
-        template_id="web",
-        build_id=BUILD,
-        image="web:1",
-        registry_auth=RegistryAuth(kind="password", username="me", secret=secret),
-        memory_mb=512,
-        vcpu_count=1,
-        disk_size_mb=0,
-        kernel_version="6.1",
-        firecracker_version="v1",
-    )
     return BuildStatus(
-        config=config,
+        config=template_config(registry_auth=registry_login()),
         state=BuildState.COMPLETED,
         step=Step.RELEASE,
         host=None,

@@ -32,11 +32,11 @@ from activities.models import (
     LogLevel,
     RegistryAuth,
     Step,
-    TemplateConfig,
     utc_now,
 )
 from activities.registry import Credentials, delete_tag
 from activities.sealing import Sealer
+from tests.example_template import template_config
 from tests.integration.conftest import BUILD
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -140,17 +140,7 @@ async def test_a_delete_that_stumbles_ends_at_the_next_try(
 
 
 def test_an_archived_log_is_read_back(empty_bucket: Bucket) -> None:
-    config = TemplateConfig(
-        template_id="web",
-        build_id=BUILD,
-        image="web:1",
-        memory_mb=512,
-        vcpu_count=1,
-        disk_size_mb=0,
-        kernel_version="6.1",
-        firecracker_version="v1",
-        start_command="echo 'a\u2028b\x85c'",
-    )
+    config = template_config(start_command="echo 'a\u2028b\x85c'")
     status = BuildStatus(
         config=config,
         state=BuildState.FAILED,

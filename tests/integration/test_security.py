@@ -29,7 +29,7 @@ from api.client import CallError, TemplateClient
 from api.credentials import ClientCredentials, server_credentials
 from api.pb import template_manager_pb2 as pb
 from api.server import BindError, require_safe_address, running_server, serve
-from tests.example_metadata import metadata
+from tests.example_template import metadata
 from tests.integration.running_api import Api, template_of
 from tests.integration.test_cli import cli
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 from activities.metadata import FORMAT_VERSION, TemplateMetadata
-from tests.example_metadata import BUILD, metadata
+from tests.example_template import BUILD, metadata
 
 
 def test_metadata_says_everything_that_a_consumer_needs() -> None:

@@ -1,4 +1,4 @@
-"""The metadata of a template that has everything."""
+"""A template that has everything: its config, image and metadata."""
 
 from __future__ import annotations
 
@@ -45,31 +45,43 @@ def checkpoint(step: Step, **facts: str | int | float) -> Checkpoint:
     return Checkpoint(step=step, fingerprint="f" * 64, host="h1", files={}, facts=facts)
 
 
+def template_config(**changes: Any) -> TemplateConfig:
+    values: dict[str, Any] = {
+        "template_id": "web",
+        "build_id": BUILD,
+        "image": "registry/web:1",
+        "memory_mb": 512,
+        "vcpu_count": 2,
+        "disk_size_mb": 0,
+        "kernel_version": "vmlinux-6.1",
+        "firecracker_version": "v1.13.1",
+    }
+    return TemplateConfig(**(values | changes))
+
+
+def registry_login() -> RegistryAuth:
+    secret = Sealed(key_id="k", token="sealed-token")
+    return RegistryAuth(kind="password", username="me", secret=secret)
+
+
+def pulled_image() -> PulledImage:
+    return PulledImage(
+        reference="registry/web@sha256:" + "a" * 64,
+        digest="sha256:" + "a" * 64,
+        image_id="sha256:" + "b" * 64,
+        architecture="amd64",
+        size_bytes=1,
+        layer_count=1,
+        config=ImageConfig(env=("A=b",)),
+    )
+
+
 def metadata(build_id: str = BUILD, **changes: Any) -> TemplateMetadata:
     """Return it; `changes` are to its config."""
-    secret = Sealed(key_id="k", token="sealed-token")
     publish = PublishTemplateInput(
         scope=BuildScope(build_id=BUILD, template_id="web", lease=HostLease(host="h1", number=1)),
-        config=TemplateConfig(
-            template_id="web",
-            build_id=BUILD,
-            image="registry/web:1",
-            registry_auth=RegistryAuth(kind="password", username="me", secret=secret),
-            memory_mb=512,
-            vcpu_count=2,
-            disk_size_mb=0,
-            kernel_version="vmlinux-6.1",
-            firecracker_version="v1.13.1",
-        ),
-        image=PulledImage(
-            reference="registry/web@sha256:" + "a" * 64,
-            digest="sha256:" + "a" * 64,
-            image_id="sha256:" + "b" * 64,
-            architecture="amd64",
-            size_bytes=1,
-            layer_count=1,
-            config=ImageConfig(env=("A=b",)),
-        ),
+        config=template_config(build_id=build_id, registry_auth=registry_login(), **changes),
+        image=pulled_image(),
         rootfs=checkpoint(Step.ROOTFS, added="/.template", agent_version="0.2"),
         snapshot=checkpoint(
             Step.BOOT, vmm_name="Firecracker", vmm_version="1.13.1", cpu_model="A CPU"
@@ -84,6 +96,4 @@ def metadata(build_id: str = BUILD, **changes: Any) -> TemplateMetadata:
         },
         timeline=(StepRecord(step=Step.PULL, started=utc_now(), ended=utc_now()),),
     )
-    config = publish.config.model_copy(update={"build_id": build_id, **changes})
-    publish = publish.model_copy(update={"config": config})
     return metadata_of(publish, stored("build.log"))
