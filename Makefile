@@ -15,7 +15,7 @@ demo: setup  ## Set everything up and build two templates, end to end
 	@$(PYTHON) temporal-dev/demo.py
 
 demo-down:  ## Stop all that demo has started
-	@$(PYTHON) temporal-dev/services.py down
+	@$(PYTHON) temporal-dev/devstack down
 
 setup-tests:
 	@temporal-dev/install tests
@@ -24,7 +24,7 @@ test: setup-tests  ## Lint, types, stubs and all tests, on real parts
 	@temporal-dev/run-tests
 
 chaos: setup-tests  ## Kill everything in every step of a build; prints a table (under an hour)
-	@$(PYTHON) temporal-dev/services.py run --only docker,kernel,firecracker -- \
+	@$(PYTHON) temporal-dev/devstack run --only docker,kernel,firecracker -- \
 	  pytest tests/chaos --chaos=full
 
 lint: setup  ## ruff

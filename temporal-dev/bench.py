@@ -37,23 +37,27 @@ from typing import Any
 
 import docker
 import images
-import services
+from devstack.environment import REPOSITORY, environment
+from devstack.services import ALL_PARTS
+from devstack.stack import APPS, Stack, borrowed
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(services.REPOSITORY))
+sys.path.insert(0, str(REPOSITORY))
 
 import requests
+from devstack.workbench import Layer, Registry, Workbench, running_registry, workbench
 from google.cloud import storage
 from temporalio.testing import ActivityEnvironment
 
-from activities import mounts
-from activities.artifacts import BucketArtifactActivities
-from activities.bucket import Bucket
-from activities.lease_objects import LeaseObjects
-from activities.models import ImageConfig, PulledImage, Step, UploadArtifactInput
-from activities.rootfs import image_layers
-from tests.images import Layer, Registry, Workbench, running_registry, workbench
+from activities.contract.inputs import UploadArtifactInput
+from activities.contract.names import Step
+from activities.contract.results import ImageConfig, PulledImage
+from activities.disk import mounts
+from activities.rootfs.rootfs import image_layers
+from activities.store.bucket import Bucket
+from activities.store.lease_numbers import LeaseObjects
+from activities.template.artifacts import BucketArtifactActivities
 
 MIB = 1024 * 1024
 PARTS = ("build", "rootfs", "upload")
@@ -109,8 +113,8 @@ def disk_speed(directory: Path, mebibytes: int = 512) -> tuple[float, float]:
 def bench_build(directory: Path) -> None:
     """Build the busybox image twice from nothing and split the better run's time."""
     say("starting the stack")
-    only = [part for part in services.ALL_PARTS if part != "docker"]
-    with services.Stack(only=only, apps=services.APPS) as stack:
+    only = [part for part in ALL_PARTS if part != "docker"]
+    with Stack(only=only, apps=APPS) as stack:
         image = images.make_and_push("busybox", stack.variables["TEMPLATE_MANAGER_REGISTRY"], say)
         runs = [_one_build(stack, image) for _ in range(2)]
     write, read = disk_speed(directory)
@@ -128,7 +132,7 @@ def bench_build(directory: Path) -> None:
     )
 
 
-def _one_build(stack: services.Stack, image: str) -> dict[str, float]:
+def _one_build(stack: Stack, image: str) -> dict[str, float]:
     build_id = str(uuid.uuid4())
     command = [CLI, "build", "--image", image, "--build-id", build_id, "--force", "--follow"]
     command += ["--memory", "512", "--vcpu", "1", "--disk", "512"]
@@ -461,7 +465,7 @@ def bench_upload(directory: Path, small: bool) -> None:
     mebibytes = 128 if small else 1024
     with (
         tempfile.TemporaryDirectory(dir=directory) as place,
-        services.Stack(only=("gcs-emulator", "gcs", "bucket")) as stack,
+        Stack(only=("gcs-emulator", "gcs", "bucket")) as stack,
     ):
         os.environ.update(STORAGE_EMULATOR_HOST=stack.variables["STORAGE_EMULATOR_HOST"])
         bench = workbench(Path(place))
@@ -484,9 +488,7 @@ def bench_upload(directory: Path, small: bool) -> None:
     console.print(f"sent ÷ non-zero bytes: {sent / (mebibytes // 3 * MIB):.3f}")
 
 
-async def _our_upload(
-    bench: Workbench, stack: services.Stack, mebibytes: int
-) -> tuple[int, int, float]:
+async def _our_upload(bench: Workbench, stack: Stack, mebibytes: int) -> tuple[int, int, float]:
     bucket = Bucket(stack.environment.bucket)
     leases = LeaseObjects(bucket)
     build_id = str(uuid.uuid4())
@@ -515,7 +517,7 @@ def _sparse_file(path: Path, mebibytes: int) -> None:
         file.truncate(mebibytes * MIB)
 
 
-def _plain_upload(stack: services.Stack, size: int) -> float:
+def _plain_upload(stack: Stack, size: int) -> float:
     data = os.urandom(MIB) * (size // MIB)
     client = storage.Client(project="dev")
     blob = client.bucket(stack.environment.bucket).blob("plain")
@@ -524,7 +526,7 @@ def _plain_upload(stack: services.Stack, size: int) -> float:
     return time.monotonic() - began
 
 
-def _ceiling(stack: services.Stack, size: int) -> float:
+def _ceiling(stack: Stack, size: int) -> float:
     part = os.urandom(32 * MIB)
     url = f"http://127.0.0.1:{stack.environment.ports.gcs_emulator}/upload/storage/v1/b/"
     url += f"{stack.environment.bucket}/o?uploadType=media&name=ceiling-"
@@ -547,7 +549,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     parts = asked.parts or PARTS
     with (
-        services.borrowed(services.environment(), ("docker", "kernel", "firecracker"), say),
+        borrowed(environment(), ("docker", "kernel", "firecracker"), say),
         tempfile.TemporaryDirectory(prefix="template-manager-bench-") as place,
     ):
         if "build" in parts:

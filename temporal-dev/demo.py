@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import images
-import services
-from processes import ServiceError
+from devstack.processes import ServiceError
+from devstack.stack import start_apps, start_services
 from rich.console import Console
 from rich.table import Table
 
@@ -100,8 +100,8 @@ def show(statuses: list[dict[str, Any]], web_ui: str) -> None:
 
 def main() -> int:
     """Run the demo. Returns the exit code."""
-    stack = services.start_services(progress=say)
-    services.start_apps(stack, progress=say)
+    stack = start_services(progress=say)
+    start_apps(stack, progress=say)
     environment = {**os.environ, **stack.variables()}
     references = [
         images.make_and_push(demo.image, f"127.0.0.1:{stack.ports.registry}", progress=say)

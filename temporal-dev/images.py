@@ -32,10 +32,12 @@ from typing import Any
 import docker
 import docker.errors
 import requests
-from processes import ServiceError
-from services import Progress, StackPorts, print_progress, state_dir
+from devstack.environment import state_dir
+from devstack.ports import StackPorts
+from devstack.processes import ServiceError
+from devstack.services import Progress, print_progress
 
-from activities.locks import locked
+from activities.disk.locks import locked
 
 START_COMMAND = "/bin/busybox httpd -f -p 8080 -h /srv"
 BUSYBOX = Path("/bin/busybox")
@@ -330,7 +332,7 @@ def _is_pushed(client: docker.DockerClient, target: str) -> bool:
         answer = requests.head(url, headers=accept, timeout=30)
     except requests.ConnectionError:
         raise ServiceError(
-            f"no registry at {registry}: run `python temporal-dev/services.py up`."
+            f"no registry at {registry}: run `python temporal-dev/devstack up`."
         ) from None
     digest = answer.headers.get("Docker-Content-Digest", "none")
     known: list[str] = client.images.get(target).attrs.get("RepoDigests") or []

@@ -25,13 +25,29 @@ from temporalio.exceptions import (
     is_cancelled_exception,
 )
 
-from activities.errors import (
+from activities.contract.errors import (
     BuildCancelledError,
     CheckpointLostError,
     error_type_of,
     failure_of,
 )
-from activities.interface import (
+from activities.contract.inputs import (
+    ArchiveLogInput,
+    BuildImageInput,
+    BuildInput,
+    BuildRootfsInput,
+    DiscardUploadInput,
+    FindSnapshotInput,
+    ImportTemplateInput,
+    PublishTemplateInput,
+    PullImageInput,
+    SnapshotVmInput,
+    StartVmInput,
+    UploadArtifactInput,
+    VerifySnapshotInput,
+    WaitUntilReadyInput,
+)
+from activities.contract.interface import (
     ArtifactActivities,
     CheckpointActivities,
     ImageActivities,
@@ -42,42 +58,24 @@ from activities.interface import (
     RootfsActivities,
     UploadUndoActivities,
 )
-from activities.models import (
-    LOG_TOPIC,
-    WORKFLOW_TASK_QUEUE,
-    ArchiveLogInput,
+from activities.contract.names import LOG_TOPIC, WORKFLOW_TASK_QUEUE, Step, VmPurpose
+from activities.contract.results import (
     BuildCheckpoints,
+    Checkpoint,
+    PublishedTemplate,
+    PulledImage,
+    Verification,
+)
+from activities.contract.scope import BuildScope, HostLease, VmRef, VmShape
+from activities.contract.search_attributes import BUILD_STATE, BUILD_STEP, KVM_HOST
+from activities.contract.status import (
     BuildFailure,
-    BuildImageInput,
-    BuildInput,
     BuildResult,
-    BuildRootfsInput,
-    BuildScope,
     BuildState,
     BuildStatus,
-    Checkpoint,
-    DiscardUploadInput,
-    FindSnapshotInput,
-    HostLease,
-    ImportTemplateInput,
     LogEntry,
     LogLevel,
-    PublishedTemplate,
-    PublishTemplateInput,
-    PulledImage,
-    PullImageInput,
-    SnapshotVmInput,
-    StartVmInput,
-    Step,
-    UploadArtifactInput,
-    Verification,
-    VerifySnapshotInput,
-    VmPurpose,
-    VmRef,
-    VmShape,
-    WaitUntilReadyInput,
 )
-from activities.temporal import BUILD_STATE, BUILD_STEP, KVM_HOST
 from workflows.compensations import Compensations, shielded
 from workflows.host_hold import HostHold
 from workflows.policies import POLICIES, SCHEDULE_TO_START, undo_retry

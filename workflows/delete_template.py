@@ -14,13 +14,10 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, FailureError
 
-from activities.interface import CheckpointActivities, DeletionActivities
-from activities.models import (
-    WORKFLOW_TASK_QUEUE,
-    DeletedTemplate,
-    DeleteTemplateInput,
-    step_task_queue,
-)
+from activities.contract.inputs import DeleteTemplateInput
+from activities.contract.interface import CheckpointActivities, DeletionActivities
+from activities.contract.names import WORKFLOW_TASK_QUEUE, step_task_queue
+from activities.contract.results import DeletedTemplate
 
 ATTEMPT_LIMIT = timedelta(minutes=5)
 TOTAL_LIMIT = timedelta(minutes=30)

@@ -25,17 +25,12 @@ from temporalio.exceptions import (
     is_cancelled_exception,
 )
 
-from activities.errors import HostRestartingError, NoHostError, error_type_of
-from activities.interface import HostActivities, HostReleaseActivities
-from activities.models import (
-    SHARED_HOST_TASK_QUEUE,
-    BuildOptions,
-    BuildScope,
-    HoldHostInput,
-    HostLease,
-    TemplateConfig,
-    lease_task_queue,
-)
+from activities.contract.errors import HostRestartingError, NoHostError, error_type_of
+from activities.contract.inputs import HoldHostInput
+from activities.contract.interface import HostActivities, HostReleaseActivities
+from activities.contract.names import SHARED_HOST_TASK_QUEUE, lease_task_queue
+from activities.contract.requests import BuildOptions, TemplateConfig
+from activities.contract.scope import BuildScope, HostLease
 
 # Longer than any build: the lease ends by release or by silence, never by age.
 MAX_HOLD = timedelta(days=30)

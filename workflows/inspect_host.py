@@ -7,8 +7,10 @@ from datetime import timedelta
 from temporalio import workflow
 from temporalio.common import RetryPolicy
 
-from activities.interface import HostFactsActivities
-from activities.models import INSPECT_HOST_WORKFLOW, HostFacts, HostRequest, step_task_queue
+from activities.contract.inputs import HostRequest
+from activities.contract.interface import HostFactsActivities
+from activities.contract.names import INSPECT_HOST_WORKFLOW, step_task_queue
+from activities.contract.results import HostFacts
 
 LIMIT = timedelta(seconds=10)
 AWAY = timedelta(seconds=5)

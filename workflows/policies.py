@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from temporalio.common import RetryPolicy
 
-from activities.models import MAX_IMAGE_STEPS, BuildOptions
+from activities.contract.requests import MAX_IMAGE_STEPS, BuildOptions
 
 # A host may be restarting; only then do its steps wait. The lease notices a dead host sooner.
 SCHEDULE_TO_START = timedelta(minutes=30)

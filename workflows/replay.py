@@ -10,7 +10,7 @@ from temporalio.client import Client, WorkflowHistory
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer
 
-from activities.models import build_workflow_id
+from activities.contract.names import build_workflow_id
 from workflows.worker import WORKFLOWS, sandbox
 
 

@@ -7,15 +7,15 @@ from datetime import timedelta
 from temporalio import workflow
 from temporalio.common import RetryPolicy
 
-from activities.interface import BucketSweepActivities, HostSweepActivities
-from activities.models import (
+from activities.contract.inputs import SweepInput
+from activities.contract.interface import BucketSweepActivities, HostSweepActivities
+from activities.contract.names import (
     SWEEP_BUCKET_WORKFLOW,
     SWEEP_HOST_WORKFLOW,
     WORKFLOW_TASK_QUEUE,
-    SweepInput,
-    SweepReport,
     step_task_queue,
 )
+from activities.contract.results import SweepReport
 
 # A host that is away sweeps when it starts; the schedule comes back in any case.
 LIMIT = timedelta(minutes=30)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from temporalio import workflow
 
-from activities.models import BuildFailure, BuildState, HostLease, Step, StepRecord, TemplateConfig
+from activities.contract.names import Step
+from activities.contract.requests import TemplateConfig
+from activities.contract.scope import HostLease
+from activities.contract.status import BuildFailure, BuildState, StepRecord
 
 
 class Timeline:

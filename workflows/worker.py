@@ -11,19 +11,19 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
-from activities.health import temporal_readiness
-from activities.metrics import runtime_for
-from activities.models import SWEEP_BUCKET_WORKFLOW, WORKFLOW_TASK_QUEUE
-from activities.settings import Settings
-from activities.sweep_schedule import BUCKET, schedule_sweep
-from activities.temporal import (
+from activities.contract.names import SWEEP_BUCKET_WORKFLOW, WORKFLOW_TASK_QUEUE
+from activities.process.health import temporal_readiness
+from activities.process.lifecycle import run_until_signalled
+from activities.process.metrics import runtime_for
+from activities.process.settings import Settings
+from activities.process.sweep_schedule import BUCKET, schedule_sweep
+from activities.process.temporal import (
     GRACEFUL_SHUTDOWN,
     MAX_HEARTBEAT_THROTTLE,
     ErrorInterceptor,
     connect,
     register_search_attributes,
 )
-from activities.worker_lifecycle import run_until_signalled
 from workflows.build_template import BuildTemplate
 from workflows.delete_template import DeleteTemplate
 from workflows.inspect_host import InspectHost
@@ -78,12 +78,12 @@ async def run(settings: Settings) -> None:
 
 def _activities(settings: Settings, client: Client) -> list[Callable[..., Any]]:
     # Loaded here, not above: a process that only replays histories needs no object store.
-    from activities.artifacts import BucketUploadUndoActivities
-    from activities.bucket import Bucket
-    from activities.build_log_archive import BucketLogActivities
-    from activities.deletion import BucketDeletionActivities
-    from activities.sealing import Sealer
-    from activities.sweep import BucketSweep, describe_with
+    from activities.host.sweep import BucketSweep, describe_with
+    from activities.process.sealing import Sealer
+    from activities.store.bucket import Bucket
+    from activities.store.log_archive import BucketLogActivities
+    from activities.template.artifacts import BucketUploadUndoActivities
+    from activities.template.deletion import BucketDeletionActivities
 
     bucket = Bucket(settings.bucket)
     log = BucketLogActivities(bucket)

@@ -18,16 +18,17 @@ from typing import Any
 import grpc
 import images
 import psutil
-import services
-from processes import ServiceError
+from devstack.environment import environment
+from devstack.processes import ServiceError
+from devstack.stack import APPS, Stack, start_services
 from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import Client
 from temporalio.service import RPCError
 
-from activities.docker_daemon import make_docker_client
-from activities.models import build_workflow_id
-from activities.sparse_files import sha256_of
-from tests.real_stack import ENDED, PARTS, Product
+from activities.contract.names import build_workflow_id
+from activities.disk.sparse_files import sha256_of
+from activities.image.docker_daemon import make_docker_client
+from tests.support.real_stack import ENDED, PARTS, Product
 
 OPTIONS = {
     "heartbeat_timeout_seconds": 3,
@@ -109,7 +110,7 @@ CELLS = [Cell(process, step, _not_run(process, step)) for process in PROCESSES f
 class ChaosProduct(Product):
     """The product, and ways to hurt it."""
 
-    def __init__(self, stack: services.Stack) -> None:
+    def __init__(self, stack: Stack) -> None:
         super().__init__(stack)
         self.image = images.make_and_push("busybox", self.registry, lambda _: None)
 
@@ -216,9 +217,7 @@ def bring_back_docker() -> None:
         psutil.Process(old).wait(20)
     for tries_left in (2, 1, 0):
         try:
-            services.start_services(
-                stack=services.environment(), only=("docker",), progress=lambda _: None
-            )
+            start_services(stack=environment(), only=("docker",), progress=lambda _: None)
         except ServiceError:
             if not tries_left:
                 raise
@@ -233,5 +232,5 @@ def running_chaos_product(**env: str) -> Iterator[ChaosProduct]:
         "TEMPLATE_MANAGER_RESTART_GRACE_SECONDS": "1",
         **env,
     }
-    with services.Stack(only=PARTS, apps=services.APPS, env=values) as stack:
+    with Stack(only=PARTS, apps=APPS, env=values) as stack:
         yield ChaosProduct(stack)

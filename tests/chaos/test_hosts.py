@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.chaos.chaos import ChaosProduct
-from tests.real_stack import nothing_left
+from tests.support.real_stack import nothing_left
 
 OTHER = "host-b"
 pytestmark = pytest.mark.timeout(400)

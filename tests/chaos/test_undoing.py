@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from activities.models import build_workflow_id
+from activities.contract.names import build_workflow_id
 from tests.chaos.chaos import STEPS, ChaosProduct
-from tests.real_stack import nothing_left
-from tests.resetting import reset_before
-from tests.small_disk import small_disk
+from tests.support.real_stack import nothing_left
+from tests.support.resetting import reset_before
+from tests.support.small_disk import small_disk
 
 pytestmark = pytest.mark.timeout(400)
 FULL = pytest.mark.full

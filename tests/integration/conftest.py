@@ -9,23 +9,23 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from services import Stack
+from devstack.stack import Stack
+from devstack.workbench import Registry, running_registry
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
-from activities.bucket import Bucket
-from activities.checkpoints import CheckpointStore
-from activities.lease_objects import LeaseObjects
-from activities.leases import LeaseLedger
-from activities.models import BuildScope, HostLease
-from activities.settings import Settings
-from activities.temporal import register_search_attributes
-from api.client import TemplateClient
-from api.server import running_server
-from tests.images import Registry, running_registry
-from tests.integration.running_api import Api, forget, serving, settings_for
-from tests.workflows.recording_host import Journal, RecordingHost, running_stack
+from activities.contract.scope import BuildScope, HostLease
+from activities.process.settings import Settings
+from activities.process.temporal import register_search_attributes
+from activities.step.checkpoints import CheckpointStore
+from activities.step.ledger import LeaseLedger
+from activities.store.bucket import Bucket
+from activities.store.lease_numbers import LeaseObjects
+from api.client.client import TemplateClient
+from api.server.server import running_server
+from tests.support.recording_host import Journal, RecordingHost, running_stack
+from tests.support.running_api import Api, forget, serving, settings_for
 
 BUILD = "11111111-1111-4111-8111-111111111111"
 

@@ -20,40 +20,28 @@ from typing import Any
 
 import grpc
 import pytest
+from devstack.stack import Stack
 from google.protobuf.timestamp_pb2 import Timestamp
-from services import Stack
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
-from activities.bucket import Bucket
-from activities.build_log_archive import archived_log_name, to_jsonl
-from activities.errors import ImageNotFoundError, StartCommandError
-from activities.health import temporal_readiness
-from activities.metadata import metadata_name
-from activities.models import (
-    BuildState,
-    BuildStatus,
-    LogEntry,
-    LogLevel,
-    build_workflow_id,
-    utc_now,
-)
-from api import build_logs
-from api.client import CallError, TemplateClient
+from activities.contract.errors import ImageNotFoundError, StartCommandError
+from activities.contract.names import build_workflow_id
+from activities.contract.status import BuildState, BuildStatus, LogEntry, LogLevel
+from activities.process.clock import utc_now
+from activities.process.health import temporal_readiness
+from activities.store.bucket import Bucket
+from activities.store.log_archive import archived_log_name, to_jsonl
+from activities.store.metadata import metadata_name
+from api.client.client import CallError, TemplateClient
 from api.pb import template_manager_pb2 as pb
-from api.server import running_server
-from tests.example_template import metadata
-from tests.integration.running_api import (
-    Api,
-    messages,
-    publish,
-    serving,
-    settings_for,
-    template_of,
-)
+from api.server import logs as build_logs
+from api.server.server import running_server
+from tests.support.example_template import metadata
+from tests.support.running_api import Api, messages, publish, serving, settings_for, template_of
 from workflows.build_template import BuildTemplate
 
 # ---- Create

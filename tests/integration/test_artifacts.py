@@ -12,17 +12,10 @@ from threading import Lock, Semaphore
 from typing import Any
 
 import pytest
-from services import Stack
+from devstack.stack import Stack
 from temporalio.testing import ActivityEnvironment
 
-from activities.artifact_upload import PartSender
-from activities.artifacts import (
-    BucketArtifactActivities,
-    discard_upload,
-    parts_prefix,
-)
-from activities.bucket import Bucket
-from activities.errors import (
+from activities.contract.errors import (
     CheckpointLostError,
     LeaseLostError,
     StorageCorruptionError,
@@ -32,23 +25,24 @@ from activities.errors import (
     TemplateManagerError,
     TemplateNotFoundError,
 )
-from activities.headers import parse_header
-from activities.lease_objects import LeaseObjects
-from activities.metadata import read_metadata, wrong_objects
-from activities.models import (
+from activities.contract.inputs import DiscardUploadInput, PublishTemplateInput, UploadArtifactInput
+from activities.contract.names import Step
+from activities.contract.results import (
     Checkpoint,
-    DiscardUploadInput,
     PublishedTemplate,
-    PublishTemplateInput,
-    Step,
     StoredObject,
-    UploadArtifactInput,
     UploadedArtifact,
     Verification,
 )
-from activities.template_download import pull_template
-from tests.example_template import pulled_image, template_config
+from activities.store.bucket import Bucket
+from activities.store.download import pull_template
+from activities.store.headers import parse_header
+from activities.store.lease_numbers import LeaseObjects
+from activities.store.metadata import read_metadata, wrong_objects
+from activities.template.artifacts import BucketArtifactActivities, discard_upload, parts_prefix
+from activities.template.upload import PartSender
 from tests.integration.conftest import BUILD, HeldBuild, hold
+from tests.support.example_template import pulled_image, template_config
 
 MIB = 1024 * 1024
 NAMES = ("rootfs.ext4", "memfile", "snapfile")

@@ -6,16 +6,16 @@ import os
 import time
 
 import pytest
-from services import Stack
+from devstack.stack import Stack
 
-from activities.bucket import Bucket, PreconditionFailedError
-from activities.errors import (
+from activities.contract.errors import (
     LeaseLostError,
     StorageCorruptionError,
     StorageDeniedError,
     StorageUnavailableError,
 )
-from activities.lease_objects import LeaseObjects, lease_name
+from activities.store.bucket import Bucket, PreconditionFailedError
+from activities.store.lease_numbers import LeaseObjects, lease_name
 from tests.integration.conftest import BUILD
 
 MIB = 1024 * 1024
@@ -85,7 +85,7 @@ def test_a_bucket_that_does_not_exist_is_named_in_seconds(empty_bucket: Bucket) 
 
 
 def test_a_bucket_that_cannot_be_reached_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("activities.bucket.RETRY_SECONDS", 0.5)
+    monkeypatch.setattr("activities.store.bucket.RETRY_SECONDS", 0.5)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:9")
     with pytest.raises(StorageUnavailableError):
         Bucket("anything").stat_object("a")
@@ -118,7 +118,7 @@ def test_a_denial_is_not_tried_again(empty_bucket: Bucket, storage: Stack) -> No
 def test_what_lasts_is_unavailable_and_says_when_to_come_back(
     empty_bucket: Bucket, storage: Stack, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
-    monkeypatch.setattr("activities.bucket.RETRY_SECONDS", 0.3)
+    monkeypatch.setattr("activities.store.bucket.RETRY_SECONDS", 0.3)
     rule = {"kind": "status", "status": status, "retry_after": 7, "count": None}
     with storage.faults(rule), pytest.raises(StorageUnavailableError) as failure:
         empty_bucket.write_object("a", b"b", if_generation_match=0)

@@ -12,22 +12,15 @@ from temporalio.contrib.workflow_streams import WorkflowStream
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from activities.bucket import Bucket
-from activities.build_log_archive import BucketLogActivities, archived_log_name, read_archived_log
-from activities.interface import LogActivities
-from activities.models import (
-    LOG_TOPIC,
-    ArchiveLogInput,
-    BuildCheckpoints,
-    BuildState,
-    BuildStatus,
-    LogEntry,
-    LogLevel,
-    Step,
-    StoredObject,
-)
-from tests.example_template import registry_login, template_config
+from activities.contract.inputs import ArchiveLogInput
+from activities.contract.interface import LogActivities
+from activities.contract.names import LOG_TOPIC, Step
+from activities.contract.results import BuildCheckpoints, StoredObject
+from activities.contract.status import BuildState, BuildStatus, LogEntry, LogLevel
+from activities.store.bucket import Bucket
+from activities.store.log_archive import BucketLogActivities, archived_log_name, read_archived_log
 from tests.integration.conftest import BUILD
+from tests.support.example_template import registry_login, template_config
 
 LINES = 3000
 LINE_CHARS = 1000  # so that it takes several pages

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from activities.errors import StartCommandError
-from activities.models import LogLevel
-from activities.sealing import Sealer
-from tests.integration.running_api import Api, publish, serving
-from tests.real_stack import Ended
+from activities.contract.errors import StartCommandError
+from activities.contract.status import LogLevel
+from activities.process.sealing import Sealer
+from tests.support.real_stack import Ended
+from tests.support.running_api import Api, publish, serving
 
 BUILD = ("build", "--image", "127.0.0.1:5000/web:1", "--start-command", "serve")
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -30,7 +30,7 @@ async def started(
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "api.cli",
+        "api.cli.main",
         *arguments,
         cwd=REPOSITORY,
         env={**os.environ, "COLUMNS": "120", "PYTHONFAULTHANDLER": "1", **(env or {})},
@@ -239,7 +239,7 @@ async def test_threads_of_temporals_sdk_do_not_take_part_in_the_end(
 ) -> None:
     """Some call into Python while it ends, and abort it: the process leaves without them."""
     script = (
-        "import atexit, sys, threading, time, temporalio.client; from api.cli import main; "
+        "import atexit, sys, threading, time, temporalio.client; from api.cli.main import main; "
         "threading.Thread(target=time.sleep, args=(60,)).start(); "
         "atexit.register(print, 'last words'); "
         f"sys.argv = ['template-manager', {command!r}]; main()"

@@ -13,15 +13,15 @@ import docker
 import images
 import psutil
 import pytest
+from devstack.stack import Stack
+from devstack.workbench import free_port
 from docker.models.containers import Container
-from services import Stack
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
-from api.client import TemplateClient
-from tests.images import free_port
-from tests.integration.running_api import SECRET_KEYS, serving, template_of
-from tests.workflows.recording_host import Journal, RecordingHost, running_host
+from api.client.client import TemplateClient
+from tests.support.recording_host import Journal, RecordingHost, running_host
+from tests.support.running_api import SECRET_KEYS, serving, template_of
 
 REPOSITORY = Path(__file__).parents[2]
 TAG = "template-manager:test"

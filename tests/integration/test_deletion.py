@@ -13,31 +13,25 @@ from typing import Any
 
 import pytest
 import requests
+from devstack.stack import Stack
 from pydantic import SecretStr
-from services import Stack
 from temporalio.testing import ActivityEnvironment
 
-from activities.bucket import Bucket
-from activities.build_log_archive import archived_log_name, read_archived_log, to_jsonl
-from activities.deletion import BucketDeletionActivities
-from activities.errors import RegistryAuthError, RegistryUnavailableError
-from activities.lease_objects import LeaseObjects, lease_name
-from activities.models import (
-    BuildCheckpoints,
-    BuildState,
-    BuildStatus,
-    DeletedTemplate,
-    DeleteTemplateInput,
-    LogEntry,
-    LogLevel,
-    RegistryAuth,
-    Step,
-    utc_now,
-)
-from activities.registry import Credentials, delete_tag
-from activities.sealing import Sealer
-from tests.example_template import template_config
+from activities.contract.errors import RegistryAuthError, RegistryUnavailableError
+from activities.contract.inputs import DeleteTemplateInput
+from activities.contract.names import Step
+from activities.contract.requests import RegistryAuth
+from activities.contract.results import BuildCheckpoints, DeletedTemplate
+from activities.contract.status import BuildState, BuildStatus, LogEntry, LogLevel
+from activities.image.registry import Credentials, delete_tag
+from activities.process.clock import utc_now
+from activities.process.sealing import Sealer
+from activities.store.bucket import Bucket
+from activities.store.lease_numbers import LeaseObjects, lease_name
+from activities.store.log_archive import archived_log_name, read_archived_log, to_jsonl
+from activities.template.deletion import BucketDeletionActivities
 from tests.integration.conftest import BUILD
+from tests.support.example_template import template_config
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 KEY = "k:" + base64.b64encode(bytes(32)).decode()
@@ -358,7 +352,9 @@ async def test_plain_http_beyond_loopback_is_asked_for(
     empty_bucket: Bucket, registry: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     push(registry, "own", BUILD)
-    monkeypatch.setattr("activities.registry._is_plain", lambda name, insecure: name in insecure)
+    monkeypatch.setattr(
+        "activities.image.registry._is_plain", lambda name, insecure: name in insecure
+    )
     secure = BucketDeletionActivities(empty_bucket, Sealer(SecretStr(KEY)))
     with pytest.raises(RegistryUnavailableError):
         await delete_image(secure, f"{registry}/own:{BUILD}")

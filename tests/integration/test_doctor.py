@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-import services
-from services import Stack
+from devstack.environment import environment
+from devstack.stack import Stack
 from temporalio.client import Client
 
 from tests.integration.test_cli import cli
@@ -16,7 +16,7 @@ def findings(out: str) -> dict[str, dict[str, str]]:
 
 
 async def test_a_machine_that_is_ready(storage: Stack, temporal: Client) -> None:
-    stack = services.environment()
+    stack = environment()
     env = {
         **storage.variables,
         "TEMPORAL_ADDRESS": str(temporal.service_client.config.target_host),

@@ -8,9 +8,9 @@ import sys
 import uuid
 from pathlib import Path
 
-from tests.integration.running_api import Api
+from tests.support.running_api import Api
 
-CLIENT = Path(__file__).with_name("e2b_client.py")
+CLIENT = Path(__file__).parents[1] / "support" / "e2b_client.py"
 
 
 async def test_an_e2b_client_creates_asks_and_deletes(api: Api) -> None:

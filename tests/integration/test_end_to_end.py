@@ -21,15 +21,15 @@ import docker
 import images
 import pytest
 import requests
+from devstack.workbench import Layer, Registry, free_port
 
-from activities.models import Step
-from activities.network import in_network
-from tests.file_trees import difference, tree_of_ext4, tree_of_image
-from tests.images import Layer, Registry, free_port
-from tests.local_http import HTTPD, get_page
-from tests.otlp_collector import running_collector
-from tests.real_stack import Product, nothing_left, running_product
-from tests.small_disk import small_disk
+from activities.contract.names import Step
+from activities.microvm.network import in_network
+from tests.support.file_trees import difference, tree_of_ext4, tree_of_image
+from tests.support.local_http import HTTPD, get_page
+from tests.support.otlp_collector import running_collector
+from tests.support.real_stack import Product, nothing_left, running_product
+from tests.support.small_disk import small_disk
 
 # A host that is restarted lets its steps go on for 10 s, and must be back within the grace.
 OPTIONS = (
@@ -479,7 +479,7 @@ def _running(product: Product, code: Path, process: str) -> Iterator[None]:
     """Run a process of the product from other code."""
     with (code / f"{process}.log").open("wb") as log:
         started = subprocess.Popen(
-            [sys.executable, "-m", "api.cli", process],
+            [sys.executable, "-m", "api.cli.main", process],
             cwd=code,
             env={**os.environ, **product.stack.variables, "PYTHONPATH": str(code)},
             stdout=log,

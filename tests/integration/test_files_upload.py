@@ -10,16 +10,16 @@ from typing import Any
 
 import grpc
 import pytest
-from services import Stack
+from devstack.stack import Stack
 
-from activities import image_files
-from activities.bucket import Bucket
-from activities.image_files import files_name
-from api import files_upload
-from api.client import CallError
-from api.files_upload import upload_files
+from activities.store import files as image_files
+from activities.store.bucket import Bucket
+from activities.store.files import files_name
+from api.client import files_upload
+from api.client.client import CallError
+from api.client.files_upload import upload_files
 from api.pb import template_manager_pb2 as pb
-from tests.integration.running_api import Api
+from tests.support.running_api import Api
 
 SIZE_BYTES = 3 * 1024 * 1024 + 17
 

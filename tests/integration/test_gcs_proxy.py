@@ -12,12 +12,12 @@ from typing import Any
 import google.api_core.exceptions as errors
 import pytest
 import requests
+from devstack.processes import ServiceError
+from devstack.stack import Stack
 from google.auth.credentials import AnonymousCredentials
 from google.cloud.storage import Client
 from google.cloud.storage.exceptions import DataCorruption
 from google.cloud.storage.retry import DEFAULT_RETRY
-from processes import ServiceError
-from services import Stack
 
 PATIENT = DEFAULT_RETRY.with_delay(initial=0.05, maximum=0.2).with_timeout(20)
 CHUNK_BYTES = 256 * 1024

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import guest_kernel
 import pytest
-import services
+from devstack.environment import state_dir
 
-from activities.guest_files import GUEST_FILES
+from activities.rootfs.guest_files import GUEST_FILES
 
 BUSYBOX = Path("/bin/busybox")
 BOOT_ID = "0" * 32
@@ -107,7 +107,7 @@ def guest(directory: Path, kernel: Path, initrd: Path, *more: str) -> Iterator[G
 def kernel() -> Path:
     """Debian's usual kernel, kept for the next time: its cloud kernel has no VMGenID."""
     package = guest_kernel.concrete_package("linux-image-amd64")
-    kept = services.state_dir() / "kernels-of-tests" / package
+    kept = state_dir() / "kernels-of-tests" / package
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent) as place:

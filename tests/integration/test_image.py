@@ -14,20 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from temporalio.testing import ActivityEnvironment
-
-from activities.errors import (
-    DockerUnavailableError,
-    ImageNotFoundError,
-    ImageUnusableError,
-    LeaseLostError,
-    RegistryAuthError,
-    RegistryUnavailableError,
-    WrongArchitectureError,
-)
-from activities.models import PullImageInput, RegistryAuth
-from tests.fake_ecr import running_ecr
-from tests.images import (
+from devstack.workbench import (
     Layer,
     Registry,
     Workbench,
@@ -36,7 +23,21 @@ from tests.images import (
     running_registry,
     workbench,
 )
-from tests.local_http import QuietHandler, serving
+from temporalio.testing import ActivityEnvironment
+
+from activities.contract.errors import (
+    DockerUnavailableError,
+    ImageNotFoundError,
+    ImageUnusableError,
+    LeaseLostError,
+    RegistryAuthError,
+    RegistryUnavailableError,
+    WrongArchitectureError,
+)
+from activities.contract.inputs import PullImageInput
+from activities.contract.requests import RegistryAuth
+from tests.support.fake_ecr import running_ecr
+from tests.support.local_http import QuietHandler, serving
 
 USER = "robot"
 PASSWORD = "s3cret-pass-word-1234"

@@ -14,22 +14,19 @@ from typing import Any
 
 import docker
 import pytest
+from devstack.workbench import Layer, Registry, Workbench, resources, workbench
 from temporalio.testing import ActivityEnvironment
 
-from activities.bucket import Bucket
-from activities.docker_daemon import make_docker_client
-from activities.errors import FilesMissingError, ImageStepError, TemplateNotFoundError
-from activities.image_files import files_name, tar_of_context
-from activities.image_steps import STEP_REPOSITORY, DockerImageStepActivities
-from activities.models import (
-    BuildImageInput,
-    BuildScope,
-    BuildStep,
-    ImportTemplateInput,
-    PulledImage,
-)
-from tests.file_trees import Entry, tree_of_ext4, tree_of_image
-from tests.images import Layer, Registry, Workbench, resources, workbench
+from activities.contract.errors import FilesMissingError, ImageStepError, TemplateNotFoundError
+from activities.contract.inputs import BuildImageInput, ImportTemplateInput
+from activities.contract.requests import BuildStep
+from activities.contract.results import PulledImage
+from activities.contract.scope import BuildScope
+from activities.image.docker_daemon import make_docker_client
+from activities.image.docker_steps import STEP_REPOSITORY, DockerImageStepActivities
+from activities.store.bucket import Bucket
+from activities.store.files import files_name, tar_of_context
+from tests.support.file_trees import Entry, tree_of_ext4, tree_of_image
 
 
 class StepHost:

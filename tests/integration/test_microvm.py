@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-import services
+from devstack.environment import FIRECRACKER_VERSION, environment
+from devstack.workbench import Layer, Registry, Workbench, workbench
 from temporalio.testing import ActivityEnvironment
 
-from activities.errors import (
+from activities.contract.errors import (
     CheckpointLostError,
     FirecrackerMissingError,
     GuestDiedError,
@@ -30,30 +31,24 @@ from activities.errors import (
     TemplateManagerError,
     TemplateNotFoundError,
 )
-from activities.ext4 import check_filesystem
-from activities.guest_clock import clock_skew_ms
-from activities.local_run import run_template
-from activities.microvm import HostMicrovmActivities, require_host, resume
-from activities.models import (
-    BuildScope,
-    Checkpoint,
-    PulledImage,
+from activities.contract.inputs import (
     SnapshotVmInput,
     StartVmInput,
-    Step,
-    Verification,
     VerifySnapshotInput,
-    VmPurpose,
-    VmRef,
-    VmShape,
     WaitUntilReadyInput,
 )
-from activities.network import NetnsNetworkActivities, in_network
-from activities.settings import Settings
-from activities.vm_process import VmProcess
-from tests.host_resources import HostResources
-from tests.images import Layer, Registry, Workbench, workbench
-from tests.local_http import HTTPD, HTTPD_ANSWERS, get_page
+from activities.contract.names import Step, VmPurpose
+from activities.contract.results import Checkpoint, PulledImage, Verification
+from activities.contract.scope import BuildScope, VmRef, VmShape
+from activities.disk.ext4 import check_filesystem
+from activities.host.local_run import run_template
+from activities.microvm.clock import clock_skew_ms
+from activities.microvm.microvm import HostMicrovmActivities, require_host, resume
+from activities.microvm.network import NetnsNetworkActivities, in_network
+from activities.microvm.vm_process import VmProcess
+from activities.process.settings import Settings
+from tests.support.host_resources import HostResources
+from tests.support.local_http import HTTPD, HTTPD_ANSWERS, get_page
 
 
 class VmHost:
@@ -67,8 +62,8 @@ class VmHost:
         self.shape = VmShape(
             memory_mb=256,
             vcpu_count=1,
-            kernel_version=services.environment().kernel_version or "none",
-            firecracker_version=services.FIRECRACKER_VERSION,
+            kernel_version=environment().kernel_version or "none",
+            firecracker_version=FIRECRACKER_VERSION,
         )
         self._made: list[VmRef] = []
 
@@ -126,7 +121,7 @@ async def run(activity: Any, *arguments: Any) -> Any:
 
 @pytest_asyncio.fixture
 async def host(tmp_path: Path) -> AsyncIterator[VmHost]:
-    stack = services.environment()
+    stack = environment()
     bench = workbench(
         tmp_path / "data",
         kernels_dir=stack.kernels,

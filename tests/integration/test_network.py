@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from devstack.workbench import Workbench, workbench
 from pyroute2 import IPRoute
 from temporalio.testing import ActivityEnvironment
 
-from activities.errors import LeaseLostError
-from activities.models import VmRef
-from activities.network import (
+from activities.contract.errors import LeaseLostError
+from activities.contract.scope import VmRef
+from activities.microvm.network import (
     GUEST_ADDRESS,
     NetnsNetworkActivities,
     create_network,
@@ -25,7 +26,6 @@ from activities.network import (
     networks_of,
     remove_network,
 )
-from tests.images import Workbench, workbench
 
 TUNSETIFF = 0x400454CA  # linux/if_tun.h
 IFF_TAP_NO_PI = 0x1002

@@ -16,10 +16,10 @@ from typing import Any
 
 import psutil
 import pytest
+from devstack.workbench import BUSYBOX, Layer, Registry, Workbench, resources, workbench
 from temporalio.testing import ActivityEnvironment
 
-from activities import ext4
-from activities.errors import (
+from activities.contract.errors import (
     AgentMissingError,
     CheckpointLostError,
     FilesystemToolError,
@@ -28,8 +28,10 @@ from activities.errors import (
     ProvisioningError,
     RootfsTooLargeError,
 )
-from activities.models import PulledImage, Step
-from tests.file_trees import (
+from activities.contract.names import Step
+from activities.contract.results import PulledImage
+from activities.disk import ext4
+from tests.support.file_trees import (
     ADDED_DIRECTORIES,
     FILLED_WHEN_EMPTY,
     difference,
@@ -38,8 +40,7 @@ from tests.file_trees import (
     tree_of_ext4,
     tree_of_image,
 )
-from tests.images import BUSYBOX, Layer, Registry, Workbench, resources, workbench
-from tests.small_disk import small_disk
+from tests.support.small_disk import small_disk
 
 MIB = 1024 * 1024
 # cap_net_bind_service=ep: struct vfs_ns_cap_data revision 2 (linux/capability.h)

@@ -11,11 +11,11 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from devstack.workbench import Layer, Registry, workbench
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.file_trees import difference, tree_of_ext4, tree_of_image
-from tests.images import Layer, Registry, workbench
+from tests.support.file_trees import difference, tree_of_ext4, tree_of_image
 
 EXAMPLES = 15
 XATTR_NAMES = ("user.a", "user.colour", "user.ünïcode", "trusted.x", "security.example")

@@ -19,19 +19,19 @@ from cryptography.x509.oid import NameOID
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from activities.bucket import Bucket
-from activities.errors import TemporalUnavailableError
-from activities.metadata import metadata_name
-from activities.settings import Settings
-from activities.temporal import connect
-from api.access import hash_token
-from api.client import CallError, TemplateClient
-from api.credentials import ClientCredentials, server_credentials
+from activities.contract.errors import TemporalUnavailableError
+from activities.process.settings import Settings
+from activities.process.temporal import connect
+from activities.store.bucket import Bucket
+from activities.store.metadata import metadata_name
+from api.client.client import CallError, TemplateClient
+from api.client.credentials import ClientCredentials, server_credentials
 from api.pb import template_manager_pb2 as pb
-from api.server import BindError, require_safe_address, running_server, serve
-from tests.example_template import metadata
-from tests.integration.running_api import Api, template_of
+from api.server.access import hash_token
+from api.server.server import BindError, require_safe_address, running_server, serve
 from tests.integration.test_cli import cli
+from tests.support.example_template import metadata
+from tests.support.running_api import Api, template_of
 
 
 class Authority:

@@ -13,21 +13,25 @@ from pathlib import Path
 import docker
 import psutil
 import pytest
+from devstack.workbench import HOST, Layer, Registry, Workbench, resources, workbench
 from temporalio.client import WorkflowExecutionStatus
 from temporalio.testing import ActivityEnvironment
 
-from activities.bucket import Bucket
-from activities.checkpoints import CheckpointStore, fingerprint
-from activities.docker_daemon import make_docker_client
-from activities.errors import TemporalUnavailableError
-from activities.image_steps import STEP_REPOSITORY
-from activities.lease_objects import LeaseObjects, lease_name
-from activities.models import BuildOptions, BuildScope, HostLease, Step, SweepInput, SweepReport
-from activities.network import create_network, network_marks, networks_of
-from activities.sweep import BucketSweep, HostSweep
-from activities.vm_process import SUPERVISOR
-from tests.host_resources import HostResources
-from tests.images import HOST, Layer, Registry, Workbench, resources, workbench
+from activities.contract.errors import TemporalUnavailableError
+from activities.contract.inputs import SweepInput
+from activities.contract.names import Step
+from activities.contract.requests import BuildOptions
+from activities.contract.results import SweepReport
+from activities.contract.scope import BuildScope, HostLease
+from activities.host.sweep import BucketSweep, HostSweep
+from activities.image.docker_daemon import make_docker_client
+from activities.image.docker_steps import STEP_REPOSITORY
+from activities.microvm.network import create_network, network_marks, networks_of
+from activities.microvm.vm_process import SUPERVISOR
+from activities.step.checkpoints import CheckpointStore, fingerprint
+from activities.store.bucket import Bucket
+from activities.store.lease_numbers import LeaseObjects, lease_name
+from tests.support.host_resources import HostResources
 
 RUNNING = WorkflowExecutionStatus.RUNNING
 FAILED = WorkflowExecutionStatus.FAILED

@@ -13,8 +13,8 @@ import images
 import pytest
 from playwright.sync_api import Error, Page, expect, sync_playwright
 
-from activities.models import build_workflow_id
-from tests.real_stack import Product, nothing_left, running_product
+from activities.contract.names import build_workflow_id
+from tests.support.real_stack import Product, nothing_left, running_product
 
 CHROMIUM = "/usr/bin/chromium"
 COLUMNS = ("Status", "TemplateId", "TemplateImage", "BuildState", "BuildStep", "KvmHost")

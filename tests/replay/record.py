@@ -20,11 +20,13 @@ from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
-from activities.errors import ReadyTimeoutError, StorageUnavailableError
-from activities.models import BuildInput, BuildStep, delete_workflow_id
-from activities.temporal import SEARCH_ATTRIBUTES
-from tests.resetting import reset_before
-from tests.workflows.recording_host import Journal, RecordingHost, running_stack
+from activities.contract.errors import ReadyTimeoutError, StorageUnavailableError
+from activities.contract.inputs import BuildInput
+from activities.contract.names import delete_workflow_id
+from activities.contract.requests import BuildStep
+from activities.contract.search_attributes import SEARCH_ATTRIBUTES
+from tests.support.recording_host import Journal, RecordingHost, running_stack
+from tests.support.resetting import reset_before
 from tests.workflows.test_build_template import OPTIONS, Handle, config, start
 from tests.workflows.test_delete_template import delete, delete_of
 from workflows.build_template import BuildTemplate

@@ -10,7 +10,7 @@ from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
-from activities.temporal import SEARCH_ATTRIBUTES
+from activities.contract.search_attributes import SEARCH_ATTRIBUTES
 
 
 @pytest_asyncio.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest_asyncio
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError, CancelledError
 
-from activities.errors import (
+from activities.contract.errors import (
     CheckpointLostError,
     HostFaultError,
     ImageNotFoundError,
@@ -21,22 +21,12 @@ from activities.errors import (
     error_type_of,
     failure_of,
 )
-from activities.models import (
-    LOG_TOPIC,
-    WORKFLOW_TASK_QUEUE,
-    BuildCheckpoints,
-    BuildInput,
-    BuildOptions,
-    BuildResult,
-    BuildState,
-    BuildStep,
-    LogEntry,
-    PublishedTemplate,
-    Step,
-    TemplateConfig,
-    build_workflow_id,
-)
-from tests.workflows.recording_host import (
+from activities.contract.inputs import BuildInput
+from activities.contract.names import LOG_TOPIC, WORKFLOW_TASK_QUEUE, Step, build_workflow_id
+from activities.contract.requests import BuildOptions, BuildStep, TemplateConfig
+from activities.contract.results import BuildCheckpoints, PublishedTemplate
+from activities.contract.status import BuildResult, BuildState, LogEntry
+from tests.support.recording_host import (
     Journal,
     RecordingHost,
     checkpoint,
@@ -342,7 +332,7 @@ async def test_without_any_host_the_build_fails_and_says_so(client: Client) -> N
     host = RecordingHost("unused", journal)
     async with running_stack(client, host):
         pass  # the workflow worker must exist once, the host must not
-    from tests.workflows.recording_host import RecordingLog
+    from tests.support.recording_host import RecordingLog
     from workflows.worker import workflow_worker
 
     log = RecordingLog(journal)
@@ -355,7 +345,7 @@ async def test_without_any_host_the_build_fails_and_says_so(client: Client) -> N
 
 async def test_a_build_waits_for_a_host(client: Client, journal: Journal) -> None:
     host = RecordingHost(f"h-{uuid.uuid4().hex[:8]}", journal)
-    from tests.workflows.recording_host import RecordingLog
+    from tests.support.recording_host import RecordingLog
     from workflows.worker import workflow_worker
 
     log = RecordingLog(journal)

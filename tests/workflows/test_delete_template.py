@@ -8,13 +8,10 @@ import uuid
 from temporalio.client import Client, WithStartWorkflowOperation
 from temporalio.common import WorkflowIDConflictPolicy
 
-from activities.models import (
-    WORKFLOW_TASK_QUEUE,
-    DeletedTemplate,
-    DeleteTemplateInput,
-    delete_workflow_id,
-)
-from tests.workflows.recording_host import Journal, RecordingHost, running_stack
+from activities.contract.inputs import DeleteTemplateInput
+from activities.contract.names import WORKFLOW_TASK_QUEUE, delete_workflow_id
+from activities.contract.results import DeletedTemplate
+from tests.support.recording_host import Journal, RecordingHost, running_stack
 from workflows.delete_template import DeleteTemplate
 
 

@@ -1,0 +1,393 @@
+"""Everything a build can fail with.
+
+One class per cause. Each knows whether trying again can help and what the user can do next.
+Activities raise these; `activities.process.temporal.ErrorInterceptor` gives them their wire form, a
+Temporal `ApplicationError` whose `type` is the class name and whose one detail is a
+`BuildFailure`. Nobody branches on message text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from temporalio.exceptions import ActivityError, ApplicationError, ApplicationErrorCategory
+from temporalio.exceptions import TimeoutError as TemporalTimeoutError
+
+from activities.contract.names import Step
+from activities.contract.status import BuildFailure
+
+LOG_TAIL_LINES = 20
+LOG_TAIL_LINE_CHARS = 400
+
+
+class TemplateManagerError(Exception):
+    """Base of all our errors.
+
+    `retryable` says whether the same activity can succeed when it is tried again; `users_fault`
+    marks what is expected in daily use and should alarm nobody; `hint` is what to do next.
+    """
+
+    retryable = False
+    users_fault = True
+    hint = ""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        step: Step | None = None,
+        log_tail: Sequence[str] = (),
+        hint: str | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.step = step
+        self.log_tail = tuple(line[:LOG_TAIL_LINE_CHARS] for line in log_tail[-LOG_TAIL_LINES:])
+        self.hint = type(self).hint if hint is None else hint
+        self.retry_after_seconds = retry_after_seconds
+
+    def failure(self) -> BuildFailure:
+        """Return what users are told."""
+        return BuildFailure(
+            error_type=type(self).__name__,
+            message=self.message,
+            step=self.step,
+            hint=self.hint,
+            log_tail=self.log_tail,
+        )
+
+    def to_application_error(self) -> ApplicationError:
+        """Return the form in which this travels through Temporal."""
+        retry_after = self.retry_after_seconds
+        return ApplicationError(
+            self.message,
+            self.failure().model_dump(mode="json"),
+            type=type(self).__name__,
+            non_retryable=not self.retryable,
+            next_retry_delay=timedelta(seconds=retry_after) if retry_after else None,
+            category=(
+                ApplicationErrorCategory.BENIGN
+                if self.users_fault
+                else ApplicationErrorCategory.UNSPECIFIED
+            ),
+        )
+
+
+class HostFaultError(TemplateManagerError):
+    """Something on our side failed that may work the next time."""
+
+    retryable = True
+    users_fault = False
+
+
+# ---- Image
+
+
+class ImageNotFoundError(TemplateManagerError):
+    """The registry does not have the image, or does not show it to us."""
+
+    hint = "Check the image name and tag; for a private image give the registry's credentials."
+
+
+class RegistryAuthError(TemplateManagerError):
+    """The registry refused our credentials."""
+
+    hint = "Give valid credentials in from_image_registry (CLI: --registry-user, --registry-…)."
+
+
+class RegistryUnavailableError(HostFaultError):
+    """The registry cannot be reached or asks us to come back later."""
+
+    users_fault = True
+    hint = "Check that the registry is up and reachable from the KVM host, then retry the build."
+
+
+class WrongArchitectureError(TemplateManagerError):
+    """The image is for another architecture than the host."""
+
+    hint = "Build the image for the host's architecture (docker buildx build --platform …)."
+
+
+class ImageUnusableError(TemplateManagerError):
+    """Docker cannot unpack the image."""
+
+    hint = "Docker takes up to 125 layers and well-formed ones; build the image anew."
+
+
+class ImageDamagedError(HostFaultError):
+    """What dockerd has is not what the registry named."""
+
+    hint = "Remove the image on the KVM host (docker image rm) and retry the build."
+
+
+class DockerUnavailableError(HostFaultError):
+    """The Docker daemon cannot be reached, or failed."""
+
+    hint = "Check that dockerd runs on the KVM host, then retry the build."
+
+
+class StorageDriverError(HostFaultError):
+    """Docker keeps its images in a way that we cannot read."""
+
+    retryable = False
+    hint = "Run dockerd with the storage driver overlay2 (not the containerd image store)."
+
+
+class ImageStepError(TemplateManagerError):
+    """A step on top of the base image failed."""
+
+    hint = "Read the step's last lines; run the same instruction in a container of the image."
+
+
+class FilesMissingError(TemplateManagerError):
+    """The files that a COPY takes are not in the bucket."""
+
+    hint = "Start the build again with template-manager build --dockerfile, which uploads them."
+
+
+# ---- Root file system
+
+
+class RootfsTooLargeError(TemplateManagerError):
+    """The file system would be larger than the limit."""
+
+    hint = "Make the image or disk_size_mb smaller, or raise TEMPLATE_MANAGER_MAX_ROOTFS_MB."
+
+
+class HostDiskFullError(HostFaultError):
+    """The host's disk has no room for the build."""
+
+    retryable = False
+    hint = "Free space on the host (template-manager sweep) or point the data directory elsewhere."
+
+
+class ProvisioningError(TemplateManagerError):
+    """The provisioning script failed in the image's container."""
+
+    hint = "Read the last lines of the build log; the image may refuse our files or its own USER."
+
+
+class FilesystemDamagedError(HostFaultError):
+    """e2fsck found errors in a file system that we made."""
+
+    hint = "Check the host's disk (dmesg, smartctl), then retry the build."
+
+
+class FilesystemToolError(HostFaultError):
+    """A tool that makes or fills a file system (mke2fs, resize2fs, cp) failed."""
+
+    hint = "Read the tool's message in the build log; template-manager doctor checks the tools."
+
+
+# ---- Boot
+
+
+class KernelMissingError(TemplateManagerError):
+    """The requested kernel version is not on the host."""
+
+    hint = "Install the kernel on the host at that path, or ask for a version that is there."
+
+
+class FirecrackerMissingError(TemplateManagerError):
+    """The requested Firecracker version is not on the host."""
+
+    hint = "Install that Firecracker on the host, or ask for a version that is there."
+
+
+class AgentMissingError(TemplateManagerError):
+    """The configured guest agent is not on the host."""
+
+    hint = "Put the agent at the configured path, or unset TEMPLATE_MANAGER_GUEST_AGENT_PATH."
+
+
+class HugePagesUnsupportedError(TemplateManagerError):
+    """Huge pages need a page-fault handler that does not exist yet."""
+
+    hint = "Build with huge_pages=false."
+
+
+class VmmError(HostFaultError):
+    """Firecracker refused a call or ended where it should not."""
+
+    hint = "Read Firecracker's message; check its version and the host's memory, then retry."
+
+
+class GuestDiedError(TemplateManagerError):
+    """The guest shut down or panicked before it was ready."""
+
+    hint = (
+        "Read the guest's last lines; a kernel panic or out-of-memory needs another image or size."
+    )
+
+
+class StartCommandError(TemplateManagerError):
+    """The start command ended before the guest was ready."""
+
+    hint = "Run the command in a container of the image; check its path, arguments and USER."
+
+
+class ReadyTimeoutError(TemplateManagerError):
+    """The ready command did not succeed in time."""
+
+    hint = "Check the ready command and the start command's output, or raise the ready timeout."
+
+
+class SnapshotNotResumableError(TemplateManagerError):
+    """The snapshot did not resume, or the resumed guest does not answer."""
+
+    users_fault = False
+    hint = "Retry the build; if it happens again, the guest does not survive a snapshot."
+
+
+# ---- Storage
+
+
+class StorageUnavailableError(HostFaultError):
+    """The bucket cannot be reached, or answered with something that may pass."""
+
+    hint = "Check the bucket and the network between the host and it; the build can be retried."
+
+
+class StorageDeniedError(TemplateManagerError):
+    """The bucket does not exist, or we may not write to it, or its quota is used up."""
+
+    hint = "Check the bucket's name, permissions and quota, then retry the build."
+
+
+class StorageCorruptionError(HostFaultError):
+    """What is in the bucket is not what was sent."""
+
+    hint = "Retry the build; if it happens again, check the host's memory and network."
+
+
+class TemplateAlreadyPublishedError(TemplateManagerError):
+    """The template has been published and can no longer be undone by cancelling."""
+
+    hint = "Delete the template instead."
+
+
+class TemplateNotFoundError(TemplateManagerError):
+    """There is no such template or build."""
+
+    hint = "Check the build id; template-manager list shows the builds."
+
+
+class TemplateDamagedError(TemplateManagerError):
+    """A published template's objects are not what its metadata says."""
+
+    users_fault = False
+    hint = "Build the template again under a new build id."
+
+
+# ---- Durability
+
+
+class CheckpointLostError(TemplateManagerError):
+    """What an earlier step left is no longer there (or damaged); that step must run again.
+
+    `step` names the step to go back to.
+    """
+
+    users_fault = False
+
+
+class LeaseLostError(TemplateManagerError):
+    """The host no longer has the right to work on this build."""
+
+    retryable = True  # the workflow may be about to renew it, or to go to another host
+    users_fault = False
+
+
+class HostRestartingError(TemplateManagerError):
+    """The host's worker is being restarted; its lease can be taken up again by it."""
+
+    users_fault = False
+
+
+class TemporalUnavailableError(HostFaultError):
+    """Temporal cannot be reached, or does not answer."""
+
+    hint = "Check that Temporal runs and TEMPORAL_ADDRESS leads to it."
+
+
+class AddressTakenError(HostFaultError):
+    """The process cannot listen where its settings say."""
+
+    retryable = False
+    hint = "Correct METRICS_ADDRESS or HEALTH_ADDRESS, or stop what listens there."
+
+
+class HostAwayError(HostFaultError):
+    """A host does not answer."""
+
+    hint = "Check its name (template-manager hosts) and that template-manager host runs there."
+
+
+class NoHostError(TemplateManagerError):
+    """No host took the build, or too many of them were lost with it."""
+
+    users_fault = False
+    hint = "Check that KVM hosts run (template-manager host) and have free slots, then retry."
+
+
+class SealedSecretError(TemplateManagerError):
+    """A sealed secret cannot be opened here."""
+
+    users_fault = False
+    hint = "Give API and hosts the same TEMPLATE_MANAGER_SECRET_KEYS."
+
+
+class BuildCancelledError(TemplateManagerError):
+    """The user cancelled the build."""
+
+    hint = "Create the build again when you want it."
+
+
+def failure_of(error: BaseException, step: Step | None = None) -> BuildFailure:
+    """Tell what users should know of `error`, as a workflow or a client sees it.
+
+    Finds our own error inside Temporal's wrappers; for a timeout it says which limit passed.
+    """
+    cause: BaseException = error
+    while not isinstance(cause, ApplicationError) and cause.__cause__ is not None:
+        if isinstance(cause, ActivityError) and isinstance(cause.cause, TemporalTimeoutError):
+            return _timeout_failure(cause, step)
+        cause = cause.__cause__
+    if isinstance(cause, ApplicationError) and cause.details:
+        known = BuildFailure.model_validate(cause.details[0])
+        return known.model_copy(update={"step": known.step or step})
+    if isinstance(cause, TemplateManagerError):
+        failure = cause.failure()
+        return failure.model_copy(update={"step": failure.step or step})
+    kind = (
+        cause.type if isinstance(cause, ApplicationError) and cause.type else type(cause).__name__
+    )
+    return BuildFailure(
+        error_type=kind,
+        message=str(cause) or kind,
+        step=step,
+        hint="See the failed activity in the Temporal Web UI; the build can be retried.",
+    )
+
+
+def error_type_of(error: BaseException) -> str:
+    """Return the type string of the error that an activity failed with, or ''."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ApplicationError):
+            return cause.type or ""
+        cause = cause.__cause__
+    return ""
+
+
+def _timeout_failure(error: ActivityError, step: Step | None) -> BuildFailure:
+    timeout = error.cause
+    kind = getattr(getattr(timeout, "type", None), "name", "TIMEOUT")
+    return BuildFailure(
+        error_type="StepTimeoutError",
+        message=f"{error.activity_type} did not finish in time ({kind.lower()})",
+        step=step,
+        hint="Look at the host's load and the build log; the build can be retried.",
+    )

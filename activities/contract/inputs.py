@@ -1,0 +1,189 @@
+"""The inputs of workflows and activities, in pipeline order."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from activities.contract.model import Model
+from activities.contract.names import BuildId, TemplateId
+from activities.contract.requests import BuildOptions, BuildStep, RegistryAuth, TemplateConfig
+from activities.contract.results import (
+    BuildCheckpoints,
+    Checkpoint,
+    PulledImage,
+    UploadedArtifact,
+    Verification,
+)
+from activities.contract.scope import BuildScope, VmRef, VmShape
+from activities.contract.status import BuildStatus, StepRecord
+
+
+class BuildInput(Model):
+    """The input of the `BuildTemplate` workflow."""
+
+    config: TemplateConfig
+    options: BuildOptions = BuildOptions()
+    done: BuildCheckpoints | None = None
+    """What an earlier run of this build has finished; a retry starts from it."""
+
+
+class HoldHostInput(Model):
+    """Input of `hold_host`."""
+
+    build_id: BuildId
+    template_id: TemplateId
+    retaken_from: str | None = None
+    """The host that already had this lease, when it is asked to take it up again."""
+    lifetime_seconds: float
+    """How long the host may act without having renewed the lease (heartbeat timeout + grace)."""
+
+
+class HostRequest(Model):
+    """Input of `tell_host`."""
+
+    draining: bool | None = None
+    """Take no new builds any more (True), or again (False); None changes nothing."""
+
+
+class SweepInput(Model):
+    """Input of the sweeps."""
+
+    dry_run: bool = False
+    """Only tell what would be removed."""
+
+
+class PullImageInput(Model):
+    """Input of `pull_image`."""
+
+    scope: BuildScope
+    image: str
+    """As the user gave it, or `repository@digest` once the digest is known."""
+    auth: RegistryAuth | None = None
+    timeout_seconds: float
+
+
+class BuildRootfsInput(Model):
+    """Input of `build_rootfs`."""
+
+    scope: BuildScope
+    image: PulledImage
+    disk_size_mb: int
+    memory_mb: int
+    start_command: str
+    ready_command: str
+    env: dict[str, str]
+    ready_timeout_seconds: float
+    provision_timeout_seconds: float
+    force: bool = False
+
+
+class FindSnapshotInput(Model):
+    """Input of `find_snapshot`."""
+
+    scope: BuildScope
+    rootfs: Checkpoint
+    shape: VmShape
+
+
+class BuildImageInput(Model):
+    """Input of `build_image`."""
+
+    scope: BuildScope
+    base: PulledImage
+    steps: tuple[BuildStep, ...]
+    timeout_seconds: float
+    """For each step."""
+    force: bool = False
+
+
+class ImportTemplateInput(Model):
+    """Input of `import_template`."""
+
+    scope: BuildScope
+    build_id: BuildId
+    """The template's."""
+
+
+class StartVmInput(Model):
+    """Input of `start_vm`."""
+
+    vm: VmRef
+    rootfs: Checkpoint
+    shape: VmShape
+
+
+class WaitUntilReadyInput(Model):
+    """Input of `wait_until_ready`."""
+
+    vm: VmRef
+    timeout_seconds: float
+
+
+class SnapshotVmInput(Model):
+    """Input of `snapshot_vm`."""
+
+    vm: VmRef
+    rootfs: Checkpoint
+    shape: VmShape
+
+
+class VerifySnapshotInput(Model):
+    """Input of `verify_snapshot`."""
+
+    vm: VmRef
+    snapshot: Checkpoint
+    shape: VmShape
+
+
+class UploadArtifactInput(Model):
+    """Input of `upload_artifact`: sends one file of the snapshot checkpoint."""
+
+    scope: BuildScope
+    snapshot: Checkpoint
+    name: Literal["rootfs.ext4", "memfile", "snapfile"]
+    block_size_bytes: int = 4096
+
+
+class PublishTemplateInput(Model):
+    """Input of `publish_template`, which writes `build.log` and, last, `metadata.json`."""
+
+    scope: BuildScope
+    config: TemplateConfig
+    image: PulledImage
+    rootfs: Checkpoint
+    snapshot: Checkpoint
+    verification: Verification
+    uploads: dict[str, UploadedArtifact]
+    timeline: tuple[StepRecord, ...]
+
+
+class DiscardUploadInput(Model):
+    """Input of `discard_upload`, the upload's undo."""
+
+    scope: BuildScope
+    keep_parts: bool
+    """True after a failure (a retry sends only what is missing), False on cancel and delete."""
+
+
+class ArchiveLogInput(Model):
+    """Input of `archive_log`, which writes `logs/<build_id>.jsonl`."""
+
+    build_id: BuildId
+    final_status: BuildStatus
+
+
+class DeleteTemplateInput(Model):
+    """Input of the `DeleteTemplate` workflow and of its activities."""
+
+    template_id: TemplateId
+    build_id: BuildId
+    host: str | None = None
+    """The host that had the build's checkpoints, if known."""
+    own_image: str | None = None
+    """The image to untag, only ever the service's own `<registry>/<template_id>:<build_id>`."""
+    registry_auth: RegistryAuth | None = None
+    late_arrival_seconds: float = 120
+    """How long after the delete a frozen host's upload could still arrive."""
+
+
+BuildInput.model_rebuild()

@@ -1,0 +1,109 @@
+"""What a user asks for: the image, what is done to it, the machine, and the limits."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from activities.contract.model import Model
+from activities.contract.names import BuildId, PlainName, TemplateId
+
+# As a start command: what the image itself would run.
+IMAGE_COMMAND = "image"
+MAX_STEP_CHARS = 100
+MAX_IMAGE_STEPS = 100
+
+
+class Sealed(Model):
+    """A secret, encrypted by the API and opened only by the activity that needs it.
+
+    `token` is base64(nonce ‖ AES-256-GCM ciphertext); the build id is its associated data.
+    """
+
+    key_id: str
+    token: str
+
+
+class RegistryAuth(Model):
+    """How to log in to the registry that holds the image.
+
+    `google_key` takes a service account's JSON as secret, `google_default` uses the host's
+    default credentials, `aws` takes the access key id as user name and asks ECR for a token.
+    """
+
+    kind: Literal["password", "google_key", "google_default", "aws"]
+    username: str = ""
+    secret: Sealed | None = None
+    region: str = ""
+
+
+class BuildStep(Model):
+    """An instruction on top of the base image, as in a Dockerfile.
+
+    RUN: command[, user]. COPY: source, destination[, user[, octal mode]]; the source is a path or
+    glob in the tar `files/<files_sha256>.tar` of the bucket. ENV: name, value, name, value, …
+    ARG: name, value; for later RUNs only. WORKDIR: path. USER: name.
+    """
+
+    kind: Literal["RUN", "COPY", "ENV", "ARG", "WORKDIR", "USER"]
+    args: tuple[str, ...]
+    force: bool = False
+    """Run it and all later steps, whatever has been kept of an earlier build."""
+    files_sha256: str = ""
+
+    def __str__(self) -> str:
+        """Return it on one line, for people."""
+        text = " ".join([self.kind, *(arg for arg in self.args if arg)])
+        line = " ".join(text.split())
+        return line if len(line) <= MAX_STEP_CHARS else f"{line[: MAX_STEP_CHARS - 1]}…"
+
+
+class TemplateConfig(Model):
+    """A validated request for one template. Its limits are enforced by `api.server.validation`."""
+
+    template_id: TemplateId
+    build_id: BuildId
+    image: str
+    image_is_default: bool = False
+    """True when the image is the service's own `<registry>/<template_id>:<build_id>`; only then
+    may delete remove its tag."""
+    registry_auth: RegistryAuth | None = None
+    memory_mb: int
+    vcpu_count: int
+    disk_size_mb: int
+    kernel_version: PlainName
+    firecracker_version: PlainName
+    start_command: str = ""
+    ready_command: str = ""
+    env: dict[str, str] = Field(default_factory=dict)
+    huge_pages: bool = False
+    force: bool = False
+    team_id: str = ""
+    steps: tuple[BuildStep, ...] = ()
+    """What is done to the image before it becomes a template."""
+    from_template: BuildId | None = None
+    """The template whose root file system is the base, instead of `image`."""
+    ready_timeout_seconds: float | None = None
+    """For this template, instead of the one in the options."""
+
+
+class BuildOptions(Model):
+    """Time limits of a build, in seconds. Tests shorten them; users get the settings' values."""
+
+    heartbeat_timeout_seconds: float = 30
+    lease_grace_seconds: float = 60
+    lease_wait_seconds: float = 24 * 3600
+    """How long a build waits for a host with a free slot."""
+    pull_timeout_seconds: float = 1800
+    provision_timeout_seconds: float = 300
+    image_step_timeout_seconds: float = 3600
+    rootfs_timeout_seconds: float = 3600
+    ready_timeout_seconds: float = 300
+    upload_timeout_seconds: float = 3600
+    teardown_timeout_seconds: float = 600
+    max_hosts: int = 5
+    """How many hosts a build may lose before it fails."""
+    retry_attempts: int = 5
+    retry_initial_seconds: float = 1
+    retry_maximum_seconds: float = 30

@@ -1,0 +1,211 @@
+"""What steps leave and activities answer.
+
+Sizes say their unit in their name: `_mb` is MiB (as E2B's API means it), `_bytes` is bytes,
+`_seconds` and `_ms` are time.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from activities.contract.model import Model
+from activities.contract.names import BuildId, Fingerprint, HostName, ImageDigest, Step
+
+
+class ImageConfig(Model):
+    """What the image's own config says about running it (OCI image spec, `config`)."""
+
+    env: tuple[str, ...] = ()
+    user: str = ""
+    working_dir: str = ""
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+
+
+class PulledImage(Model):
+    """An image on the host, at a digest."""
+
+    reference: str
+    """`repository@sha256:…`: what another host pulls to get the same image."""
+    digest: ImageDigest
+    image_id: str
+    architecture: str
+    size_bytes: int
+    layer_count: int
+    config: ImageConfig
+    base_reference: str = ""
+    """For an image that steps have made here: what another host pulls to begin with."""
+
+    @property
+    def reference_to_pull(self) -> str:
+        """What to pull to have this image, or its base, on another host."""
+        return self.base_reference or self.reference
+
+
+class StoredFile(Model):
+    """One file of a checkpoint. `sha256` is of the whole content, holes read as zeros."""
+
+    size_bytes: int
+    allocated_bytes: int
+    sha256: str
+    mtime_ns: int = 0
+
+
+class Checkpoint(Model):
+    """What a step left on a host, in `<data>/steps/<step>/<fingerprint>/`."""
+
+    step: Step
+    fingerprint: Fingerprint
+    host: HostName
+    files: dict[str, StoredFile]
+    facts: dict[str, str | int | float] = Field(default_factory=dict)
+    reused: bool = False
+    """True when the step found it there instead of making it."""
+
+
+class Verification(Model):
+    """What resuming the snapshot showed."""
+
+    resume_ms: float
+    """From the start of snapshot/load to the first answer on the network."""
+    load_ms: float
+    clock_skew_ms: float
+    """Guest clock minus host clock; negative when the guest is behind."""
+    seconds_since_snapshot: float
+
+
+class StoredObject(Model):
+    """An object in the bucket, by the generation that was written."""
+
+    name: str
+    generation: int
+    size_bytes: int
+    crc32c: str
+    """Base64 of the big-endian CRC32C, as Google Cloud Storage gives it."""
+
+
+class HostBuild(Model):
+    """A build that a host holds."""
+
+    build_id: BuildId
+    template_id: str
+    since: float
+    """Wall clock, seconds."""
+
+
+class HostFacts(Model):
+    """What a host tells of itself."""
+
+    host: HostName
+    draining: bool
+    slots: int
+    builds: tuple[HostBuild, ...]
+    disk_free_bytes: int
+    disk_total_bytes: int
+    checkpoint_bytes: int
+    kernel_versions: tuple[str, ...]
+    firecracker_versions: tuple[str, ...]
+    version: str
+    """Of template-manager."""
+
+
+class SweptItem(Model):
+    """Something that no live build owned."""
+
+    kind: str
+    name: str
+    build_id: str = ""
+    bytes: int = 0
+    error: str = ""
+    """Why it could not be removed, or ''."""
+
+
+class SweepReport(Model):
+    """What a sweep has found and, unless `dry_run`, removed."""
+
+    items: tuple[SweptItem, ...] = ()
+    dry_run: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """Return what was (or would be) freed."""
+        return sum(item.bytes for item in self.items if not item.error)
+
+
+class UploadedArtifact(Model):
+    """An artifact in the bucket: its data, and its header where it has one."""
+
+    name: str
+    objects: dict[str, StoredObject]
+    size_bytes: int
+    """The size of the file it stands for, holes included."""
+    sent_bytes: int
+    sha256: str
+
+
+class PublishedTemplate(Model):
+    """A template whose metadata is in the bucket: it exists."""
+
+    bucket: str
+    prefix: str
+    metadata: StoredObject
+    artifacts: dict[str, UploadedArtifact]
+
+
+class BuildCheckpoints(Model):
+    """The state of a build: what each step has left. A new run can start from it."""
+
+    image: PulledImage | None = None
+    rootfs: Checkpoint | None = None
+    snapshot: Checkpoint | None = None
+    verification: Verification | None = None
+    uploads: dict[str, UploadedArtifact] = Field(default_factory=dict)
+    host: str | None = None
+    """The host that has the host-local parts (image, rootfs, snapshot)."""
+    image_is_on_host: bool = False
+    """False when only its digest is known, from another host."""
+
+    @property
+    def image_on_host(self) -> PulledImage | None:
+        """The image, if the host has it."""
+        return self.image if self.image_is_on_host else None
+
+    def before(self, step: Step) -> BuildCheckpoints:
+        """Return what remains when `step` and all later steps must be done again."""
+        order = list(Step)
+        keep = {
+            "image": Step.PULL,
+            "rootfs": Step.ROOTFS,
+            "snapshot": Step.BOOT,
+            "verification": Step.VERIFY,
+            "uploads": Step.UPLOAD,
+        }
+        dropped: dict[str, object] = {
+            field: {} if field == "uploads" else None
+            for field, made_by in keep.items()
+            if order.index(made_by) >= order.index(step)
+        }
+        if step is Step.PULL:  # the digest stays: the tag may name another image by now
+            dropped = {**dropped, "image": self.image, "image_is_on_host": False}
+        return self.model_copy(update=dropped)
+
+    def on_other_host(self) -> BuildCheckpoints:
+        """Return what is still true on another host: only which image it was."""
+        return BuildCheckpoints(image=self.image)
+
+
+class DiscardedUpload(Model):
+    """What `discard_upload` found."""
+
+    published: PublishedTemplate | None
+    """Set when a valid `metadata.json` is there: then the build has succeeded."""
+    removed_objects: int = 0
+
+
+class DeletedTemplate(Model):
+    """What a delete removed."""
+
+    removed_objects: int = 0
+    removed_tag: bool = False
+    kept_tag_reason: str = ""
+    tombstone_generation: int | None = None

@@ -1,0 +1,14 @@
+"""What Temporal can find builds by. Persisted: a name that is here stays."""
+
+from __future__ import annotations
+
+from temporalio.common import SearchAttributeKey
+
+TEMPLATE_ID = SearchAttributeKey.for_keyword("TemplateId")
+BUILD_ID = SearchAttributeKey.for_keyword("BuildId")
+BUILD_STATE = SearchAttributeKey.for_keyword("BuildState")
+BUILD_STEP = SearchAttributeKey.for_keyword("BuildStep")
+KVM_HOST = SearchAttributeKey.for_keyword("KvmHost")
+IMAGE = SearchAttributeKey.for_keyword("TemplateImage")
+SEARCH_ATTRIBUTES = (TEMPLATE_ID, BUILD_ID, IMAGE, BUILD_STATE, BUILD_STEP, KVM_HOST)
+CONFIG_SHA256_MEMO = "config_sha256"

@@ -1,0 +1,109 @@
+"""What is told of a build: its log, state, timeline, failure and result."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from activities.contract.model import Model
+from activities.contract.names import Step
+from activities.contract.requests import TemplateConfig
+from activities.contract.results import (
+    BuildCheckpoints,
+    PublishedTemplate,
+    PulledImage,
+    Verification,
+)
+
+
+class LogLevel(StrEnum):
+    """Level of a build log line; the order is that of severity."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARN = "warn"
+    ERROR = "error"
+
+
+class LogEntry(Model):
+    """One line of a build log."""
+
+    timestamp: datetime
+    level: LogLevel
+    message: str
+    step: Step | None = None
+    fields: dict[str, str] = Field(default_factory=dict)
+
+
+class Progress(Model):
+    """How far a running step is. Travels as heartbeat detail."""
+
+    what: str
+    done: int = 0
+    total: int = 0
+    unit: Literal["bytes", "files", "layers", "attempts", ""] = ""
+
+
+class BuildState(StrEnum):
+    """The state of a build as its search attribute `BuildState` and the API tell it."""
+
+    BUILDING = "building"
+    CANCELLING = "cancelling"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class BuildFailure(Model):
+    """Why a build failed, in words that say what to do next."""
+
+    error_type: str
+    message: str
+    step: Step | None = None
+    hint: str = ""
+    log_tail: tuple[str, ...] = ()
+
+
+class StepRecord(Model):
+    """One row of a build's timeline."""
+
+    step: Step
+    started: datetime
+    ended: datetime | None = None
+    reused: bool = False
+    attempts: int = 1
+    host: str | None = None
+    outcome: Literal["running", "done", "failed", "cancelled", "rewound"] = "running"
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it took, or None while it runs."""
+        return (self.ended - self.started).total_seconds() if self.ended else None
+
+
+class BuildStatus(Model):
+    """What the workflow's query `status` answers."""
+
+    config: TemplateConfig
+    state: BuildState
+    step: Step
+    host: str | None
+    lease_number: int | None
+    done: BuildCheckpoints
+    timeline: tuple[StepRecord, ...]
+    failure: BuildFailure | None = None
+    published: PublishedTemplate | None = None
+
+
+class BuildResult(Model):
+    """What a finished `BuildTemplate` returns."""
+
+    published: PublishedTemplate
+    timeline: tuple[StepRecord, ...]
+    image: PulledImage
+    verification: Verification
+    rootfs_size_mb: int
+    agent_version: str = ""

@@ -1,0 +1,53 @@
+"""The checkpoints of this host as activities: find a snapshot, drop what a build has."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+
+from temporalio import activity
+
+from activities.contract.inputs import FindSnapshotInput
+from activities.contract.interface import CheckpointActivities
+from activities.contract.names import Step
+from activities.contract.results import Checkpoint
+from activities.microvm.microvm import require_host, snapshot_fingerprint
+from activities.process.settings import Settings
+from activities.step.build_log import log_path
+from activities.step.checkpoints import CheckpointStore
+from activities.step.ledger import LeaseLedger
+from activities.step.running_step import RunningStep, running_step
+from activities.step.work_directories import work_of
+
+
+class HostCheckpointActivities(CheckpointActivities):
+    """Implements the activities on checkpoints. See `interface` for the contract."""
+
+    def __init__(self, settings: Settings, ledger: LeaseLedger, store: CheckpointStore) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._store = store
+
+    @activity.defn(name="find_snapshot")
+    async def find_snapshot(self, find: FindSnapshotInput, /) -> Checkpoint | None:
+        """Return the snapshot that an earlier build of the same inputs left, if it is whole."""
+        data_dir = self._settings.data_dir
+        async with running_step(data_dir, self._ledger, find.scope, Step.BOOT) as running:
+            return await running.in_thread(self._find, find, running)
+
+    @activity.defn(name="discard_checkpoints")
+    async def discard_checkpoints(self, build_id: str, /) -> None:
+        """Drop the build's references, its work directories and its log on this host."""
+        await asyncio.to_thread(self._discard, build_id)
+
+    def _find(self, find: FindSnapshotInput, running: RunningStep) -> Checkpoint | None:
+        require_host(self._settings, find.shape)
+        key = snapshot_fingerprint(self._settings, find.rootfs, find.shape)
+        return self._store.find(Step.BOOT, key, find.scope.build_id, running.check)
+
+    def _discard(self, build_id: str) -> None:
+        self._store.release(build_id)
+        shutil.rmtree(work_of(self._settings.data_dir, build_id), ignore_errors=True)
+        path = log_path(self._settings.data_dir, build_id)
+        for leftover in (path, path.with_suffix(".streamed")):
+            leftover.unlink(missing_ok=True)

@@ -1,0 +1,206 @@
+"""Is this machine ready to be a KVM host? Each check says what is wrong and what mends it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from temporalio.client import Client
+
+from activities.contract.errors import TemplateManagerError
+from activities.contract.search_attributes import SEARCH_ATTRIBUTES
+from activities.image.docker_daemon import make_docker_client
+from activities.microvm.microvm import vmm_version
+from activities.microvm.network import create_network, passing_name, remove_network
+from activities.process.sealing import Sealer
+from activities.process.settings import Settings
+from activities.process.temporal import missing_search_attributes
+from activities.store.bucket import Bucket
+
+KVM = Path("/dev/kvm")
+MIN_FREE_GIB = 10
+GIB = 1024**3
+# Program, and the Debian package that has it.
+TOOLS = {
+    "mke2fs": "e2fsprogs",
+    "e2fsck": "e2fsprogs",
+    "resize2fs": "e2fsprogs",
+    "cp": "coreutils",
+    "tar": "tar",
+    "mount": "mount",
+    "losetup": "mount",
+    "setpriv": "util-linux",
+}
+
+State = Literal["ok", "warning", "wrong"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found. `remedy` is a command or a thing to do; '' when all is well."""
+
+    what: str
+    state: State
+    told: str
+    remedy: str = ""
+
+
+def check_host(settings: Settings) -> list[Finding]:
+    """Check what a KVM host needs on this machine. Blocking; makes and removes a test netns."""
+    checks: list[Callable[[Settings], Finding]] = [
+        _root,
+        _kvm,
+        _docker,
+        _tools,
+        _busybox,
+        _network,
+        _kernel,
+        _firecracker,
+        _disk,
+        _secrets,
+        _bucket,
+    ]
+    return [check(settings) for check in checks]
+
+
+async def check_temporal(client: Client | None, address: str) -> Finding:
+    """Check that Temporal answers and knows our search attributes."""
+    if client is None:
+        return Finding(
+            "Temporal",
+            "wrong",
+            f"{address} cannot be reached",
+            "Set TEMPORAL_ADDRESS; start Temporal.",
+        )
+    missing = await missing_search_attributes(client)
+    names = ", ".join(sorted(key.name for key in SEARCH_ATTRIBUTES if key.name in missing))
+    if names:
+        told = f"{address}: search attributes {names} are missing"
+        return Finding("Temporal", "warning", told, "They are made when the first worker starts.")
+    return Finding("Temporal", "ok", f"{address}, namespace {client.namespace}")
+
+
+def _root(settings: Settings) -> Finding:
+    if os.geteuid() == 0:
+        return Finding("root", "ok", "running as root")
+    return Finding(
+        "root", "wrong", "not root: no netns, mounts or KVM", "sudo template-manager doctor"
+    )
+
+
+def _kvm(settings: Settings) -> Finding:
+    if os.access(KVM, os.R_OK | os.W_OK):
+        return Finding("KVM", "ok", str(KVM))
+    return Finding(
+        "KVM",
+        "warning",
+        f"{KVM} cannot be opened: Firecracker needs it",
+        "modprobe kvm_intel || modprobe kvm_amd; in a VM, turn nested virtualisation on",
+    )
+
+
+def _docker(settings: Settings) -> Finding:
+    try:
+        client = make_docker_client()
+    except TemplateManagerError as error:
+        return Finding("Docker", "wrong", error.message, "apt-get install docker.io; start dockerd")
+    info = client.info()
+    client.close()
+    if info["Driver"] != "overlay2":
+        return Finding(
+            "Docker",
+            "wrong",
+            f"storage driver {info['Driver']}",
+            'set {"storage-driver": "overlay2"} in /etc/docker/daemon.json and restart dockerd',
+        )
+    return Finding("Docker", "ok", f"{info['ServerVersion']}, overlay2")
+
+
+def _tools(settings: Settings) -> Finding:
+    missing = sorted({package for tool, package in TOOLS.items() if shutil.which(tool) is None})
+    if missing:
+        packages = " ".join(missing)
+        return Finding("tools", "wrong", f"missing: {packages}", f"apt-get install {packages}")
+    return Finding("tools", "ok", ", ".join(TOOLS))
+
+
+def _busybox(settings: Settings) -> Finding:
+    path, remedy = settings.busybox_path, "apt-get install busybox-static"
+    if not path.exists():
+        return Finding("busybox", "wrong", f"not at {path}", remedy)
+    told = subprocess.run(["ldd", path], capture_output=True, text=True, check=False)
+    if "not a dynamic executable" not in told.stdout + told.stderr:
+        return Finding("busybox", "wrong", f"{path} is not static", remedy)
+    return Finding("busybox", "ok", f"{path}, static")
+
+
+def _network(settings: Settings) -> Finding:
+    name = passing_name()
+    try:
+        create_network(name)
+        remove_network(name)
+    except (TemplateManagerError, OSError) as error:
+        return Finding("network", "wrong", f"no netns with a TAP: {error}", "modprobe tun")
+    return Finding("network", "ok", "a netns with a TAP can be made")
+
+
+def _kernel(settings: Settings) -> Finding:
+    path = settings.kernel_path(settings.default_kernel_version)
+    if path.exists():
+        return Finding("guest kernel", "ok", str(path))
+    return Finding("guest kernel", "wrong", f"not at {path}", f"put a vmlinux at {path}")
+
+
+def _firecracker(settings: Settings) -> Finding:
+    path = settings.firecracker_path(settings.default_firecracker_version)
+    if not os.access(path, os.X_OK):
+        remedy = f"install -D firecracker {path}"
+        return Finding("Firecracker", "wrong", f"not at {path}", remedy)
+    try:
+        return Finding("Firecracker", "ok", f"{path}, version {vmm_version(path)}")
+    except TemplateManagerError as error:
+        return Finding("Firecracker", "wrong", error.message, f"{path} --version")
+
+
+def _disk(settings: Settings) -> Finding:
+    directory = settings.data_dir
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / f".doctor.{os.getpid()}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        return Finding("disk", "wrong", f"{directory}: {error.strerror}", f"mkdir -p {directory}")
+    free = shutil.disk_usage(directory).free / GIB
+    told = f"{free:.0f} GiB free in {directory}"
+    if free < MIN_FREE_GIB:
+        return Finding("disk", "warning", told, "template-manager sweep, or a larger disk")
+    return Finding("disk", "ok", told)
+
+
+def _secrets(settings: Settings) -> Finding:
+    if Sealer(settings.secret_keys).can_seal:
+        return Finding("secret keys", "ok", "registry passwords can be opened")
+    return Finding(
+        "secret keys",
+        "warning",
+        "none: no registry passwords in requests",
+        'TEMPLATE_MANAGER_SECRET_KEYS="k1:$(openssl rand -base64 32)", the same for api and hosts',
+    )
+
+
+def _bucket(settings: Settings) -> Finding:
+    name = f".doctor/{uuid.uuid4()}"
+    try:
+        bucket = Bucket(settings.bucket)
+        written = bucket.write_object(name, b"x")
+        bucket.delete_object(name, written.generation)
+    except TemplateManagerError as error:
+        return Finding("bucket", "wrong", error.message, error.hint)
+    return Finding("bucket", "ok", f"{settings.bucket}: an object was written and deleted")

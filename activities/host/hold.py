@@ -1,0 +1,157 @@
+"""Holding a build on this host: a slot, a ledger entry, and a lease number from the bucket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import structlog
+from temporalio import activity
+
+from activities.contract.errors import HostRestartingError, LeaseLostError
+from activities.contract.inputs import HoldHostInput
+from activities.contract.interface import HostActivities, HostReleaseActivities
+from activities.contract.names import HostName
+from activities.contract.scope import BuildScope, HostLease
+from activities.host.admission import Admission
+from activities.step.ledger import LeaseLedger, LedgerEntry, boottime
+from activities.step.running_step import MAX_BEAT_SECONDS, MIN_BEAT_SECONDS
+from activities.store.lease_numbers import LeaseObjects
+
+_log = structlog.get_logger(__name__)
+
+
+class KvmHostActivities(HostActivities, HostReleaseActivities):
+    """Implements `hold_host`. See `interface` for the contract."""
+
+    def __init__(
+        self,
+        host: HostName,
+        ledger: LeaseLedger,
+        lease_objects: LeaseObjects,
+        admission: Admission,
+    ) -> None:
+        self._host = host
+        self._ledger = ledger
+        self._objects = lease_objects
+        self._admission = admission
+        self._released: dict[int, asyncio.Event] = {}
+
+    @activity.defn(name="hold_host")
+    async def hold_host(self, hold: HoldHostInput, /) -> None:
+        """Take a slot, signal `lease_granted`, and heartbeat until cancelled."""
+        async with self._admission.room_for(hold.build_id):
+            started = boottime()
+            entry = await self._take(hold)
+        admitted = hold.retaken_from is None
+        if admitted:
+            self._admission.entered_ledger()
+        try:
+            self._require_prompt(started)
+            await self._signal(entry)
+            await self._hold(entry)
+            await self._let_go(entry)
+        except asyncio.CancelledError:
+            if activity.cancellation_details() is None or self._is_shutdown():
+                raise HostRestartingError(f"host {self._host} is restarting") from None
+            await self._let_go(entry)
+            raise
+        except LeaseLostError:  # somebody else has it: the object is theirs
+            self._ledger.remove(entry.build_id, entry.number)
+            raise
+        finally:
+            if admitted:
+                self._admission.left_ledger()
+
+    @activity.defn(name="release_host")
+    async def release_host(self, scope: BuildScope, /) -> None:
+        """End the hold of this lease. Where none runs, the slot is given back all the same."""
+        released = self._released.get(scope.lease.number)
+        if released is not None:
+            released.set()
+            return
+        entry = self._ledger.get(scope.build_id)
+        if entry is not None and entry.number == scope.lease.number:
+            await self._let_go(entry)
+
+    async def _take(self, hold: HoldHostInput) -> LedgerEntry:
+        held = self._ledger.get(hold.build_id)
+        info = activity.info()
+        workflow_id = info.workflow_id or ""
+        # Before the number: a crash in between leaves an entry for the sweep, not a lost slot.
+        number = await asyncio.to_thread(
+            self._objects.take,
+            hold.build_id,
+            self._host,
+            workflow_id,
+            held.number if held else None,
+        )
+        return self._ledger.put(
+            build_id=hold.build_id,
+            template_id=hold.template_id,
+            workflow_id=workflow_id,
+            number=number,
+            lifetime_seconds=hold.lifetime_seconds,
+        )
+
+    @staticmethod
+    def _require_prompt(started: float) -> None:
+        """A hold that was frozen before it could signal must not claim the build any more."""
+        timeout = activity.info().heartbeat_timeout
+        if timeout and boottime() - started > timeout.total_seconds() / 2:
+            raise LeaseLostError("taking the lease took too long: the build may be elsewhere")
+
+    async def _signal(self, entry: LedgerEntry) -> None:
+        info = activity.info()
+        workflow = activity.client().get_workflow_handle(
+            entry.workflow_id, run_id=info.workflow_run_id
+        )
+        await workflow.signal("lease_granted", HostLease(host=self._host, number=entry.number))
+
+    async def _hold(self, entry: LedgerEntry) -> None:
+        timeout = activity.info().heartbeat_timeout
+        beat = timeout.total_seconds() / 3 if timeout else MAX_BEAT_SECONDS
+        pause = min(max(beat, MIN_BEAT_SECONDS), MAX_BEAT_SECONDS)
+        released = self._released[entry.number] = asyncio.Event()
+        try:
+            while not released.is_set():
+                if self._is_shutdown():
+                    raise HostRestartingError(f"host {self._host} is restarting")
+                activity.heartbeat()
+                await self._renew(entry)
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(released.wait(), pause)
+        finally:
+            del self._released[entry.number]
+
+    async def _renew(self, entry: LedgerEntry) -> None:
+        """Extend the deadline; after a freeze, ask the bucket first whether it is still ours."""
+        current = self._ledger.get(entry.build_id)
+        if current is None or current.number != entry.number:
+            raise LeaseLostError(f"build {entry.build_id} has another lease on this host")
+        if current.expired:
+            await self._require_current(entry)
+        self._ledger.put(
+            build_id=entry.build_id,
+            template_id=entry.template_id,
+            workflow_id=entry.workflow_id,
+            number=entry.number,
+            lifetime_seconds=entry.lifetime_seconds,
+        )
+
+    async def _require_current(self, entry: LedgerEntry) -> None:
+        ours = await asyncio.to_thread(self._objects.is_current, entry.build_id, entry.number)
+        if not ours:
+            raise LeaseLostError(f"build {entry.build_id} was given to another host")
+        _log.warning("lease renewed after a pause", build_id=entry.build_id)
+
+    async def _let_go(self, entry: LedgerEntry) -> None:
+        # Whatever happens to the object, the slot is free: a later lease outdates the number.
+        self._ledger.remove(entry.build_id, entry.number)
+        with contextlib.suppress(Exception):
+            await asyncio.to_thread(self._objects.release, entry.build_id, entry.number)
+
+    @staticmethod
+    def _is_shutdown() -> bool:
+        details = activity.cancellation_details()
+        return activity.is_worker_shutdown() or bool(details and details.worker_shutdown)

@@ -1,0 +1,80 @@
+"""Containers that are part of a build: labelled, waited for, removed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import docker
+import docker.errors
+
+from activities.contract.errors import DockerUnavailableError
+from activities.contract.scope import BuildScope
+
+BUILD_LABEL = "template-manager.build-id"
+LEASE_LABEL = "template-manager.lease"
+DATA_DIR_LABEL = "template-manager.data-dir"
+POLL_SECONDS = 0.05
+
+
+def labels_of(scope: BuildScope, data_dir: Path) -> dict[str, str]:
+    """Return what every container of a build carries, so that it is found and removed."""
+    return {
+        BUILD_LABEL: scope.build_id,
+        LEASE_LABEL: str(scope.lease.number),
+        DATA_DIR_LABEL: str(data_dir),  # which host of this machine made it
+    }
+
+
+def wait_for_exit(
+    client: docker.APIClient,
+    container_id: str,
+    reader: threading.Thread,
+    check: Callable[[], None],
+    *,
+    deadline: float,
+) -> int | None:
+    """Return a container's exit code when `reader` has its output; None after the deadline.
+
+    Blocking; `check` ends the wait by raising. The deadline is of the monotonic clock, in seconds.
+    """
+    while _is_running(client, container_id, reader):
+        check()
+        if time.monotonic() > deadline:
+            return None
+    return int(client.wait(container_id, timeout=30)["StatusCode"])
+
+
+def remove_containers(client: docker.APIClient, scope: BuildScope) -> None:
+    """Kill and remove the build's containers of this lease and earlier ones."""
+    found = client.containers(all=True, filters={"label": f"{BUILD_LABEL}={scope.build_id}"})
+    for container in found:
+        if int(container["Labels"].get(LEASE_LABEL, 0)) > scope.lease.number:
+            continue
+        remove_container(client, container["Id"])
+
+
+def remove_container(client: docker.APIClient, container_id: str) -> None:
+    """Kill and remove a container with its volumes; one that is gone is fine."""
+    for _ in range(50):
+        try:
+            client.remove_container(container_id, force=True, v=True)
+        except docker.errors.NotFound:
+            return
+        except docker.errors.APIError as error:
+            if error.status_code != 409:  # its removal is already in progress
+                raise
+        time.sleep(POLL_SECONDS)
+    raise DockerUnavailableError(f"container {container_id[:12]} cannot be removed")
+
+
+def _is_running(client: docker.APIClient, container_id: str, reader: threading.Thread) -> bool:
+    reader.join(POLL_SECONDS)
+    # The output ends with the container, but the stream can also break.
+    return reader.is_alive() or bool(client.inspect_container(container_id)["State"]["Running"])
+
+
+# What Docker gives to containers whose image says nothing.
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

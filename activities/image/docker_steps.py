@@ -1,0 +1,449 @@
+"""Steps on top of a base image, run by this host's dockerd. Each is kept as an image of its own.
+
+What a step leaves is the image `template-manager/step:<key>`; the key is a SHA-256 over the key of
+its parent and all that goes into it. So it is a checkpoint: found again by later builds, made again
+when it is gone. Environment, user and working directory are ours to keep, not Docker's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import posixpath
+import subprocess
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import docker
+import docker.errors
+from docker.types import LogConfig
+from temporalio import activity
+
+from activities.contract.errors import (
+    CheckpointLostError,
+    FilesystemToolError,
+    ImageStepError,
+    TemplateNotFoundError,
+)
+from activities.contract.inputs import BuildImageInput, ImportTemplateInput
+from activities.contract.interface import ImageStepActivities
+from activities.contract.names import Step
+from activities.contract.requests import BuildStep
+from activities.contract.results import ImageConfig, PulledImage
+from activities.contract.scope import BuildScope
+from activities.disk import mounts
+from activities.disk.archives import TAR
+from activities.disk.locks import locked
+from activities.image.containers import DEFAULT_PATH, labels_of, remove_container, wait_for_exit
+from activities.image.copy_layout import CopyInstruction, lay_out
+from activities.image.docker_daemon import docker_errors
+from activities.process.settings import Settings
+from activities.step.ledger import LeaseLedger
+from activities.step.running_step import RunningStep, running_step
+from activities.step.work_directories import working_in
+from activities.store.bucket import Bucket
+from activities.store.download import pull_rootfs
+from activities.store.files import fetch_files
+from activities.store.metadata import TemplateMetadata, read_metadata
+
+STEP_REPOSITORY = "template-manager/step"
+TEMPLATE_REPOSITORY = "template-manager/template"
+STEP_VERSION = 1
+MAX_OUTPUT_LINES = 5000
+PIDS_LIMIT = 4096
+NOT_OF_THE_IMAGE = ("./.template", "./lost+found")
+
+
+@dataclass(frozen=True)
+class ImageState:
+    """What the steps so far have made."""
+
+    image_id: str
+    key: str
+    environment: dict[str, str]
+    user: str
+    working_dir: str
+    arguments: dict[str, str] = field(default_factory=dict)
+    forced: bool = False
+
+    def next_key(self, step: BuildStep, build_id: str) -> str:
+        """Return the key of what `step` makes of this; a forced one is this build's own."""
+        parts: list[Any] = [STEP_VERSION, self.key, step.kind, step.args, step.files_sha256]
+        if self.forced or step.force:
+            parts.append(build_id)
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    @property
+    def variables(self) -> list[str]:
+        """Return the environment of a RUN."""
+        found = {"PATH": DEFAULT_PATH, **self.arguments, **self.environment}
+        return [f"{name}={value}" for name, value in found.items()]
+
+
+class DockerImageStepActivities(ImageStepActivities):
+    """Runs steps with this host's dockerd. See `interface` for the contract."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: LeaseLedger,
+        bucket: Bucket,
+        docker_client: docker.APIClient,
+    ) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._bucket = bucket
+        self._docker = docker_client
+
+    @activity.defn(name="build_image")
+    async def build_image(self, build: BuildImageInput, /) -> PulledImage:
+        """Run the steps on top of the base; what an earlier build has left is used again."""
+        async with self._running(build.scope) as step:
+            return await step.in_thread(self._build, step, build)
+
+    @activity.defn(name="import_template")
+    async def import_template(self, take: ImportTemplateInput, /) -> PulledImage:
+        """Make an image of a published template's root file system."""
+        async with self._running(take.scope) as step:
+            return await step.in_thread(self._import, step, take)
+
+    def _running(self, scope: BuildScope) -> contextlib.AbstractAsyncContextManager[RunningStep]:
+        return running_step(self._settings.data_dir, self._ledger, scope, Step.PULL)
+
+    # ---- Steps
+
+    def _build(self, running: RunningStep, build: BuildImageInput) -> PulledImage:
+        base = build.base
+        state = ImageState(
+            image_id=base.image_id,
+            key=base.digest,
+            environment=dict(v.split("=", 1) for v in base.config.env if "=" in v),
+            user=base.config.user,
+            working_dir=base.config.working_dir or "/",
+            forced=build.force,
+        )
+        with docker_errors():
+            self._require_image(base)
+            for number, step in enumerate(build.steps, 1):
+                running.check()
+                running.progress(f"{number} of {len(build.steps)}: {step}", number, 0)
+                state = self._apply(running, build, state, step, number)
+            return _described(self._inspect(state.image_id), base, state)
+
+    def _apply(
+        self,
+        running: RunningStep,
+        build: BuildImageInput,
+        state: ImageState,
+        step: BuildStep,
+        number: int,
+    ) -> ImageState:
+        key = state.next_key(step, build.scope.build_id)
+        after = replace(_configured(state, step), key=key, forced=state.forced or step.force)
+        if step.kind not in ("RUN", "COPY", "WORKDIR"):
+            return after
+        name = f"{STEP_REPOSITORY}:{key}"
+        with locked(self._settings.data_dir / "locks" / f"image.{key}", running.check):
+            kept = self._find(name)
+            if kept is not None:
+                running.log.info(f"step {number}, {step}: an earlier build's is used again")
+                return replace(after, image_id=kept)
+            running.log.info(f"step {number}: {step}")
+            image_id = self._make(running, build, state, step, name)
+        return replace(after, image_id=image_id)
+
+    def _make(
+        self,
+        running: RunningStep,
+        build: BuildImageInput,
+        state: ImageState,
+        step: BuildStep,
+        name: str,
+    ) -> str:
+        with self._container(build.scope, state, step) as container:
+            if step.kind == "RUN":
+                self._run(running, container, step, build.timeout_seconds)
+            elif step.kind == "COPY":
+                self._copy(running, build.scope, container, state, step)
+            else:
+                self._make_directory(container, _absolute(state, step.args[0]))
+            running.check()
+            repository, _, tag = name.partition(":")
+            committed = self._docker.commit(container, repository=repository, tag=tag)
+            return str(committed["Id"])
+
+    @contextmanager
+    def _container(self, scope: BuildScope, state: ImageState, step: BuildStep) -> Iterator[str]:
+        memory = self._settings.image_step_memory_mb * 1024 * 1024
+        user = step.args[1] if step.kind == "RUN" and len(step.args) > 1 else ""
+        created = self._docker.create_container(
+            state.image_id,
+            entrypoint=["/bin/sh", "-c"],
+            command=[step.args[0] if step.kind == "RUN" else ":"],
+            user=user or state.user or "0:0",
+            working_dir=state.working_dir,
+            environment=state.variables,
+            healthcheck={"test": ["NONE"]},
+            labels=labels_of(scope, self._settings.data_dir),
+            host_config=self._docker.create_host_config(
+                mem_limit=memory,
+                memswap_limit=memory,
+                pids_limit=PIDS_LIMIT,
+                network_mode=self._settings.image_step_network,
+                log_config=LogConfig(type=LogConfig.types.NONE),
+            ),
+        )
+        try:
+            yield str(created["Id"])
+        finally:
+            remove_container(self._docker, str(created["Id"]))
+
+    def _run(
+        self, running: RunningStep, container: str, step: BuildStep, timeout_seconds: float
+    ) -> None:
+        output = self._docker.attach(container, stream=True, stdout=True, stderr=True)
+        reader = threading.Thread(target=_relay, args=(output, running, step), daemon=True)
+        reader.start()
+        try:
+            self._docker.start(container)
+        except docker.errors.APIError as error:
+            raise ImageStepError(
+                f"{step}: it cannot be started: {error.explanation}",
+                hint="A RUN needs /bin/sh in the image.",
+            ) from None
+        deadline = time.monotonic() + timeout_seconds
+        code = wait_for_exit(self._docker, container, reader, running.check, deadline=deadline)
+        if code is None:
+            raise ImageStepError(
+                f"{step}: did not end within {timeout_seconds:g} s", log_tail=running.log.tail()
+            )
+        if code != 0:
+            state = self._docker.inspect_container(container)["State"]
+            why = "ran out of memory" if state.get("OOMKilled") else f"ended with exit code {code}"
+            raise ImageStepError(f"{step}: {why}", log_tail=running.log.tail())
+
+    # ---- Files
+
+    def _copy(
+        self,
+        running: RunningStep,
+        scope: BuildScope,
+        container: str,
+        state: ImageState,
+        step: BuildStep,
+    ) -> None:
+        source, destination, owner, mode = (*step.args, "", "")[:4]
+        uid, gid = self._owner(container, owner)
+        copy = CopyInstruction(source, _absolute(state, destination), uid, gid, mode)
+        which = step.files_sha256[:12]
+        with working_in(self._settings.data_dir, scope, "files", which) as place:
+            fetch_files(self._bucket, step.files_sha256, place / "files.tar", running.check)
+            laid_out = place / "laid-out.tar"
+            lay_out(
+                place / "files.tar",
+                copy,
+                laid_out,
+                lambda path: self._is_directory(container, path),
+                running.check,
+            )
+            with laid_out.open("rb") as content:
+                self._docker.put_archive(container, "/", content)
+
+    def _owner(self, container: str, owner: str) -> tuple[int, int]:
+        """Return uid and gid of `user[:group]`, by the image's own accounts."""
+        user, _, group = owner.partition(":")
+        uid, gid = 0, 0
+        if user.isdigit():
+            uid = gid = int(user)
+        elif user:
+            fields = self._account(container, "/etc/passwd", user, owner)
+            uid, gid = int(fields[2]), int(fields[3])
+        if group.isdigit():
+            gid = int(group)
+        elif group:
+            gid = int(self._account(container, "/etc/group", group, owner)[2])
+        return uid, gid
+
+    def _account(self, container: str, file: str, name: str, owner: str) -> list[str]:
+        for line in self._read(container, file).decode(errors="replace").splitlines():
+            fields = line.split(":")
+            if fields[0] == name and len(fields) > 3 - (file == "/etc/group"):
+                return fields
+        raise ImageStepError(f"COPY as {owner}: {file} of the image has no {name}")
+
+    def _read(self, container: str, path: str) -> bytes:
+        try:
+            stream, _ = self._docker.get_archive(container, path)
+        except docker.errors.NotFound:
+            return b""
+        with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:
+            for member in archive:
+                content = archive.extractfile(member)
+                if content is not None:
+                    return content.read()
+        return b""
+
+    def _is_directory(self, container: str, path: str) -> bool:
+        try:
+            stream, found = self._docker.get_archive(container, path)
+        except docker.errors.NotFound:
+            return False
+        stream.close()
+        return bool(found["mode"] & 1 << 31)  # os.ModeDir of Go
+
+    def _make_directory(self, container: str, path: str) -> None:
+        if self._is_directory(container, path):
+            return
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as archive:
+            entry = tarfile.TarInfo(path.strip("/"))
+            entry.type, entry.mode, entry.mtime = tarfile.DIRTYPE, 0o755, int(time.time())
+            archive.addfile(entry)
+        self._docker.put_archive(container, "/", buffer.getvalue())
+
+    # ---- Templates as bases
+
+    def _import(self, running: RunningStep, take: ImportTemplateInput) -> PulledImage:
+        metadata = read_metadata(self._bucket, take.build_id)
+        if metadata is None:
+            raise TemplateNotFoundError(f"there is no template {take.build_id} to start from")
+        digest = f"sha256:{metadata.artifacts['rootfs.ext4'].sha256}"
+        name = f"{TEMPLATE_REPOSITORY}:{take.build_id}"
+        with (
+            docker_errors(),
+            locked(self._settings.data_dir / "locks" / f"template.{take.build_id}", running.check),
+        ):
+            if self._find(name) is None:
+                self._import_as(running, take, metadata, name)
+            inspected = self._inspect(name)
+        return PulledImage(
+            reference=f"{TEMPLATE_REPOSITORY}@{digest}",
+            digest=digest,
+            image_id=inspected["Id"],
+            architecture=metadata.image.architecture,
+            size_bytes=inspected["Size"],
+            layer_count=1,
+            config=metadata.image.config,
+        )
+
+    def _import_as(
+        self,
+        running: RunningStep,
+        take: ImportTemplateInput,
+        metadata: TemplateMetadata,
+        name: str,
+    ) -> None:
+        running.log.info(f"taking the root file system of template {take.build_id}")
+
+        def tell(artifact: str, done: int, total: int) -> None:
+            running.check()
+            running.progress(f"downloading {artifact}", done, total, "bytes")
+
+        with working_in(self._settings.data_dir, take.scope, "base", "1") as place:
+            pull_rootfs(self._bucket, metadata, place / "rootfs.ext4", tell)
+            (place / "root").mkdir(exist_ok=True)
+            draft = f"{name}.draft"
+            mounts.in_mount_namespace(lambda: self._stream_into_docker(running, place, draft))
+            # Only now: an archive that ended too early would be an image too.
+            repository, _, tag = name.partition(":")
+            self._docker.tag(draft, repository, tag)
+            self._docker.remove_image(draft)
+
+    def _stream_into_docker(self, running: RunningStep, place: Path, name: str) -> None:
+        repository, _, tag = name.partition(":")
+        with mounts.mounted_image(place / "rootfs.ext4", place / "root", "ro"):
+            command = [*TAR, "--create", "--format=posix"]
+            command += [f"--exclude={path}" for path in NOT_OF_THE_IMAGE]
+            archive = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", *command, "-C", str(place / "root"), "."],
+                stdout=subprocess.PIPE,
+            )
+            try:
+                running.progress("importing the root file system")
+                self._docker.import_image_from_stream(
+                    archive.stdout, repository=repository, tag=tag
+                )
+            except BaseException:
+                archive.kill()
+                raise
+            finally:
+                code = archive.wait()
+            if code != 0:
+                raise FilesystemToolError(f"tar failed with exit code {code}")
+
+    # ---- Images
+
+    def _require_image(self, base: PulledImage) -> None:
+        if self._find(base.image_id) is None:
+            raise CheckpointLostError(f"image {base.reference} is no longer here", step=Step.PULL)
+
+    def _find(self, name: str) -> str | None:
+        try:
+            return str(self._inspect(name)["Id"])
+        except docker.errors.NotFound:
+            return None
+
+    def _inspect(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self._docker.inspect_image(name)  # type: ignore[no-untyped-call]
+        return found
+
+
+def _configured(state: ImageState, step: BuildStep) -> ImageState:
+    pairs = dict(zip(step.args[::2], step.args[1::2], strict=False))
+    if step.kind == "ENV":
+        return replace(state, environment={**state.environment, **pairs})
+    if step.kind == "ARG":
+        return replace(state, arguments={**state.arguments, **pairs})
+    if step.kind == "USER":
+        return replace(state, user=step.args[0])
+    if step.kind == "WORKDIR":
+        return replace(state, working_dir=_absolute(state, step.args[0]))
+    return state
+
+
+def _absolute(state: ImageState, path: str) -> str:
+    whole = posixpath.normpath(posixpath.join("/", state.working_dir, path))
+    return f"{whole}/" if path.endswith(("/", "/.")) or path == "." else whole
+
+
+def _described(inspected: dict[str, Any], base: PulledImage, state: ImageState) -> PulledImage:
+    return PulledImage(
+        reference=f"{STEP_REPOSITORY}@sha256:{_hex(state.key)}",
+        digest=f"sha256:{_hex(state.key)}",
+        image_id=inspected["Id"],
+        architecture=base.architecture,
+        size_bytes=inspected["Size"],
+        layer_count=len(inspected["RootFS"].get("Layers") or ()),
+        config=ImageConfig(
+            env=tuple(f"{name}={value}" for name, value in state.environment.items()),
+            user=state.user,
+            working_dir=state.working_dir,
+            entrypoint=base.config.entrypoint,
+            cmd=base.config.cmd,
+        ),
+        base_reference=base.reference_to_pull,
+    )
+
+
+def _hex(key: str) -> str:
+    return key.removeprefix("sha256:")
+
+
+def _relay(output: Any, running: RunningStep, step: BuildStep) -> None:
+    rest, lines = b"", 0
+    for part in output:
+        *whole, rest = (rest + part).split(b"\n")
+        for line in whole:
+            lines += 1
+            if lines <= MAX_OUTPUT_LINES:
+                running.log.info(line.decode(errors="replace").rstrip("\r"), source=step.kind)
+    if rest:
+        running.log.info(rest.decode(errors="replace"), source=step.kind)

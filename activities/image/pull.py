@@ -1,0 +1,302 @@
+"""Container images: from a registry to this host's dockerd, at a digest."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import platform
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
+
+import docker
+import docker.errors
+import requests
+from temporalio import activity
+
+from activities.contract.errors import (
+    HostDiskFullError,
+    ImageDamagedError,
+    ImageNotFoundError,
+    ImageUnusableError,
+    RegistryAuthError,
+    RegistryUnavailableError,
+)
+from activities.contract.inputs import PullImageInput
+from activities.contract.interface import ImageActivities
+from activities.contract.names import Step
+from activities.contract.results import ImageConfig, PulledImage
+from activities.image.docker_daemon import docker_errors
+from activities.image.pulled_images import PulledImages
+from activities.image.registry import (
+    Credentials,
+    ImageReference,
+    RemoteImage,
+    parse_reference,
+    resolve,
+)
+from activities.image.registry_login import TOKEN_KINDS, credentials_of, from_docker_config
+from activities.process.sealing import Sealer
+from activities.process.settings import Settings
+from activities.step.build_log import BuildLog
+from activities.step.ledger import LeaseLedger
+from activities.step.running_step import RunningStep, running_step
+
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+POLL_SECONDS = 0.2
+MIB = 1024 * 1024
+SHORTEST_SECRET_LINE = 16
+
+
+class DockerImageActivities(ImageActivities):
+    """Pulls images with this host's dockerd."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: LeaseLedger,
+        sealer: Sealer,
+        make_docker_client: Callable[[], docker.APIClient],
+    ) -> None:
+        """`make_docker_client` gives a client of its own to each pull, so that it can be cut."""
+        self._settings = settings
+        self._ledger = ledger
+        self._sealer = sealer
+        self._make_docker_client = make_docker_client
+        self._pulled = PulledImages(settings.data_dir)
+
+    @activity.defn(name="pull_image")
+    async def pull_image(self, pull: PullImageInput, /) -> PulledImage:
+        """Bring the image to the host and resolve it to a digest."""
+        data_dir = self._settings.data_dir
+        async with running_step(data_dir, self._ledger, pull.scope, Step.PULL) as step:
+            return await step.in_thread(self._pull, step, pull)
+
+    def _pull(self, step: RunningStep, pull: PullImageInput) -> PulledImage:
+        reference = parse_reference(pull.image)
+        try:
+            return self._pull_with(step, pull, self._credentials(pull, reference, step.log))
+        except RegistryAuthError as error:
+            if pull.auth is None or pull.auth.kind not in TOKEN_KINDS:
+                raise
+            # Its token may have run out on the way.
+            step.log.warn(f"{error.message}: logging in again")
+            return self._pull_with(step, pull, self._credentials(pull, reference, step.log))
+
+    def _pull_with(
+        self, step: RunningStep, pull: PullImageInput, credentials: Credentials | None
+    ) -> PulledImage:
+        reference = parse_reference(pull.image)
+        with contextlib.closing(self._make_docker_client()) as client, docker_errors():
+            step.progress("asking the registry")
+            remote = self._resolve(client, pull.image, credentials)
+            step.log.info(f"image {reference} is {remote.digest} for linux/{remote.architecture}")
+            step.check()
+            inspected = _find_image(client, remote)
+            if inspected:
+                step.log.info("the image is on the host already")
+                self._pulled.used(remote.reference.at(remote.digest))
+            else:
+                self._pulled.add(remote.reference.at(remote.digest))
+                _Pull(client, remote, credentials, step, pull.timeout_seconds).run()
+                inspected = _find_image(client, remote)
+            return _describe(remote, inspected)
+
+    def _resolve(
+        self, client: docker.APIClient, image: str, credentials: Credentials | None
+    ) -> RemoteImage:
+        try:
+            return resolve(image, host_architecture(), credentials, _insecure_registries(client))
+        except ImageNotFoundError as error:
+            if not _is_known_to_docker(client, image):
+                raise
+            raise ImageNotFoundError(
+                f"{error.message}; it is only in this host's dockerd",
+                hint="Push the image to a registry: hosts take images from registries only.",
+            ) from None
+
+    def _credentials(
+        self, pull: PullImageInput, reference: ImageReference, log: BuildLog
+    ) -> Credentials | None:
+        if pull.auth is None:
+            credentials = from_docker_config(reference)
+        else:
+            secret = (
+                self._sealer.open(pull.auth.secret, pull.scope.build_id) if pull.auth.secret else ""
+            )
+            _redact(log, secret)
+            credentials = credentials_of(pull.auth, secret)
+        if credentials:
+            _redact(log, credentials.password)
+        return credentials
+
+
+class _Pull:
+    """One pull by digest that can be stopped at any time."""
+
+    def __init__(
+        self,
+        client: docker.APIClient,
+        remote: RemoteImage,
+        credentials: Credentials | None,
+        step: RunningStep,
+        timeout_seconds: float,
+    ) -> None:
+        self._client = client
+        self._remote = remote
+        self._credentials = credentials
+        self._step = step
+        self._timeout_seconds = timeout_seconds
+        self._events: queue.SimpleQueue[Mapping[str, Any] | Exception | None] = queue.SimpleQueue()
+        self._responses: list[requests.Response] = []
+        self._done: dict[str, int] = {}
+        client.hooks["response"].append(self._remember)
+
+    def run(self) -> None:
+        """Pull. Raises what went wrong; when it must stop, dockerd stops pulling too."""
+        total = sum(self._remote.layer_bytes.values())
+        count = len(self._remote.layer_bytes)
+        self._step.log.info(f"pulling {count} layers, {total / MIB:.1f} MiB")
+        reader = threading.Thread(target=self._read, name="pull", daemon=True)
+        reader.start()
+        try:
+            for event in self._until_the_end():
+                self._take(event, total)
+        finally:
+            self._cut()
+            reader.join(POLL_SECONDS)
+
+    def _until_the_end(self) -> Iterator[Mapping[str, Any]]:
+        deadline = time.monotonic() + self._timeout_seconds
+        while True:
+            self._step.check()
+            if time.monotonic() > deadline:
+                raise RegistryUnavailableError(
+                    f"the pull did not end within {self._timeout_seconds:g} s"
+                )
+            with contextlib.suppress(queue.Empty):
+                event = self._events.get(timeout=POLL_SECONDS)
+                if event is None:
+                    return
+                if isinstance(event, docker.errors.APIError):
+                    _raise_for_message(self._remote.reference, str(event.explanation))
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+
+    def _read(self) -> None:
+        auth = (
+            {"username": self._credentials.username, "password": self._credentials.password}
+            if self._credentials
+            else {}
+        )
+        try:
+            for event in self._client.pull(
+                self._remote.reference.name,
+                tag=self._remote.digest,
+                stream=True,
+                decode=True,
+                auth_config=auth,
+            ):
+                self._events.put(event)
+            self._events.put(None)
+        except Exception as error:
+            self._events.put(error)
+
+    def _take(self, event: Mapping[str, Any], total: int) -> None:
+        if "error" in event:
+            _raise_for_message(self._remote.reference, str(event["error"]))
+        layer = str(event.get("id", ""))
+        status = str(event.get("status", ""))
+        if status == "Downloading":
+            self._done[layer] = int(event.get("progressDetail", {}).get("current", 0))
+        elif status in ("Download complete", "Already exists"):
+            self._done[layer] = self._size_of(layer)
+        elif status == "Pull complete":
+            self._step.log.debug(f"layer {layer}: unpacked")
+        self._step.progress("pulling", min(sum(self._done.values()), total), total, "bytes")
+
+    def _size_of(self, short_digest: str) -> int:
+        prefix = f"sha256:{short_digest}"
+        sizes = (n for digest, n in self._remote.layer_bytes.items() if digest.startswith(prefix))
+        return next(sizes, 0)
+
+    def _remember(self, response: requests.Response, *_: object, **__: object) -> None:
+        self._responses.append(response)
+
+    def _cut(self) -> None:
+        """Close the stream under the reader: dockerd then stops pulling."""
+        for response in self._responses:
+            with contextlib.suppress(Exception):
+                response.raw.shutdown()
+            response.close()
+
+
+def host_architecture() -> str:
+    """Return this host's architecture by the name that images use."""
+    machine = platform.machine()
+    return ARCHITECTURES.get(machine, machine)
+
+
+def _redact(log: BuildLog, secret: str) -> None:
+    log.redact(secret)
+    log.redact(base64.b64encode(secret.encode()).decode())
+    for line in secret.replace("\\n", "\n").splitlines():
+        if len(line) >= SHORTEST_SECRET_LINE:
+            log.redact(line)
+
+
+def _insecure_registries(client: docker.APIClient) -> frozenset[str]:
+    known = client.info().get("RegistryConfig", {}).get("IndexConfigs", {})
+    return frozenset(name for name, config in known.items() if not config.get("Secure", True))
+
+
+def _is_known_to_docker(client: docker.APIClient, image: str) -> bool:
+    return bool(client.images(name=image, quiet=True))
+
+
+def _find_image(client: docker.APIClient, remote: RemoteImage) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = client.inspect_image(  # type: ignore[no-untyped-call]
+            remote.reference.at(remote.digest)
+        )  # a decorator hides its type
+    except docker.errors.NotFound:
+        return None
+    return found
+
+
+def _describe(remote: RemoteImage, inspected: dict[str, Any] | None) -> PulledImage:
+    if inspected is None or inspected["Id"] != remote.config_digest:
+        raise ImageDamagedError(f"dockerd does not have {remote.reference.at(remote.digest)}")
+    config = inspected.get("Config") or {}
+    return PulledImage(
+        reference=remote.reference.at(remote.digest),
+        digest=remote.digest,
+        image_id=inspected["Id"],
+        architecture=remote.architecture,
+        size_bytes=inspected["Size"],
+        layer_count=len(inspected["RootFS"].get("Layers") or ()),
+        config=ImageConfig(
+            env=tuple(config.get("Env") or ()),
+            user=config.get("User") or "",
+            working_dir=config.get("WorkingDir") or "",
+            entrypoint=tuple(config.get("Entrypoint") or ()),
+            cmd=tuple(config.get("Cmd") or ()),
+        ),
+    )
+
+
+def _raise_for_message(reference: ImageReference, message: str) -> NoReturn:
+    """Give what dockerd says in words its type."""
+    text = message.lower()
+    if "no space left" in text:
+        raise HostDiskFullError(f"Docker has no room for {reference}: {message}")
+    if "unauthorized" in text or "denied" in text or "no basic auth" in text:
+        raise RegistryAuthError(f"the registry refused {reference}: {message}")
+    if "manifest unknown" in text or "not found" in text:
+        raise ImageNotFoundError(f"the registry no longer has {reference}: {message}")
+    if "failed to register layer" in text:
+        raise ImageUnusableError(f"Docker cannot unpack {reference}: {message}")
+    raise RegistryUnavailableError(f"pulling {reference} failed: {message}")

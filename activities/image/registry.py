@@ -1,0 +1,432 @@
+"""Asking a registry what an image is, before anything is pulled (OCI distribution spec 1.1).
+
+Docker's own `/distribution` call does not tell the digest of one platform's manifest in a
+multi-platform index, nor when to come back after a 429, so this asks the registry itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+import requests
+from requests.auth import HTTPBasicAuth
+
+from activities.contract.errors import (
+    ImageNotFoundError,
+    RegistryAuthError,
+    RegistryUnavailableError,
+    TemplateManagerError,
+    WrongArchitectureError,
+)
+
+INDEX_TYPES = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
+MANIFEST_TYPES = (
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+)
+MAX_JSON_BYTES = 8 * 1024 * 1024
+TIMEOUT_SECONDS = (5.0, 20.0)  # to connect, and between two bytes
+TOTAL_SECONDS = 60.0
+DELETE_SECONDS = 240.0  # every other tag of the repository is looked at
+CERTIFICATES = Path("/etc/docker/certs.d")
+DOCKER_HUB = "docker.io"
+DOCKER_HUB_API = "registry-1.docker.io"
+DEFAULT_TAG = "latest"
+TAGS_A_PAGE = 100
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+MAX_RETRY_AFTER_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class ImageReference:
+    """A parsed image name, as Docker reads it."""
+
+    registry: str
+    repository: str
+    version: str
+    """A tag or a digest."""
+
+    @property
+    def name(self) -> str:
+        """`registry/repository`, without a version."""
+        return f"{self.registry}/{self.repository}"
+
+    @property
+    def api_host(self) -> str:
+        """Where its registry answers."""
+        return DOCKER_HUB_API if self.registry == DOCKER_HUB else self.registry
+
+    def at(self, digest: str) -> str:
+        """Return the name pinned to a digest."""
+        return f"{self.name}@{digest}"
+
+    def __str__(self) -> str:
+        return f"{self.name}{'@' if DIGEST.fullmatch(self.version) else ':'}{self.version}"
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """A user name and password for a registry. Its repr shows no password."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class RemoteImage:
+    """What a registry tells of an image for this platform."""
+
+    reference: ImageReference
+    digest: str
+    """Of this platform's manifest, never of an index over several."""
+    config_digest: str
+    architecture: str
+    layer_bytes: Mapping[str, int]
+    """Compressed size of each layer, by digest."""
+
+
+def parse_reference(image: str) -> ImageReference:
+    """Split `[registry/]repository[:tag][@digest]` as Docker does; a digest wins over a tag."""
+    name, _, digest = image.partition("@")
+    head, slash, rest = name.partition("/")
+    if slash and ("." in head or ":" in head or head == "localhost"):
+        registry, path = head, rest
+    else:
+        registry, path = DOCKER_HUB, name
+    repository, _, tag = path.partition(":")
+    if registry in ("index.docker.io", DOCKER_HUB_API):
+        registry = DOCKER_HUB
+    if registry == DOCKER_HUB and "/" not in repository:
+        repository = f"library/{repository}"
+    return ImageReference(registry, repository, digest or tag or DEFAULT_TAG)
+
+
+def resolve(
+    image: str,
+    architecture: str,
+    credentials: Credentials | None = None,
+    insecure: frozenset[str] = frozenset(),
+) -> RemoteImage:
+    """Ask the registry for the image's manifest for linux on `architecture`.
+
+    Blocking, bounded by TOTAL_SECONDS. `insecure` are registries that speak plain HTTP, besides
+    those on 127.0.0.0/8. Raises ImageNotFoundError, RegistryAuthError, RegistryUnavailableError or
+    WrongArchitectureError.
+    """
+    reference = parse_reference(image)
+    with _Conversation(reference, credentials, insecure) as registry:
+        digest, manifest = registry.manifest(reference.version)
+        if manifest.get("mediaType") in INDEX_TYPES or "manifests" in manifest:
+            chosen = _choose_platform(reference, manifest, architecture)
+            digest, manifest = registry.manifest(chosen)
+        if "config" not in manifest:
+            raise ImageNotFoundError(
+                f"{reference} is in a format that is not an image (manifest of "
+                f"{manifest.get('mediaType', 'schema 1')})"
+            )
+        config_digest = str(manifest["config"]["digest"])
+        _require_platform(reference, registry.blob(config_digest), architecture)
+    layers = {str(layer["digest"]): int(layer["size"]) for layer in manifest.get("layers", ())}
+    return RemoteImage(reference, digest, config_digest, architecture, layers)
+
+
+def delete_tag(
+    image: str,
+    credentials: Credentials | None = None,
+    insecure: frozenset[str] = frozenset(),
+) -> str:
+    """Remove a tag; returns '' when it is gone, else why it was left.
+
+    A plain registry deletes by digest, with every tag on it, so a digest that has another tag is
+    left alone. Blocking, bounded by DELETE_SECONDS. Raises RegistryAuthError and
+    RegistryUnavailableError.
+    """
+    reference = parse_reference(image)
+    with _Conversation(reference, credentials, insecure, DELETE_SECONDS) as registry:
+        try:
+            digest, _ = registry.manifest(reference.version)
+            tags = [tag for tag in registry.tags() if tag != reference.version]
+            other = next((tag for tag in tags if registry.has(tag, digest)), None)
+            if other:
+                return f"{digest} also has the tag {other}"
+            registry.delete_manifest(digest)
+        except ImageNotFoundError:
+            return ""
+        except _NotAllowedError:
+            return f"registry {reference.registry} does not allow deletion"
+    return ""
+
+
+class _NotAllowedError(RegistryUnavailableError):
+    """The registry does not do this at all (HTTP 405)."""
+
+    retryable = False
+
+
+class _Conversation:
+    """Some requests to one registry about one repository, with one login."""
+
+    def __init__(
+        self,
+        reference: ImageReference,
+        credentials: Credentials | None,
+        insecure: frozenset[str],
+        total_seconds: float = TOTAL_SECONDS,
+    ) -> None:
+        self._reference = reference
+        self._credentials = credentials
+        scheme = "http" if _is_plain(reference.registry, insecure) else "https"
+        self._base = f"{scheme}://{reference.api_host}/v2/{reference.repository}"
+        self._session = requests.Session()
+        self._session.trust_env = True
+        self._deadline = time.monotonic() + total_seconds
+        certificate = CERTIFICATES / reference.registry / "ca.crt"
+        if certificate.exists():
+            self._session.verify = str(certificate)
+
+    def __enter__(self) -> _Conversation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._session.close()
+
+    def manifest(self, version: str) -> tuple[str, dict[str, Any]]:
+        """Return a manifest or index with the digest of what was received."""
+        body = self._get(f"manifests/{version}", ", ".join((*MANIFEST_TYPES, *INDEX_TYPES)))
+        digest = "sha256:" + hashlib.sha256(body).hexdigest()
+        if DIGEST.fullmatch(version) and digest != version:
+            raise RegistryUnavailableError(f"{self._reference.name}: {version} came damaged")
+        return digest, self._parse(body)
+
+    def blob(self, digest: str) -> dict[str, Any]:
+        """Return a JSON blob, checked against its digest."""
+        body = self._get(f"blobs/{digest}", "*/*")
+        if "sha256:" + hashlib.sha256(body).hexdigest() != digest:
+            raise RegistryUnavailableError(f"{self._reference.name}: blob {digest} came damaged")
+        return self._parse(body)
+
+    def tags(self) -> list[str]:
+        """Return the repository's tags, by pages."""
+        tags: list[str] = []
+        last = ""
+        while True:
+            page = self._parse(self._get(f"tags/list?n={TAGS_A_PAGE}{last}", "*/*"))
+            names = page.get("tags") or []
+            tags += names
+            if len(names) < TAGS_A_PAGE:
+                return tags
+            last = f"&last={names[-1]}"
+
+    def has(self, tag: str, digest: str) -> bool:
+        """Whether that tag is on that manifest."""
+        try:
+            return self.manifest(tag)[0] == digest
+        except ImageNotFoundError:
+            return False
+
+    def delete_manifest(self, digest: str) -> None:
+        """Delete a manifest with all its tags."""
+        self._get(f"manifests/{digest}", "*/*", method="DELETE")
+
+    def _parse(self, body: bytes) -> dict[str, Any]:
+        try:
+            parsed = json.loads(body)
+        except ValueError:
+            parsed = None
+        if not isinstance(parsed, dict):
+            raise RegistryUnavailableError(
+                f"{self._reference.registry} answered with something that is not a manifest"
+            )
+        return parsed
+
+    def _get(self, path: str, accept: str, method: str = "GET") -> bytes:
+        url = f"{self._base}/{path}"
+        response = self._request(url, {"Accept": accept}, method)
+        if response.status_code == requests.codes.unauthorized:
+            challenge = response.headers.get("WWW-Authenticate", "")
+            response.close()
+            self._log_in(challenge)
+            response = self._request(url, {"Accept": accept}, method)
+        with response:
+            self._require_success(response)
+            return self._read(response)
+
+    def _request(
+        self, url: str, headers: dict[str, str], method: str = "GET", **more: Any
+    ) -> requests.Response:
+        try:
+            return self._session.request(
+                method, url, headers=headers, timeout=TIMEOUT_SECONDS, stream=True, **more
+            )
+        except requests.RequestException as error:
+            raise RegistryUnavailableError(
+                f"registry {self._reference.registry} cannot be reached: {_why(error)}"
+            ) from None  # the chain could show a URL with a token in it
+
+    def _read(self, response: requests.Response) -> bytes:
+        body = b""
+        try:
+            for part in response.iter_content(64 * 1024):
+                body += part
+                if len(body) > MAX_JSON_BYTES or time.monotonic() > self._deadline:
+                    raise RegistryUnavailableError(
+                        f"registry {self._reference.registry} sent too much, or too slowly"
+                    )
+        except requests.RequestException as error:
+            raise RegistryUnavailableError(
+                f"registry {self._reference.registry} broke off: {_why(error)}"
+            ) from None
+        return body
+
+    def _log_in(self, challenge: str) -> None:
+        kind, parameters = _parse_challenge(challenge)
+        basic = (
+            HTTPBasicAuth(self._credentials.username.encode(), self._credentials.password.encode())
+            if self._credentials
+            else None
+        )
+        if kind == "basic" and basic:
+            self._session.auth = basic
+        elif kind == "bearer" and "realm" in parameters:
+            self._session.headers["Authorization"] = f"Bearer {self._token(parameters, basic)}"
+        else:
+            raise RegistryAuthError(
+                f"registry {self._reference.registry} asks for credentials for "
+                f"{self._reference.repository}"
+            )
+
+    def _token(self, parameters: Mapping[str, str], basic: HTTPBasicAuth | None) -> str:
+        realm = parameters["realm"]
+        if basic and self._base.startswith("https:") and urlsplit(realm).scheme != "https":
+            raise RegistryAuthError(
+                f"registry {self._reference.registry} wants the password sent in the clear"
+            )
+        scope = parameters.get("scope") or f"repository:{self._reference.repository}:pull"
+        asked = {"service": parameters.get("service", ""), "scope": scope}
+        with self._request(realm, {}, params=asked, auth=basic) as response:
+            self._require_success(response)
+            answer = self._parse(self._read(response))
+        return str(answer.get("token") or answer.get("access_token") or "")
+
+    def _require_success(self, response: requests.Response) -> None:
+        if response.status_code in (requests.codes.ok, requests.codes.accepted):
+            return
+        _raise_for(self._reference, response, anonymous=self._credentials is None)
+
+
+def _raise_for(
+    reference: ImageReference, response: requests.Response, *, anonymous: bool
+) -> NoReturn:
+    status = response.status_code
+    registry = reference.registry
+    if status == requests.codes.not_found:
+        raise ImageNotFoundError(f"registry {registry} has no image {reference}")
+    if status in (requests.codes.unauthorized, requests.codes.forbidden):
+        raise RegistryAuthError(
+            f"registry {registry} does not show {reference} without credentials"
+            if anonymous
+            else f"registry {registry} refused the credentials for {reference} (HTTP {status})"
+        )
+    if status == requests.codes.method_not_allowed:
+        raise _NotAllowedError(f"registry {registry} does not allow this for {reference}")
+    if status == requests.codes.too_many_requests:
+        raise RegistryUnavailableError(
+            f"registry {registry} asks us to slow down (HTTP 429)",
+            retry_after_seconds=_retry_after(response),
+        )
+    raise RegistryUnavailableError(
+        f"registry {registry} answered HTTP {status} for {reference}",
+        retry_after_seconds=_retry_after(response),
+    )
+
+
+def _choose_platform(reference: ImageReference, index: Mapping[str, Any], architecture: str) -> str:
+    found = [
+        entry.get("platform", {}) | {"digest": entry["digest"]} for entry in index["manifests"]
+    ]
+    fitting = [p for p in found if (p.get("os"), p.get("architecture")) == ("linux", architecture)]
+    if not fitting:
+        raise _wrong_platform(reference, {_platform_name(p) for p in found}, architecture)
+    # The plainest variant runs everywhere: none before v1 before v2.
+    return str(min(fitting, key=lambda p: str(p.get("variant", "")))["digest"])
+
+
+def _require_platform(
+    reference: ImageReference, config: Mapping[str, Any], architecture: str
+) -> None:
+    if (config.get("os"), config.get("architecture")) != ("linux", architecture):
+        raise _wrong_platform(reference, {_platform_name(config)}, architecture)
+
+
+def _wrong_platform(
+    reference: ImageReference, found: set[str], architecture: str
+) -> TemplateManagerError:
+    names = ", ".join(sorted(found - {"unknown/unknown"})) or "nothing that runs"
+    return WrongArchitectureError(
+        f"{reference} is for {names}; this host runs linux/{architecture}"
+    )
+
+
+def _platform_name(platform: Mapping[str, Any]) -> str:
+    return f"{platform.get('os', 'unknown')}/{platform.get('architecture', 'unknown')}"
+
+
+def _is_plain(registry: str, insecure: frozenset[str]) -> bool:
+    host = registry.rsplit(":", 1)[0]
+    if host == "localhost" or registry in insecure:
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _parse_challenge(header: str) -> tuple[str, dict[str, str]]:
+    kind, _, rest = header.partition(" ")
+    return kind.lower(), dict(re.findall(r'(\w+)="([^"]*)"', rest))
+
+
+def _retry_after(response: requests.Response) -> float | None:
+    """Return the header's seconds (RFC 9110: a number or a date), within reason."""
+    value = response.headers.get("Retry-After", "")
+    if value.isdigit():
+        return min(float(value), MAX_RETRY_AFTER_SECONDS)
+    try:
+        seconds = parsedate_to_datetime(value).timestamp() - time.time()
+    except (ValueError, TypeError):
+        return None
+    return min(max(seconds, 1.0), MAX_RETRY_AFTER_SECONDS)
+
+
+def _why(error: requests.RequestException) -> str:
+    """Say what went wrong without the URL, which may carry a token."""
+    if isinstance(error, requests.exceptions.SSLError):
+        return "its TLS certificate is not trusted, or it does not speak TLS"
+    if isinstance(error, requests.Timeout):
+        return "no answer in time"
+    text = str(error)
+    for known in (
+        "Name or service not known",
+        "Temporary failure in name resolution",
+        "Connection refused",
+        "No route to host",
+        "Network is unreachable",
+        "Connection reset",
+        "Connection aborted",
+    ):
+        if known in text:
+            return known
+    return type(error).__name__

@@ -1,0 +1,173 @@
+"""The one VMM client: Firecracker's API over its unix socket.
+
+The calls and their bodies are those of Firecracker's OpenAPI description, v1.13. Blocking.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+import requests
+import requests_unixsocket
+
+from activities.contract.errors import VmmError
+
+CONNECT_SECONDS = 10.0
+CALL_SECONDS = 30.0
+SNAPSHOT_SECONDS = 600.0
+POLL_SECONDS = 0.01
+CLOCK_SINCE = (1, 16)
+
+
+def can_set_clock(version: str, machine: str) -> bool:
+    """Whether `/snapshot/load` of that Firecracker version takes `clock_realtime` on a machine.
+
+    It is there since v1.16, for x86_64 only; earlier versions refuse unknown fields.
+    """
+    numbers = re.match(r"v?(\d+)\.(\d+)", version)
+    if numbers is None or machine != "x86_64":
+        return False
+    return (int(numbers[1]), int(numbers[2])) >= CLOCK_SINCE
+
+
+class FirecrackerClient:
+    """A connection to one VMM.
+
+    A socket's path may have 107 bytes at most (unix(7)), and a VM's directory is longer than that
+    easily; so the socket is reached through `/proc/self/fd/<descriptor of the directory>`.
+    """
+
+    def __init__(self, socket: Path) -> None:
+        self._directory = os.open(socket.parent, os.O_RDONLY | os.O_DIRECTORY)
+        path = f"/proc/self/fd/{self._directory}/{socket.name}"
+        self._base = f"http+unix://{quote(path, safe='')}"
+        self._socket = socket
+        self._session: requests.Session = requests_unixsocket.Session()
+
+    def __enter__(self) -> FirecrackerClient:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._session.close()
+        os.close(self._directory)
+
+    def wait_until_up(self, check: Callable[[], None]) -> None:
+        """Wait until the VMM answers; `check` ends the wait by raising. Raises VmmError."""
+        deadline = time.monotonic() + CONNECT_SECONDS
+        while True:
+            check()
+            try:
+                self._session.get(self._base + "/", timeout=CALL_SECONDS)
+            except requests.RequestException as error:
+                if time.monotonic() > deadline:
+                    raise VmmError(f"the VMM does not answer on {self._socket}") from error
+                time.sleep(POLL_SECONDS)
+            else:
+                return
+
+    def version(self) -> str:
+        """Return the VMM's version, without a leading v."""
+        return str(self._call("GET", "/version")["firecracker_version"])
+
+    def state(self) -> str:
+        """Return `Not started`, `Running` or `Paused`."""
+        return str(self._call("GET", "/")["state"])
+
+    def boot_source(self, kernel: str, boot_args: str) -> None:
+        """Set the kernel (a path as the VMM sees it) and its arguments."""
+        body = {"kernel_image_path": kernel, "boot_args": boot_args}
+        self._call("PUT", "/boot-source", body)
+
+    def root_drive(self, path: str) -> None:
+        """Set the root disk. The path is frozen into snapshots, so it should be relative."""
+        body = {
+            "drive_id": "rootfs",
+            "path_on_host": path,
+            "is_root_device": True,
+            "is_read_only": False,
+            # Asynchronous I/O that is pending at a snapshot can freeze the resumed guest.
+            "io_engine": "Sync",
+        }
+        self._call("PUT", "/drives/rootfs", body)
+
+    def network_interface(self, guest_mac: str, tap: str) -> None:
+        """Connect `eth0` to a TAP of the VMM's netns."""
+        body = {"iface_id": "eth0", "guest_mac": guest_mac, "host_dev_name": tap}
+        self._call("PUT", "/network-interfaces/eth0", body)
+
+    def machine_config(self, vcpu_count: int, memory_mb: int) -> None:
+        """Set the number of vCPUs and the memory in MiB."""
+        body = {"vcpu_count": vcpu_count, "mem_size_mib": memory_mb, "smt": False}
+        self._call("PUT", "/machine-config", body)
+
+    def entropy(self) -> None:
+        """Give the guest a source of randomness."""
+        self._call("PUT", "/entropy", {})
+
+    def start(self) -> None:
+        """Boot."""
+        self._call("PUT", "/actions", {"action_type": "InstanceStart"})
+
+    def pause(self) -> None:
+        """Stop the vCPUs."""
+        self._call("PATCH", "/vm", {"state": "Paused"})
+
+    def snapshot(self, snapfile: str, memfile: str) -> None:
+        """Write a full snapshot of the paused VM."""
+        body = {"snapshot_type": "Full", "snapshot_path": snapfile, "mem_file_path": memfile}
+        self._call("PUT", "/snapshot/create", body, SNAPSHOT_SECONDS)
+
+    def load(self, snapfile: str, memfile: str, *, set_clock: bool = False) -> None:
+        """Load a snapshot and resume it; must be the first configuring call to a fresh VMM.
+
+        `set_clock` moves the guest's kvm-clock on by the time since the snapshot, for a VMM that
+        `can_set_clock`.
+        """
+        body = {
+            "snapshot_path": snapfile,
+            "mem_backend": {"backend_type": "File", "backend_path": memfile},
+            "resume_vm": True,
+        }
+        if set_clock:
+            body["clock_realtime"] = True
+        self._call("PUT", "/snapshot/load", body, SNAPSHOT_SECONDS)
+
+    def _call(
+        self, method: str, path: str, body: Any = None, seconds: float = CALL_SECONDS
+    ) -> dict[str, Any]:
+        try:
+            response = self._session.request(method, self._base + path, json=body, timeout=seconds)
+        except requests.RequestException as error:
+            raise VmmError(f"{method} {path}: the VMM broke off: {type(error).__name__}") from error
+        if response.status_code not in (requests.codes.ok, requests.codes.no_content):
+            raise VmmError(f"{method} {path}: {_fault(response)}")
+        return _json(response) if response.content else {}
+
+
+def _fault(response: requests.Response) -> str:
+    message = _json(response).get("fault_message") or response.text[:300]
+    return f"HTTP {response.status_code}: {message}"
+
+
+def _json(response: requests.Response) -> dict[str, Any]:
+    try:
+        parsed = response.json()
+    except ValueError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}

@@ -1,0 +1,97 @@
+"""Reaching a guest without an agent in it: ICMP echo and ICMP timestamp (RFC 792).
+
+The sockets are made in the VM's netns and then used from any thread.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable
+
+from activities.contract.errors import SnapshotNotResumableError
+from activities.microvm.network import GUEST_ADDRESS, in_network
+
+ECHO, ECHO_REPLY = 8, 0
+TIMESTAMP, TIMESTAMP_REPLY = 13, 14
+HEADER = struct.Struct("!BBHHH")
+TIMES = struct.Struct("!III")
+DAY_MS = 86_400_000
+ATTEMPT_SECONDS = 0.2
+IP_HEADER_WORDS = 0x0F
+
+
+def ping_until_answered(network: str, seconds: float, check: Callable[[], None]) -> None:
+    """Send ICMP echo requests until the guest answers. Raises SnapshotNotResumableError."""
+    deadline = time.monotonic() + seconds
+    with in_network(network, _icmp_socket) as icmp:
+        for sequence in range(1_000_000):
+            check()
+            if _ask(icmp, ECHO, ECHO_REPLY, sequence & 0xFFFF, b"template") is not None:
+                return
+            if time.monotonic() > deadline:
+                raise SnapshotNotResumableError(
+                    f"the resumed guest did not answer a ping within {seconds:.0f} s"
+                )
+
+
+def clock_skew_ms(network: str, check: Callable[[], None]) -> float | None:
+    """Return the guest's clock minus the host's, in ms; None when the guest does not tell.
+
+    An ICMP timestamp has milliseconds since midnight UTC, so a skew over twelve hours wraps.
+    """
+    with in_network(network, _icmp_socket) as icmp:
+        for sequence in range(5):
+            check()
+            before = _ms_of_day()
+            answer = _ask(icmp, TIMESTAMP, TIMESTAMP_REPLY, sequence, TIMES.pack(before, 0, 0))
+            if answer is None:
+                continue
+            received = int(TIMES.unpack_from(answer)[1])
+            middle = (before + (_ms_of_day() - before) % DAY_MS / 2) % DAY_MS
+            return (received - middle + DAY_MS / 2) % DAY_MS - DAY_MS / 2
+    return None
+
+
+def _icmp_socket() -> socket.socket:
+    return socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+
+
+def _ms_of_day() -> int:
+    return int(time.time() * 1000) % DAY_MS
+
+
+def _ask(icmp: socket.socket, kind: int, reply: int, sequence: int, payload: bytes) -> bytes | None:
+    identity = os.getpid() & 0xFFFF
+    head = HEADER.pack(kind, 0, 0, identity, sequence)
+    packet = HEADER.pack(kind, 0, _checksum(head + payload), identity, sequence) + payload
+    try:
+        icmp.sendto(packet, (GUEST_ADDRESS, 0))
+    except OSError:  # the neighbour is not there yet
+        time.sleep(ATTEMPT_SECONDS / 4)
+        return None
+    return _answer(icmp, reply, identity, sequence)
+
+
+def _answer(icmp: socket.socket, reply: int, identity: int, sequence: int) -> bytes | None:
+    deadline = time.monotonic() + ATTEMPT_SECONDS
+    while (left := deadline - time.monotonic()) > 0:
+        icmp.settimeout(left)
+        try:
+            packet = icmp.recv(2048)
+        except (TimeoutError, OSError):
+            return None
+        body = packet[(packet[0] & IP_HEADER_WORDS) * 4 :]
+        kind, _, _, found_identity, found_sequence = HEADER.unpack_from(body)
+        if (kind, found_identity, found_sequence) == (reply, identity, sequence):
+            return body[HEADER.size :]
+    return None
+
+
+def _checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071); `data` has an even length here."""
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total = (total >> 16) + (total & 0xFFFF)
+    return ~(total + (total >> 16)) & 0xFFFF

@@ -1,0 +1,417 @@
+"""The microVM of a build: boot, wait, snapshot, and prove that the snapshot resumes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+from temporalio import activity
+
+from activities.contract.errors import (
+    CheckpointLostError,
+    FilesystemDamagedError,
+    FirecrackerMissingError,
+    HostDiskFullError,
+    HugePagesUnsupportedError,
+    KernelMissingError,
+    SnapshotNotResumableError,
+    TemplateManagerError,
+    VmmError,
+)
+from activities.contract.inputs import (
+    SnapshotVmInput,
+    StartVmInput,
+    VerifySnapshotInput,
+    WaitUntilReadyInput,
+)
+from activities.contract.interface import MicrovmActivities
+from activities.contract.names import Step
+from activities.contract.results import Checkpoint, Verification
+from activities.contract.scope import VmRef, VmShape
+from activities.disk.ext4 import check_filesystem
+from activities.disk.sparse_files import copy_private
+from activities.microvm.client import can_set_clock
+from activities.microvm.clock import clock_skew_ms, ping_until_answered
+from activities.microvm.console import ConsoleReader, GuestReadiness
+from activities.microvm.network import GUEST_ADDRESS, GUEST_MAC, HOST_ADDRESS, NETMASK, TAP
+from activities.microvm.vm_process import VmProcess, remove_vms_until
+from activities.process.settings import Settings
+from activities.step.checkpoints import CheckpointStore, fingerprint
+from activities.step.ledger import LeaseLedger
+from activities.step.running_step import RunningStep, running_step
+
+SNAPSHOT_FILES = ("rootfs.ext4", "memfile", "snapfile")
+ANSWER_SECONDS = 30.0
+CLOCK_WARNING_MS = 1000.0
+POLL_SECONDS = 0.05
+VERSION_SECONDS = 10.0
+# Raise it when the same inputs give another snapshot than before.
+BOOT_VERSION = 1
+
+
+class HostMicrovmActivities(MicrovmActivities):
+    """Runs VMs on this host. See `interface` for the contract."""
+
+    def __init__(self, settings: Settings, ledger: LeaseLedger, store: CheckpointStore) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._store = store
+        self._vms = settings.data_dir / "vms"
+
+    @activity.defn(name="start_vm")
+    async def start_vm(self, start: StartVmInput, /) -> None:
+        """Start Firecracker in the VM's netns and boot a private copy of the rootfs."""
+        async with self._running(start.vm, Step.BOOT) as running:
+            await running.in_thread(self._start, start, running)
+
+    @activity.defn(name="wait_until_ready")
+    async def wait_until_ready(self, wait: WaitUntilReadyInput, /) -> None:
+        """Follow the serial console until the guest says that it is ready."""
+        async with self._running(wait.vm, Step.BOOT) as running:
+            await running.in_thread(self._wait, wait, running)
+
+    @activity.defn(name="snapshot_vm")
+    async def snapshot_vm(self, snapshot: SnapshotVmInput, /) -> Checkpoint:
+        """Pause, snapshot, kill and wait for the VM; keep disk, memory and state."""
+        attempt = activity.info().attempt
+        async with self._running(snapshot.vm, Step.BOOT) as running:
+            return await running.in_thread(self._snapshot, snapshot, running, attempt)
+
+    @activity.defn(name="verify_snapshot")
+    async def verify_snapshot(self, verify: VerifySnapshotInput, /) -> Verification:
+        """Resume the snapshot in a fresh VM on a copy of the disk; it must answer a ping."""
+        async with self._running(verify.vm, Step.VERIFY) as running:
+            return await running.in_thread(self._verify, verify, running)
+
+    @activity.defn(name="kill_vm")
+    async def kill_vm(self, vm: VmRef, /) -> None:
+        """Kill the VM and those of its earlier leases, and remove their directories."""
+        await asyncio.to_thread(remove_vms_until, self._vms, vm)
+
+    def _running(self, vm: VmRef, step: Step) -> AbstractAsyncContextManager[RunningStep]:
+        return running_step(self._settings.data_dir, self._ledger, vm.scope, step)
+
+    # ---- Boot
+
+    def _start(self, start: StartVmInput, running: RunningStep) -> None:
+        firecracker = require_host(self._settings, start.shape)
+        vm = VmProcess(self._vms, start.vm.name)
+        if vm.is_running() and _is_booted(vm):
+            running.log.info("the VM is already running: taking it up again")
+            return
+        vm.remove()
+        rootfs = self._store.require(start.rootfs, start.vm.scope.build_id) / "rootfs.ext4"
+        running.progress("copying rootfs.ext4")
+        vm.directory.mkdir(parents=True)
+        _copy(rootfs, vm.directory / "rootfs.ext4", running.check)
+        (vm.directory / "kernel").symlink_to(self._settings.kernel_path(start.shape.kernel_version))
+        running.check()
+        running.progress("starting the VMM")
+        vm.start(firecracker, running.check)
+        self._configure(vm, start.shape)
+        running.log.info(
+            f"VM started: {start.shape.vcpu_count} vCPU, {start.shape.memory_mb} MiB, "
+            f"kernel {start.shape.kernel_version}"
+        )
+
+    def _configure(self, vm: VmProcess, shape: VmShape) -> None:
+        with vm.client() as client:
+            client.boot_source("kernel", kernel_arguments(self._settings.dns_server))
+            client.root_drive("rootfs.ext4")
+            client.network_interface(GUEST_MAC, TAP)
+            client.machine_config(shape.vcpu_count, shape.memory_mb)
+            client.entropy()
+            client.start()
+
+    # ---- Wait
+
+    def _wait(self, wait: WaitUntilReadyInput, running: RunningStep) -> None:
+        vm = VmProcess(self._vms, wait.vm.name)
+        console, guest = ConsoleReader(vm.console), GuestReadiness(running.log)
+        # By the VM's own age: a worker that took it up again does not start the clock anew.
+        deadline = _started_at(vm) + wait.timeout_seconds
+        while not guest.ready:
+            running.check()
+            ended = vm.has_ended()  # before reading: what it said last is then read
+            lines = console.lines()
+            for line in lines:
+                guest.hear(line)
+            console.remember()
+            running.progress("waiting for the guest", guest.attempts, 0, "attempts")
+            if guest.failure is not None:
+                raise guest.failure
+            if lines or guest.ready:
+                continue
+            if ended:
+                raise guest.died(vm.exit_reason())
+            if time.time() > deadline:
+                raise guest.timed_out(wait.timeout_seconds)
+            time.sleep(POLL_SECONDS)
+
+    # ---- Snapshot
+
+    def _snapshot(
+        self, snapshot: SnapshotVmInput, running: RunningStep, attempt: int
+    ) -> Checkpoint:
+        key = snapshot_fingerprint(self._settings, snapshot.rootfs, snapshot.shape)
+        scope = snapshot.vm.scope
+        vm = VmProcess(self._vms, snapshot.vm.name)
+        if not vm.is_running():
+            return self._published_before(key, snapshot, running)
+        facts = self._take(vm, snapshot, running)
+        with self._store.making(Step.BOOT, key, scope, attempt, running.check) as work:
+            other = self._kept(key, snapshot, running)
+            if other is not None:  # another build of the same was quicker, and may be using it
+                running.log.info("another build's snapshot of the same inputs is taken")
+                return other
+            for name in SNAPSHOT_FILES:
+                (vm.directory / name).rename(work / name)
+            facts |= _fsck_facts(work / "rootfs.ext4", running)
+            running.progress("hashing the snapshot")
+            return self._store.publish(
+                work,
+                Step.BOOT,
+                key,
+                scope,
+                names=SNAPSHOT_FILES,
+                check=running.check,
+                facts=facts,
+            )
+
+    def _kept(self, key: str, snapshot: SnapshotVmInput, running: RunningStep) -> Checkpoint | None:
+        found = self._store.find(Step.BOOT, key, snapshot.vm.scope.build_id, running.check)
+        return found.model_copy(update={"reused": False}) if found else None
+
+    def _published_before(
+        self, key: str, snapshot: SnapshotVmInput, running: RunningStep
+    ) -> Checkpoint:
+        """An earlier attempt may have published and not been heard; else the VM is lost."""
+        found = self._kept(key, snapshot, running)
+        if found is None:
+            raise CheckpointLostError("the booted VM is gone", step=Step.BOOT)
+        return found
+
+    def _take(
+        self, vm: VmProcess, snapshot: SnapshotVmInput, running: RunningStep
+    ) -> dict[str, str | int | float]:
+        running.progress("taking the snapshot")
+        with vm.client() as client:
+            version = client.version()
+            taken = time.time()  # before: the guest's clock stops while the call is under way
+            if client.state() != "Paused":
+                client.pause()
+            client.snapshot("snapfile", "memfile")
+        took = time.time() - taken
+        vm.kill()
+        running.log.info(f"snapshot taken in {took * 1000:.0f} ms")
+        return {
+            "vmm_name": "Firecracker",
+            "vmm_version": version,
+            "cpu_model": cpu_model(),
+            "snapshot_at": taken,
+            "boot_seconds": round(taken - _started_at(vm), 3),
+            "kernel_version": snapshot.shape.kernel_version,
+        }
+
+    # ---- Verify
+
+    def _verify(self, verify: VerifySnapshotInput, running: RunningStep) -> Verification:
+        firecracker = require_host(self._settings, verify.shape)
+        snapshot = self._store.require(verify.snapshot, verify.vm.scope.build_id)
+        vm = VmProcess(self._vms, verify.vm.name)
+        vm.remove()
+        vm.directory.mkdir(parents=True)
+        try:
+            resumed = resume(vm, snapshot, firecracker, running.check)
+            skew = clock_skew_ms(vm.name, running.check)
+            _require_right_clock(resumed, skew)
+        except SnapshotNotResumableError as error:
+            self._store.condemn(verify.snapshot)  # a retry must boot again, not find this one
+            error.log_tail = tuple(vm.tail(4000).splitlines()[-20:])
+            raise
+        finally:
+            vm.remove()
+        since = resumed.at - float(verify.snapshot.facts["snapshot_at"])
+        _tell(running, resumed.answer_ms, skew, since)
+        return Verification(
+            resume_ms=round(resumed.answer_ms, 1),
+            load_ms=round(resumed.load_ms, 1),
+            clock_skew_ms=round(skew or 0.0, 1),
+            seconds_since_snapshot=round(since, 3),
+        )
+
+
+class Resumed:
+    """How long resuming took. `at` is the wall clock when the guest answered, in seconds."""
+
+    def __init__(self, load_ms: float, answer_ms: float, clock_set: bool) -> None:
+        self.clock_set = clock_set
+        self.load_ms = load_ms
+        self.answer_ms = answer_ms
+        self.at = time.time()
+
+
+def resume(vm: VmProcess, template: Path, firecracker: Path, check: Callable[[], None]) -> Resumed:
+    """Resume the snapshot in `template` in the VM's own directory and netns.
+
+    The disk is a private copy; memory and state are only read. Raises SnapshotNotResumableError;
+    VmmError when the VMM does not even start, which is not the snapshot's fault.
+    """
+    _copy(template / "rootfs.ext4", vm.directory / "rootfs.ext4", check)
+    for name in ("memfile", "snapfile"):
+        (vm.directory / name).symlink_to(template / name)
+    vm.start(firecracker, check)
+    began = time.monotonic()
+    try:
+        with vm.client() as client:
+            set_clock = can_set_clock(client.version(), platform.machine())
+            client.load("snapfile", "memfile", set_clock=set_clock)
+    except VmmError as error:
+        raise SnapshotNotResumableError(f"the snapshot does not load: {error.message}") from error
+    load_ms = (time.monotonic() - began) * 1000
+    ping_until_answered(vm.name, ANSWER_SECONDS, check)
+    return Resumed(load_ms, (time.monotonic() - began) * 1000, set_clock)
+
+
+def kernel_arguments(dns_server: str) -> str:
+    """Return the guest's kernel command line."""
+    address = f"{GUEST_ADDRESS}::{HOST_ADDRESS}:{NETMASK}:instance:eth0:off:{dns_server}"
+    return " ".join(
+        (
+            "console=ttyS0",
+            "reboot=k panic=1 pci=off",  # Firecracker's: the VMM ends when the guest does
+            "i8042.noaux i8042.nomux i8042.dumbkbd",  # saves half a second of probing
+            "random.trust_cpu=on",
+            "clocksource=kvm-clock",  # the only one that a VMM can move on at a resume
+            "quiet loglevel=3",
+            f"ip={address}",
+            "init=/.template/init",
+            "systemd.firstboot=off systemd.condition-first-boot=no",  # never waits for input
+        )
+    )
+
+
+def require_host(settings: Settings, shape: VmShape) -> Path:
+    """Check that this host can run such a VM; returns Firecracker's path.
+
+    Raises KernelMissingError, FirecrackerMissingError or HugePagesUnsupportedError.
+    """
+    if shape.huge_pages:
+        raise HugePagesUnsupportedError(
+            "huge pages need a page-fault handler: Firecracker does not load such a snapshot "
+            "from a file"
+        )
+    kernel = settings.kernel_path(shape.kernel_version)
+    if not kernel.exists():
+        raise KernelMissingError(f"host {settings.host} has no kernel at {kernel}")
+    firecracker = settings.firecracker_path(shape.firecracker_version)
+    if not os.access(firecracker, os.X_OK):
+        raise FirecrackerMissingError(f"host {settings.host} has no Firecracker at {firecracker}")
+    return firecracker
+
+
+def snapshot_fingerprint(settings: Settings, rootfs: Checkpoint, shape: VmShape) -> str:
+    """Return the key of the boot step: disk, shape, kernel, VMM and CPU."""
+    return fingerprint(
+        Step.BOOT,
+        version=BOOT_VERSION,
+        rootfs=rootfs.fingerprint,
+        shape=shape.model_dump(mode="json"),
+        kernel=_identity(settings.kernel_path(shape.kernel_version)),
+        firecracker=_identity(settings.firecracker_path(shape.firecracker_version)),
+        arguments=kernel_arguments(settings.dns_server),
+        cpu=cpu_model(),
+    )
+
+
+def cpu_model() -> str:
+    """Return the CPU's name: a snapshot resumes on the same model only."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def vmm_version(firecracker: Path) -> str:
+    """Return what `firecracker --version` says, without the name. Raises VmmError."""
+    try:
+        said = subprocess.run(
+            [firecracker, "--version"],
+            capture_output=True,
+            text=True,
+            timeout=VERSION_SECONDS,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise VmmError(f"{firecracker} --version does not work: {error}") from error
+    return said.stdout.split("\n", 1)[0].removeprefix("Firecracker ").removeprefix("v").strip()
+
+
+def _identity(path: Path) -> str:
+    stat = path.stat()
+    return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+
+
+def _is_booted(vm: VmProcess) -> bool:
+    try:
+        with vm.client() as client:
+            return client.state() != "Not started"
+    except (TemplateManagerError, OSError):
+        return False
+
+
+def _started_at(vm: VmProcess) -> float:
+    """Return when the VM was started, in seconds of the wall clock. Raises CheckpointLostError."""
+    try:
+        return (vm.directory / "vmm.json").stat().st_mtime
+    except FileNotFoundError:
+        raise CheckpointLostError("the booted VM is gone", step=Step.BOOT) from None
+
+
+def _copy(source: Path, target: Path, check: Callable[[], None]) -> None:
+    try:
+        copy_private(source, target, check)
+    except OSError as error:
+        free = shutil.disk_usage(target.parent).free
+        raise HostDiskFullError(
+            f"cannot copy {source.name} ({source.stat().st_size} bytes, {free} free): {error}"
+        ) from error
+
+
+def _fsck_facts(rootfs: Path, running: RunningStep) -> dict[str, str | int | float]:
+    """Check the disk as the snapshot has it. The guest has synced it, but it is still mounted."""
+    running.progress("checking rootfs.ext4")
+    try:
+        check_filesystem(rootfs)
+    except FilesystemDamagedError as error:
+        # Files that are deleted but open are told as errors, and are none to the resumed guest.
+        running.log.warn("e2fsck of the mounted disk: " + "; ".join(error.log_tail[-3:]))
+        return {"fsck_clean": 0}
+    return {"fsck_clean": 1}
+
+
+def _require_right_clock(resumed: Resumed, skew: float | None) -> None:
+    """Only a VMM that was told to set the clock can be blamed for a wrong one."""
+    if resumed.clock_set and skew is not None and abs(skew) > CLOCK_WARNING_MS:
+        raise SnapshotNotResumableError(
+            f"the resumed guest's clock is {skew / 1000:+.1f} s off although Firecracker was told "
+            "to set it: the guest kernel needs the clock source kvm-clock"
+        )
+
+
+def _tell(running: RunningStep, answer_ms: float, skew: float | None, since: float) -> None:
+    running.log.info(f"the snapshot resumes: answered a ping after {answer_ms:.0f} ms")
+    if skew is None:
+        running.log.warn("the guest does not answer ICMP timestamps: its clock is not known")
+    elif abs(skew) > CLOCK_WARNING_MS:
+        running.log.warn(
+            f"the resumed guest's clock is {skew / 1000:+.1f} s off, {since:.1f} s after the "
+            "snapshot: set it after a resume"
+        )

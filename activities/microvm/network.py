@@ -1,0 +1,192 @@
+"""A VM's network: a netns of its own with `tap0` in it.
+
+Made without a fork, which would break gRPC and Temporal's client: a thread of its own unshares its
+network namespace, gives it a name, and configures it with a plain pyroute2 socket. pyroute2's own
+`netns.create`, `NetNS` and `IPRoute(netns=…)` all fork.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import os
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from pyroute2 import IPRoute, NetlinkError, netns
+from temporalio import activity
+
+from activities.contract.errors import HostFaultError
+from activities.contract.interface import NetworkActivities
+from activities.contract.names import parse_vm_name
+from activities.contract.scope import VmRef
+from activities.process.settings import Settings
+from activities.step.ledger import LeaseLedger
+
+T = TypeVar("T")
+
+CLONE_NEWNET = 0x40000000  # linux/sched.h
+NETNS_DIRECTORY = Path("/run/netns")
+TAP = "tap0"
+HOST_ADDRESS = "169.254.0.22"
+GUEST_ADDRESS = "169.254.0.21"
+PREFIX_BITS = 30
+NETMASK = "255.255.255.252"
+GUEST_MAC = "02:FC:00:00:00:05"
+NAME_PREFIX = "tm-"
+PASSING_NAME = re.compile(r"tm-run-(?P<pid>\d+)-[0-9a-f]+")
+BUSY_SECONDS = 10.0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class NetnsNetworkActivities(NetworkActivities):
+    """Makes and removes the networks of this host's VMs. See `interface` for the contract."""
+
+    def __init__(self, settings: Settings, ledger: LeaseLedger) -> None:
+        self._settings = settings
+        self._ledger = ledger
+
+    @activity.defn(name="set_up_network")
+    async def set_up_network(self, vm: VmRef, /) -> None:
+        """Make the VM's netns with `tap0` in it."""
+        self._ledger.require(vm.scope)
+        await asyncio.to_thread(self._create, vm.name)
+
+    @activity.defn(name="tear_down_network")
+    async def tear_down_network(self, vm: VmRef, /) -> None:
+        """Remove the VM's netns, and that of any earlier lease of the same build and purpose."""
+        await asyncio.to_thread(remove_networks_until, vm, self._settings.data_dir)
+
+    def _create(self, name: str) -> None:
+        # A name in /run/netns does not tell which host of this machine made it.
+        mark = network_marks(self._settings.data_dir) / name
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+        create_network(name)
+
+
+def create_network(name: str) -> None:
+    """Make a netns with loopback and `tap0` up. What is there, whole or half-made, is completed.
+
+    Raises HostFaultError when the kernel refuses.
+    """
+    try:
+        if name in netns.listnetns():
+            in_network(name, _configure)
+        else:
+            _in_thread(lambda: _create(name))
+    except (OSError, NetlinkError) as error:
+        raise HostFaultError(f"cannot make the network {name}: {error}") from error
+
+
+def remove_network(name: str) -> None:
+    """Remove a netns and all devices in it. A TAP that a dying VMM still holds is waited for."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while name in netns.listnetns():
+        try:
+            netns.remove(name)
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.ENOENT) or time.monotonic() > deadline:
+                raise HostFaultError(f"cannot remove the network {name}: {error}") from error
+            time.sleep(0.05)
+
+
+def passing_name() -> str:
+    """Name a network that lasts no longer than this process; it tells which one that is."""
+    return f"tm-run-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def owner_of_passing(name: str) -> int | None:
+    """Return the pid in a name that `passing_name` has made; None for any other name."""
+    found = PASSING_NAME.fullmatch(name)
+    return int(found["pid"]) if found else None
+
+
+def networks_of(build_id: str | None = None) -> list[str]:
+    """Return the names of our networks, of one build or of all."""
+    prefix = f"{NAME_PREFIX}{build_id}-" if build_id else NAME_PREFIX
+    return [name for name in netns.listnetns() if name.startswith(prefix)]
+
+
+def network_marks(data_dir: Path) -> Path:
+    """Return the directory with a file for each network that this host has made."""
+    return data_dir / "networks"
+
+
+def remove_networks_until(vm: VmRef, data_dir: Path) -> None:
+    """Remove the networks of this VM and of the same VM under earlier leases, and their marks."""
+    marks = network_marks(data_dir)
+    marked = [path.name for path in marks.iterdir()] if marks.is_dir() else []
+    for name in {*networks_of(vm.scope.build_id), *marked}:
+        if is_superseded(name, vm):
+            remove_network(name)
+            (marks / name).unlink(missing_ok=True)
+
+
+def is_superseded(name: str, vm: VmRef) -> bool:
+    """Whether `name` is that of this VM, or of the same VM under an earlier lease."""
+    named = parse_vm_name(name)
+    return (
+        named is not None
+        and (named.build_id, named.purpose) == (vm.scope.build_id, vm.purpose)
+        and named.lease_number <= vm.scope.lease.number
+    )
+
+
+def in_network(name: str, function: Callable[[], T]) -> T:
+    """Run `function` in a fresh thread inside that netns; returns and raises what it does."""
+
+    def run() -> T:
+        netns.setns(name, flags=0)  # the default flags fork
+        return function()
+
+    return _in_thread(run)
+
+
+def _create(name: str) -> None:
+    if _libc.unshare(CLONE_NEWNET) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"unshare the network namespace: {os.strerror(code)}")
+    netns.attach(name, threading.get_native_id())
+    _configure()
+
+
+def _configure() -> None:
+    with IPRoute() as route:
+        route.link("set", index=route.link_lookup(ifname="lo")[0], state="up")
+        found = route.link_lookup(ifname=TAP)
+        if not found:
+            route.link("add", ifname=TAP, kind="tuntap", mode="tap")
+            found = route.link_lookup(ifname=TAP)
+        try:
+            route.addr("add", index=found[0], address=HOST_ADDRESS, prefixlen=PREFIX_BITS)
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise
+        route.link("set", index=found[0], state="up")
+
+
+def _in_thread(function: Callable[[], T]) -> T:
+    # A thread of its own: a namespace belongs to a thread, and a pooled one would keep it.
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="netns")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]

@@ -1,0 +1,201 @@
+"""A VM as a directory with processes: start, find again, watch, kill.
+
+`<data>/vms/<name>/` is the VMM's working directory; socket, kernel, disk and snapshots have
+relative paths in it. Which processes they are is on disk by pid and start time, so a foreign
+process that got the same pid later is never taken for a VM.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from activities.contract.errors import VmmError
+from activities.contract.scope import VmRef
+from activities.microvm.client import FirecrackerClient
+from activities.microvm.network import is_superseded
+from activities.microvm.vm_supervisor import start_ticks
+
+SUPERVISOR = Path(__file__).with_name("vm_supervisor.py")
+CONSOLE_BYTES = 8 * 1024 * 1024
+SOCKET = "api.sock"
+KILL_SECONDS = 10.0
+POLL_SECONDS = 0.02
+
+
+class VmProcess:
+    """One VM of this host, running or not."""
+
+    def __init__(self, vms: Path, name: str) -> None:
+        self.name = name
+        self.directory = vms / name
+        self.console = self.directory / "console"
+
+    def start(self, vmm: Path, check: Callable[[], None]) -> None:
+        """Start the VMM in the VM's netns and wait until it answers. Raises VmmError."""
+        command = [sys.executable, "-I", "-S", str(SUPERVISOR), self.name, str(CONSOLE_BYTES)]
+        command += [
+            str(vmm),
+            "--api-sock",
+            SOCKET,
+            "--id",
+            _short_id(self.name),
+            "--level",
+            "Error",
+        ]
+        with (self.directory / "supervisor.log").open("wb") as log:
+            subprocess.Popen(
+                command,
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        with self.client() as client:
+            client.wait_until_up(lambda: self._require_no_exit(check))
+
+    def client(self) -> FirecrackerClient:
+        """Return a client of its API."""
+        return FirecrackerClient(self.directory / SOCKET)
+
+    def is_running(self) -> bool:
+        """Whether its VMM is alive."""
+        found = self._pids().get("vmm")
+        return found is not None and _is_alive(*found)
+
+    def has_ended(self) -> bool:
+        """Whether its VMM is gone and all that it said is in the console's file."""
+        return not any(_is_alive(*found) for found in self._pids().values())
+
+    def exit_reason(self) -> str:
+        """Say how the VMM ended."""
+        try:
+            status = json.loads((self.directory / "exit.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return "it was killed together with its supervisor"
+        if status["code"] is None:
+            return str(status["error"])
+        code = int(status["code"])
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+    def kill(self) -> None:
+        """Kill VMM and supervisor and wait until both are gone. Raises VmmError if one stays."""
+        found = self._pids()
+        for role in ("vmm", "supervisor"):
+            if role in found:
+                _kill(*found[role])
+        for pid in self._strays():
+            _kill(pid, _ticks(pid))
+
+    def remove(self) -> None:
+        """Kill it and remove its directory."""
+        self.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _pids(self) -> dict[str, tuple[int, int]]:
+        try:
+            found = json.loads((self.directory / "vmm.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return {role: (int(pid), int(ticks)) for role, (pid, ticks) in found.items()}
+
+    def _strays(self) -> list[int]:
+        """Find a supervisor that has not written its pids yet, by its working directory."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                here = str((entry / "cwd").readlink()).startswith(str(self.directory))
+                # Not the shell of a person who looks at the VM's files.
+                if here and self.name in (entry / "cmdline").read_text(errors="replace"):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+        return [pid for pid in found if pid != os.getpid()]
+
+    def _require_no_exit(self, check: Callable[[], None]) -> None:
+        check()
+        if (self.directory / "exit.json").exists():
+            raise VmmError(f"the VMM ended at once: {self.exit_reason()}: {self.tail(500)}")
+
+    def tail(self, size_bytes: int) -> str:
+        """Return the end of what it has written to its console."""
+        try:
+            with self.console.open("rb") as file:
+                file.seek(max(0, self.console.stat().st_size - size_bytes))
+                return file.read().decode(errors="replace").strip()
+        except FileNotFoundError:
+            return ""
+
+
+def remove_vms_until(vms: Path, vm: VmRef) -> None:
+    """Kill and remove this VM, and the same VM of earlier leases."""
+    if not vms.is_dir():
+        return
+    for directory in vms.iterdir():
+        if is_superseded(directory.name, vm):
+            VmProcess(vms, directory.name).remove()
+
+
+def _short_id(name: str) -> str:
+    # Firecracker takes ids of up to 64 characters of [A-Za-z0-9-].
+    return name[-60:].lstrip("-")
+
+
+def _ticks(pid: int) -> int:
+    try:
+        return start_ticks(pid)
+    except (OSError, ValueError):
+        return -1
+
+
+def _is_alive(pid: int, ticks: int) -> bool:
+    if _ticks(pid) != ticks:
+        return False
+    status = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2]
+    return status.split()[0] not in ("Z", "X")
+
+
+def _kill(pid: int, ticks: int) -> None:
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        if _ticks(pid) != ticks:  # looked at after the pidfd is held: it cannot change any more
+            return
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        _wait_gone(pid, ticks)
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(descriptor)
+
+
+def _wait_gone(pid: int, ticks: int) -> None:
+    deadline = time.monotonic() + KILL_SECONDS
+    while _alive_or_false(pid, ticks):
+        if time.monotonic() > deadline:
+            raise VmmError(f"process {pid} does not die")
+        time.sleep(POLL_SECONDS)
+    # Reap it if it is ours: a worker starts supervisors but never waits for them.
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return
+
+
+def _alive_or_false(pid: int, ticks: int) -> bool:
+    try:
+        return _is_alive(pid, ticks)
+    except OSError:
+        return False

@@ -1,0 +1,124 @@
+"""The one place for settings: environment variables `TEMPLATE_MANAGER_…` and a `.env` file.
+
+Temporal's own connection is not here: `temporalio.envconfig` reads `TEMPORAL_…` and the same TOML
+profiles as Temporal's CLI. The bucket's emulator, if any, is Google's own `STORAGE_EMULATOR_HOST`,
+and Docker's socket Docker's own `DOCKER_HOST`.
+"""
+
+from __future__ import annotations
+
+import socket
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, StringConstraints
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from activities.contract.names import HostName, PlainName
+from activities.contract.requests import BuildOptions
+
+# What a frozen host may still have under way when its lease has run out.
+LONGEST_UPLOAD_REQUEST_SECONDS = 60
+
+
+def _default_host() -> HostName:
+    return socket.gethostname().replace("_", "-")[:63] or "host"
+
+
+class Settings(BaseSettings):
+    """Settings of the API, the workers and the hosts. Sizes: `_mb` is MiB, times are seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="TEMPLATE_MANAGER_", extra="ignore")
+
+    # Every process
+    log_format: Literal["json", "console"] = "json"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    ready_file: Path | None = None
+    """Created when the process is ready to serve, removed when it ends."""
+    metrics_address: str = ""
+    """Where Prometheus finds this process, such as 127.0.0.1:9464; '' is nowhere."""
+    health_address: str = ""
+    """Where /livez and /readyz are served, such as 127.0.0.1:9465; "" is nowhere."""
+    bucket: str = "template-manager-dev"
+    insecure_registries: tuple[str, ...] = ()
+    """Registries (`host:port`) that speak plain HTTP, as a JSON list; hosts go by Docker's own."""
+    secret_keys: SecretStr = SecretStr("")
+    """Comma-separated `<key id>:<base64 of 32 bytes>`; the first seals, all open."""
+
+    # API
+    api_address: str = "127.0.0.1:5008"
+    tls_cert: Path | None = None
+    """The API's certificate chain (PEM); with `tls_key` it speaks TLS."""
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    """The API takes only clients with a certificate of this authority (mTLS)."""
+    tokens_file: Path | None = None
+    """Bearer tokens, see `api.server.access`; without it all who can connect may do everything."""
+    calls_per_second: Annotated[float, Field(gt=0)] = 50
+    """For each token, or each address when there are no tokens."""
+    calls_burst: Annotated[int, Field(ge=1)] = 200
+    max_running_builds: Annotated[int, Field(ge=0)] = 0
+    """A create or retry above it is RESOURCE_EXHAUSTED; 0 is no limit."""
+    registry: str = "127.0.0.1:5000"
+    """Where images without `from_image` are: `<registry>/<template_id>:<build_id>`."""
+    default_kernel_version: PlainName = "vmlinux-6.1"
+    default_firecracker_version: PlainName = "v1.13.1"
+    drain_seconds: float = 20
+    web_ui_address: str = "http://127.0.0.1:8233"
+    temporal_namespace_retention_days: int = 3
+
+    # Limits of a build, handed to the workflow as its options
+    build: BuildOptions = BuildOptions()
+
+    # KVM host
+    host: HostName = Field(default_factory=_default_host)
+    host_slots: Annotated[int, Field(ge=1, le=1000)] = 2
+    data_dir: Path = Path("/var/lib/template-manager")
+    kernels_dir: Path = Path("/fc-kernels")
+    firecracker_dir: Path = Path("/fc-versions")
+    guest_agent_path: Path | None = None
+    busybox_path: Path = Path("/bin/busybox")
+    """A static busybox; Debian's package busybox-static has it."""
+    dns_server: Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f.:]+$")] = "8.8.8.8"
+    provision_memory_mb: Annotated[int, Field(ge=512)] = 512
+    max_rootfs_mb: int = 64 * 1024
+    image_step_memory_mb: Annotated[int, Field(ge=512)] = 4096
+    """What the container of one step on top of the base image may take."""
+    image_step_network: str = "bridge"
+    """Docker's network for these containers; `none` for no network."""
+    checkpoint_max_age_hours: Annotated[float, Field(ge=0)] = 7 * 24
+    """Checkpoints that no build has used for longer are removed."""
+    checkpoint_max_mb: Annotated[int, Field(ge=0)] = 200 * 1024
+    """When all checkpoints of a host take more, those unused for longest are removed."""
+    sweep_interval_seconds: Annotated[float, Field(ge=1)] = 600
+    restart_grace_seconds: float = 5
+    """How long a restarted host waits for its own builds before it takes new ones."""
+
+    # Uploads
+    upload_chunk_mb: Annotated[int, Field(ge=1, le=1024)] = 32
+    upload_workers: Annotated[int, Field(ge=1, le=64)] = 4
+
+    @property
+    def late_arrival_seconds(self) -> float:
+        """Return after how long a host that has lost a build can no longer write to the bucket."""
+        limits = self.build
+        return (
+            limits.heartbeat_timeout_seconds
+            + limits.lease_grace_seconds
+            + LONGEST_UPLOAD_REQUEST_SECONDS
+        )
+
+    def kernel_path(self, version: PlainName) -> Path:
+        """Return where the kernel of that version must be on a host."""
+        return self.kernels_dir / version / "vmlinux.bin"
+
+    def firecracker_path(self, version: PlainName) -> Path:
+        """Return where the Firecracker of that version must be on a host."""
+        return self.firecracker_dir / version / "firecracker"
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """Read the settings once per process."""
+    return Settings()

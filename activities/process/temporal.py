@@ -1,0 +1,150 @@
+"""How this project talks to Temporal: connection, data converter, search attributes, errors."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from temporalio import activity
+from temporalio.api.operatorservice.v1 import (
+    AddSearchAttributesRequest,
+    ListSearchAttributesRequest,
+)
+from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.envconfig import ClientConfig
+from temporalio.runtime import Runtime
+from temporalio.service import RPCError, RPCStatusCode
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
+
+from activities.contract.errors import TemplateManagerError, TemporalUnavailableError
+from activities.contract.search_attributes import SEARCH_ATTRIBUTES
+from activities.process.logging import fields_of_activity
+from activities.process.tracing import client_interceptors
+
+# Cancellation reaches an activity with a heartbeat's answer, so heartbeats must not be held back
+# long; and a stopping worker gives its activities this long to let go.
+MAX_HEARTBEAT_THROTTLE = timedelta(seconds=2)
+
+
+GRACEFUL_SHUTDOWN = timedelta(seconds=10)
+
+
+_log = structlog.get_logger(__name__)
+
+
+def _config() -> dict[str, Any]:
+    config: dict[str, Any] = dict(ClientConfig.load_client_connect_config())
+    config.setdefault("target_host", "127.0.0.1:7233")
+    return config
+
+
+def temporal_address() -> str:
+    """Return where Temporal is, by the environment and the profile."""
+    return str(_config()["target_host"])
+
+
+async def connect(identity: str, *, lazy: bool = False, runtime: Runtime | None = None) -> Client:
+    """Connect as `TEMPORAL_ADDRESS` and its sisters say (default 127.0.0.1:7233).
+
+    With `lazy` the connection is made at the first call, so that a server can start while
+    Temporal is away. Raises TemporalUnavailableError, unless `lazy`.
+    """
+    config = _config()
+    try:
+        return await Client.connect(
+            **config,
+            data_converter=pydantic_data_converter,
+            identity=identity,
+            lazy=lazy,
+            runtime=runtime,
+            interceptors=client_interceptors(),
+        )
+    except RuntimeError as error:
+        if not is_connect_error(error):
+            raise
+        raise TemporalUnavailableError(
+            f"Temporal cannot be reached at {config['target_host']}"
+        ) from error
+
+
+def is_connect_error(error: BaseException) -> bool:
+    """Whether the SDK could not connect: it has no type of its own for it."""
+    return isinstance(error, RuntimeError) and str(error).startswith("Failed client connect")
+
+
+async def missing_search_attributes(client: Client) -> dict[str, int]:
+    """Return those of our search attributes that the namespace does not know, with their types.
+
+    Raises RPCError when Temporal is away.
+    """
+    listed = await client.operator_service.list_search_attributes(
+        ListSearchAttributesRequest(namespace=client.namespace)
+    )
+    return {
+        key.name: int(key.indexed_value_type)
+        for key in SEARCH_ATTRIBUTES
+        if key.name not in listed.custom_attributes
+    }
+
+
+async def register_search_attributes(client: Client) -> None:
+    """Make sure that the namespace knows our search attributes. Safe to call at every start.
+
+    Raises RPCError when Temporal is away or the caller may not change the namespace.
+    """
+    missing = await missing_search_attributes(client)
+    if not missing:
+        return
+    try:
+        await client.operator_service.add_search_attributes(
+            AddSearchAttributesRequest(
+                namespace=client.namespace,
+                search_attributes=missing,  # type: ignore[arg-type] # the stub wants its enum
+            )
+        )
+    except RPCError as error:  # another process was quicker
+        if error.status is not RPCStatusCode.ALREADY_EXISTS:
+            raise
+
+
+class ErrorInterceptor(Interceptor):
+    """Gives our own errors their wire form, and every process log line its build and step."""
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
+        """Wrap the activity inbound chain."""
+        return _ErrorActivityInterceptor(next)
+
+
+class _ErrorActivityInterceptor(ActivityInboundInterceptor):
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:
+        info = activity.info()
+        argument = input.args[0] if input.args else None
+        fields = fields_of_activity(
+            info.workflow_id or "", info.activity_type, info.attempt, argument
+        )
+        with structlog.contextvars.bound_contextvars(**fields):
+            began = time.monotonic()
+            _log.info("activity started")
+            try:
+                result = await super().execute_activity(input)
+            except TemplateManagerError as error:
+                _log.warning(
+                    "activity failed",
+                    error_type=type(error).__name__,
+                    error=error.message,
+                    seconds=_since(began),
+                )
+                raise error.to_application_error() from error
+            except asyncio.CancelledError:
+                _log.info("activity cancelled", seconds=_since(began))
+                raise
+            _log.info("activity done", seconds=_since(began))
+            return result
+
+
+def _since(began: float) -> float:
+    return round(time.monotonic() - began, 3)

@@ -1,0 +1,170 @@
+"""The container in which an image is asked about itself: its USER, its init, its shell.
+
+It runs `guest/provision.sh` by the static busybox from a bind mount, so that images without a shell
+work too. It gets no network, no capabilities and a read-only root: nothing in the image changes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import docker
+import docker.errors
+from docker.types import LogConfig, Mount
+
+from activities.contract.errors import (
+    CheckpointLostError,
+    DockerUnavailableError,
+    ProvisioningError,
+)
+from activities.contract.inputs import BuildRootfsInput
+from activities.contract.names import Step
+from activities.contract.scope import BuildScope
+from activities.image.containers import DEFAULT_PATH, labels_of, wait_for_exit
+from activities.process.settings import Settings
+from activities.rootfs.guest_files import IN_GUEST, GuestFacts
+from activities.step.build_log import BuildLog
+
+ANSWER = "@tm@ "
+
+
+PIDS_LIMIT = 256
+
+
+MAX_OUTPUT_LINES = 1000
+
+
+def container_name(scope: BuildScope) -> str:
+    """Name the container in which an image is provisioned."""
+    return f"tm-{scope.build_id}-{scope.lease.number}-provision"
+
+
+def create_container(
+    client: docker.APIClient, settings: Settings, build: BuildRootfsInput, staged: Path
+) -> str:
+    """Create (not start) the container and return its id.
+
+    Raises CheckpointLostError when the image is no longer on the host.
+    """
+    image = inspect_image(client, build)
+    memory = max(settings.provision_memory_mb, build.memory_mb) * 1024 * 1024
+    host_config = client.create_host_config(
+        mounts=[
+            Mount(IN_GUEST, str(staged), type="bind", read_only=True),
+            # Docker would copy the image's files into a volume for each VOLUME.
+            *(Mount(path, None, type="tmpfs") for path in (image["Config"].get("Volumes") or {})),
+        ],
+        cap_drop=["ALL"],
+        security_opt=["no-new-privileges"],
+        network_mode="none",
+        mem_limit=memory,
+        memswap_limit=memory,
+        pids_limit=PIDS_LIMIT,
+        read_only=True,
+        log_config=LogConfig(type=LogConfig.types.NONE),
+    )
+    created = client.create_container(
+        build.image.image_id,
+        name=container_name(build.scope),
+        entrypoint=[f"{IN_GUEST}/busybox"],
+        command=["sh", f"{IN_GUEST}/provision.sh"],
+        user="0:0",
+        working_dir="/",
+        environment={"PATH": DEFAULT_PATH},
+        healthcheck={"test": ["NONE"]},
+        labels=labels_of(build.scope, settings.data_dir),
+        host_config=host_config,
+    )
+    return str(created["Id"])
+
+
+def run_container(
+    client: docker.APIClient,
+    container_id: str,
+    log: BuildLog,
+    check: Callable[[], None],
+    timeout_seconds: float,
+) -> GuestFacts:
+    """Run the container to its end; its output goes into the log.
+
+    Raises ProvisioningError with the last lines when it fails or takes too long.
+    """
+    facts = GuestFacts()
+    output = client.attach(container_id, stream=True, demux=True)
+    reader = threading.Thread(target=_read_output, args=(output, facts, log), daemon=True)
+    reader.start()
+    deadline = time.monotonic() + timeout_seconds
+    _start(client, container_id)
+    code = wait_for_exit(client, container_id, reader, check, deadline=deadline)
+    if code is None:
+        raise ProvisioningError(
+            f"provisioning did not end within {timeout_seconds:g} s", log_tail=log.tail()
+        )
+    if code != 0:
+        raise ProvisioningError(
+            _why_it_failed(client, container_id, code, log), log_tail=log.tail()
+        )
+    if not facts.is_complete:
+        raise DockerUnavailableError("Docker lost output of the provisioning script")
+    return facts
+
+
+def _start(client: docker.APIClient, container_id: str) -> None:
+    try:
+        client.start(container_id)
+    except docker.errors.APIError as error:
+        # runc refuses what an image's files do not allow, such as our directory over a link.
+        if "OCI runtime create failed" not in str(error.explanation):
+            raise
+        raise ProvisioningError(
+            f"a container of the image cannot be started: {error.explanation}",
+            hint=f"Docker could not show {IN_GUEST} to the image: remove that path from it.",
+        ) from None
+
+
+def inspect_image(client: docker.APIClient, build: BuildRootfsInput) -> dict[str, Any]:
+    """Return what `docker inspect` tells of the build's image.
+
+    Raises CheckpointLostError when it is no longer on the host.
+    """
+    try:
+        image: dict[str, Any] = client.inspect_image(build.image.image_id)  # type: ignore[no-untyped-call]  # a decorator hides its type
+    except docker.errors.NotFound:
+        raise CheckpointLostError(
+            f"image {build.image.reference} is no longer on the host", step=Step.PULL
+        ) from None
+    return image
+
+
+def _read_output(output: Any, facts: GuestFacts, log: BuildLog) -> None:
+    lines = {"stdout": b"", "stderr": b""}
+    written = 0
+    for parts in output:
+        for name, part in zip(lines, parts, strict=True):
+            *whole, lines[name] = (lines[name] + (part or b"")).split(b"\n")
+            for line in whole:
+                written += 1
+                _take_line(line.decode(errors="replace"), facts, log, written)
+    for rest in lines.values():
+        if rest:
+            _take_line(rest.decode(errors="replace"), facts, log, written)
+
+
+def _take_line(line: str, facts: GuestFacts, log: BuildLog, number: int) -> None:
+    if line.startswith(ANSWER):
+        key, _, value = line.removeprefix(ANSWER).partition(" ")
+        facts.answers[key] = value
+    elif number <= MAX_OUTPUT_LINES:
+        log.info(line, source="provision")
+
+
+def _why_it_failed(client: docker.APIClient, container_id: str, code: int, log: BuildLog) -> str:
+    state = client.inspect_container(container_id)["State"]
+    if state.get("OOMKilled"):
+        return "provisioning ran out of memory"
+    last = log.tail()[-1:] if code == 3 else []
+    return last[0] if last else f"the provisioning script failed with exit code {code}"

@@ -1,0 +1,463 @@
+"""The root file system: an image's merged layers as an ext4, with what makes it boot.
+
+The truth is the image's own layers as overlayfs merges them, without the layer in which Docker puts
+its own mount points. A container only answers questions about the image; its changes are not used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import signal
+import subprocess
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import docker
+from temporalio import activity
+
+from activities.contract.errors import (
+    CheckpointLostError,
+    FilesystemToolError,
+    HostDiskFullError,
+    RootfsTooLargeError,
+    StorageDriverError,
+)
+from activities.contract.inputs import BuildRootfsInput
+from activities.contract.interface import RootfsActivities
+from activities.contract.names import Step
+from activities.contract.results import Checkpoint
+from activities.contract.scope import BuildScope
+from activities.disk import ext4, mounts
+from activities.disk.archives import TAR
+from activities.image.containers import remove_container, remove_containers
+from activities.image.docker_daemon import docker_errors
+from activities.process.settings import Settings
+from activities.rootfs.guest_files import (
+    GuestFacts,
+    add_to_root,
+    guest_files_sha256,
+    stage_answers,
+    stage_guest_files,
+)
+from activities.rootfs.provisioning import create_container, inspect_image, run_container
+from activities.step.checkpoints import CheckpointStore, fingerprint
+from activities.step.ledger import LeaseLedger
+from activities.step.running_step import RunningStep, running_step
+from activities.step.work_directories import (
+    remove_if_empty,
+    remove_work_directory,
+    work_directory,
+    work_of,
+)
+
+# Raise it when the same inputs give another root file system than before.
+PROVISIONING_VERSION = 1
+
+
+ROOTFS = "rootfs.ext4"
+
+
+MIB = 1024 * 1024
+
+
+PIPE_BYTES = 1024 * 1024
+
+
+MAX_NAMES_BYTES = 512 * 1024  # of large files, on a command line
+
+
+HOST_RESERVE_BYTES = 64 * MIB
+
+
+POLL_SECONDS = 0.1
+
+
+DIRECTORIES_ADDED = 12  # at most: those that a bare image lacks, and the files in `/etc`
+
+
+COPY_ERROR_LINES = 20
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """One attempt's directory on the host, under `<data>/work/<build_id>/`."""
+
+    directory: Path
+
+    @classmethod
+    def of(cls, data_dir: Path, scope: BuildScope, attempt: int) -> Workplace:
+        """Name an attempt's directory."""
+        return cls(work_directory(data_dir, scope, "rootfs", str(attempt)))
+
+    @property
+    def staged(self) -> Path:
+        """What becomes `/.template`."""
+        return self.directory / "template"
+
+    @property
+    def merged(self) -> Path:
+        """Where the image's layers are mounted."""
+        return self.directory / "merged"
+
+    @property
+    def target(self) -> Path:
+        """Where the new file system is mounted."""
+        return self.directory / "target"
+
+    @property
+    def empty(self) -> Path:
+        """A layer without anything: overlayfs wants two at least."""
+        return self.directory / "empty"
+
+
+@dataclass(frozen=True)
+class Flattened:
+    """What flattening an image has made."""
+
+    size_bytes: int
+    available_bytes: int
+    files: int
+    added: list[str]
+
+
+class HostRootfsActivities(RootfsActivities):
+    """Makes root file systems on this host."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: LeaseLedger,
+        store: CheckpointStore,
+        docker_client: docker.APIClient,
+    ) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._store = store
+        self._docker = docker_client
+
+    @activity.defn(name="build_rootfs")
+    async def build_rootfs(self, build: BuildRootfsInput, /) -> Checkpoint:
+        """Provision the image in a container and make `rootfs.ext4` of it."""
+        attempt = activity.info().attempt
+        async with running_step(
+            self._settings.data_dir, self._ledger, build.scope, Step.ROOTFS
+        ) as step:
+            return await step.in_thread(self._build, step, build, attempt)
+
+    @activity.defn(name="clean_up_rootfs")
+    async def clean_up_rootfs(self, scope: BuildScope, /) -> None:
+        """Remove the containers, mounts, loop devices and half-made files of `build_rootfs`."""
+        async with running_step(self._settings.data_dir, self._ledger, scope, Step.ROOTFS) as step:
+            await step.in_thread(self._remove_leftovers, scope)
+
+    def _build(self, step: RunningStep, build: BuildRootfsInput, attempt: int) -> Checkpoint:
+        key = rootfs_fingerprint(self._settings, build)
+        found = self._find(step, build, key)
+        if found:
+            return found
+        with (
+            docker_errors(),
+            self._store.making(Step.ROOTFS, key, build.scope, attempt, step.check) as work,
+        ):
+            # Another attempt, or another build of the same image, may have just made it.
+            found = self._find(step, build, key)
+            if found:
+                return found
+            self._remove_leftovers(build.scope)
+            place = Workplace.of(self._settings.data_dir, build.scope, attempt)
+            try:
+                return self._make(step, build, key, work, place)
+            finally:
+                remove_work_directory(place.directory)
+
+    def _find(self, step: RunningStep, build: BuildRootfsInput, key: str) -> Checkpoint | None:
+        found = self._store.find(Step.ROOTFS, key, build.scope.build_id, step.check)
+        if found:
+            step.log.info("root file system: an earlier build's is used again", fingerprint=key)
+        return found
+
+    def _make(
+        self,
+        step: RunningStep,
+        build: BuildRootfsInput,
+        key: str,
+        work: Path,
+        place: Workplace,
+    ) -> Checkpoint:
+        for directory in (place.merged, place.target, place.empty):
+            directory.mkdir(parents=True)
+        facts = self._provision(step, build, place)
+        image = work / ROOTFS
+        made = mounts.in_mount_namespace(lambda: self._flatten(step, build, key, image, place))
+        made = self._correct_size(step, build, image, made)
+        step.log.debug(f"flattened into {made.size_bytes // MIB} MiB")
+        step.progress("checking the file system")
+        ext4.check_filesystem(image)
+        step.log.info(
+            f"root file system: {made.size_bytes // MIB} MiB, {made.available_bytes // MIB} MiB "
+            f"of them free, {made.files} files"
+        )
+        step.progress("keeping the file system")
+        return self._store.publish(
+            work,
+            Step.ROOTFS,
+            key,
+            build.scope,
+            names=(ROOTFS,),
+            check=step.check,
+            facts=_facts(facts, made),
+        )
+
+    def _provision(
+        self, step: RunningStep, build: BuildRootfsInput, place: Workplace
+    ) -> GuestFacts:
+        step.progress("provisioning")
+        stage_guest_files(place.staged, self._settings, build)
+        step.check()
+        container = create_container(self._docker, self._settings, build, place.staged)
+        try:
+            facts = run_container(
+                self._docker, container, step.log, step.check, build.provision_timeout_seconds
+            )
+        finally:
+            remove_container(self._docker, container)
+        stage_answers(place.staged, build, facts)
+        step.log.info(f"provisioned: init {facts.answers['init']}, user {facts.answers['user']}")
+        return facts
+
+    def _flatten(
+        self, step: RunningStep, build: BuildRootfsInput, key: str, image: Path, place: Workplace
+    ) -> Flattened:
+        root, layers = image_layers(inspect_image(self._docker, build))
+        with mounts.merged_layers(root, [*layers, str(place.empty)], place.merged):
+            step.progress("measuring the image")
+            content = ext4.measure(place.merged, step.check)
+            content.add(ext4.measure(place.staged, step.check), DIRECTORIES_ADDED)
+            step.check()
+            self._require_room(content, build)
+            size_bytes = ext4.make_filesystem(
+                image, content, build.disk_size_mb * MIB, _uuid_of(key)
+            )
+            step.log.info(f"copying {content.files} files, {content.bytes // MIB} MiB")
+            with mounts.mounted_image(image, place.target, "noatime"):
+                (place.target / "lost+found").rmdir()  # no file of the image's
+                copy_tree(place.merged, place.target, content, place.directory, step)
+                step.check()
+                added = add_to_root(
+                    place.target,
+                    place.staged,
+                    build.image.config.working_dir or "/",
+                    self._settings.dns_server,
+                )
+                mounts.sync_filesystem(place.target)
+                free = os.statvfs(place.target)
+        used = free.f_files - free.f_ffree
+        return Flattened(size_bytes, free.f_bavail * free.f_bsize, used, added)
+
+    def _require_room(self, content: ext4.Content, build: BuildRootfsInput) -> None:
+        total_mb = ext4.bytes_for(content, build.disk_size_mb * MIB) // MIB
+        if total_mb > self._settings.max_rootfs_mb:
+            raise RootfsTooLargeError(
+                f"the root file system would be {total_mb} MiB (image {content.bytes // MIB} MiB, "
+                f"free space {build.disk_size_mb} MiB); the limit is "
+                f"{self._settings.max_rootfs_mb} MiB"
+            )
+        disk = os.statvfs(self._settings.data_dir)
+        free_bytes = disk.f_bavail * disk.f_frsize
+        needed_bytes = content.bytes + content.files * ext4.INODE_BYTES + HOST_RESERVE_BYTES
+        if needed_bytes > free_bytes:
+            raise HostDiskFullError(
+                f"the root file system needs {needed_bytes // MIB} MiB in "
+                f"{self._settings.data_dir}, where {free_bytes // MIB} MiB are free"
+            )
+
+    def _correct_size(
+        self, step: RunningStep, build: BuildRootfsInput, image: Path, made: Flattened
+    ) -> Flattened:
+        """Grow or shrink when the guess at what directories and attributes take was off."""
+        wanted = build.disk_size_mb * MIB
+        excess = made.available_bytes - wanted
+        if 0 <= excess <= max(wanted // 100, MIB):
+            return made
+        step.log.debug(f"free space is {excess} bytes off: resizing")
+        size_bytes = (made.size_bytes - excess) // ext4.BLOCK * ext4.BLOCK + MIB // 2
+        ext4.check_filesystem(image)
+        ext4.resize_filesystem(image, size_bytes)
+        available = ext4.available_blocks(image) * ext4.BLOCK
+        return Flattened(size_bytes, available, made.files, made.added)
+
+    def _remove_leftovers(self, scope: BuildScope) -> None:
+        """Remove what attempts of this lease and earlier ones have left."""
+        with docker_errors():
+            remove_containers(self._docker, scope)
+        work = work_of(self._settings.data_dir, scope.build_id)
+        for directory in _attempts_until(work, scope.lease.number):
+            for point in mounts.mounts_under(directory):
+                mounts.unmount(point)
+            remove_work_directory(directory)
+        for device in mounts.loop_devices_of(f".tmp.{scope.build_id}."):
+            mounts.detach_loop_device(device)
+        remove_if_empty(work)
+
+
+def rootfs_fingerprint(settings: Settings, build: BuildRootfsInput) -> str:
+    """Return the key of the root file system that these inputs give.
+
+    Raises AgentMissingError when the configured agent is not on the host.
+    """
+    # A forced build's are its own: it must not take away what another build is working on.
+    own = {"forced_by": build.scope.build_id} if build.force else {}
+    return fingerprint(
+        Step.ROOTFS,
+        **own,
+        version=PROVISIONING_VERSION,
+        architecture=platform.machine(),
+        image=build.image.digest,
+        disk_size_mb=build.disk_size_mb,
+        start_command=build.start_command,
+        ready_command=build.ready_command,
+        env=build.env,
+        guest_files=guest_files_sha256(settings),
+        dns_server=settings.dns_server,
+    )
+
+
+def image_layers(image: dict[str, Any]) -> tuple[Path, list[str]]:
+    """Return Docker's overlay2 directory and the image's layers in it, topmost first.
+
+    The layers are the short links in `l/` that Docker itself mounts by. `image` is what
+    `docker inspect` tells. Raises StorageDriverError for any other storage driver.
+    """
+    driver = image.get("GraphDriver") or {}
+    if driver.get("Name") != "overlay2" or not driver.get("Data"):
+        raise StorageDriverError(f"Docker's storage driver is {driver.get('Name')!r}")
+    data = driver["Data"]
+    below = data.get("LowerDir") or ""
+    diffs = [Path(data["UpperDir"]), *(Path(part) for part in below.split(":") if part)]
+    try:
+        links = [f"l/{(diff.parent / 'link').read_text().strip()}" for diff in diffs]
+    except FileNotFoundError as error:
+        raise CheckpointLostError(f"a layer is gone: {error.filename}", step=Step.PULL) from error
+    return diffs[0].parent.parent, links
+
+
+def copy_tree(
+    source: Path, target: Path, content: ext4.Content, place: Path, step: RunningStep
+) -> None:
+    """Copy everything of a tree with GNU tar and coreutils' cp, which keep all that ext4 can hold.
+
+    A pair of tars, one that reads while the other writes, is quicker than cp where looking files
+    up takes long, as under many layers; cp is quicker for what is large. All of them die with the
+    calling thread. Raises HostDiskFullError or FilesystemToolError.
+    """
+    large = content.large_files
+    if sum(len(name) + 1 for name in large) > MAX_NAMES_BYTES:
+        large = []
+    not_large = [b"--exclude=./" + name for name in large]
+    reader = [*TAR, "--create", "--format=posix", "--sparse", "-C", str(source)]
+    reader += ["--anchored", "--no-wildcards", *map(os.fsdecode, not_large), "."]
+    writer = [*TAR, "--extract", "--same-owner", "--preserve-permissions", "--absolute-names"]
+    copier = ["cp", "-d", "--parents", "--sparse=auto"]
+    copier += ["--preserve=mode,ownership,timestamps,links,xattr", f"--target-directory={target}"]
+    copier += ["--", *map(os.fsdecode, large)]
+    follow = _Follower(target, content.bytes, step)
+    messages = place / "copy.err"
+    with messages.open("wb") as errors:
+        with (
+            _running(reader, stdout=subprocess.PIPE, stderr=errors) as reads,
+            _running([*writer, "-C", str(target)], stdin=reads.stdout, stderr=errors) as writes,
+        ):
+            assert reads.stdout is not None
+            reads.stdout.close()  # only the writer has it: when that ends, the reader is told
+            follow(writes)
+            reads.wait()
+        _require_copied(messages, reads, writes)
+        if large:
+            with _running(copier, cwd=source, stderr=errors) as copies:
+                follow(copies)
+            _require_copied(messages, copies)
+            _restore_times(source, target, large)
+
+
+def _require_copied(messages: Path, *processes: subprocess.Popen[bytes]) -> None:
+    if any(process.returncode for process in processes):
+        lines = messages.read_text(errors="replace").splitlines()[-COPY_ERROR_LINES:]
+        kind = HostDiskFullError if "No space left" in "".join(lines) else FilesystemToolError
+        raise kind(f"copying the image failed: {lines[-1] if lines else '?'}", log_tail=lines)
+
+
+def _restore_times(source: Path, target: Path, files: list[bytes]) -> None:
+    """Undo what adding files has done to the times of their directories."""
+    for directory in {Path(os.fsdecode(name)).parent for name in files}:
+        status = (source / directory).lstat()
+        os.utime(target / directory, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+class _Follower:
+    """Waits for processes that fill a file system, and tells how far they are."""
+
+    def __init__(self, target: Path, expected_bytes: int, step: RunningStep) -> None:
+        self._target = target
+        self._expected_bytes = expected_bytes
+        self._step = step
+        self._empty = os.statvfs(target)
+
+    def __call__(self, process: subprocess.Popen[bytes]) -> None:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(POLL_SECONDS)
+                return
+            self._step.check()
+            now = os.statvfs(self._target)
+            done = min((self._empty.f_bfree - now.f_bfree) * now.f_bsize, self._expected_bytes)
+            self._step.progress("copying the image", done, self._expected_bytes, "bytes")
+
+
+@contextmanager
+def _running(command: list[str], **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command, and end it when the block is left."""
+    process = subprocess.Popen(
+        ["setpriv", "--pdeathsig", "KILL", *command],
+        stdin=streams.pop("stdin", subprocess.DEVNULL),
+        start_new_session=True,
+        env={**os.environ, "LC_ALL": "C"},
+        pipesize=PIPE_BYTES,
+        **streams,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _facts(facts: GuestFacts, made: Flattened) -> dict[str, str | int | float]:
+    return {
+        "size_mb": made.size_bytes // MIB,
+        "free_mb": made.available_bytes // MIB,
+        "files": made.files,
+        "init": facts.init_kind,
+        "agent_version": facts.agent_version,
+        "added_paths": json.dumps(made.added),
+    }
+
+
+def _uuid_of(key: str) -> str:
+    """Return the file system's UUID: the same inputs give the same."""
+    return str(uuid.UUID(key[:32]))
+
+
+def _attempts_until(work: Path, lease: int) -> list[Path]:
+    return [
+        path
+        for path in work.glob("*.*.*")
+        if path.name.split(".")[1].isdigit() and int(path.name.split(".")[1]) <= lease
+    ]

@@ -1,0 +1,177 @@
+"""The build log: what users read of a build, line by line.
+
+Each line goes to a file on the host (`<data>/logs/<build_id>.jsonl`, one JSON object a line,
+`models.LogEntry`) and, in batches, to the workflow's durable stream, where a client follows it
+from any offset. The stream is bounded; the file has everything and is uploaded as `build.log`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import structlog
+from temporalio import activity
+from temporalio.contrib.workflow_streams import WorkflowStreamClient
+
+from activities.contract.errors import LOG_TAIL_LINES
+from activities.contract.names import LOG_TOPIC, Step
+from activities.contract.status import LogEntry, LogLevel
+from activities.process.clock import utc_now
+
+BATCH_INTERVAL = timedelta(seconds=1)
+MAX_STREAM_LINES = 5_000
+MAX_STREAM_BYTES = 16 * 1024 * 1024
+MAX_LINE_CHARS = 4_096
+FLUSH_LIMIT_SECONDS = 10.0
+LOG_DIRECTORY = "logs"
+REDACTED = "[secret]"
+UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
+
+_log = structlog.get_logger(__name__)
+
+
+def log_path(data_dir: Path, build_id: str) -> Path:
+    """Return where a host keeps the whole log of a build."""
+    return data_dir / LOG_DIRECTORY / f"{build_id}.jsonl"
+
+
+class BuildLog:
+    """Writes a step's lines. Thread-safe: blocking code logs from its own thread."""
+
+    def __init__(self, path: Path, step: Step, stream: WorkflowStreamClient | None = None) -> None:
+        """Append to `path`; `stream`, if any, belongs to the running event loop."""
+        self.path = path
+        self._step = step
+        self._topic = stream.topic(LOG_TOPIC, type=LogEntry) if stream else None
+        self._loop = asyncio.get_running_loop() if stream else None
+        self._lock = threading.Lock()
+        self._tail: deque[str] = deque(maxlen=LOG_TAIL_LINES)
+        self._secrets: set[str] = set()
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def redact(self, secret: str) -> None:
+        """Never let `secret` through: it is replaced in every later line."""
+        if secret:
+            self._secrets.add(secret)
+
+    def debug(self, message: str, **fields: str) -> None:
+        """Write a line of level debug."""
+        self.write(LogLevel.DEBUG, message, **fields)
+
+    def info(self, message: str, **fields: str) -> None:
+        """Write a line of level info."""
+        self.write(LogLevel.INFO, message, **fields)
+
+    def warn(self, message: str, **fields: str) -> None:
+        """Write a line of level warn."""
+        self.write(LogLevel.WARN, message, **fields)
+
+    def error(self, message: str, **fields: str) -> None:
+        """Write a line of level error."""
+        self.write(LogLevel.ERROR, message, **fields)
+
+    def write(self, level: LogLevel, message: str, **fields: str) -> None:
+        """Write one line; longer ones than MAX_LINE_CHARS are cut and say so."""
+        entry = LogEntry(
+            timestamp=utc_now(),
+            level=level,
+            message=self._clean(message),
+            step=self._step,
+            fields={name: self._clean(value) for name, value in fields.items()},
+        )
+        line = entry.model_dump_json() + "\n"
+        with self._lock:
+            self._tail.append(entry.message)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line)
+            publish = self._within_bounds(len(line))
+        if publish and self._topic and self._loop:
+            self._loop.call_soon_threadsafe(self._topic.publish, entry)
+
+    def tail(self) -> list[str]:
+        """Return the last lines that this step wrote."""
+        with self._lock:
+            return list(self._tail)
+
+    def _clean(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, REDACTED)
+        text = "".join(c if c == "\t" or c.isprintable() else UNPRINTABLE for c in text)
+        if len(text) <= MAX_LINE_CHARS:
+            return text
+        return text[:MAX_LINE_CHARS] + f"… [{len(text) - MAX_LINE_CHARS} more characters cut]"
+
+    def _within_bounds(self, size_bytes: int) -> bool:
+        """Count what has gone to the stream, over all steps of the build on this host."""
+        counter = self.path.with_suffix(".streamed")
+        try:
+            lines, total = json.loads(counter.read_text())
+        except (FileNotFoundError, ValueError):
+            lines, total = 0, 0
+        if lines >= MAX_STREAM_LINES or total >= MAX_STREAM_BYTES:
+            return False
+        counter.write_text(json.dumps([lines + 1, total + size_bytes]))
+        if lines + 1 >= MAX_STREAM_LINES or total + size_bytes >= MAX_STREAM_BYTES:
+            self._say_where_the_rest_is()
+        return True
+
+    def _say_where_the_rest_is(self) -> None:
+        entry = LogEntry(
+            timestamp=utc_now(),
+            level=LogLevel.WARN,
+            message="the live log is full; the rest is in build.log and on the host",
+            step=self._step,
+        )
+        if self._topic and self._loop:
+            self._loop.call_soon_threadsafe(self._topic.publish, entry)
+
+
+@asynccontextmanager
+async def open_build_log(data_dir: Path, build_id: str, step: Step) -> AsyncIterator[BuildLog]:
+    """Open the log of the running activity's build, and flush its lines at the end.
+
+    A line that cannot be published (the workflow has closed, Temporal is away) is dropped from
+    the stream and stays in the file: it never fails the step.
+    """
+    path = log_path(data_dir, build_id)
+    stream = _stream_of_activity()
+    log = BuildLog(path, step, stream)
+    if stream is None:
+        yield log
+        return
+    await stream.__aenter__()
+    try:
+        yield log
+    finally:
+        await asyncio.sleep(0)  # let lines from threads arrive
+        with contextlib.suppress(asyncio.TimeoutError):
+            try:
+                await asyncio.wait_for(stream.__aexit__(None, None, None), FLUSH_LIMIT_SECONDS)
+            except Exception as error:
+                _log.warning("build log lines not published", error=str(error))
+
+
+def read_entries(path: Path) -> list[LogEntry]:
+    """Read a log file back; a last line that a crash cut short is left out."""
+    entries = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                entries.append(LogEntry.model_validate_json(line))
+    return entries
+
+
+def _stream_of_activity() -> WorkflowStreamClient | None:
+    try:
+        activity.client()
+    except RuntimeError:  # outside a worker: a test of one activity
+        return None
+    return WorkflowStreamClient.from_within_activity(batch_interval=BATCH_INTERVAL)

@@ -1,0 +1,259 @@
+"""Checkpoints: what a finished step left on this host. They are also the cache.
+
+`<data>/steps/<step>/<fingerprint>/` holds the files, `manifest.json` (`models.Checkpoint`) and
+`refs/<build_id>` for each build that uses it. It appears by rename after fsync, so it exists whole
+or not at all. The fingerprint is a SHA-256 over the step's inputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from activities.contract.errors import CheckpointLostError
+from activities.contract.names import HostName, Step
+from activities.contract.results import Checkpoint, StoredFile
+from activities.contract.scope import BuildScope
+from activities.disk.locks import locked
+from activities.disk.sparse_files import allocated_bytes, sha256_of, sync_directory
+
+MANIFEST = "manifest.json"
+REFERENCES = "refs"
+CONDEMNED = "unusable"
+FINGERPRINT = re.compile("[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class KeptCheckpoint:
+    """A checkpoint on this host, as the sweep sees it."""
+
+    path: Path
+    bytes: int
+    """What it takes on the disk."""
+    used_at: float
+    """When a build last made or found it; wall clock, seconds."""
+    users: tuple[str, ...]
+    """Ids of the builds that refer to it."""
+
+    @property
+    def name(self) -> str:
+        """`<step>/<fingerprint>`."""
+        return f"{self.path.parent.name}/{self.path.name}"
+
+
+def fingerprint(step: Step, **inputs: object) -> str:
+    """Return the key of a step's result: SHA-256 of its inputs as canonical JSON."""
+    text = json.dumps({"step": step, **inputs}, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class CheckpointStore:
+    """The checkpoints of one host."""
+
+    def __init__(self, data_dir: Path, host: HostName) -> None:
+        self._steps = data_dir / "steps"
+        self._locks = data_dir / "locks"
+        self._host = host
+
+    def path(self, step: Step, key: str) -> Path:
+        """Return the directory of a checkpoint."""
+        return self._steps / step / key
+
+    def file(self, checkpoint: Checkpoint, name: str) -> Path:
+        """Return the path of one of its files."""
+        return self.path(checkpoint.step, checkpoint.fingerprint) / name
+
+    def find(
+        self, step: Step, key: str, build_id: str, check: Callable[[], None]
+    ) -> Checkpoint | None:
+        """Return the checkpoint if it is there and every byte is right, and take a reference.
+
+        A condemned one is not found. A damaged one is removed, so that it is made again. Blocking:
+        it hashes the files.
+        """
+        directory = self.path(step, key)
+        if (directory / CONDEMNED).exists():
+            return None
+        try:
+            manifest = Checkpoint.model_validate_json((directory / MANIFEST).read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        self._reference(directory, build_id)
+        if all(self._is_whole(directory / n, f, check) for n, f in manifest.files.items()):
+            os.utime(directory)
+            return manifest.model_copy(update={"reused": True})
+        shutil.rmtree(directory, ignore_errors=True)
+        return None
+
+    def condemn(self, checkpoint: Checkpoint) -> None:
+        """Let a checkpoint that is whole, but of no use, not be found again."""
+        (self.path(checkpoint.step, checkpoint.fingerprint) / CONDEMNED).touch()
+
+    def require(self, checkpoint: Checkpoint, build_id: str) -> Path:
+        """Return the directory of what an earlier step left.
+
+        Looks at sizes and times only (a found checkpoint has been hashed). Raises
+        CheckpointLostError naming the step to go back to when anything is not as it was.
+        """
+        directory = self.path(checkpoint.step, checkpoint.fingerprint)
+        if checkpoint.host != self._host:
+            raise CheckpointLostError(
+                f"the checkpoint of {checkpoint.step} is on host {checkpoint.host}",
+                step=checkpoint.step,
+            )
+        for name, expected in checkpoint.files.items():
+            if not _looks_whole(directory / name, expected):
+                raise CheckpointLostError(
+                    f"{name} of {checkpoint.step} is gone or damaged", step=checkpoint.step
+                )
+        self._reference(directory, build_id)
+        return directory
+
+    @contextmanager
+    def making(
+        self, step: Step, key: str, scope: BuildScope, attempt: int, check: Callable[[], None]
+    ) -> Iterator[Path]:
+        """Work on a checkpoint: yields a directory of its own, alone among all attempts.
+
+        Waits for another attempt at the same key (of this or another build). The directory is
+        removed at the end unless `publish` has renamed it.
+        """
+        name = f"{key}.tmp.{scope.build_id}.{scope.lease.number}.{attempt}"
+        with locked(self._locks / f"{step}.{key}", check):
+            work = self._steps / step / name
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+            try:
+                yield work
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+
+    def publish(
+        self,
+        work: Path,
+        step: Step,
+        key: str,
+        scope: BuildScope,
+        *,
+        names: tuple[str, ...],
+        check: Callable[[], None],
+        facts: dict[str, str | int | float] | None = None,
+        hashes: dict[str, str] | None = None,
+    ) -> Checkpoint:
+        """Make the files of `work` the checkpoint `key`: hash, fsync, rename.
+
+        `hashes` are those already known (hex SHA-256). `check` is the last look at the fence.
+        Replaces an older checkpoint of the same key (a forced build).
+        """
+        files = {name: _describe(work / name, check, (hashes or {}).get(name)) for name in names}
+        checkpoint = Checkpoint(
+            step=step, fingerprint=key, host=self._host, files=files, facts=facts or {}
+        )
+        self._reference(work, scope.build_id)
+        with (work / MANIFEST).open("w") as manifest:
+            manifest.write(checkpoint.model_dump_json(indent=2))
+            manifest.flush()
+            os.fsync(manifest.fileno())
+        sync_directory(work)
+        check()
+        self._move_in(work, self.path(step, key))
+        return checkpoint
+
+    def release(self, build_id: str) -> None:
+        """Drop the build's references and its unfinished work."""
+        for step in self._step_directories():
+            for entry in step.iterdir():
+                if f".tmp.{build_id}." in entry.name:
+                    shutil.rmtree(entry, ignore_errors=True)
+                (entry / REFERENCES / build_id).unlink(missing_ok=True)
+
+    def all(self) -> list[KeptCheckpoint]:
+        """Return all finished checkpoints."""
+        return [kept for path in self._finished() if (kept := _look_at(path)) is not None]
+
+    def references(self) -> list[tuple[str, Path]]:
+        """Return (build id, reference's path) of every build's use of a checkpoint."""
+        paths = [path for kept in self._finished() for path in (kept / REFERENCES).glob("*")]
+        return [(path.name, path) for path in paths]
+
+    def evict(self, path: Path, users: Collection[str]) -> bool:
+        """Remove a checkpoint, unless a build that is not of `users` has come to use it."""
+        trash = path.with_name(f"{path.name}.evicted")
+        shutil.rmtree(trash, ignore_errors=True)
+        try:
+            path.rename(trash)
+        except FileNotFoundError:
+            return True
+        # Looked at after the rename: a build that comes now does not find it and makes it again.
+        if {entry.name for entry in (trash / REFERENCES).glob("*")} - set(users):
+            with contextlib.suppress(OSError):
+                trash.rename(path)
+                return False
+        shutil.rmtree(trash, ignore_errors=True)
+        return True
+
+    def _finished(self) -> list[Path]:
+        found = [path for step in self._step_directories() for path in step.iterdir()]
+        return [path for path in found if FINGERPRINT.fullmatch(path.name)]
+
+    def _step_directories(self) -> list[Path]:
+        return list(self._steps.iterdir()) if self._steps.is_dir() else []
+
+    def _move_in(self, work: Path, target: Path) -> None:
+        old = target.with_name(f"{work.name}.old")
+        refs: list[str] = []
+        with contextlib.suppress(FileNotFoundError):
+            refs = [path.name for path in (target / REFERENCES).iterdir()]
+            target.rename(old)
+        for build_id in refs:
+            self._reference(work, build_id)
+        work.rename(target)
+        sync_directory(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+    @staticmethod
+    def _reference(directory: Path, build_id: str) -> None:
+        (directory / REFERENCES).mkdir(exist_ok=True)
+        (directory / REFERENCES / build_id).touch()
+
+    @staticmethod
+    def _is_whole(path: Path, expected: StoredFile, check: Callable[[], None]) -> bool:
+        return _looks_whole(path, expected) and sha256_of(path, check) == expected.sha256
+
+
+def _look_at(path: Path) -> KeptCheckpoint | None:
+    try:
+        size_bytes = sum(allocated_bytes(entry) for entry in path.iterdir() if entry.is_file())
+        users = tuple(entry.name for entry in (path / REFERENCES).glob("*"))
+        used_at = path.stat().st_mtime
+    except FileNotFoundError:  # it has just gone
+        return None
+    return KeptCheckpoint(path, size_bytes, used_at, users)
+
+
+def _looks_whole(path: Path, expected: StoredFile) -> bool:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return False
+    return stat.st_size == expected.size_bytes and stat.st_mtime_ns == expected.mtime_ns
+
+
+def _describe(path: Path, check: Callable[[], None], known_sha256: str | None) -> StoredFile:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    stat = path.stat()
+    return StoredFile(
+        size_bytes=stat.st_size,
+        allocated_bytes=allocated_bytes(path),
+        sha256=known_sha256 or sha256_of(path, check),
+        mtime_ns=stat.st_mtime_ns,
+    )

@@ -1,0 +1,122 @@
+"""A host's ledger of the builds that it holds, and the fence before every mutation.
+
+`<data>/leases/<build_id>` is one JSON object a build. Its deadline is of CLOCK_BOOTTIME, which
+goes on while the process is frozen or the machine suspended: a host that wakes up after its lease
+has passed sees that, and refuses to act.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+from activities.contract.errors import LeaseLostError
+from activities.contract.model import Model
+from activities.contract.names import BuildId
+from activities.contract.scope import BuildScope
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def boottime() -> float:
+    """Return seconds since boot, suspend included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class LedgerEntry(Model):
+    """A build that this host holds."""
+
+    build_id: BuildId
+    template_id: str
+    workflow_id: str
+    number: int
+    lifetime_seconds: float
+    deadline: float
+    """CLOCK_BOOTTIME seconds until which the host may act without renewing."""
+    boot_id: str
+    taken_at: float
+    """Wall clock, seconds; the sweep leaves young entries alone."""
+
+    @property
+    def expired(self) -> bool:
+        """Whether the host must not act on this lease any more without renewing it."""
+        return self.boot_id != current_boot_id() or boottime() > self.deadline
+
+
+def current_boot_id() -> str:
+    """Return an id that changes when the machine is rebooted."""
+    return BOOT_ID.read_text().strip()
+
+
+class LeaseLedger:
+    """The entries on disk. Every write is a rename, so a reader sees all of one or nothing."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._directory = data_dir / "leases"
+        self._directory.mkdir(parents=True, exist_ok=True)
+
+    def entries(self) -> list[LedgerEntry]:
+        """Return all builds that this host holds."""
+        names = [path.name for path in self._directory.iterdir() if not path.name.endswith(".tmp")]
+        return [entry for name in names if (entry := self.get(name)) is not None]
+
+    def count(self) -> int:
+        """Return how many slots are taken."""
+        return sum(1 for path in self._directory.iterdir() if not path.name.endswith(".tmp"))
+
+    def get(self, build_id: str) -> LedgerEntry | None:
+        """Return the entry of a build, or None when this host does not hold it."""
+        try:
+            return LedgerEntry.model_validate_json((self._directory / build_id).read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def put(
+        self,
+        *,
+        build_id: str,
+        template_id: str,
+        workflow_id: str,
+        number: int,
+        lifetime_seconds: float,
+    ) -> LedgerEntry:
+        """Take or renew: write the entry with a deadline `lifetime_seconds` from now."""
+        before = self.get(build_id)
+        entry = LedgerEntry(
+            build_id=build_id,
+            template_id=template_id,
+            workflow_id=workflow_id,
+            number=number,
+            lifetime_seconds=lifetime_seconds,
+            deadline=boottime() + lifetime_seconds,
+            boot_id=current_boot_id(),
+            taken_at=before.taken_at if before else time.time(),
+        )
+        temporary = self._directory / f"{build_id}.{os.getpid()}.tmp"
+        temporary.write_text(json.dumps(entry.model_dump(mode="json")))
+        temporary.replace(self._directory / build_id)
+        return entry
+
+    def remove(self, build_id: str, number: int) -> None:
+        """Give the slot back, unless a later lease has taken the entry."""
+        entry = self.get(build_id)
+        if entry is not None and entry.number <= number:
+            (self._directory / build_id).unlink(missing_ok=True)
+
+    def require(self, scope: BuildScope) -> None:
+        """Check that the host may act for `scope` now. Raises LeaseLostError.
+
+        Called before each mutation; it reads one small file.
+        """
+        entry = self.get(scope.build_id)
+        if entry is None:
+            raise LeaseLostError(f"this host does not hold build {scope.build_id}")
+        if entry.number != scope.lease.number:
+            raise LeaseLostError(
+                f"lease {scope.lease.number} of build {scope.build_id} has been replaced by "
+                f"{entry.number}"
+            )
+        if entry.expired:
+            raise LeaseLostError(f"the lease of build {scope.build_id} has expired on this host")

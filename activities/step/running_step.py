@@ -1,0 +1,106 @@
+"""What every long activity on a host needs: its fence, its log, its heartbeat, its stop sign."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal, ParamSpec, TypeVar
+
+from temporalio import activity
+
+from activities.contract.errors import TemplateManagerError
+from activities.contract.names import Step
+from activities.contract.scope import BuildScope
+from activities.contract.status import Progress
+from activities.step.build_log import BuildLog, open_build_log
+from activities.step.ledger import LeaseLedger
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MAX_BEAT_SECONDS = 5.0
+MIN_BEAT_SECONDS = 0.2
+
+
+class StepStopped(Exception):
+    """Raised in blocking code when its step has been cancelled."""
+
+
+class RunningStep:
+    """A step at work. Blocking code calls `check()` often: it raises when it must stop."""
+
+    def __init__(self, ledger: LeaseLedger, scope: BuildScope, log: BuildLog, step: Step) -> None:
+        self.scope = scope
+        self.step = step
+        self.log = log
+        self.stop = threading.Event()
+        self.latest: Progress | None = None
+        self._ledger = ledger
+
+    def progress(
+        self,
+        what: str,
+        done: int = 0,
+        total: int = 0,
+        unit: Literal["bytes", "files", "layers", "attempts", ""] = "",
+    ) -> None:
+        """Tell how far the step is; goes out with the next heartbeat. Thread-safe."""
+        self.latest = Progress(what=what, done=done, total=total, unit=unit)
+
+    def check(self) -> None:
+        """Go on or not. Raises StepStopped (cancelled) or LeaseLostError (no longer ours)."""
+        if self.stop.is_set():
+            raise StepStopped
+        self._ledger.require(self.scope)
+
+    async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run blocking code off the event loop; on cancellation stop it and wait for its end."""
+        work = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            self.stop.set()
+            with contextlib.suppress(StepStopped, TemplateManagerError):
+                await work
+            raise
+
+
+@asynccontextmanager
+async def running_step(
+    data_dir: Path, ledger: LeaseLedger, scope: BuildScope, step: Step
+) -> AsyncIterator[RunningStep]:
+    """Check the lease, open the build log and heartbeat while the body runs.
+
+    Raises LeaseLostError before anything is done when the host no longer holds the build. An
+    error of ours that passes through gets the step's name and, if it has none, the log's tail.
+    """
+    ledger.require(scope)
+    async with open_build_log(data_dir, scope.build_id, step) as log:
+        running = RunningStep(ledger, scope, log, step)
+        beat = asyncio.create_task(_heartbeat(running))
+        try:
+            yield running
+        except TemplateManagerError as error:
+            error.step = error.step or step
+            log.error(error.message, error_type=type(error).__name__)
+            raise
+        finally:
+            running.stop.set()
+            beat.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await beat
+
+
+async def _heartbeat(running: RunningStep) -> None:
+    timeout = activity.info().heartbeat_timeout
+    beat = timeout.total_seconds() / 3 if timeout else MAX_BEAT_SECONDS
+    while True:
+        if running.latest is None:
+            activity.heartbeat()
+        else:
+            activity.heartbeat(running.latest.model_dump(mode="json"))
+        await asyncio.sleep(min(max(beat, MIN_BEAT_SECONDS), MAX_BEAT_SECONDS))

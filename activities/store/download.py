@@ -1,0 +1,139 @@
+"""Getting a template back out of the bucket, byte for byte."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+from activities.contract.errors import (
+    StorageCorruptionError,
+    TemplateDamagedError,
+    TemplateNotFoundError,
+)
+from activities.contract.results import UploadedArtifact
+from activities.disk.sparse_files import sha256_of, sync_directory
+from activities.store.bucket import Bucket
+from activities.store.headers import Extent, HeaderError, parse_header
+from activities.store.metadata import TemplateMetadata, read_metadata, wrong_objects
+
+RANGE_BYTES = 8 * 1024 * 1024
+WORKERS = 4
+ARTIFACTS = ("rootfs.ext4", "memfile", "snapfile")
+METADATA = "metadata.json"
+
+ProgressCallback = Callable[[str, int, int], None]
+"""Called with an artifact's name, the bytes that have come and their total."""
+
+
+def pull_template(
+    bucket: Bucket, build_id: str, directory: Path, progress: ProgressCallback
+) -> TemplateMetadata:
+    """Write `rootfs.ext4`, `memfile`, `snapfile` and `metadata.json` of a template. Blocking.
+
+    Files appear by rename, whole and with the right SHA-256, or not at all, `metadata.json` last;
+    holes stay holes. Raises TemplateNotFoundError, TemplateDamagedError, StorageCorruptionError
+    and StorageUnavailableError.
+    """
+    metadata = read_metadata(bucket, build_id)
+    if metadata is None:
+        raise TemplateNotFoundError(f"there is no template {build_id} in bucket {bucket.name}")
+    if wrong := wrong_objects(bucket, metadata):
+        raise TemplateDamagedError(f"template {build_id} is damaged: {', '.join(wrong)}")
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / METADATA).unlink(missing_ok=True)  # of another template, if any
+    for name in ARTIFACTS:
+        _pull_artifact(bucket, metadata.artifacts[name], directory / name, progress)
+    with _appearing(directory / METADATA) as temporary:
+        temporary.write_text(metadata.model_dump_json(indent=2))
+    sync_directory(directory)
+    return metadata
+
+
+def pull_rootfs(
+    bucket: Bucket, metadata: TemplateMetadata, target: Path, progress: ProgressCallback
+) -> None:
+    """Write a template's `rootfs.ext4` alone to `target`. Blocking; raises as `pull_template`."""
+    _pull_artifact(bucket, metadata.artifacts["rootfs.ext4"], target, progress)
+
+
+def _pull_artifact(
+    bucket: Bucket, artifact: UploadedArtifact, target: Path, progress: ProgressCallback
+) -> None:
+    extents = _stored_extents(bucket, artifact)
+    with _appearing(target) as temporary:
+        with temporary.open("wb") as file:
+            file.truncate(artifact.size_bytes)
+            _fill(bucket, artifact, extents, file.fileno(), progress)
+            os.fsync(file.fileno())
+        if sha256_of(temporary, lambda: None) != artifact.sha256:
+            raise StorageCorruptionError(f"{artifact.name} did not arrive as it was built")
+
+
+@contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+    """Yield a name to write to, which becomes `target` if nothing goes wrong."""
+    temporary = target.with_name(f".{target.name}.part")
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _fill(
+    bucket: Bucket,
+    artifact: UploadedArtifact,
+    extents: list[Extent],
+    descriptor: int,
+    progress: ProgressCallback,
+) -> None:
+    data = artifact.objects["data"]
+    starts = [extent.storage_offset or 0 for extent in extents]
+
+    def fetch(start: int) -> int:
+        content = bucket.read_range(data, start, min(RANGE_BYTES, data.size_bytes - start))
+        for extent in extents[bisect_right(starts, start) - 1 :]:
+            if not _write_overlap(descriptor, extent, start, content):
+                break
+        return len(content)
+
+    done = 0
+    ranges = iter(range(0, data.size_bytes, RANGE_BYTES))
+    progress(artifact.name, 0, data.size_bytes)
+    with ThreadPoolExecutor(WORKERS, thread_name_prefix="download") as pool:
+        while batch := list(islice(ranges, WORKERS * 2)):  # bounded: not all futures at once
+            for size_bytes in pool.map(fetch, batch):
+                done += size_bytes
+                progress(artifact.name, done, data.size_bytes)
+
+
+def _write_overlap(descriptor: int, extent: Extent, start: int, content: bytes) -> bool:
+    """Write what of `content` (stored from `start` on) is of this extent; False if nothing is."""
+    stored = extent.storage_offset or 0
+    begin, end = max(start, stored), min(start + len(content), stored + extent.length)
+    if begin >= end:
+        return False
+    piece = memoryview(content)[begin - start : end - start]
+    position = extent.offset + begin - stored
+    while piece:
+        written = os.pwrite(descriptor, piece, position)
+        piece, position = piece[written:], position + written
+    return True
+
+
+def _stored_extents(bucket: Bucket, artifact: UploadedArtifact) -> list[Extent]:
+    """Return where the stored bytes belong, in the order in which they are stored."""
+    header = artifact.objects.get("header")
+    if header is None:
+        return [Extent(0, artifact.size_bytes, 0)] if artifact.size_bytes else []
+    try:
+        parsed = parse_header(bucket.read_range(header, 0, header.size_bytes))
+    except HeaderError as error:
+        raise TemplateDamagedError(f"{header.name} is not a header: {error}") from error
+    stored = [extent for extent in parsed.extents if extent.storage_offset is not None]
+    return sorted(stored, key=lambda extent: extent.storage_offset or 0)

@@ -1,0 +1,78 @@
+"""The files that COPY steps take: tars in the bucket, named by their SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from activities.contract.errors import FilesMissingError, StorageCorruptionError
+from activities.store.bucket import Bucket, Crc32c
+
+FILES = "files/"
+KEPT_SECONDS = 30 * 24 * 3600.0
+"""So long after its upload a tar stays in the bucket."""
+RANGE_BYTES = 8 * 1024 * 1024
+
+
+def files_name(sha256: str) -> str:
+    """Return the object's name of a tar of files, by the SHA-256 of its bytes."""
+    return f"{FILES}{sha256}.tar"
+
+
+def fetch_files(bucket: Bucket, sha256: str, target: Path, check: Callable[[], None]) -> None:
+    """Download a tar and check it. Blocking.
+
+    One that is not what its name says is removed, so that the right one can be uploaded: clients
+    put them there. Raises FilesMissingError, StorageCorruptionError.
+    """
+    stored = bucket.stat_object(files_name(sha256))
+    if stored is None:
+        raise FilesMissingError(f"there is no {files_name(sha256)} in bucket {bucket.name}")
+    digest, checksum = hashlib.sha256(), Crc32c()
+    with target.open("wb") as file:
+        for start in range(0, stored.size_bytes, RANGE_BYTES):
+            check()
+            length = min(RANGE_BYTES, stored.size_bytes - start)
+            data = bucket.read_range(stored, start, length)
+            digest.update(data)
+            checksum.update(data)
+            file.write(data)
+    if checksum.value() != stored.crc32c:
+        raise StorageCorruptionError(f"{stored.name} did not arrive as it is stored")
+    if digest.hexdigest() != sha256:
+        bucket.delete_object(stored.name, stored.generation)
+        raise FilesMissingError(f"{stored.name} was not what its name says, and has been removed")
+
+
+def tar_of_context(root: Path, names: list[str], target: Path) -> str:
+    """Write a tar of files below `root`, the same for the same files; returns its SHA-256.
+
+    `names` are relative to `root`. Owners are left out: COPY decides them.
+    """
+    with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as out:
+        for name in sorted(names):
+            out.add(root / name, arcname=name, recursive=False, filter=_without_owner)
+    with target.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _without_owner(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = ""
+    return entry
+
+
+def begin_files_upload(bucket: Bucket, sha256: str) -> str | None:
+    """Return the address for one PUT of a tar, or None when the bucket has it. Blocking.
+
+    A tar that the sweep would take before long is uploaded again, which keeps it.
+    """
+    generation = 0
+    for stored, written in bucket.list_dated(prefix=files_name(sha256)):
+        if time.time() - written < KEPT_SECONDS / 2:
+            return None
+        generation = stored.generation
+    return bucket.begin_upload(files_name(sha256), if_generation_match=generation)

@@ -1,0 +1,75 @@
+"""Lease numbers: the generations of the objects `.leases/<build_id>` in the bucket.
+
+The bucket decides who holds a build, because it is what a frozen host could harm. Generations only
+grow, also over a delete, so a later lease always has the higher number.
+"""
+
+from __future__ import annotations
+
+import json
+
+from activities.contract.errors import LeaseLostError
+from activities.contract.names import HostName
+from activities.process.clock import utc_now
+from activities.store.bucket import Bucket, PreconditionFailedError
+
+RACES = 3
+LEASES = ".leases/"
+
+
+def lease_name(build_id: str) -> str:
+    """Return the name of the object whose generation is the build's lease number."""
+    return f"{LEASES}{build_id}"
+
+
+class LeaseObjects:
+    """Takes, checks and gives back leases. Blocking."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+
+    def take(self, build_id: str, host: HostName, workflow_id: str, held: int | None) -> int:
+        """Return the lease number of a build that this host is asked to hold.
+
+        `held` is the number in the host's own ledger: while it is still the current one, the
+        lease goes on under it. Otherwise the object is rewritten and every earlier number is
+        outdated. Raises LeaseLostError when others keep taking it, StorageUnavailableError and
+        StorageDeniedError.
+        """
+        body = {"host": host, "workflow_id": workflow_id, "taken": utc_now().isoformat()}
+        for _ in range(RACES):
+            current = self._bucket.stat_object(lease_name(build_id))
+            if current is not None and current.generation == held:
+                return held
+            try:
+                written = self._bucket.write_object(
+                    lease_name(build_id),
+                    json.dumps(body).encode(),
+                    if_generation_match=current.generation if current else 0,
+                )
+            except PreconditionFailedError:
+                continue
+            return written.generation
+        raise LeaseLostError(f"another host is taking build {build_id}")
+
+    def current(self, build_id: str) -> int | None:
+        """Return the latest lease number of a build; None when nobody holds it."""
+        found = self._bucket.stat_object(lease_name(build_id))
+        return found.generation if found else None
+
+    def is_current(self, build_id: str, number: int) -> bool:
+        """Whether that lease number is still the latest."""
+        return self.current(build_id) == number
+
+    def release(self, build_id: str, number: int) -> None:
+        """Give a lease back. A later one is left alone."""
+        self._bucket.delete_object(lease_name(build_id), number)
+
+    def bury(self, build_id: str) -> int:
+        """Outdate every lease of a deleted build by a tombstone; returns its generation."""
+        body = json.dumps({"deleted": utc_now().isoformat()}).encode()
+        return self._bucket.write_object(lease_name(build_id), body).generation
+
+    def unbury(self, build_id: str, generation: int) -> bool:
+        """Remove the tombstone; False when a new build has already taken its place."""
+        return self._bucket.delete_object(lease_name(build_id), generation)

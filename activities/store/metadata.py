@@ -1,0 +1,164 @@
+"""`metadata.json`: the commit mark of a template, and everything that a consumer needs.
+
+It is written last, with `if_generation_match=0`. No metadata, no template; and it is valid only
+while every object that it names is there with the generation, size and CRC32C that it gives.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import ValidationError
+
+from activities.contract.errors import TemplateDamagedError
+from activities.contract.inputs import PublishTemplateInput
+from activities.contract.model import Model
+from activities.contract.names import BuildId, ImageDigest, TemplateId
+from activities.contract.requests import TemplateConfig
+from activities.contract.results import (
+    ImageConfig,
+    PublishedTemplate,
+    StoredObject,
+    UploadedArtifact,
+    Verification,
+)
+from activities.contract.status import StepRecord
+from activities.process.clock import utc_now
+from activities.store.bucket import Bucket
+
+FORMAT_VERSION = 1
+MIB = 1024 * 1024
+
+
+def metadata_name(build_id: str) -> str:
+    """Return the name of a template's `metadata.json`."""
+    return f"{build_id}/metadata.json"
+
+
+class ImageMetadata(Model):
+    """The image that the template was made of."""
+
+    name: str
+    digest: ImageDigest
+    architecture: str
+    size_bytes: int
+    config: ImageConfig
+
+
+class VmmMetadata(Model):
+    """What took the snapshot, and so what can resume it."""
+
+    name: str
+    version: str
+    kernel_version: str
+    cpu_model: str
+    vcpu_count: int
+    memory_mb: int
+
+
+class TemplateMetadata(Model):
+    """The content of `metadata.json`."""
+
+    format_version: int = FORMAT_VERSION
+    template_id: TemplateId
+    build_id: BuildId
+    created: datetime
+    config: TemplateConfig
+    """The request; its registry credentials are left out."""
+    image: ImageMetadata
+    vmm: VmmMetadata
+    rootfs_size_mb: int
+    agent_version: str = ""
+    artifacts: dict[str, UploadedArtifact]
+    build_log: StoredObject
+    rootfs_facts: dict[str, str | int | float]
+    """Among them what was added to the image's file system."""
+    snapshot_facts: dict[str, str | int | float]
+    verification: Verification
+    timeline: tuple[StepRecord, ...]
+
+    def objects(self) -> list[StoredObject]:
+        """Return every object of the template but this one."""
+        parts = [stored for artifact in self.artifacts.values() for stored in _all(artifact)]
+        return [*parts, self.build_log]
+
+    def published(self, bucket_name: str, stored: StoredObject) -> PublishedTemplate:
+        """Return the short form that travels through the workflow."""
+        return PublishedTemplate(
+            bucket=bucket_name,
+            prefix=f"{self.build_id}/",
+            metadata=stored,
+            artifacts=self.artifacts,
+        )
+
+
+def metadata_of(publish: PublishTemplateInput, build_log: StoredObject) -> TemplateMetadata:
+    """Gather the metadata of a template that is about to be published."""
+    config, snapshot = publish.config, publish.snapshot.facts
+    return TemplateMetadata(
+        template_id=config.template_id,
+        build_id=config.build_id,
+        created=utc_now(),
+        config=config.model_copy(update={"registry_auth": None}),
+        image=ImageMetadata(
+            name=config.image,
+            digest=publish.image.digest,
+            architecture=publish.image.architecture,
+            size_bytes=publish.image.size_bytes,
+            config=publish.image.config,
+        ),
+        vmm=VmmMetadata(
+            name=str(snapshot.get("vmm_name", "Firecracker")),
+            version=str(snapshot.get("vmm_version", config.firecracker_version)),
+            kernel_version=config.kernel_version,
+            cpu_model=str(snapshot.get("cpu_model", "")),
+            vcpu_count=config.vcpu_count,
+            memory_mb=config.memory_mb,
+        ),
+        rootfs_size_mb=publish.uploads["rootfs.ext4"].size_bytes // MIB,
+        agent_version=str(publish.rootfs.facts.get("agent_version", "")),
+        artifacts=publish.uploads,
+        build_log=build_log,
+        rootfs_facts=publish.rootfs.facts,
+        snapshot_facts=snapshot,
+        verification=publish.verification,
+        timeline=publish.timeline,
+    )
+
+
+def read_metadata(bucket: Bucket, build_id: str) -> TemplateMetadata | None:
+    """Return a template's metadata, or None when there is no such template.
+
+    Raises TemplateDamagedError when the object is not metadata.
+    """
+    found = bucket.read_object(metadata_name(build_id))
+    if found is None:
+        return None
+    try:
+        return TemplateMetadata.model_validate_json(found[0])
+    except ValidationError as error:
+        raise TemplateDamagedError(f"metadata.json of {build_id} cannot be read") from error
+
+
+def wrong_objects(bucket: Bucket, metadata: TemplateMetadata) -> list[str]:
+    """Return the names of objects that are gone or are not what the metadata says."""
+    there = {stored.name: stored for stored in bucket.list_objects(f"{metadata.build_id}/")}
+    return [stored.name for stored in metadata.objects() if there.get(stored.name) != stored]
+
+
+def published_template(bucket: Bucket, build_id: str) -> PublishedTemplate | None:
+    """Return the template if it exists and is whole: the test for the point of no return."""
+    stored = bucket.stat_object(metadata_name(build_id))
+    if stored is None:
+        return None
+    try:
+        metadata = read_metadata(bucket, build_id)
+    except TemplateDamagedError:
+        return None
+    if metadata is None or wrong_objects(bucket, metadata):
+        return None
+    return metadata.published(bucket.name, stored)
+
+
+def _all(artifact: UploadedArtifact) -> list[StoredObject]:
+    return list(artifact.objects.values())

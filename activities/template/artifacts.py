@@ -1,0 +1,378 @@
+"""The template in the bucket: upload, publish, and undo.
+
+Layout: `<build_id>/rootfs.ext4`, `memfile`, `snapfile`, `rootfs.ext4.header`, `memfile.header`,
+`build.log`, and last `metadata.json`; parts of an unfinished upload under `<build_id>/.parts/`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Lock, Semaphore
+from typing import TypeVar
+
+from temporalio import activity
+
+from activities.contract.errors import (
+    CheckpointLostError,
+    LeaseLostError,
+    StorageCorruptionError,
+    StorageUnavailableError,
+    TemplateAlreadyPublishedError,
+    TemplateDamagedError,
+)
+from activities.contract.inputs import DiscardUploadInput, PublishTemplateInput, UploadArtifactInput
+from activities.contract.interface import ArtifactActivities, UploadUndoActivities
+from activities.contract.names import Step
+from activities.contract.results import (
+    DiscardedUpload,
+    PublishedTemplate,
+    StoredObject,
+    UploadedArtifact,
+)
+from activities.contract.scope import BuildScope
+from activities.disk.locks import locked, remove_lock
+from activities.process.settings import Settings
+from activities.step.checkpoints import CheckpointStore
+from activities.step.ledger import LeaseLedger
+from activities.step.running_step import RunningStep, running_step
+from activities.store.bucket import Bucket, PreconditionFailedError, crc32c_of
+from activities.store.headers import Header
+from activities.store.lease_numbers import LeaseObjects
+from activities.store.metadata import metadata_name, metadata_of, published_template, wrong_objects
+from activities.template.upload import PartSender, Scan, compose_tree, scan
+
+T = TypeVar("T")
+
+MIB = 1024 * 1024
+WITHOUT_HEADER = "snapfile"
+PUBLISH_TRIES = 3
+
+
+def parts_prefix(build_id: str, artifact: str = "") -> str:
+    """Return where the parts of an unfinished upload are."""
+    return f"{build_id}/.parts/" + (f"{artifact}/" if artifact else "")
+
+
+class BucketArtifactActivities(ArtifactActivities):
+    """Uploads and publishes from this host. See `interface` for the contract."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        bucket: Bucket,
+        ledger: LeaseLedger,
+        store: CheckpointStore,
+        leases: LeaseObjects,
+    ) -> None:
+        self._settings = settings
+        self._bucket = bucket
+        self._ledger = ledger
+        self._store = store
+        self._leases = leases
+        # One more than are sent: the next part is ready when a connection becomes free.
+        self._room = Semaphore(settings.upload_workers + 1)
+
+    @activity.defn(name="upload_artifact")
+    async def upload_artifact(self, upload: UploadArtifactInput, /) -> UploadedArtifact:
+        """Send an artifact's non-zero blocks, and its header where it has one."""
+        data_dir = self._settings.data_dir
+        async with running_step(data_dir, self._ledger, upload.scope, Step.UPLOAD) as running:
+            return await running.in_thread(
+                self._alone,
+                upload.scope,
+                upload.name,
+                running,
+                lambda: self._upload(upload, running),
+            )
+
+    @activity.defn(name="publish_template")
+    async def publish_template(self, publish: PublishTemplateInput, /) -> PublishedTemplate:
+        """Check every object, write `build.log`, and commit by writing `metadata.json`."""
+        data_dir = self._settings.data_dir
+        async with running_step(data_dir, self._ledger, publish.scope, Step.UPLOAD) as running:
+            return await running.in_thread(
+                self._alone,
+                publish.scope,
+                "publish",
+                running,
+                lambda: self._publish(publish, running),
+            )
+
+    def _alone(
+        self, scope: BuildScope, what: str, running: RunningStep, work: Callable[[], T]
+    ) -> T:
+        """Run while no other attempt of this host does the same; the bucket fences other hosts."""
+        lock = self._settings.data_dir / "locks" / f"{Step.UPLOAD}.{scope.build_id}.{what}"
+        try:
+            with locked(lock, running.check):
+                return work()
+        finally:
+            remove_lock(lock)
+
+    # ---- Upload
+
+    def _upload(self, upload: UploadArtifactInput, running: RunningStep) -> UploadedArtifact:
+        directory = self._store.require(upload.snapshot, upload.scope.build_id)
+        path = directory / upload.name
+        existing = self._bucket.stat_object(_object_name(upload))
+        found = self._scan(path, upload, running) if existing else None
+        if existing is None or found is None or not _is(existing, found):
+            found, existing = self._send(path, upload, running, existing)
+        self._remove_parts(upload, running)
+        objects = {"data": existing}
+        if upload.name != WITHOUT_HEADER:
+            objects["header"] = self._put_header(upload, found, running)
+        return UploadedArtifact(
+            name=upload.name,
+            objects=objects,
+            size_bytes=found.size_bytes,
+            sent_bytes=found.stored_bytes,
+            sha256=found.sha256,
+        )
+
+    @staticmethod
+    def _scan(path: Path, upload: UploadArtifactInput, running: RunningStep) -> Scan:
+        running.progress(f"reading {upload.name}")
+        dense = upload.name == WITHOUT_HEADER
+        found = scan(path, upload.block_size_bytes, lambda _: None, running.check, dense=dense)
+        _require_unchanged(upload, found)
+        return found
+
+    def _send(
+        self,
+        path: Path,
+        upload: UploadArtifactInput,
+        running: RunningStep,
+        outdated: StoredObject | None,
+    ) -> tuple[Scan, StoredObject]:
+        meter = _Meter(upload, running)
+        sender = PartSender(
+            self._bucket,
+            parts_prefix(upload.scope.build_id, upload.name),
+            chunk_bytes=self._settings.upload_chunk_mb * MIB,
+            workers=self._settings.upload_workers,
+            room=self._room,
+            check=running.check,
+            sent=meter.add,
+        )
+        dense = upload.name == WITHOUT_HEADER
+        try:
+            found = scan(path, upload.block_size_bytes, sender.add, running.check, dense=dense)
+            parts = sender.finish()
+        finally:
+            sender.close()
+        _require_unchanged(upload, found)
+        stored = self._compose(upload, parts, found, running, outdated)
+        running.log.info(meter.summary(found, sender.sent_bytes))
+        return found, stored
+
+    def _compose(
+        self,
+        upload: UploadArtifactInput,
+        parts: list[StoredObject],
+        found: Scan,
+        running: RunningStep,
+        outdated: StoredObject | None,
+    ) -> StoredObject:
+        name = _object_name(upload)
+        prefix = parts_prefix(upload.scope.build_id, upload.name)
+        self._require_current(upload.scope, running)
+        if outdated is not None:  # of an earlier attempt whose undo did not come through
+            self._require_unpublished(upload.scope.build_id)
+            self._bucket.delete_object(name, outdated.generation)
+        try:
+            stored = compose_tree(self._bucket, name, parts, prefix, running.check)
+        except PreconditionFailedError:
+            twin = self._bucket.stat_object(name)
+            if twin is None or not _is(twin, found):
+                raise
+            stored = twin
+        if not _is(stored, found):
+            self._bucket.delete_object(name, stored.generation)
+            raise StorageCorruptionError(f"{name} is not what was sent")
+        return stored
+
+    def _remove_parts(self, upload: UploadArtifactInput, running: RunningStep) -> None:
+        running.check()
+        remove_objects(self._bucket, parts_prefix(upload.scope.build_id, upload.name))
+
+    def _put_header(
+        self, upload: UploadArtifactInput, found: Scan, running: RunningStep
+    ) -> StoredObject:
+        build_id = uuid.UUID(upload.scope.build_id)
+        header = Header(
+            block_size=upload.block_size_bytes,
+            size=found.size_bytes,
+            build_id=build_id,
+            base_build_id=build_id,
+            extents=found.extents,
+        )
+        name = f"{_object_name(upload)}.header"
+        return self._put(upload.scope, name, header.to_bytes(), running)
+
+    def _put(self, scope: BuildScope, name: str, data: bytes, running: RunningStep) -> StoredObject:
+        """Write a small object, replacing what an earlier attempt left there.
+
+        The lease is looked at after the generation that is replaced, so that a host that loses it
+        in between cannot replace what its successor wrote.
+        """
+        existing = self._bucket.stat_object(name)
+        wanted = (len(data), crc32c_of(data))
+        if existing is not None and (existing.size_bytes, existing.crc32c) == wanted:
+            return existing
+        self._require_current(scope, running)
+        generation = existing.generation if existing else 0
+        try:
+            return self._bucket.write_object(name, data, if_generation_match=generation)
+        except PreconditionFailedError:  # the first try of this very request, or somebody else
+            written = self._bucket.stat_object(name)
+            if written is None or (written.size_bytes, written.crc32c) != wanted:
+                raise
+            return written
+
+    def _require_current(self, scope: BuildScope, running: RunningStep) -> None:
+        running.check()
+        if not self._leases.is_current(scope.build_id, scope.lease.number):
+            raise LeaseLostError(f"build {scope.build_id} has been given to another host")
+
+    def _require_unpublished(self, build_id: str) -> None:
+        if published_template(self._bucket, build_id) is not None:
+            raise TemplateAlreadyPublishedError(f"the template {build_id} is already published")
+
+    # ---- Publish
+
+    def _publish(self, publish: PublishTemplateInput, running: RunningStep) -> PublishedTemplate:
+        build_id = publish.scope.build_id
+        running.progress("publishing metadata.json")
+        for _ in range(PUBLISH_TRIES):
+            outdated = self._bucket.stat_object(metadata_name(build_id))
+            done = published_template(self._bucket, build_id)
+            if done is not None:
+                return done
+            self._require_current(publish.scope, running)
+            if outdated is not None:  # it does not fit the objects: no commit, but in its place
+                self._bucket.delete_object(outdated.name, outdated.generation)
+            self._commit(publish, running)
+        raise TemplateDamagedError(f"the template {build_id} is not whole after publishing")
+
+    def _commit(self, publish: PublishTemplateInput, running: RunningStep) -> None:
+        build_id = publish.scope.build_id
+        running.log.info("publishing metadata.json")
+        log_name = f"{build_id}/build.log"
+        log = self._put(publish.scope, log_name, _read(running.log.path), running)
+        metadata = metadata_of(publish, log)
+        if wrong := wrong_objects(self._bucket, metadata):
+            raise CheckpointLostError(
+                f"{', '.join(wrong)} changed after the upload", step=Step.UPLOAD
+            )
+        self._require_current(publish.scope, running)
+        body = metadata.model_dump_json(indent=2).encode()
+        # Whether it is there, and is ours or a twin's, is read back and not taken from the answer.
+        with contextlib.suppress(PreconditionFailedError, StorageCorruptionError):
+            self._bucket.write_object(metadata_name(build_id), body, if_generation_match=0)
+
+
+class BucketUploadUndoActivities(UploadUndoActivities):
+    """Undoes an upload, from anywhere. See `interface` for the contract."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+
+    @activity.defn(name="discard_upload")
+    async def discard_upload(self, discard: DiscardUploadInput, /) -> DiscardedUpload:
+        """Remove what was uploaded, unless it is published."""
+        return await asyncio.to_thread(discard_upload, self._bucket, discard)
+
+
+def discard_upload(bucket: Bucket, discard: DiscardUploadInput) -> DiscardedUpload:
+    """Remove what was uploaded, unless a valid `metadata.json` says it is published. Blocking.
+
+    With `keep_parts` the parts stay, so that a retry sends only what is missing.
+    """
+    build_id = discard.scope.build_id
+    published = published_template(bucket, build_id)
+    if published is not None:
+        return DiscardedUpload(published=published)
+    keep = parts_prefix(build_id) if discard.keep_parts else None
+    removed = remove_objects(bucket, f"{build_id}/", keep_prefix=keep)
+    return DiscardedUpload(published=None, removed_objects=removed)
+
+
+def remove_objects(bucket: Bucket, prefix: str, *, keep_prefix: str | None = None) -> int:
+    """Delete what is there now, `metadata.json` first: without it there is no template. Blocking.
+
+    Returns how many objects there were; raises StorageUnavailableError when some would not go.
+    """
+    objects = [
+        stored
+        for stored in bucket.list_objects(prefix)
+        if keep_prefix is None or not stored.name.startswith(keep_prefix)
+    ]
+    return remove_listed(bucket, prefix, objects)
+
+
+def remove_listed(bucket: Bucket, prefix: str, objects: Sequence[StoredObject]) -> int:
+    """Delete exactly these objects of a prefix, see `remove_objects`."""
+    first = [stored for stored in objects if stored.name.endswith("/metadata.json")]
+    removed = bucket.delete_objects(first)
+    removed += bucket.delete_objects(stored for stored in objects if stored not in first)
+    left = set(bucket.list_objects(prefix) if objects else ()).intersection(objects)
+    if left:
+        raise StorageUnavailableError(f"{len(left)} objects under {prefix} would not go")
+    return removed
+
+
+def _is(stored: StoredObject, found: Scan) -> bool:
+    return (stored.size_bytes, stored.crc32c) == (found.stored_bytes, found.stored_crc32c)
+
+
+def _object_name(upload: UploadArtifactInput) -> str:
+    return f"{upload.scope.build_id}/{upload.name}"
+
+
+def _require_unchanged(upload: UploadArtifactInput, found: Scan) -> None:
+    if found.sha256 != upload.snapshot.files[upload.name].sha256:
+        raise CheckpointLostError(
+            f"{upload.name} has changed on the host's disk since it was made",
+            step=upload.snapshot.step,
+        )
+
+
+class _Meter:
+    """How much of an artifact is in the bucket, and how fast it gets there. Thread-safe."""
+
+    def __init__(self, upload: UploadArtifactInput, running: RunningStep) -> None:
+        self._name = upload.name
+        self._running = running
+        self._total = upload.snapshot.files[upload.name].allocated_bytes
+        self._started = time.monotonic()
+        self._done = 0
+        self._lock = Lock()
+
+    def add(self, size_bytes: int) -> None:
+        with self._lock:
+            self._done += size_bytes
+            done = self._done
+        what = f"uploading {self._name}, {self._rate(done):.0f} MiB/s"
+        self._running.progress(what, done, max(self._total, done), "bytes")
+
+    def summary(self, found: Scan, sent_bytes: int) -> str:
+        return (
+            f"{self._name}: sent {sent_bytes / MIB:.1f} MiB at {self._rate(sent_bytes):.0f} MiB/s; "
+            f"{found.stored_bytes / MIB:.1f} MiB stored of {found.size_bytes / MIB:.1f} MiB"
+        )
+
+    def _rate(self, size_bytes: int) -> float:
+        return size_bytes / MIB / max(time.monotonic() - self._started, 0.001)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""

@@ -1,0 +1,79 @@
+"""Removing a template for good. Doing it twice is fine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from temporalio import activity
+
+from activities.contract.inputs import DeleteTemplateInput
+from activities.contract.interface import DeletionActivities
+from activities.contract.results import DeletedTemplate
+from activities.image.registry import delete_tag, parse_reference
+from activities.image.registry_login import credentials_of, from_docker_config
+from activities.process.sealing import Sealer
+from activities.store.bucket import Bucket
+from activities.store.lease_numbers import LeaseObjects, lease_name
+from activities.store.log_archive import archived_log_name
+from activities.template.artifacts import remove_listed, remove_objects
+
+
+class BucketDeletionActivities(DeletionActivities):
+    """Deletes objects and image tags. See `interface` for the contract."""
+
+    def __init__(
+        self, bucket: Bucket, sealer: Sealer, insecure_registries: Iterable[str] = ()
+    ) -> None:
+        """`insecure_registries` speak plain HTTP."""
+        self._bucket = bucket
+        self._sealer = sealer
+        self._insecure_registries = frozenset(insecure_registries)
+        self._leases = LeaseObjects(bucket)
+
+    @activity.defn(name="delete_objects")
+    async def delete_objects(self, delete: DeleteTemplateInput, /) -> DeletedTemplate:
+        """Leave a tombstone, then remove all objects, `metadata.json` first."""
+        return await asyncio.to_thread(self._delete_objects, delete.build_id)
+
+    @activity.defn(name="delete_image_tag")
+    async def delete_image_tag(self, delete: DeleteTemplateInput, /) -> DeletedTemplate:
+        """Remove the service's own tag from the registry."""
+        kept = await asyncio.to_thread(self._delete_tag, delete)
+        return DeletedTemplate(removed_tag=not kept, kept_tag_reason=kept)
+
+    @activity.defn(name="remove_late_arrivals")
+    async def remove_late_arrivals(self, deleted: DeletedTemplate, build_id: str, /) -> int:
+        """Remove what came in after the delete, then the tombstone; leave a new build alone."""
+        return await asyncio.to_thread(
+            self._remove_late_arrivals, build_id, deleted.tombstone_generation
+        )
+
+    def _delete_tag(self, delete: DeleteTemplateInput) -> str:
+        assert delete.own_image is not None
+        auth = delete.registry_auth
+        if auth is None:
+            credentials = from_docker_config(parse_reference(delete.own_image))
+        else:
+            secret = self._sealer.open(auth.secret, delete.build_id) if auth.secret else ""
+            credentials = credentials_of(auth, secret)
+        return delete_tag(delete.own_image, credentials, self._insecure_registries)
+
+    def _delete_objects(self, build_id: str) -> DeletedTemplate:
+        tombstone = self._leases.bury(build_id)
+        removed = sum(remove_objects(self._bucket, prefix) for prefix in _prefixes(build_id))
+        return DeletedTemplate(removed_objects=removed, tombstone_generation=tombstone)
+
+    def _remove_late_arrivals(self, build_id: str, tombstone: int | None) -> int:
+        late = {prefix: self._bucket.list_objects(prefix) for prefix in _prefixes(build_id)}
+        # Looked at after the listing: while the tombstone stands, nothing listed is of a new build.
+        current = self._bucket.stat_object(lease_name(build_id))
+        if current is None or current.generation != tombstone:
+            return 0
+        removed = sum(remove_listed(self._bucket, prefix, late[prefix]) for prefix in late)
+        self._leases.unbury(build_id, current.generation)
+        return removed
+
+
+def _prefixes(build_id: str) -> tuple[str, str]:
+    return f"{build_id}/", archived_log_name(build_id)

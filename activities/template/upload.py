@@ -1,0 +1,271 @@
+"""Sending one file to the bucket: find its data, hash it and send it, in one pass over the disk.
+
+The data between the zero blocks goes up in chunks, several at a time, each an object of its own
+under `<build_id>/.parts/<artifact>/` that is named by its position and checksum. What an earlier
+attempt has sent is not sent again. The parts are composed into the artifact and then removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock, Semaphore
+
+from activities.contract.errors import StorageCorruptionError
+from activities.contract.results import StoredObject
+from activities.disk.sparse_files import CHUNK_BYTES, ZEROS, data_extents
+from activities.store.bucket import (
+    MAX_COMPOSE_SOURCES,
+    Bucket,
+    Check,
+    Crc32c,
+    PreconditionFailedError,
+    crc32c_of,
+)
+from activities.store.headers import Extent, ExtentBuilder, nonzero_blocks
+
+PART_TRIES = 3  # at a part whose checksum is wrong
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass over a file showed."""
+
+    size_bytes: int
+    sha256: str
+    extents: tuple[Extent, ...]
+    stored_bytes: int
+    stored_crc32c: str
+
+
+def scan(
+    path: Path, block_size: int, emit: Callable[[bytes], None], check: Check, *, dense: bool = False
+) -> Scan:
+    """Read a file once: hash it whole, and hand its non-zero blocks to `emit`, in order.
+
+    With `dense` everything is handed on. The size must be of whole blocks unless `dense`. `check`
+    is called about every 4 MiB. Raises OSError.
+    """
+    digest, crc, builder = hashlib.sha256(), Crc32c(), ExtentBuilder(block_size)
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        for data in _pieces(file.fileno(), size, block_size, check, dense=dense):
+            if isinstance(data, int):
+                _add_zeros(data, digest, builder)
+                continue
+            digest.update(data)
+            for run in _all_of(data, builder) if dense else _runs(data, block_size, builder):
+                crc.update(run)
+                emit(run)
+    return Scan(size, digest.hexdigest(), builder.extents(), builder.stored_bytes, crc.value())
+
+
+def _pieces(
+    descriptor: int, size: int, block_size: int, check: Check, *, dense: bool
+) -> Iterator[bytes | int]:
+    """Yield data in chunks, and the lengths of the holes between them (none when `dense`)."""
+    position = 0
+    for start, length in [(0, size)] if dense else data_extents(descriptor, size):
+        start_block = max(position, start - start % block_size)
+        end = min(size, -(-(start + length) // block_size) * block_size)
+        if start_block > position:
+            yield start_block - position
+        position = start_block
+        while position < end:
+            check()
+            data = os.pread(descriptor, min(CHUNK_BYTES, end - position), position)
+            if not data:
+                raise OSError("the file became shorter while it was read")
+            position += len(data)
+            yield data
+    if position < size:
+        yield size - position
+
+
+def _add_zeros(length: int, digest: hashlib._Hash, builder: ExtentBuilder) -> None:
+    builder.zeros(length)
+    while length > 0:
+        step = min(len(ZEROS), length)
+        digest.update(ZEROS[:step] if step < len(ZEROS) else ZEROS)
+        length -= step
+
+
+def _all_of(data: bytes, builder: ExtentBuilder) -> Iterator[bytes]:
+    builder.data(len(data))
+    yield data
+
+
+def _runs(data: bytes, block_size: int, builder: ExtentBuilder) -> Iterator[bytes]:
+    """Yield the stretches of non-zero blocks, telling the builder of both kinds."""
+    flags = nonzero_blocks(data, block_size)
+    start = 0
+    while start < len(flags):
+        end = start
+        while end < len(flags) and flags[end] == flags[start]:
+            end += 1
+        length = (end - start) * block_size
+        if flags[start]:
+            builder.data(length)
+            yield data[start * block_size : end * block_size]
+        else:
+            builder.zeros(length)
+        start = end
+
+
+class PartSender:
+    """Cuts a stream into parts and sends them in parallel.
+
+    The parts in memory are bounded by `room`, which all senders of a host share, so that many
+    builds at once take no more memory than one.
+    """
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        prefix: str,
+        *,
+        chunk_bytes: int,
+        workers: int,
+        room: Semaphore,
+        check: Check,
+        sent: Callable[[int], None],
+    ) -> None:
+        """`prefix` is the artifact's own under `.parts/`; `sent` is told each part's bytes."""
+        self._bucket = bucket
+        self._prefix = prefix
+        self._chunk_bytes = chunk_bytes
+        self._check = check
+        self._sent = sent
+        self._there = {stored.name: stored for stored in bucket.list_objects(prefix)}
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="upload")
+        self._room = room
+        self._has_room = False
+        self._parts: list[Future[StoredObject]] = []
+        self._buffer = bytearray()
+        self._lock = Lock()
+        self.sent_bytes = 0
+
+    def add(self, data: bytes) -> None:
+        """Take more of the stream; waits while too many parts are under way."""
+        view = memoryview(data)
+        while view:
+            self._take_room()
+            fits = self._chunk_bytes - len(self._buffer)
+            self._buffer += view[:fits]
+            view = view[fits:]
+            if len(self._buffer) == self._chunk_bytes:
+                self._submit()
+
+    def finish(self) -> list[StoredObject]:
+        """Send the rest and return all parts in order. Raises what a part failed with."""
+        if self._buffer or not self._parts:
+            self._take_room()
+            self._submit()
+        return [part.result() for part in self._parts]
+
+    def close(self) -> None:
+        """Stop: parts that have not begun are dropped, those under way end."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._buffer.clear()
+        if self._has_room:
+            self._has_room = False
+            self._room.release()
+
+    def _take_room(self) -> None:
+        while not self._has_room:
+            self._check()
+            self._has_room = self._room.acquire(timeout=0.5)
+
+    def _submit(self) -> None:
+        part = bytes(self._buffer)
+        self._buffer.clear()
+        future = self._pool.submit(self._send, len(self._parts), part)
+        self._has_room = False  # it is the part's from here on
+        future.add_done_callback(lambda _: self._room.release())
+        self._parts.append(future)
+        self._raise_failed()
+
+    def _raise_failed(self) -> None:
+        for future in self._parts[-2 * MAX_COMPOSE_SOURCES :]:
+            if future.done():
+                future.result()
+
+    def _send(self, number: int, part: bytes) -> StoredObject:
+        crc = crc32c_of(part)
+        name = part_name(self._prefix, number, crc, len(part))
+        for _ in range(PART_TRIES):
+            self._check()
+            stored = self._there.pop(name, None) or self._write(name, part)
+            if stored is not None and (stored.size_bytes, stored.crc32c) == (len(part), crc):
+                self._sent(len(part))
+                return stored
+            self._remove_wrong(name, len(part), crc)
+        raise StorageCorruptionError(f"part {name} did not arrive as it was sent")
+
+    def _write(self, name: str, part: bytes) -> StoredObject | None:
+        try:
+            stored = self._bucket.write_object(name, part, if_generation_match=0, check=self._check)
+        except PreconditionFailedError:  # another attempt, or the first try of this request
+            return self._bucket.stat_object(name)
+        except StorageCorruptionError:
+            return None
+        with self._lock:
+            self.sent_bytes += len(part)
+        return stored
+
+    def _remove_wrong(self, name: str, size_bytes: int, crc: str) -> None:
+        # Looks first: it may have been the answer that was wrong, and not the object.
+        found = self._bucket.stat_object(name)
+        if found is None:
+            return
+        if (found.size_bytes, found.crc32c) == (size_bytes, crc):
+            with self._lock:
+                self._there[name] = found
+        else:
+            self._bucket.delete_object(name, found.generation)
+
+
+def part_name(prefix: str, number: int, crc32c: str, size_bytes: int) -> str:
+    """Name a part by its position and content: an equal name is an equal part."""
+    return f"{prefix}{number:06d}-{crc32c.translate(NAME_SAFE)}-{size_bytes}"
+
+
+# Base64 in object names without characters that need escaping.
+NAME_SAFE = str.maketrans("+/=", "-_.")
+
+
+def compose_tree(
+    bucket: Bucket, name: str, parts: Sequence[StoredObject], prefix: str, check: Check
+) -> StoredObject:
+    """Compose any number of parts into `name`, 32 at a time.
+
+    Raises PreconditionFailedError when `name` exists already.
+    """
+    names = [part.name for part in parts]
+    level = 0
+    while len(names) > MAX_COMPOSE_SOURCES:
+        groups = [
+            names[start : start + MAX_COMPOSE_SOURCES]
+            for start in range(0, len(names), MAX_COMPOSE_SOURCES)
+        ]
+        names = [
+            _compose_group(bucket, f"{prefix}level{level}-{number:04d}", group, check)
+            for number, group in enumerate(groups)
+        ]
+        level += 1
+    check()
+    return bucket.compose(name, names)
+
+
+def _compose_group(bucket: Bucket, stem: str, group: Sequence[str], check: Check) -> str:
+    check()
+    key = hashlib.sha256("\n".join(group).encode()).hexdigest()[:16]
+    name = f"{stem}-{key}"
+    with contextlib.suppress(PreconditionFailedError):  # the same parts: the same content
+        bucket.compose(name, group)
+    return name

@@ -1,0 +1,173 @@
+"""What all commands of `template-manager` share: consoles, exit codes, how errors are told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from enum import IntEnum
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from activities.contract.errors import TemplateManagerError
+    from activities.process.settings import Settings
+    from api.client.client import CallError
+
+T = TypeVar("T")
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+class Exit(IntEnum):
+    """The exit codes, the same for every command."""
+
+    OK = 0
+    BUILD_FAILED = 1
+    USAGE = 2
+    UNAVAILABLE = 3
+    INTERRUPTED = 130
+
+
+def run_to_end(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work`; Ctrl-C cancels it, and becomes KeyboardInterrupt when it has let go.
+
+    The loop's own handler is what makes that sure: the one of `asyncio.run` does not wake the loop,
+    so that a signal just before it falls asleep is obeyed at the next event, or never.
+    """
+
+    async def interruptible() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
+        return await work
+
+    try:
+        return asyncio.run(interruptible())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+def run_call(command: Callable[[], Coroutine[Any, Any, None]], as_json: bool) -> None:
+    """Run a command; tell its errors in words and in an exit code."""
+    from api.client.client import CallError
+    from api.client.credentials import CredentialsError
+
+    try:
+        run_to_end(command())
+    except CredentialsError as error:
+        fail(str(error), "Check the TEMPLATE_MANAGER_TLS_… variables.", Exit.USAGE, as_json=as_json)
+    except CallError as error:
+        _show_call_error(error, as_json)
+        raise typer.Exit(exit_code_of(error)) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(Exit.INTERRUPTED) from None
+
+
+def exit_code_of(error: CallError) -> Exit:
+    """Return the exit code for a call that failed: whose turn it is."""
+    import grpc
+
+    usage = (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.ALREADY_EXISTS,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNAUTHENTICATED,
+    )
+    return Exit.USAGE if error.code in usage else Exit.UNAVAILABLE
+
+
+def _show_call_error(error: CallError, as_json: bool) -> None:
+    from api.cli.report import error_json, error_text
+
+    if as_json:
+        print_json(error_json(error))
+    else:
+        err.print(error_text(error))
+
+
+@contextlib.contextmanager
+def template_errors(as_json: bool) -> Iterator[None]:
+    """Tell the errors of commands that work without the API."""
+    from activities.contract.errors import TemplateManagerError
+
+    try:
+        yield
+    except TemplateManagerError as error:
+        fail(error.message, error.hint, _code_of(error), as_json=as_json)
+    except KeyboardInterrupt:
+        raise typer.Exit(Exit.INTERRUPTED) from None
+
+
+def _code_of(error: TemplateManagerError) -> Exit:
+    from activities.contract.errors import AddressTakenError, TemplateNotFoundError
+
+    if error.retryable:
+        return Exit.UNAVAILABLE
+    usage = isinstance(error, TemplateNotFoundError | AddressTakenError)
+    return Exit.USAGE if usage else Exit.BUILD_FAILED
+
+
+def fail(message: str, hint: str, code: Exit, *, as_json: bool) -> NoReturn:
+    """Tell an error and what to do next, and end with that exit code."""
+    if as_json:
+        print_json({"error": {"message": message, "hint": hint}})
+    else:
+        parts: list[RenderableType] = [Text(f"error: {message}", style="bold red")]
+        parts += [Text(f"→ {hint}")] if hint else []
+        err.print(*parts, sep="\n")
+    raise typer.Exit(code)
+
+
+@contextlib.contextmanager
+def transfer_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Show transfers as bars, each from when it is told of: bytes done, of how many, how fast.
+
+    Yields what is to be told a transfer's name, the bytes that are done and their total.
+    """
+    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TransferSpeedColumn
+
+    columns = ("{task.description}", BarColumn(), DownloadColumn(True), TransferSpeedColumn())
+    with Progress(*columns, console=err) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def show(name: str, done: int, total: int) -> None:
+            if name not in bars:
+                bars[name] = progress.add_task(name, total=total)
+            progress.update(bars[name], completed=done)
+
+        yield show
+
+
+def print_json(data: Mapping[str, Any]) -> None:
+    """Print for programs."""
+    sys.stdout.write(json.dumps(data, indent=2) + "\n")
+
+
+def read_settings() -> Settings:
+    """Return the settings; a wrong one ends the command with its name."""
+    from pydantic import ValidationError
+
+    from activities.process.settings import get_settings
+
+    try:
+        return get_settings()
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"TEMPLATE_MANAGER_{'__'.join(map(str, each['loc'])).upper()}: {each['msg']}"
+            for each in error.errors()
+        )
+        fail(wrong, "Correct these environment variables.", Exit.USAGE, as_json=False)

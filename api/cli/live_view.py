@@ -1,0 +1,190 @@
+"""Following a build: on a terminal a view that lives, elsewhere plain lines."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from types import TracebackType
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from activities.contract.names import Step
+from api.cli.report import MIB, amount, duration, log_line, seconds_of
+from api.client.client import CallError, TemplateClient
+from api.pb import template_manager_pb2 as pb
+
+STATUS_SECONDS = 1.0
+REFRESH_PER_SECOND = 8
+BAR_WIDTH = 24
+ICONS = {
+    "done": Text("✓", style="green"),
+    "failed": Text("✗", style="red"),
+    "cancelled": Text("✗", style="yellow"),
+    "rewound": Text("↺", style="yellow"),
+}
+
+
+class View:
+    """Shows a build that goes on, as one line of text per log line. A context manager."""
+
+    wants_status = False
+    """Whether `status` is to be called every now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def __enter__(self) -> View:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """There is nothing to take away."""
+        return
+
+    def line(self, line: pb.TemplateBuildLogsResponse) -> None:
+        """Print a log line as it is: not wrapped, whatever the width."""
+        self._console.print(log_line(line.entry), soft_wrap=True)
+
+    def status(self, status: pb.TemplateBuildStatusResponse) -> None:
+        """Plain lines tell it all."""
+        return
+
+
+class LiveView(View):
+    """One line per step below, with what runs now; the log goes by above it."""
+
+    wants_status = True
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._display = StepsDisplay()
+        self._live = Live(
+            self._display, console=console, refresh_per_second=REFRESH_PER_SECOND, transient=True
+        )
+
+    def __enter__(self) -> View:
+        self._live.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Take the display away; the log stays."""
+        self._live.__exit__(kind, error, trace)
+
+    def status(self, status: pb.TemplateBuildStatusResponse) -> None:
+        """Bring the display up to date."""
+        self._display.update(status)
+
+
+class StepsDisplay:
+    """The steps of a build: what is done, what runs and how fast, what is to come."""
+
+    def __init__(self) -> None:
+        self._status = pb.TemplateBuildStatusResponse()
+        self._spinner = Spinner("dots")
+        self._rate = _Rate()
+
+    def update(self, status: pb.TemplateBuildStatusResponse) -> None:
+        """Show this status from now on."""
+        self._status = status
+        self._rate.update(status.progress)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table(show_header=False, box=None, padding=(0, 1, 0, 0))
+        latest = {row.step: row for row in self._status.timeline}
+        for step in Step:
+            self._add_row(table, step, latest.get(step))
+        yield table
+
+    def _add_row(self, table: Table, step: str, row: pb.StepTimeline | None) -> None:
+        if row is None:
+            table.add_row(Text("·", style="dim"), Text(step, style="dim"))
+            return
+        seconds = seconds_of(row)
+        if seconds is not None:
+            note = Text("reused" if row.reused else "", style="dim")
+            table.add_row(ICONS.get(row.outcome, ICONS["done"]), step, duration(seconds), note)
+            return
+        elapsed = max(time.time() - row.started.ToNanoseconds() / 1e9, 0)
+        table.add_row(self._spinner, step, duration(elapsed), self._progress())
+
+    def _progress(self) -> Table:
+        progress = self._status.progress
+        line = Table.grid(padding=(0, 1, 0, 0))
+        cells: list[Text | ProgressBar] = []
+        if progress.total:
+            cells.append(ProgressBar(progress.total, progress.done, width=BAR_WIDTH))
+            cells.append(Text(amount(progress.done, progress.total, progress.unit)))
+            cells.append(Text(self._rate.text(progress), style="dim"))
+        if progress.attempt > 1:
+            cells.append(Text(f"attempt {progress.attempt}", style="yellow"))
+        # Last, so that a long name gives way to the numbers.
+        cells.append(Text(progress.what, no_wrap=True, overflow="ellipsis", style="dim"))
+        line.add_row(*cells)
+        return line
+
+
+class _Rate:
+    """How fast a step goes, since it began to do what it does now."""
+
+    def __init__(self) -> None:
+        self._what = ""
+        self._first: tuple[float, int] = (0.0, 0)
+        self._last: tuple[float, int] = (0.0, 0)
+
+    def update(self, progress: pb.BuildProgress) -> None:
+        now = (time.monotonic(), progress.done)
+        if progress.what != self._what or progress.done < self._last[1]:
+            self._what, self._first = progress.what, now
+        self._last = now
+
+    def text(self, progress: pb.BuildProgress) -> str:
+        seconds = self._last[0] - self._first[0]
+        done = self._last[1] - self._first[1]
+        if seconds <= 0 or done <= 0:
+            return ""
+        per_second = done / seconds
+        left = duration((progress.total - progress.done) / per_second)
+        speed = f"{per_second / MIB:.1f} MiB/s" if progress.unit == "bytes" else ""
+        return f"{speed} {left} left".strip()
+
+
+def view_for(console: Console) -> View:
+    """Return the view that fits where the output goes."""
+    return LiveView(console) if console.is_terminal else View(console)
+
+
+async def follow(
+    client: TemplateClient, build_id: str, view: View, *, cursor: int = 0
+) -> pb.TemplateBuildStatusResponse:
+    """Show a build until it ends. Returns its final status. Raises CallError."""
+    polling = asyncio.create_task(_poll(client, build_id, view))
+    try:
+        async for line in client.logs(build_id, cursor=cursor, follow=True):
+            view.line(line)
+    finally:
+        polling.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await polling
+    return await client.status(build_id)
+
+
+async def _poll(client: TemplateClient, build_id: str, view: View) -> None:
+    while view.wants_status:
+        with contextlib.suppress(CallError):  # the log's follower tells of a lasting outage
+            view.status(await client.status(build_id))
+        await asyncio.sleep(STATUS_SECONDS)

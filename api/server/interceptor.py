@@ -1,0 +1,142 @@
+"""Around every call of ours: errors get their form, and a stopping server sees what still runs."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+
+from api.errors import Violation, internal_error, invalid_argument
+from api.pb import template_manager_pb2 as pb
+from api.server.access import NEEDED, Access, Right, audit, current_caller
+from api.server.error_translation import to_api_error
+
+SERVICE = "TemplateService"
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_log = structlog.get_logger(__name__)
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Turns whatever a handler raises into a typed status: never UNKNOWN, never a stack trace."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._running = 0
+
+    @property
+    def running(self) -> int:
+        """How many calls are being answered now."""
+        return self._running
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wrap the handlers of our own service; health and reflection stay as they are."""
+        handler = await continuation(handler_call_details)
+        method = str(handler_call_details.method)
+        if handler is None or not method.startswith(f"/{SERVICE}/"):
+            return handler
+        # The request is decoded in here: gRPC itself would answer garbage with UNKNOWN.
+        serialize = handler.response_serializer
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(
+                self._stream(method, handler), response_serializer=serialize
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary(method, handler), response_serializer=serialize
+        )
+
+    def _unary(self, name: str, handler: Any) -> Any:
+        async def call(request: bytes, context: Context) -> Any:
+            with self._counted(name):
+                try:
+                    self._admit(name, context)
+                    return await _audited(name, handler, _decoded(handler, request), context)
+                except Exception as error:
+                    await _abort(context, name, error)
+
+        return call
+
+    def _stream(self, name: str, handler: Any) -> Any:
+        async def call(request: bytes, context: Context) -> AsyncIterator[Any]:
+            with self._counted(name):
+                try:
+                    self._admit(name, context)
+                    async for answer in handler.unary_stream(_decoded(handler, request), context):
+                        yield answer
+                except Exception as error:
+                    await _abort(context, name, error)
+
+        return call
+
+    def _admit(self, name: str, context: Context) -> None:
+        metadata = dict(context.invocation_metadata() or ())
+        peer = context.peer().rpartition(":")[0]
+        caller = self._access.admit(name.rpartition("/")[2], metadata, peer)
+        current_caller.set(caller)  # of this call's own task
+        structlog.contextvars.bind_contextvars(caller=caller.name)
+
+    @contextmanager
+    def _counted(self, name: str) -> Iterator[None]:
+        self._running += 1
+        try:
+            with structlog.contextvars.bound_contextvars(rpc=name, caller=""):
+                yield
+        finally:
+            self._running -= 1
+
+
+async def _audited(name: str, handler: Any, request: Any, context: Context) -> Any:
+    """Call the handler; a call that changes something leaves a line, whatever comes of it."""
+    method = name.rpartition("/")[2]
+    if NEEDED.get(method, Right.ADMIN) < Right.BUILD:
+        return await handler.unary_unary(request, context)
+    subject = _subject(request)
+    try:
+        answer = await handler.unary_unary(request, context)
+    except asyncio.CancelledError:
+        audit(method, "client gone", **subject)
+        raise
+    except Exception as error:
+        told = to_api_error(error)
+        audit(method, told.reason if told else "INTERNAL", **subject)
+        raise
+    audit(method, "ok", **subject)
+    return answer
+
+
+def _subject(request: Any) -> dict[str, str]:
+    if isinstance(request, pb.InitLayerFileUploadRequest):
+        return {"files": request.hash}
+    return {"build": getattr(request, "template", request).build_id}
+
+
+def _decoded(handler: Any, request: bytes) -> Any:
+    try:
+        return handler.request_deserializer(request)
+    except DecodeError as error:
+        raise invalid_argument(
+            [Violation("", "the request is not the expected message")]
+        ) from error
+
+
+async def _abort(context: Context, name: str, error: Exception) -> NoReturn:
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    told = to_api_error(error)
+    if told is None:
+        incident = uuid.uuid4().hex[:12]
+        _log.error("a call failed", incident=incident, exc_info=error)
+        told = internal_error(incident)
+    await context.abort(told.code, told.short_message, told.trailers())
+    raise asyncio.CancelledError  # not reached: abort raises

@@ -1,0 +1,250 @@
+"""The API process: a gRPC server that says how it is, and leaves without dropping a call."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from temporalio.client import Client
+
+from activities.process.health import health_endpoint
+from activities.process.metrics import runtime_for
+from activities.process.settings import Settings
+from activities.process.temporal import connect
+from activities.process.tracing import is_tracing
+from api.client.credentials import CredentialsError, server_credentials
+from api.pb import template_manager_pb2 as pb
+from api.pb import template_manager_pb2_grpc as pb_grpc
+from api.server.access import Access, RateLimit, TokenFileError, Tokens
+from api.server.builds import Builds
+from api.server.interceptor import SERVICE, CallInterceptor
+from api.server.listing import BuildListing
+from api.server.logs import BuildLogs
+from api.server.service import TemplateService
+from api.server.template_bucket import TemplateBucket
+from api.server.temporal_health import TemporalHealth
+
+MAX_REQUEST_BYTES = 1024 * 1024
+KEEPALIVE_MS = 30_000
+# While draining: so long no call may be running before the server stops.
+IDLE_SECONDS = 0.5
+OPTIONS = (
+    (
+        "grpc.so_reuseport",
+        0,
+    ),  # a second process on the same port must fail, not take half the calls
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+    ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+_log = structlog.get_logger(__name__)
+
+
+class BindError(Exception):
+    """The API cannot, or may not, listen there."""
+
+
+class ApiServer:
+    """A running API server. Made by `running_server`."""
+
+    def __init__(self, client: Client, settings: Settings) -> None:
+        bucket = TemplateBucket(settings.bucket)
+        self._settings = settings
+        self._temporal = TemporalHealth(client)
+        self._interceptor = CallInterceptor(_access(settings))
+        self._health = health.aio.HealthServicer()
+        interceptors = [*_tracing_interceptors(), self._interceptor]
+        self._server = grpc.aio.server(interceptors=interceptors, options=OPTIONS)
+        self.logs = BuildLogs(client, bucket)
+        self.service = TemplateService(
+            settings,
+            builds=Builds(client, bucket, settings),
+            listing=BuildListing(client),
+            logs=self.logs,
+            bucket=bucket,
+            temporal=self._temporal,
+        )
+        self.address = ""
+        """Where it listens, with the real port when the settings say port 0."""
+        pb_grpc.add_TemplateServiceServicer_to_server(self.service, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+
+    async def start(self) -> None:
+        """Listen. Raises BindError when the address is taken."""
+        host, _, port = self._settings.api_address.rpartition(":")
+        await self._set_serving(False)
+        try:
+            bound = self._bind(f"{host}:{port}")
+        except CredentialsError as error:
+            raise BindError(str(error)) from None
+        except RuntimeError as error:
+            raise BindError(f"cannot listen on {host}:{port}: {error}") from error
+        self.address = f"{host}:{bound}"
+        await self._server.start()
+
+    def _bind(self, address: str) -> int:
+        settings = self._settings
+        if settings.tls_cert is None or settings.tls_key is None:
+            return self._server.add_insecure_port(address)
+        credentials = server_credentials(
+            settings.tls_cert, settings.tls_key, settings.tls_client_ca
+        )
+        return self._server.add_secure_port(address, credentials)
+
+    async def watch_temporal(self) -> None:
+        """Let the health service follow Temporal's, for ever."""
+        watching = asyncio.create_task(self._temporal.watch())
+        try:
+            while True:
+                await self._temporal.changed.wait()
+                self._temporal.changed.clear()
+                await self._set_serving(self._temporal.is_serving)
+        finally:
+            watching.cancel()
+
+    async def readiness(self) -> str:
+        """Tell why no call should be sent here, or ""."""
+        if self.service.is_draining:
+            return "draining"
+        return "" if self._temporal.is_serving else "Temporal does not answer"
+
+    async def drain(self) -> None:
+        """Say Draining, let running calls end for up to `drain_seconds`, then stop."""
+        _log.info("draining", calls=self._interceptor.running)
+        self.service.drain()
+        await self._health.enter_graceful_shutdown()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._until_idle(), self._settings.drain_seconds)
+        await self._server.stop(grace=0)
+
+    async def stop(self) -> None:
+        """Stop at once. Does nothing after `drain`."""
+        await self._server.stop(grace=0)
+
+    async def _until_idle(self) -> None:
+        idle = 0.0
+        while idle < IDLE_SECONDS:
+            await asyncio.sleep(IDLE_SECONDS / 5)
+            idle = idle + IDLE_SECONDS / 5 if self._interceptor.running == 0 else 0.0
+
+    async def _set_serving(self, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse
+        for service in ("", pb.DESCRIPTOR.services_by_name[SERVICE].full_name):
+            await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
+
+
+@asynccontextmanager
+async def running_server(client: Client, settings: Settings) -> AsyncIterator[ApiServer]:
+    """Serve until the block is left. Raises BindError."""
+    server = ApiServer(client, settings)
+    await server.start()
+    watching = asyncio.create_task(server.watch_temporal())
+    try:
+        yield server
+    finally:
+        watching.cancel()
+        await server.stop()
+
+
+async def serve(settings: Settings, *, insecure: bool = False) -> None:
+    """Run the API until SIGTERM or SIGINT; a second signal stops without draining.
+
+    Starts also while Temporal is away, and then says so. Raises BindError and AddressTakenError.
+    """
+    _require_whole_tls(settings)
+    has_tls = settings.tls_cert is not None
+    require_safe_address(settings.api_address, insecure=insecure or has_tls)
+    identity = f"api@{socket.gethostname()}:{os.getpid()}"
+    client = await connect(identity, lazy=True, runtime=runtime_for(settings))
+    signals = _Signals()
+    async with (
+        running_server(client, settings) as server,
+        health_endpoint(settings, server.readiness),
+    ):
+        _log.info("serving", address=server.address)
+        if settings.ready_file:
+            settings.ready_file.touch()
+        await signals.next()
+        if settings.ready_file:
+            settings.ready_file.unlink(missing_ok=True)
+        await _first(server.drain(), signals.next())
+    _log.info("stopped")
+
+
+def require_safe_address(address: str, *, insecure: bool) -> None:
+    """Raise BindError for an address that others can reach, unless that is what is wanted."""
+    host = address.rpartition(":")[0].strip("[]")
+    if insecure or host == "localhost":
+        return
+    try:
+        if ipaddress.ip_address(host).is_loopback:
+            return
+    except ValueError:
+        pass  # a name, or nothing: it may be anything
+    raise BindError(
+        f"{address} is not a loopback address, and the API has no TLS: anyone there could start "
+        "builds. Give --tls-cert and --tls-key, listen on 127.0.0.1, or give --insecure."
+    )
+
+
+def _require_whole_tls(settings: Settings) -> None:
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise BindError("TLS needs both a certificate (--tls-cert) and its key (--tls-key)")
+    if settings.tls_client_ca is not None and settings.tls_cert is None:
+        raise BindError("--tls-client-ca needs --tls-cert and --tls-key")
+
+
+def _tracing_interceptors() -> list[grpc.aio.ServerInterceptor]:
+    if not is_tracing():
+        return []
+    from opentelemetry.instrumentation.grpc import aio_server_interceptor
+
+    return [aio_server_interceptor()]  # type: ignore[no-untyped-call]
+
+
+def _access(settings: Settings) -> Access:
+    """Raises BindError when the token file cannot be read."""
+    try:
+        tokens = Tokens(settings.tokens_file) if settings.tokens_file else None
+    except (OSError, TokenFileError) as error:
+        raise BindError(f"token file {settings.tokens_file}: {error}") from None
+    return Access(tokens, RateLimit(settings.calls_per_second, settings.calls_burst))
+
+
+class _Signals:
+    """The signals that ask the process to end, in the order in which they come."""
+
+    def __init__(self) -> None:
+        self._arrived: asyncio.Queue[int] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._arrived.put_nowait, number)
+
+    async def next(self) -> int:
+        """Wait for the next one."""
+        return await self._arrived.get()
+
+
+async def _first(*work: Coroutine[object, object, object]) -> None:
+    """Wait for the first of these, and cancel the rest. Raises what the first one raised."""
+    tasks = [asyncio.create_task(each) for each in work]
+    done, late = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in late:
+        task.cancel()
+    await asyncio.gather(*late, return_exceptions=True)
+    for task in done:
+        task.result()

@@ -1,0 +1,277 @@
+"""The rpcs of `TemplateService`: from messages to calls of ours, and back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from activities.contract.status import BuildState, LogEntry
+from activities.process.sealing import Sealer
+from activities.process.settings import Settings
+from api.errors import ApiError, Violation, draining, invalid_argument
+from api.pb import template_manager_pb2 as pb
+from api.pb import template_manager_pb2_grpc as pb_grpc
+from api.server.builds import Builds, StartedBuild
+from api.server.listing import BuildListing, list_query
+from api.server.logs import BuildLogs, following
+from api.server.template_bucket import TemplateBucket
+from api.server.temporal_health import TemporalHealth
+from api.server.validation import require_build_id, require_files_hash, validate
+from api.server.view import BuildView
+from api.server.wire import level_number, log_message, status_message, summary_message
+
+# An answer must fit into the 4 MiB that gRPC clients take by default.
+MAX_STATUS_LINES = 1_000
+MAX_STATUS_LOG_BYTES = 2 * 1024 * 1024
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class TemplateService(pb_grpc.TemplateServiceServicer):
+    """Answers clients. A client that goes away never cancels a build."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        builds: Builds,
+        listing: BuildListing,
+        logs: BuildLogs,
+        bucket: TemplateBucket,
+        temporal: TemporalHealth,
+    ) -> None:
+        self._settings = settings
+        self._sealer = Sealer(settings.secret_keys)
+        self._builds = builds
+        self._listing = listing
+        self._logs = logs
+        self._bucket = bucket
+        self._temporal = temporal
+        self._draining = asyncio.Event()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether this process takes no new work any more."""
+        return self._draining.is_set()
+
+    def drain(self) -> None:
+        """Say Draining from now on, and send those who follow a log elsewhere."""
+        self._draining.set()
+
+    async def TemplateCreate(self, request: pb.TemplateCreateRequest, context: Context) -> Empty:
+        """Validate, start the build, and say in the headers which one it is."""
+        valid = validate(request, self._settings, self._sealer)
+        await self._temporal.require()
+        await self._listing.require_room(self._settings.max_running_builds)
+        await _send_headers(context, await self._builds.create(valid))
+        return Empty()
+
+    async def TemplateBuildRetry(
+        self, request: pb.TemplateBuildRetryRequest, context: Context
+    ) -> Empty:
+        """Start a failed build again, from the last step that it has finished."""
+        build_id = require_build_id(request.build_id)
+        await self._temporal.require()
+        await self._listing.require_room(self._settings.max_running_builds)
+        await _send_headers(context, await self._builds.retry(build_id, request.template_id))
+        return Empty()
+
+    async def TemplateBuildList(
+        self, request: pb.TemplateBuildListRequest, context: Context
+    ) -> pb.TemplateBuildListResponse:
+        """Tell a page of builds."""
+        query = list_query(request)
+        await self._temporal.require()
+        page = await self._listing.page(query, request.page_size, request.page_token)
+        return pb.TemplateBuildListResponse(
+            builds=[summary_message(build) for build in page.builds],
+            next_page_token=page.next_page_token,
+        )
+
+    async def TemplateBuildStatus(
+        self, request: pb.TemplateStatusRequest, context: Context
+    ) -> pb.TemplateBuildStatusResponse:
+        """Tell everything about a build, and the log lines that are asked for."""
+        view = await self._view(request)
+        message = status_message(view)
+        message.log_entries.extend(await self._log_entries(view, request))
+        return message
+
+    async def TemplateBuildLogs(
+        self, request: pb.TemplateBuildLogsRequest, context: Context
+    ) -> AsyncIterator[pb.TemplateBuildLogsResponse]:
+        """Stream the log from a cursor on; the trailers of a success tell what was built."""
+        view = await self._view(request)
+        run_id = require_build_id(request.run_id, "run_id") if request.run_id else ""
+        await context.send_initial_metadata(())  # now: the first line may be long in coming
+        lowest = request.level if request.HasField("level") else pb.Debug
+        cursor = await self._logs.cursor_in(view, request.cursor, run_id)
+        while True:
+            async for offset, entry in self._lines(view, cursor, request.follow):
+                if level_number(entry.level) >= lowest:
+                    yield pb.TemplateBuildLogsResponse(
+                        entry=log_message(entry), next_cursor=offset + 1, run_id=view.run_id
+                    )
+            ended = await self._view_at_end(view, request)
+            if ended.run_id == view.run_id:
+                break
+            # A reset or a retry has begun a new run: go on where its log becomes another.
+            cursor, view = await self._logs.first_difference(view, ended), ended
+        if ended.state is BuildState.COMPLETED:
+            context.set_trailing_metadata(
+                (
+                    ("rootfs_size", str(ended.rootfs_size_mb)),
+                    ("envd_version", ended.agent_version),
+                )
+            )
+
+    async def TemplateBuildCancel(
+        self, request: pb.TemplateBuildCancelRequest, context: Context
+    ) -> Empty:
+        """Stop a build; answer when all is undone."""
+        build_id = require_build_id(request.build_id)
+        await self._temporal.require()
+        await self._builds.cancel(build_id, request.template_id)
+        return Empty()
+
+    async def TemplateBuildDelete(
+        self, request: pb.TemplateBuildDeleteRequest, context: Context
+    ) -> Empty:
+        """Remove a template, or whatever a build has left."""
+        build_id = require_build_id(request.build_id)
+        await self._temporal.require()
+        await self._builds.delete(build_id, request.template_id)
+        return Empty()
+
+    async def InitLayerFileUpload(
+        self, request: pb.InitLayerFileUploadRequest, context: Context
+    ) -> pb.InitLayerFileUploadResponse:
+        """Say where to put the files of a COPY, or that they are there."""
+        url = await self._bucket.begin_files_upload(require_files_hash(request))
+        return pb.InitLayerFileUploadResponse(present=url is None, url=url)
+
+    async def HealthStatus(self, request: Empty, context: Context) -> pb.HealthStatusResponse:
+        """Say whether this process takes new work."""
+        return pb.HealthStatusResponse(status=pb.Draining if self.is_draining else pb.Healthy)
+
+    async def _view(
+        self, request: pb.TemplateStatusRequest | pb.TemplateBuildLogsRequest
+    ) -> BuildView:
+        build_id = require_build_id(request.build_id)
+        await self._temporal.require()
+        return await self._builds.view(build_id, request.template_id)
+
+    async def _view_at_end(
+        self, view: BuildView, request: pb.TemplateBuildLogsRequest
+    ) -> BuildView:
+        """Look again at a build whose log has ended; it may have been deleted by now."""
+        if not request.follow:
+            return view
+        try:
+            return await self._view(request)
+        except ApiError as error:
+            if error.code is grpc.StatusCode.NOT_FOUND:
+                return view
+            raise
+
+    async def _lines(
+        self, view: BuildView, cursor: int, follow: bool
+    ) -> AsyncIterator[tuple[int, LogEntry]]:
+        if not follow:
+            for offset, entry in enumerate(await self._logs.read(view, cursor), cursor):
+                yield offset, entry
+            return
+        drained = asyncio.create_task(self._draining.wait())
+        try:
+            async with following(self._logs, view, cursor) as lines:
+                async for line in _until(drained, lines):
+                    yield line
+        finally:
+            drained.cancel()
+
+    async def _log_entries(
+        self, view: BuildView, request: pb.TemplateStatusRequest
+    ) -> list[pb.TemplateBuildLogEntry]:
+        if request.offset < 0:
+            raise invalid_argument([Violation("offset", "must not be negative")])
+        limit = (
+            min(request.limit, MAX_STATUS_LINES) if request.HasField("limit") else MAX_STATUS_LINES
+        )
+        if limit == 0:
+            return []
+        if _wants_all_lines(request):
+            entries = await self._logs.read(view, request.offset, limit)
+        else:
+            matching = filter(_matcher(request), await self._logs.read(view, 0))
+            entries = list(matching)
+            if request.direction == pb.Backward:
+                entries.reverse()
+            entries = entries[request.offset :][:limit]
+        return _within_size([log_message(entry) for entry in entries])
+
+
+async def _send_headers(context: Context, started: StartedBuild) -> None:
+    await context.send_initial_metadata(
+        (
+            ("build-id", started.build_id),
+            ("workflow-id", started.workflow_id),
+            ("run-id", started.run_id),
+        )
+    )
+
+
+async def _until(
+    stop: asyncio.Task[Any], lines: AsyncIterator[tuple[int, LogEntry]]
+) -> AsyncIterator[tuple[int, LogEntry]]:
+    """Yield from `lines` until `stop` is done; then raise that the server is draining."""
+    while True:
+        following_line = asyncio.ensure_future(anext(lines))
+        try:
+            await asyncio.wait([following_line, stop], return_when=asyncio.FIRST_COMPLETED)
+            if not following_line.done():
+                raise draining()
+            yield following_line.result()
+        except StopAsyncIteration:
+            return
+        finally:
+            if not following_line.done():
+                following_line.cancel()
+                await asyncio.wait([following_line])
+
+
+def _wants_all_lines(request: pb.TemplateStatusRequest) -> bool:
+    narrowing = ("level", "start", "end")
+    return request.direction == pb.Forward and not any(map(request.HasField, narrowing))
+
+
+def _matcher(request: pb.TemplateStatusRequest) -> Callable[[LogEntry], bool]:
+    start = _nanoseconds(request.start) if request.HasField("start") else None
+    end = _nanoseconds(request.end) if request.HasField("end") else None
+
+    def matches(entry: LogEntry) -> bool:
+        moment = log_message(entry).timestamp.ToNanoseconds()
+        return (
+            level_number(entry.level) >= request.level
+            and (start is None or moment >= start)
+            and (end is None or moment <= end)
+        )
+
+    return matches
+
+
+def _nanoseconds(moment: Timestamp) -> int:
+    return moment.ToNanoseconds()
+
+
+def _within_size(lines: list[pb.TemplateBuildLogEntry]) -> list[pb.TemplateBuildLogEntry]:
+    size_bytes = 0
+    for count, line in enumerate(lines):
+        size_bytes += line.ByteSize()
+        if size_bytes > MAX_STATUS_LOG_BYTES:
+            return lines[:count]
+    return lines

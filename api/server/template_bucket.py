@@ -1,0 +1,83 @@
+"""What the API does with the bucket: it reads templates and logs of builds that Temporal has
+forgotten, and lets clients put files there."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING
+
+from activities.contract.status import BuildStatus, LogEntry
+
+if TYPE_CHECKING:  # loading Google's client takes longer than starting the rest of the API
+    from activities.store.bucket import Bucket
+    from activities.store.metadata import TemplateMetadata
+
+
+class TemplateBucket:
+    """Reads in threads. Connects at the first read, so that the API starts without a bucket.
+
+    Every method raises StorageUnavailableError or StorageDeniedError when the bucket does not
+    answer.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._lock = threading.Lock()
+        self._bucket: Bucket | None = None
+
+    async def metadata(self, build_id: str) -> TemplateMetadata | None:
+        """Return a template's metadata, or None when there is no such template."""
+
+        def read() -> TemplateMetadata | None:
+            from activities.store.metadata import read_metadata
+
+            return read_metadata(self._connect(), build_id)
+
+        return await asyncio.to_thread(read)
+
+    async def archived_log(self, build_id: str) -> tuple[BuildStatus, list[LogEntry]] | None:
+        """Return a closed build's final status and log, or None."""
+
+        def read() -> tuple[BuildStatus, list[LogEntry]] | None:
+            from activities.store.log_archive import read_archived_log
+
+            return read_archived_log(self._connect(), build_id)
+
+        return await asyncio.to_thread(read)
+
+    async def has_objects(self, build_id: str) -> bool:
+        """Return whether anything of a build is there, such as the parts of half an upload."""
+
+        def read() -> bool:
+            return bool(self._connect().list_objects(f"{build_id}/"))
+
+        return await asyncio.to_thread(read)
+
+    async def has_files(self, sha256: str) -> bool:
+        """Return whether the tar of a COPY's files is there."""
+
+        def look() -> bool:
+            from activities.store.files import files_name
+
+            return self._connect().stat_object(files_name(sha256)) is not None
+
+        return await asyncio.to_thread(look)
+
+    async def begin_files_upload(self, sha256: str) -> str | None:
+        """Return where to PUT the tar of a COPY's files, or None when it is there."""
+
+        def begin() -> str | None:
+            from activities.store.files import begin_files_upload
+
+            return begin_files_upload(self._connect(), sha256)
+
+        return await asyncio.to_thread(begin)
+
+    def _connect(self) -> Bucket:
+        from activities.store.bucket import Bucket
+
+        with self._lock:
+            if self._bucket is None:
+                self._bucket = Bucket(self.name)
+            return self._bucket

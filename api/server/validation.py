@@ -1,0 +1,390 @@
+"""From a request to a `TemplateConfig`: everything is checked before anything starts.
+
+All bad fields are collected, so that a user mends a request in one go.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+
+import grpc
+
+from activities.contract.errors import HugePagesUnsupportedError
+from activities.contract.image_reference import IMAGE_REFERENCE
+from activities.contract.names import canonical_build_id
+from activities.contract.requests import (
+    MAX_IMAGE_STEPS,
+    BuildOptions,
+    BuildStep,
+    RegistryAuth,
+    Sealed,
+    TemplateConfig,
+)
+from activities.process.sealing import Sealer
+from activities.process.settings import Settings
+from api.errors import ApiError, Violation, failed_precondition, invalid_argument
+from api.pb import template_manager_pb2 as pb
+
+MAX_VCPU = 32
+MIN_MEMORY_MB, MAX_MEMORY_MB = 128, 32_768
+MAX_DISK_MB = 65_536
+MAX_IMAGE_CHARS = 512
+MAX_COMMAND_CHARS = 32_768
+MAX_ENV_CHARS = 131_072
+MAX_SECRET_CHARS = 65_536
+MAX_TEAM_CHARS = 256
+TEMPLATE_ID = re.compile(r"[a-z0-9-]{1,63}")
+WRONG_TEMPLATE_ID = "must be 1 to 63 of a-z, 0-9 and -"
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
+ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+OCTAL = re.compile(r"0?[0-7]{3,4}")
+# How many arguments each step takes: fewest and most.
+STEP_ARGUMENTS = {
+    "RUN": (1, 2),
+    "COPY": (2, 4),
+    "ENV": (2, 200),
+    "ARG": (2, 200),
+    "WORKDIR": (1, 1),
+    "USER": (1, 1),
+}
+AWS_REGION = re.compile(r"[a-z0-9-]{1,32}")
+
+
+@dataclass(frozen=True)
+class ValidRequest:
+    """What a request asks for, once it has been found to be right."""
+
+    config: TemplateConfig
+    options: BuildOptions
+
+
+def validate(request: pb.TemplateCreateRequest, settings: Settings, sealer: Sealer) -> ValidRequest:
+    """Check a request and seal its secret.
+
+    Raises ApiError: INVALID_ARGUMENT with every bad field, or FAILED_PRECONDITION for what is
+    well-formed but not to be had here.
+    """
+    if not request.HasField("template"):
+        raise invalid_argument([Violation("template", "must be given")])
+    return _Validator(request.template, settings, sealer).validate()
+
+
+def require_build_id(value: str, field: str = "build_id") -> str:
+    """Return the canonical build id. Raises ApiError INVALID_ARGUMENT when it is not a UUID."""
+    try:
+        return canonical_build_id(value)
+    except ValueError as error:
+        raise invalid_argument([Violation(field, str(error))]) from None
+
+
+def require_files_hash(request: pb.InitLayerFileUploadRequest) -> str:
+    """Return the hash of files to upload. Raises ApiError INVALID_ARGUMENT with every bad field."""
+    violations = []
+    if not TEMPLATE_ID.fullmatch(request.template_id):
+        violations.append(Violation("template_id", WRONG_TEMPLATE_ID))
+    if not SHA256.fullmatch(request.hash):
+        violations.append(Violation("hash", "must be a SHA-256: 64 hex digits in lower case"))
+    if violations:
+        raise invalid_argument(violations)
+    return request.hash
+
+
+def options_for(config: TemplateConfig, settings: Settings) -> BuildOptions:
+    """Return the limits of a build: the settings' ones, and what its request asks for."""
+    seconds = config.ready_timeout_seconds
+    if seconds is None:
+        return settings.build
+    return settings.build.model_copy(update={"ready_timeout_seconds": seconds})
+
+
+def config_sha256(config: TemplateConfig) -> str:
+    """Return the identity of a config: two requests for one build id must agree in it.
+
+    Left out are the registry's credentials: they are secret, sealed anew each time, may be
+    rotated, and say nothing about the template.
+    """
+    # Without defaults, so that a field that is added later changes no identity.
+    plain = config.model_dump(mode="json", exclude={"registry_auth"}, exclude_defaults=True)
+    canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class _Validator:
+    """Checks one request, field by field."""
+
+    def __init__(self, template: pb.TemplateConfig, settings: Settings, sealer: Sealer) -> None:
+        self._template = template
+        self._settings = settings
+        self._sealer = sealer
+        self._violations: list[Violation] = []
+
+    def validate(self) -> ValidRequest:
+        self._check_ids()
+        self._check_sizes()
+        self._check_names()
+        self._check_image()
+        self._check_commands()
+        self._check_env()
+        self._check_registry()
+        self._check_base()
+        self._check_steps()
+        if self._violations:
+            raise invalid_argument(self._violations)
+        self._check_preconditions()
+        config = self._config()
+        return ValidRequest(config, options_for(config, self._settings))
+
+    def _bad(self, field: str, description: str) -> None:
+        self._violations.append(Violation(f"template.{field}", description))
+
+    def _check_ids(self) -> None:
+        if not TEMPLATE_ID.fullmatch(self._template.template_id):
+            self._bad("template_id", WRONG_TEMPLATE_ID)
+        try:
+            canonical_build_id(self._template.build_id)
+        except ValueError as error:
+            self._bad("build_id", str(error))
+        if len(self._template.team_id) > MAX_TEAM_CHARS:
+            self._bad("team_id", f"must have at most {MAX_TEAM_CHARS} characters")
+
+    def _check_sizes(self) -> None:
+        template = self._template
+        vcpus, memory = template.vcpu_count, template.memory_mb
+        if not (vcpus == 1 or (vcpus % 2 == 0 and 2 <= vcpus <= MAX_VCPU)):
+            self._bad("vcpu_count", f"is {vcpus}; must be 1, or even and at most {MAX_VCPU}")
+        if memory % 2 or not MIN_MEMORY_MB <= memory <= MAX_MEMORY_MB:
+            limits = f"{MIN_MEMORY_MB} to {MAX_MEMORY_MB}"
+            self._bad("memory_mb", f"is {memory}; must be even and from {limits} (MiB)")
+        if not 0 <= template.disk_size_mb <= MAX_DISK_MB:
+            size = template.disk_size_mb
+            self._bad("disk_size_mb", f"is {size}; must be from 0 to {MAX_DISK_MB} (MiB)")
+        limit = int(self._settings.build.ready_timeout_seconds)
+        if template.ready_timeout_seconds > limit:
+            seconds = template.ready_timeout_seconds
+            self._bad("ready_timeout_seconds", f"is {seconds}; this server allows up to {limit}")
+
+    def _check_names(self) -> None:
+        for field in ("kernel_version", "firecracker_version"):
+            value = getattr(self._template, field)
+            if value and not PLAIN_NAME.fullmatch(value):
+                self._bad(field, "must be a plain name of a-z, 0-9, ., _, + and -, or be empty")
+
+    def _check_image(self) -> None:
+        if not self._template.from_image:
+            return
+        image = self._template.from_image
+        if len(image) > MAX_IMAGE_CHARS or not IMAGE_REFERENCE.fullmatch(image):
+            self._bad(
+                "from_image",
+                "is not an image reference; write registry/repository:tag in lower case, such as "
+                "docker.io/library/debian:12",
+            )
+
+    def _check_commands(self) -> None:
+        for field in ("start_command", "ready_command"):
+            value = getattr(self._template, field)
+            if "\0" in value:
+                self._bad(field, "must not contain a NUL character")
+            if len(value) > MAX_COMMAND_CHARS:
+                self._bad(field, f"must have at most {MAX_COMMAND_CHARS} characters; use a script")
+
+    def _check_env(self) -> None:
+        env = self._template.env
+        for name in sorted(env):
+            if not ENV_NAME.fullmatch(name):
+                self._bad(
+                    f"env[{name[:64]!r}]", "the name must be letters, digits and _, no digit first"
+                )
+            elif "\0" in env[name]:
+                self._bad(f"env[{name!r}]", "the value must not contain a NUL character")
+        if sum(len(name) + len(value) for name, value in env.items()) > MAX_ENV_CHARS:
+            self._bad("env", f"must have at most {MAX_ENV_CHARS} characters in all")
+
+    def _check_registry(self) -> None:
+        if not self._template.HasField("from_image_registry"):
+            return
+        registry = self._template.from_image_registry
+        kind = registry.WhichOneof("type")
+        if kind is None:
+            self._bad("from_image_registry", "must name one of aws, gcp, general")
+        elif kind == "general":
+            self._require("general.username", registry.general.username)
+            self._require("general.password", registry.general.password)
+        elif kind == "aws":
+            self._require("aws.aws_access_key_id", registry.aws.aws_access_key_id)
+            self._require("aws.aws_secret_access_key", registry.aws.aws_secret_access_key)
+            if not AWS_REGION.fullmatch(registry.aws.aws_region):
+                self._bad("from_image_registry.aws.aws_region", "must be a region: eu-central-1, …")
+        elif registry.gcp.service_account_json:
+            self._check_google_key(registry.gcp.service_account_json)
+
+    def _require(self, field: str, value: str) -> None:
+        if not value or len(value) > MAX_SECRET_CHARS:
+            self._bad(
+                f"from_image_registry.{field}", f"must have 1 to {MAX_SECRET_CHARS} characters"
+            )
+
+    def _check_google_key(self, text: str) -> None:
+        try:
+            key = json.loads(text) if len(text) <= MAX_SECRET_CHARS else None
+        except ValueError:
+            key = None
+        if not isinstance(key, dict) or "private_key" not in key:
+            self._bad(
+                "from_image_registry.gcp.service_account_json",
+                "must be a service account's key in JSON, or empty for the host's own credentials",
+            )
+
+    def _check_base(self) -> None:
+        if self._template.WhichOneof("source") != "from_template":
+            return
+        try:
+            canonical_build_id(self._template.from_template.build_id)
+        except ValueError as error:
+            self._bad("from_template.build_id", str(error))
+
+    def _check_steps(self) -> None:
+        steps = self._template.steps
+        if len(steps) > MAX_IMAGE_STEPS:
+            self._bad("steps", f"are {len(steps)}; at most {MAX_IMAGE_STEPS} are allowed")
+        for number, step in enumerate(steps):
+            wrong = wrong_step(step)
+            if wrong:
+                self._bad(f"steps[{number}]", wrong)
+
+    def _check_preconditions(self) -> None:
+        if self._template.huge_pages:
+            raise failed_precondition(
+                "HUGE_PAGES_UNSUPPORTED",
+                "a snapshot with huge pages cannot be loaded from a file: that takes a page-fault "
+                "handler, which is not there yet",
+                HugePagesUnsupportedError.hint,
+            )
+        if self._secret() and not self._sealer.can_seal:
+            raise failed_precondition(
+                "NO_SECRET_KEY",
+                "this server has no key to seal the registry's secret with",
+                "An operator sets TEMPLATE_MANAGER_SECRET_KEYS for the API and all hosts.",
+            )
+
+    def _config(self) -> TemplateConfig:
+        template, settings = self._template, self._settings
+        build_id = canonical_build_id(template.build_id)
+        default_image = f"{settings.registry}/{template.template_id}:{build_id}"
+        return TemplateConfig(
+            template_id=template.template_id,
+            build_id=build_id,
+            image=self._image(default_image),
+            image_is_default=not self._image(""),
+            registry_auth=self._auth(build_id),
+            memory_mb=template.memory_mb,
+            vcpu_count=template.vcpu_count,
+            disk_size_mb=template.disk_size_mb,
+            kernel_version=template.kernel_version or settings.default_kernel_version,
+            firecracker_version=template.firecracker_version
+            or settings.default_firecracker_version,
+            start_command=template.start_command,
+            ready_command=template.ready_command,
+            env=dict(template.env),
+            force=template.force,
+            team_id=template.team_id,
+            steps=tuple(_step(step) for step in template.steps),
+            from_template=self._base_template(),
+            ready_timeout_seconds=template.ready_timeout_seconds or None,
+        )
+
+    def _image(self, default: str) -> str:
+        base = self._base_template()
+        return f"template {base}" if base else self._template.from_image or default
+
+    def _base_template(self) -> str | None:
+        if self._template.WhichOneof("source") != "from_template":
+            return None
+        return canonical_build_id(self._template.from_template.build_id)
+
+    def _secret(self) -> str:
+        registry = self._template.from_image_registry
+        return (
+            registry.general.password
+            or registry.aws.aws_secret_access_key
+            or registry.gcp.service_account_json
+        )
+
+    def _auth(self, build_id: str) -> RegistryAuth | None:
+        if not self._template.HasField("from_image_registry"):
+            return None
+        registry = self._template.from_image_registry
+        secret: Sealed | None = None
+        if self._secret():
+            secret = self._sealer.seal(self._secret(), build_id)
+        if registry.HasField("general"):
+            return RegistryAuth(kind="password", username=registry.general.username, secret=secret)
+        if registry.HasField("aws"):
+            return RegistryAuth(
+                kind="aws",
+                username=registry.aws.aws_access_key_id,
+                secret=secret,
+                region=registry.aws.aws_region,
+            )
+        return RegistryAuth(kind="google_key" if secret else "google_default", secret=secret)
+
+
+def wrong_step(step: pb.TemplateStep) -> str:
+    """Return what is wrong with a step, or ''."""
+    kind = step.type.upper()
+    if kind not in STEP_ARGUMENTS:
+        return f"is {step.type[:32]!r}; must be one of {', '.join(STEP_ARGUMENTS)}"
+    fewest, most = STEP_ARGUMENTS[kind]
+    if not fewest <= len(step.args) <= most:
+        return f"{kind} has {len(step.args)} arguments; it takes {fewest} to {most}"
+    if any("\0" in argument for argument in step.args):
+        return f"{kind} must not contain a NUL character"
+    if sum(map(len, step.args)) > MAX_COMMAND_CHARS:
+        return f"{kind} must have at most {MAX_COMMAND_CHARS} characters; COPY a script"
+    if not step.args[0]:
+        return f"{kind} needs its first argument"
+    return _wrong_pairs(step, kind) if kind in ("ENV", "ARG") else _wrong_copy(step, kind)
+
+
+def _wrong_pairs(step: pb.TemplateStep, kind: str) -> str:
+    if len(step.args) % 2:
+        return f"{kind} takes pairs of name and value"
+    bad = [name for name in step.args[::2] if not ENV_NAME.fullmatch(name)]
+    return f"{kind} {bad[0][:64]!r}: the name must be letters, digits and _" if bad else ""
+
+
+def _wrong_copy(step: pb.TemplateStep, kind: str) -> str:
+    if kind != "COPY":
+        return ""
+    if not SHA256.fullmatch(step.files_hash):
+        return "COPY needs files_hash, the SHA-256 of its files' tar in the bucket"
+    mode = step.args[3] if len(step.args) > 3 else ""
+    return "" if not mode or OCTAL.fullmatch(mode) else "COPY's mode must be octal, such as 0755"
+
+
+def _step(step: pb.TemplateStep) -> BuildStep:
+    return BuildStep.model_validate(
+        {
+            "kind": step.type.upper(),
+            "args": tuple(step.args),
+            "force": step.force,
+            "files_sha256": step.files_hash,
+        }
+    )
+
+
+def require_same_config(config: TemplateConfig, existing_sha256: str) -> None:
+    """Raise ApiError ALREADY_EXISTS when a build of this id has another config."""
+    if config_sha256(config) == existing_sha256:
+        return
+    raise ApiError(
+        grpc.StatusCode.ALREADY_EXISTS,
+        "BUILD_EXISTS_WITH_OTHER_CONFIG",
+        f"build {config.build_id} exists with another config",
+        hint="Use a new build id for another config.",
+        metadata={"build_id": config.build_id},
+    )

@@ -1,0 +1,159 @@
+"""From our models to protobuf messages."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from activities.contract.results import UploadedArtifact
+from activities.contract.status import BuildFailure, BuildState, LogEntry, LogLevel, StepRecord
+from api.pb import template_manager_pb2 as pb
+from api.server.listing import ListedBuild
+from api.server.view import BuildView, RunningActivity
+
+CANCELLED_REASON = "cancelled"
+
+_STATES = {
+    BuildState.BUILDING: pb.Building,
+    BuildState.CANCELLING: pb.Building,
+    BuildState.COMPLETED: pb.Completed,
+    BuildState.FAILED: pb.Failed,
+    BuildState.CANCELLED: pb.Failed,
+}
+_LEVELS = {
+    LogLevel.DEBUG: pb.Debug,
+    LogLevel.INFO: pb.Info,
+    LogLevel.WARN: pb.Warn,
+    LogLevel.ERROR: pb.Error,
+}
+
+
+def status_message(view: BuildView) -> pb.TemplateBuildStatusResponse:
+    """Return the answer to a status request, without log lines."""
+    message = pb.TemplateBuildStatusResponse(
+        status=_STATES[view.state],
+        metadata=_metadata(view),
+        state=view.state,
+        step=view.step,
+        host=view.host,
+        timeline=[_timeline_row(record) for record in view.timeline],
+        image_digest=view.image_digest,
+        artifacts=[_artifact(artifact) for artifact in view.artifacts.values()],
+        workflow_id=view.workflow_id,
+        run_id=view.run_id,
+        bucket=view.bucket,
+        template_id=view.template_id,
+        image=view.config.image if view.config else "",
+    )
+    if view.activity is not None:
+        message.progress.CopyFrom(_progress(view.activity))
+    if reason := _reason(view):
+        message.reason.CopyFrom(reason)
+    return message
+
+
+def log_message(entry: LogEntry) -> pb.TemplateBuildLogEntry:
+    """Return a log line. The step, if any, is among the fields."""
+    fields = {**entry.fields, "step": str(entry.step)} if entry.step else entry.fields
+    return pb.TemplateBuildLogEntry(
+        timestamp=timestamp(entry.timestamp),
+        message=entry.message,
+        level=level_number(entry.level),
+        fields=fields,
+    )
+
+
+def summary_message(build: ListedBuild) -> pb.TemplateBuildSummary:
+    """Return one row of a list."""
+    message = pb.TemplateBuildSummary(
+        build_id=build.build_id,
+        template_id=build.template_id,
+        state=build.state,
+        step=build.step,
+        host=build.host,
+        image=build.image,
+        started=timestamp(build.started),
+        workflow_id=build.workflow_id,
+        run_id=build.run_id,
+    )
+    if build.ended is not None:
+        message.ended.CopyFrom(timestamp(build.ended))
+    return message
+
+
+def level_number(level: LogLevel) -> pb.LogLevel:
+    """Return the number of a level; a higher one is more severe."""
+    return _LEVELS[level]
+
+
+def timestamp(moment: datetime) -> Timestamp:
+    """Return a moment as protobuf has it."""
+    message = Timestamp()
+    message.FromDatetime(moment)
+    return message
+
+
+def _metadata(view: BuildView) -> pb.TemplateBuildMetadata:
+    config = view.config
+    return pb.TemplateBuildMetadata(
+        rootfs_size_mb=view.rootfs_size_mb,
+        agent_version=view.agent_version,
+        kernel_version=config.kernel_version if config else "",
+        firecracker_version=config.firecracker_version if config else "",
+    )
+
+
+def _reason(view: BuildView) -> pb.TemplateBuildStatusReason | None:
+    if view.state is BuildState.CANCELLED:
+        cancelled = view.failure or BuildFailure(error_type="BuildCancelledError", message="")
+        return _failure(cancelled.model_copy(update={"message": CANCELLED_REASON}))
+    if view.state is BuildState.FAILED and view.failure is not None:
+        return _failure(view.failure)
+    return None
+
+
+def _failure(failure: BuildFailure) -> pb.TemplateBuildStatusReason:
+    return pb.TemplateBuildStatusReason(
+        message=failure.message,
+        step=failure.step,
+        error_type=failure.error_type,
+        hint=failure.hint,
+        log_tail=failure.log_tail,
+    )
+
+
+def _progress(activity: RunningActivity) -> pb.BuildProgress:
+    progress = activity.progress
+    return pb.BuildProgress(
+        what=progress.what,
+        done=max(progress.done, 0),
+        total=max(progress.total, 0),
+        unit=progress.unit,
+        attempt=activity.attempt,
+        last_failure=activity.last_failure,
+    )
+
+
+def _timeline_row(record: StepRecord) -> pb.StepTimeline:
+    row = pb.StepTimeline(
+        step=record.step,
+        started=timestamp(record.started),
+        reused=record.reused,
+        outcome=record.outcome,
+        host=record.host or "",
+    )
+    if record.ended is not None:
+        row.ended.CopyFrom(timestamp(record.ended))
+    return row
+
+
+def _artifact(artifact: UploadedArtifact) -> pb.Artifact:
+    data = artifact.objects.get("data")
+    return pb.Artifact(
+        name=artifact.name,
+        size_bytes=artifact.size_bytes,
+        sent_bytes=artifact.sent_bytes,
+        sha256=artifact.sha256,
+        object=data.name if data else "",
+    )

@@ -1,0 +1,223 @@
+"""The whole product on real parts, used through its command line as a user does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import docker
+import grpc
+from devstack.services import ALL_PARTS
+from devstack.stack import Stack
+
+from activities.store.bucket import Bucket
+from api.cli.report import status_json
+from api.pb import template_manager_pb2 as pb
+from api.pb import template_manager_pb2_grpc as pb_grpc
+from tests.support.host_resources import HostResources
+from tests.support.local_http import HTTPD, HTTPD_ANSWERS
+from tests.support.otlp_collector import Collector
+
+CLI = Path(sys.executable).with_name("template-manager")
+PARTS = tuple(part for part in ALL_PARTS if part != "docker")
+ASK_SECONDS = 30
+ENDED = ("completed", "failed", "cancelled")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Its standard output as JSON."""
+        return json.loads(self.out)
+
+
+class Product:
+    """A stack with the product in it."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.collector: Collector | None = None
+        self.metrics: list[str] = []
+        """Where Prometheus would look, when a test has asked for it."""
+        self.health: list[str] = []
+        """Health addresses, when a test has asked for them."""
+        self.registry = stack.variables["TEMPLATE_MANAGER_REGISTRY"]
+        self.data_dir = Path(stack.variables["TEMPLATE_MANAGER_DATA_DIR"])
+
+    @property
+    def bucket(self) -> Bucket:
+        """The stack's bucket."""
+        os.environ["STORAGE_EMULATOR_HOST"] = self.stack.variables["STORAGE_EMULATOR_HOST"]
+        return Bucket(self.stack.environment.bucket)
+
+    def objects(self, build_id: str = "") -> list[str]:
+        """Names of the bucket's objects of a build, or of all of them.
+
+        Without the tombstones of deleted builds, which stay until nothing can arrive any more.
+        """
+        bucket = self.bucket
+        return sorted(
+            stored.name
+            for stored in bucket.list_objects(build_id)
+            if not (stored.name.startswith(".leases/") and _is_tombstone(bucket, stored.name))
+        )
+
+    def cli(self, *arguments: str, seconds: float = 180, without: Sequence[str] = ()) -> Ended:
+        """Run a command to its end, in an environment that lacks the variables in `without`."""
+        variables = {**os.environ, **self.stack.variables, "COLUMNS": "120"}
+        done = subprocess.run(
+            [CLI, *arguments],
+            env={name: value for name, value in variables.items() if name not in without},
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    @contextmanager
+    def started(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+        """Have a command running for the length of a block."""
+        process = subprocess.Popen(
+            [CLI, *arguments],
+            env={**os.environ, **self.stack.variables, "PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(30)
+
+    def build(self, image: str, *more: str, start: str = HTTPD, ready: str = HTTPD_ANSWERS) -> str:
+        """Start a build; returns its id."""
+        arguments = ["--image", image, "--memory", "256", "--disk", "64", "--no-follow"]
+        arguments += ["--start-command", start, "--ready-command", ready]
+        if "--build-id" not in more:
+            arguments += ["--build-id", str(uuid.uuid4())]
+        ended = self.cli("build", *arguments, *more)
+        assert ended.code == 0, ended.err
+        return ended.out.strip().splitlines()[-1]
+
+    def status(self, build_id: str) -> dict[str, Any]:
+        """What `status --json` tells. Raises grpc.RpcError.
+
+        No process is started for it: tests ask often, and the builds need the CPUs.
+        """
+        request = pb.TemplateStatusRequest(build_id=build_id, limit=0)
+        with grpc.insecure_channel(self.stack.variables["TEMPLATE_MANAGER_API_ADDRESS"]) as channel:
+            stub = pb_grpc.TemplateServiceStub(channel)
+            return status_json(build_id, stub.TemplateBuildStatus(request, timeout=ASK_SECONDS))
+
+    def ended(self, build_id: str, seconds: float = 120) -> dict[str, Any]:
+        """Wait until a build has ended; returns its status."""
+        return self.until(build_id, lambda status: status["state"] in ENDED, seconds)
+
+    def until(
+        self, build_id: str, reached: Callable[[dict[str, Any]], bool], seconds: float = 120
+    ) -> dict[str, Any]:
+        """Wait until a status is as wanted; returns it."""
+        deadline = time.monotonic() + seconds
+        while not reached(status := self.status(build_id)):
+            assert time.monotonic() < deadline, status
+            assert status["state"] not in ENDED or reached(status), status
+            time.sleep(0.2)
+        return status
+
+    @contextmanager
+    def only_host_on(self, data_dir: Path) -> Iterator[None]:
+        """Let another host, with that data directory, be the only one for a block."""
+        self.stack.stop("host")
+        try:
+            self.stack.start_app("host", "host-small", TEMPLATE_MANAGER_DATA_DIR=str(data_dir))
+            yield
+        finally:
+            self.stack.stop("host-small")
+            self.stack.restart("host")
+
+    def log(self, build_id: str) -> list[str]:
+        """The build's log, a message a line."""
+        lines = self.cli("logs", build_id, "--json").out.splitlines()
+        return [str(json.loads(line)["message"]) for line in lines]
+
+    def process_log(self, name: str) -> list[dict[str, Any]]:
+        """What a process of ours has written, a line each."""
+        lines = self.stack.environment.files(name).log.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def until_logged(self, build_id: str, text: str, seconds: float = 60) -> None:
+        """Wait until the build's log on the host has a line."""
+        path = self.data_dir / "logs" / f"{build_id}.jsonl"
+        deadline = time.monotonic() + seconds
+        while not path.exists() or text not in path.read_text():
+            assert time.monotonic() < deadline, f"{text!r} is not logged"
+            time.sleep(0.02)
+
+
+def _kept(name: str, prefixes: tuple[str, ...]) -> bool:
+    return name.startswith(prefixes)
+
+
+def _is_tombstone(bucket: Bucket, name: str) -> bool:
+    found = bucket.read_object(name)
+    return found is None or "deleted" in json.loads(found[0])
+
+
+def _forget_images(registry: str) -> None:
+    """Take the names away that a registry of ours has given to images in Docker."""
+    client = docker.from_env()
+    try:
+        for image in client.api.images():
+            for name in [*(image["RepoTags"] or ()), *(image["RepoDigests"] or ())]:
+                if name.startswith(f"{registry}/"):
+                    with contextlib.suppress(docker.errors.ImageNotFound):
+                        client.api.remove_image(name)
+    finally:
+        client.close()
+
+
+@contextmanager
+def running_product(
+    apps: Sequence[str] = ("api", "worker", "host"), **env: str
+) -> Iterator[Product]:
+    """Run everything on free ports; `env` are further variables of the product's processes."""
+    with Stack(only=PARTS, apps=apps, env=env) as stack:
+        product = Product(stack)
+        try:
+            yield product
+        finally:
+            _forget_images(product.registry)
+
+
+@contextmanager
+def nothing_left(product: Product, *data_dirs: Path, keep: tuple[str, ...] = ()) -> Iterator[None]:
+    """Count the host's resources before and after the block: equal, or the test fails.
+
+    `keep` are prefixes of objects that may be more.
+    """
+    places = data_dirs or (product.data_dir,)
+    before = [HostResources.count(place) for place in places]
+    objects = product.objects()
+    yield
+    for place, counted in zip(places, before, strict=True):
+        counted.assert_unchanged(place)
+    now = [name for name in product.objects() if name in objects or not _kept(name, keep)]
+    assert now == objects, f"left in the bucket: {sorted(set(now) - set(objects))}"

@@ -1,0 +1,384 @@
+"""Activities that record what the workflow asks for, and fail or hang where a test says so."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+from temporalio import activity
+from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.worker import Worker
+
+from activities.contract.errors import LeaseLostError, TemplateManagerError
+from activities.contract.inputs import (
+    ArchiveLogInput,
+    BuildImageInput,
+    BuildRootfsInput,
+    DeleteTemplateInput,
+    DiscardUploadInput,
+    FindSnapshotInput,
+    HoldHostInput,
+    ImportTemplateInput,
+    PublishTemplateInput,
+    PullImageInput,
+    SnapshotVmInput,
+    StartVmInput,
+    UploadArtifactInput,
+    VerifySnapshotInput,
+    WaitUntilReadyInput,
+)
+from activities.contract.interface import (
+    ArtifactActivities,
+    CheckpointActivities,
+    DeletionActivities,
+    HostActivities,
+    HostReleaseActivities,
+    ImageActivities,
+    ImageStepActivities,
+    LogActivities,
+    MicrovmActivities,
+    NetworkActivities,
+    RootfsActivities,
+    UploadUndoActivities,
+)
+from activities.contract.names import (
+    SHARED_HOST_TASK_QUEUE,
+    Step,
+    lease_task_queue,
+    step_task_queue,
+)
+from activities.contract.results import (
+    Checkpoint,
+    DeletedTemplate,
+    DiscardedUpload,
+    ImageConfig,
+    PublishedTemplate,
+    PulledImage,
+    StoredFile,
+    StoredObject,
+    UploadedArtifact,
+    Verification,
+)
+from activities.contract.scope import BuildScope, HostLease, VmRef
+from activities.process.temporal import ErrorInterceptor
+from workflows.worker import workflow_worker
+
+DIGEST = "sha256:" + "a" * 64
+
+
+class Journal:
+    """What was called, in order, by all hosts; and what is to go wrong."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.arguments: list[tuple[str, Any]] = []
+        self.failures: dict[str, list[TemplateManagerError]] = {}
+        self.hanging: set[str] = set()
+        self.started: dict[str, asyncio.Event] = {}
+        self.published: PublishedTemplate | None = None
+        self.next_lease = 1
+
+    def fail(self, name: str, *errors: TemplateManagerError) -> None:
+        """Let the next calls of `name` raise these."""
+        self.failures.setdefault(name, []).extend(errors)
+
+    def hang(self, name: str) -> asyncio.Event:
+        """Let `name` run until it is cancelled; the event says that it has started."""
+        self.hanging.add(name)
+        self.started[name] = asyncio.Event()
+        return self.started[name]
+
+    async def call(self, name: str, argument: Any) -> None:
+        """Record a call, then fail or hang as told."""
+        self.calls.append(name)
+        self.arguments.append((name, argument))
+        if self.failures.get(name):
+            raise self.failures[name].pop(0)
+        if name not in self.hanging:
+            return
+        self.started[name].set()
+        try:
+            while name in self.hanging:
+                activity.heartbeat()
+                await asyncio.sleep(0.05)
+        except asyncio.CancelledError:
+            self.calls.append(f"{name} stopped")
+            raise
+
+    def of(self, *names: str) -> list[str]:
+        """Return the calls of these activities, in order."""
+        return [call for call in self.calls if call in names]
+
+
+def checkpoint(step: Step, host: str, *names: str) -> Checkpoint:
+    file = StoredFile(size_bytes=1 << 20, allocated_bytes=1 << 20, sha256="0" * 64)
+    return Checkpoint(step=step, fingerprint="f" * 64, host=host, files=dict.fromkeys(names, file))
+
+
+def pulled_image() -> PulledImage:
+    return PulledImage(
+        reference=f"registry/x@{DIGEST}",
+        digest=DIGEST,
+        image_id="sha256:" + "b" * 64,
+        architecture="amd64",
+        size_bytes=1,
+        layer_count=1,
+        config=ImageConfig(),
+    )
+
+
+def stored(name: str) -> StoredObject:
+    return StoredObject(name=name, generation=1, size_bytes=1, crc32c="AAAAAA==")
+
+
+class RecordingHost(
+    HostActivities,
+    HostReleaseActivities,
+    CheckpointActivities,
+    ImageActivities,
+    ImageStepActivities,
+    RootfsActivities,
+    NetworkActivities,
+    MicrovmActivities,
+    ArtifactActivities,
+    UploadUndoActivities,
+):
+    """A host that only records. Its slot handling is that of the real contract."""
+
+    def __init__(self, name: str, journal: Journal) -> None:
+        self.name = name
+        self.journal = journal
+        self.lease: HostLease | None = None
+        self.silent = asyncio.Event()
+        self.released: set[int] = set()
+        self.reused: Checkpoint | None = None
+
+    @activity.defn(name="hold_host")
+    async def hold_host(self, hold: HoldHostInput, /) -> None:
+        await self.journal.call("hold_host", hold)
+        # As a real host, whose ledger forgets a lease that was given back.
+        is_kept = self.lease is not None and self.lease.number not in self.released
+        if hold.retaken_from is None or self.lease is None or not is_kept:
+            self.lease = HostLease(host=self.name, number=self.journal.next_lease)
+            self.journal.next_lease += 1
+        info = activity.info()
+        handle = activity.client().get_workflow_handle(
+            info.workflow_id or "", run_id=info.workflow_run_id
+        )
+        await handle.signal("lease_granted", self.lease)
+        try:
+            while self.lease.number not in self.released:
+                if not self.silent.is_set():
+                    activity.heartbeat()
+                await asyncio.sleep(0.1)
+            self.journal.calls.append("host released")
+        except asyncio.CancelledError:
+            if not self.silent.is_set():
+                self.journal.calls.append("host released")
+            raise
+
+    @activity.defn(name="release_host")
+    async def release_host(self, scope: BuildScope, /) -> None:
+        self.released.add(scope.lease.number)
+
+    @activity.defn(name="find_snapshot")
+    async def find_snapshot(self, find: FindSnapshotInput, /) -> Checkpoint | None:
+        await self.journal.call("find_snapshot", find)
+        return self.reused
+
+    @activity.defn(name="discard_checkpoints")
+    async def discard_checkpoints(self, build_id: str, /) -> None:
+        await self.journal.call("discard_checkpoints", build_id)
+
+    @activity.defn(name="pull_image")
+    async def pull_image(self, pull: PullImageInput, /) -> PulledImage:
+        await self._step("pull_image", pull, pull.scope)
+        return pulled_image()
+
+    @activity.defn(name="build_image")
+    async def build_image(self, build: BuildImageInput, /) -> PulledImage:
+        await self._step("build_image", build, build.scope)
+        return pulled_image().model_copy(
+            update={
+                "reference": "steps@sha256:" + "c" * 64,
+                "digest": "sha256:" + "c" * 64,
+                "base_reference": build.base.reference_to_pull,
+            }
+        )
+
+    @activity.defn(name="import_template")
+    async def import_template(self, take: ImportTemplateInput, /) -> PulledImage:
+        await self._step("import_template", take, take.scope)
+        return pulled_image()
+
+    @activity.defn(name="build_rootfs")
+    async def build_rootfs(self, build: BuildRootfsInput, /) -> Checkpoint:
+        await self._step("build_rootfs", build, build.scope)
+        return checkpoint(Step.ROOTFS, self.name, "rootfs.ext4")
+
+    @activity.defn(name="clean_up_rootfs")
+    async def clean_up_rootfs(self, scope: BuildScope, /) -> None:
+        await self.journal.call("clean_up_rootfs", scope)
+
+    @activity.defn(name="set_up_network")
+    async def set_up_network(self, vm: VmRef, /) -> None:
+        await self._step(f"set_up_network {vm.purpose}", vm, vm.scope)
+
+    @activity.defn(name="tear_down_network")
+    async def tear_down_network(self, vm: VmRef, /) -> None:
+        await self.journal.call(f"tear_down_network {vm.purpose}", vm)
+
+    @activity.defn(name="start_vm")
+    async def start_vm(self, start: StartVmInput, /) -> None:
+        await self._step("start_vm", start, start.vm.scope)
+
+    @activity.defn(name="wait_until_ready")
+    async def wait_until_ready(self, wait: WaitUntilReadyInput, /) -> None:
+        await self._step("wait_until_ready", wait, wait.vm.scope)
+
+    @activity.defn(name="snapshot_vm")
+    async def snapshot_vm(self, snapshot: SnapshotVmInput, /) -> Checkpoint:
+        await self._step("snapshot_vm", snapshot, snapshot.vm.scope)
+        return checkpoint(Step.BOOT, self.name, "rootfs.ext4", "memfile", "snapfile")
+
+    @activity.defn(name="verify_snapshot")
+    async def verify_snapshot(self, verify: VerifySnapshotInput, /) -> Verification:
+        await self._step("verify_snapshot", verify, verify.vm.scope)
+        return Verification(resume_ms=20, load_ms=10, clock_skew_ms=-3, seconds_since_snapshot=1)
+
+    @activity.defn(name="kill_vm")
+    async def kill_vm(self, vm: VmRef, /) -> None:
+        await self.journal.call(f"kill_vm {vm.purpose}", vm)
+
+    @activity.defn(name="upload_artifact")
+    async def upload_artifact(self, upload: UploadArtifactInput, /) -> UploadedArtifact:
+        await self._step(f"upload_artifact {upload.name}", upload, upload.scope)
+        return UploadedArtifact(
+            name=upload.name,
+            objects={"data": stored(upload.name)},
+            size_bytes=1,
+            sent_bytes=1,
+            sha256="0" * 64,
+        )
+
+    @activity.defn(name="publish_template")
+    async def publish_template(self, publish: PublishTemplateInput, /) -> PublishedTemplate:
+        await self._step("publish_template", publish, publish.scope)
+        self.journal.published = PublishedTemplate(
+            bucket="bucket",
+            prefix=f"{publish.scope.build_id}/",
+            metadata=stored("metadata.json"),
+            artifacts=publish.uploads,
+        )
+        return self.journal.published
+
+    @activity.defn(name="discard_upload")
+    async def discard_upload(self, discard: DiscardUploadInput, /) -> DiscardedUpload:
+        await self.journal.call(f"discard_upload keep_parts={discard.keep_parts}", discard)
+        return DiscardedUpload(published=self.journal.published)
+
+    async def _step(self, name: str, argument: Any, scope: BuildScope) -> None:
+        if self.lease is None or scope.lease.number != self.lease.number:
+            raise LeaseLostError(f"{name} came with lease {scope.lease.number}")
+        await self.journal.call(name, argument)
+
+
+class RecordingLog(LogActivities, DeletionActivities):
+    """The activities of the `template-manager` queue."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+
+    @activity.defn(name="archive_log")
+    async def archive_log(self, archive: ArchiveLogInput, /) -> StoredObject:
+        await self.journal.call("archive_log", archive)
+        return stored("logs")
+
+    @activity.defn(name="delete_objects")
+    async def delete_objects(self, delete: DeleteTemplateInput, /) -> DeletedTemplate:
+        await self.journal.call("delete_objects", delete)
+        return DeletedTemplate(removed_objects=3, tombstone_generation=9)
+
+    @activity.defn(name="delete_image_tag")
+    async def delete_image_tag(self, delete: DeleteTemplateInput, /) -> DeletedTemplate:
+        await self.journal.call("delete_image_tag", delete)
+        return DeletedTemplate(removed_tag=True)
+
+    @activity.defn(name="remove_late_arrivals")
+    async def remove_late_arrivals(self, deleted: DeletedTemplate, build_id: str, /) -> int:
+        await self.journal.call("remove_late_arrivals", build_id)
+        return 0
+
+
+@asynccontextmanager
+async def running_host(client: Client, host: RecordingHost) -> AsyncIterator[None]:
+    """Run a host's three workers: shared queue, lease queue and step queue.
+
+    Each host has a connection of its own, as a process has: one takes a queue only once.
+    """
+    client = await Client.connect(
+        client.service_client.config.target_host, data_converter=pydantic_data_converter
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        queues: list[tuple[str, list[Callable[..., Any]]]] = [
+            (SHARED_HOST_TASK_QUEUE, [host.hold_host]),
+            (lease_task_queue(host.name), [host.hold_host, host.release_host]),
+            (step_task_queue(host.name), step_methods(host)),
+        ]
+        for queue, methods in queues:
+            await stack.enter_async_context(host_worker(client, queue, methods))
+        yield
+
+
+def host_worker(client: Client, queue: str, methods: Sequence[Callable[..., Any]]) -> Worker:
+    return Worker(
+        client,
+        task_queue=queue,
+        activities=methods,
+        interceptors=[ErrorInterceptor()],
+        max_heartbeat_throttle_interval=timedelta(seconds=0.2),
+    )
+
+
+def step_methods(host: RecordingHost) -> list[Callable[..., Any]]:
+    return [
+        host.find_snapshot,
+        host.discard_checkpoints,
+        host.pull_image,
+        host.build_image,
+        host.import_template,
+        host.build_rootfs,
+        host.clean_up_rootfs,
+        host.set_up_network,
+        host.tear_down_network,
+        host.start_vm,
+        host.wait_until_ready,
+        host.snapshot_vm,
+        host.verify_snapshot,
+        host.kill_vm,
+        host.upload_artifact,
+        host.publish_template,
+    ]
+
+
+@asynccontextmanager
+async def running_stack(client: Client, *hosts: RecordingHost) -> AsyncIterator[None]:
+    """Run the workflow worker and some hosts."""
+    log = RecordingLog(hosts[0].journal)
+    everywhere: list[Callable[..., Any]] = [
+        log.archive_log,
+        log.delete_objects,
+        log.delete_image_tag,
+        log.remove_late_arrivals,
+        hosts[0].discard_upload,
+    ]
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(workflow_worker(client, everywhere))
+        for host in hosts:
+            await stack.enter_async_context(running_host(client, host))
+        yield

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from activities.disk.sparse_files import CHUNK_BYTES, allocated_bytes, copy_private, sha256_of
+
+MIB = 1024 * 1024
+
+
+def go_on() -> None:
+    """Never stops anything."""
+
+
+def write(path: Path, size: int, pieces: list[tuple[int, bytes]]) -> None:
+    with path.open("wb") as file:
+        file.truncate(size)
+        for offset, data in pieces:
+            file.seek(offset)
+            file.write(data)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    size=st.integers(0, 3 * MIB),
+    pieces=st.lists(st.tuples(st.integers(0, 2 * MIB), st.binary(min_size=1, max_size=9000))),
+)
+def test_a_copy_has_the_same_bytes_and_hash(
+    tmp_path_factory: pytest.TempPathFactory, size: int, pieces: list[tuple[int, bytes]]
+) -> None:
+    directory = tmp_path_factory.mktemp("sparse")
+    source, target = directory / "source", directory / "target"
+    write(source, size, pieces)
+    copy_private(source, target, go_on)
+    content = source.read_bytes()
+    assert target.read_bytes() == content
+    assert sha256_of(target, go_on) == hashlib.sha256(content).hexdigest()
+
+
+def test_holes_stay_holes(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    write(source, 512 * MIB, [(0, b"start"), (300 * MIB, b"middle")])
+    copy_private(source, target, go_on)
+    assert target.stat().st_size == 512 * MIB
+    assert allocated_bytes(target) < MIB
+
+
+def test_writing_to_the_copy_leaves_the_source_alone(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"a" * 10_000)
+    copy_private(source, target, go_on)
+    with target.open("r+b") as file:
+        file.write(b"changed")
+    assert source.read_bytes() == b"a" * 10_000
+
+
+def test_a_copy_stops_when_it_is_told_to(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"x" * (3 * CHUNK_BYTES))
+    calls = 0
+
+    def check() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        copy_private(source, tmp_path / "target", check)

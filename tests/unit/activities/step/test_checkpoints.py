@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from activities.contract.errors import CheckpointLostError
+from activities.contract.names import Step
+from activities.contract.results import Checkpoint
+from activities.contract.scope import BuildScope, HostLease
+from activities.step.checkpoints import CheckpointStore, fingerprint
+
+BUILD = "11111111-1111-4111-8111-111111111111"
+OTHER = "22222222-2222-4222-8222-222222222222"
+KEY = fingerprint(Step.ROOTFS, image="sha256:1")
+
+
+def scope(build_id: str = BUILD) -> BuildScope:
+    return BuildScope(build_id=build_id, template_id="web", lease=HostLease(host="h1", number=1))
+
+
+def go_on() -> None:
+    """Never stops anything."""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(tmp_path, "h1")
+
+
+def make(store: CheckpointStore, content: bytes = b"content") -> Checkpoint:
+    with store.making(Step.ROOTFS, KEY, scope(), 1, go_on) as work:
+        (work / "rootfs.ext4").write_bytes(content)
+        return store.publish(work, Step.ROOTFS, KEY, scope(), names=("rootfs.ext4",), check=go_on)
+
+
+def test_a_fingerprint_depends_on_every_input_and_not_on_their_order() -> None:
+    assert fingerprint(Step.ROOTFS, a=1, b=2) == fingerprint(Step.ROOTFS, b=2, a=1)
+    assert fingerprint(Step.ROOTFS, a=1) != fingerprint(Step.BOOT, a=1)
+    assert fingerprint(Step.ROOTFS, a=1) != fingerprint(Step.ROOTFS, a=2)
+
+
+def test_what_is_published_is_found_by_another_build(store: CheckpointStore) -> None:
+    made = make(store)
+    found = store.find(Step.ROOTFS, KEY, OTHER, go_on)
+    assert found == made.model_copy(update={"reused": True})
+    refs = {path.name for path in (store.path(Step.ROOTFS, KEY) / "refs").iterdir()}
+    assert refs == {BUILD, OTHER}
+
+
+def test_a_damaged_checkpoint_is_not_found_and_removed(store: CheckpointStore) -> None:
+    made = make(store)
+    path = store.file(made, "rootfs.ext4")
+    before = path.stat()
+    path.write_bytes(b"CONTENT")
+    import os
+
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # only its bytes tell
+    assert store.find(Step.ROOTFS, KEY, OTHER, go_on) is None
+    assert not store.path(Step.ROOTFS, KEY).exists()
+
+
+def test_a_checkpoint_that_is_gone_names_the_step_to_go_back_to(store: CheckpointStore) -> None:
+    made = make(store)
+    store.file(made, "rootfs.ext4").unlink()
+    with pytest.raises(CheckpointLostError) as caught:
+        store.require(made, BUILD)
+    assert caught.value.step is Step.ROOTFS
+
+
+def test_a_checkpoint_of_another_host_is_lost_here(store: CheckpointStore) -> None:
+    made = make(store).model_copy(update={"host": "h2"})
+    with pytest.raises(CheckpointLostError, match="h2"):
+        store.require(made, BUILD)
+
+
+def test_work_that_is_not_published_leaves_nothing(store: CheckpointStore, tmp_path: Path) -> None:
+    with (
+        pytest.raises(RuntimeError, match="crash"),
+        store.making(Step.ROOTFS, KEY, scope(), 1, go_on) as work,
+    ):
+        (work / "rootfs.ext4").write_bytes(b"half")
+        raise RuntimeError("crash")
+    assert list((tmp_path / "steps" / Step.ROOTFS).iterdir()) == []
+
+
+def test_two_attempts_at_once_take_turns(store: CheckpointStore) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    def attempt(number: int) -> None:
+        with store.making(Step.ROOTFS, KEY, scope(), number, go_on) as work:
+            inside.append(number)
+            most.append(len(inside))
+            (work / "rootfs.ext4").write_bytes(b"x" * number)
+            store.publish(work, Step.ROOTFS, KEY, scope(), names=("rootfs.ext4",), check=go_on)
+            inside.remove(number)
+
+    threads = [threading.Thread(target=attempt, args=(n,)) for n in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert max(most) == 1
+    assert store.find(Step.ROOTFS, KEY, BUILD, go_on) is not None
+
+
+def test_releasing_a_build_drops_its_references_and_unfinished_work(
+    store: CheckpointStore, tmp_path: Path
+) -> None:
+    make(store)
+    store.find(Step.ROOTFS, KEY, OTHER, go_on)
+    (tmp_path / "steps" / Step.ROOTFS / f"{KEY}.tmp.{BUILD}.1.1").mkdir()
+    store.release(BUILD)
+    names = sorted(path.name for path in (tmp_path / "steps" / Step.ROOTFS).iterdir())
+    assert names == [KEY]
+    assert [p.name for p in (store.path(Step.ROOTFS, KEY) / "refs").iterdir()] == [OTHER]
+
+
+def test_a_fenced_attempt_publishes_nothing(store: CheckpointStore) -> None:
+    def fenced() -> None:
+        raise InterruptedError
+
+    with store.making(Step.ROOTFS, KEY, scope(), 1, go_on) as work:
+        (work / "rootfs.ext4").write_bytes(b"late")
+        with pytest.raises(InterruptedError):
+            store.publish(
+                work,
+                Step.ROOTFS,
+                KEY,
+                scope(),
+                names=("rootfs.ext4",),
+                check=fenced,
+                hashes={"rootfs.ext4": "0" * 64},
+            )
+    assert not store.path(Step.ROOTFS, KEY).exists()

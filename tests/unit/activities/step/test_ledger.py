@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from activities.contract.errors import LeaseLostError
+from activities.contract.scope import BuildScope, HostLease
+from activities.step import ledger as leases
+from activities.step.ledger import LeaseLedger
+
+BUILD = "11111111-1111-4111-8111-111111111111"
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> LeaseLedger:
+    return LeaseLedger(tmp_path)
+
+
+def hold(ledger: LeaseLedger, number: int, lifetime: float = 60) -> None:
+    ledger.put(
+        build_id=BUILD,
+        template_id="web",
+        workflow_id="template-build-x",
+        number=number,
+        lifetime_seconds=lifetime,
+    )
+
+
+def scope(number: int) -> BuildScope:
+    return BuildScope(build_id=BUILD, template_id="web", lease=HostLease(host="h1", number=number))
+
+
+def test_a_held_build_may_go_on(ledger: LeaseLedger) -> None:
+    hold(ledger, 7)
+    ledger.require(scope(7))
+    assert ledger.count() == 1
+
+
+def test_a_build_that_is_not_held_may_not(ledger: LeaseLedger) -> None:
+    with pytest.raises(LeaseLostError, match="does not hold"):
+        ledger.require(scope(7))
+
+
+def test_an_earlier_lease_is_fenced_off(ledger: LeaseLedger) -> None:
+    hold(ledger, 8)
+    with pytest.raises(LeaseLostError, match="replaced by 8"):
+        ledger.require(scope(7))
+
+
+def test_a_deadline_that_passed_while_frozen_is_seen(
+    ledger: LeaseLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold(ledger, 7, lifetime=90)
+    now = leases.boottime()
+    monkeypatch.setattr(leases, "boottime", lambda: now + 91)
+    with pytest.raises(LeaseLostError, match="expired"):
+        ledger.require(scope(7))
+
+
+def test_a_reboot_ends_every_lease(ledger: LeaseLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(ledger, 7)
+    monkeypatch.setattr(leases, "current_boot_id", lambda: "another boot")
+    with pytest.raises(LeaseLostError, match="expired"):
+        ledger.require(scope(7))
+
+
+def test_releasing_an_old_lease_leaves_a_newer_one(ledger: LeaseLedger) -> None:
+    hold(ledger, 8)
+    ledger.remove(BUILD, 7)
+    assert ledger.count() == 1
+    ledger.remove(BUILD, 8)
+    assert ledger.count() == 0
+
+
+def test_a_half_written_entry_counts_as_a_slot_but_gives_no_right(
+    ledger: LeaseLedger, tmp_path: Path
+) -> None:
+    (tmp_path / "leases" / BUILD).write_text('{"build')
+    assert ledger.count() == 1
+    assert ledger.entries() == []

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import hashlib
+import itertools
+import tempfile
+import uuid
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from activities.store.bucket import crc32c_of
+from activities.store.headers import (
+    HEADER,
+    RECORD,
+    Extent,
+    ExtentBuilder,
+    Header,
+    HeaderError,
+    nonzero_blocks,
+    parse_header,
+)
+from activities.template.upload import NAME_SAFE, Scan, part_name, scan
+
+BUILD = uuid.UUID("11111111-2222-4333-8444-555555555555")
+BLOCK = 4096
+
+
+def go_on() -> None:
+    """Never stops anything."""
+
+
+def header_of(found: Scan, block_size: int = BLOCK) -> Header:
+    return Header(block_size, found.size_bytes, BUILD, BUILD, found.extents)
+
+
+def restored(header: Header, stored: bytes) -> bytes:
+    """What a consumer of the format makes of a header and the compacted data."""
+    whole = bytearray(header.size)
+    for extent in header.extents:
+        if extent.storage_offset is not None:
+            end = extent.storage_offset + extent.length
+            whole[extent.offset : extent.offset + extent.length] = stored[
+                extent.storage_offset : end
+            ]
+    return bytes(whole)
+
+
+block = st.sampled_from(["hole", "zeros", "data", "last byte", "first byte"])
+
+
+def write_blocks(path: Path, kinds: list[str], block_size: int) -> None:
+    contents = {
+        "zeros": bytes(block_size),
+        "data": b"x" * block_size,
+        "last byte": bytes(block_size - 1) + b"\1",
+        "first byte": b"\1" + bytes(block_size - 1),
+    }
+    with path.open("wb") as file:
+        file.truncate(len(kinds) * block_size)
+        for number, kind in enumerate(kinds):
+            if kind != "hole":
+                file.seek(number * block_size)
+                file.write(contents[kind])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(block, max_size=40), st.sampled_from([4096, 8192, 65536]))
+def test_header_and_compacted_data_give_the_file_back(kinds: list[str], block_size: int) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "file"
+        write_blocks(path, kinds, block_size)
+        stored = bytearray()
+        found = scan(path, block_size, stored.extend, go_on)
+        content = path.read_bytes()
+    header = parse_header(header_of(found, block_size).to_bytes())
+    assert restored(header, bytes(stored)) == content
+    assert header == header_of(found, block_size)
+    assert found.sha256 == hashlib.sha256(content).hexdigest()
+    assert found.stored_crc32c == crc32c_of(bytes(stored))
+    assert len(stored) == block_size * sum(kind not in ("hole", "zeros") for kind in kinds)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(block, max_size=40))
+def test_neighbouring_blocks_of_a_kind_share_one_record(kinds: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "file"
+        write_blocks(path, kinds, BLOCK)
+        extents = scan(path, BLOCK, lambda _: None, go_on).extents
+    stored = [extent.storage_offset is not None for extent in extents]
+    assert all(one != next_one for one, next_one in itertools.pairwise(stored))
+    assert sum(extent.length for extent in extents) == len(kinds) * BLOCK
+
+
+def test_the_bytes_are_the_documented_ones() -> None:
+    extents = (Extent(0, 4096, None), Extent(4096, 8192, 0), Extent(12288, 4096, None))
+    data = Header(4096, 16384, BUILD, BUILD, extents).to_bytes()
+    assert len(data) == 64 + 3 * 40
+    assert data[:8] == (1).to_bytes(8, "little")
+    assert data[8:16] == (4096).to_bytes(8, "little")
+    assert data[16:24] == (16384).to_bytes(8, "little")
+    assert data[24:32] == bytes(8)
+    assert data[32:64] == BUILD.bytes * 2
+    assert data[64:104] == bytes(8) + (4096).to_bytes(8, "little") + bytes(24)
+    assert data[104:144] == (
+        (4096).to_bytes(8, "little") + (8192).to_bytes(8, "little") + BUILD.bytes + bytes(8)
+    )
+
+
+def record(offset: int, length: int, owner: uuid.UUID = BUILD, stored: int = 0) -> bytes:
+    return RECORD.pack(offset, length, owner.bytes, stored)
+
+
+def head(size: int, version: int = 1, block_size: int = BLOCK) -> bytes:
+    return HEADER.pack(version, block_size, size, 0, BUILD.bytes, BUILD.bytes)
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "cannot be a header"),
+        (head(0)[:-1], "cannot be a header"),
+        (head(BLOCK) + record(0, BLOCK)[:-1], "cannot be a header"),
+        (head(0, version=2), "version 2"),
+        (head(BLOCK), "cover 0 of"),
+        (head(2 * BLOCK) + record(0, BLOCK), "cover 4096 of"),
+        (head(BLOCK) + record(BLOCK, BLOCK), "not contiguous"),
+        (head(2 * BLOCK) + record(0, BLOCK) + record(0, BLOCK), "not contiguous"),
+        (head(BLOCK) + record(0, 0) + record(0, BLOCK), "not contiguous"),
+        (head(100) + record(0, 100), "whole blocks"),
+        (head(BLOCK, block_size=0) + record(0, BLOCK), "whole blocks"),
+    ],
+)
+def test_what_breaks_the_format_is_refused(data: bytes, why: str) -> None:
+    with pytest.raises(HeaderError, match=why):
+        parse_header(data)
+
+
+def test_one_byte_makes_a_block_nonzero() -> None:
+    data = bytes(BLOCK) + bytes(BLOCK - 1) + b"\1" + b"\1" + bytes(BLOCK - 1)
+    assert nonzero_blocks(data, BLOCK) == [False, True, True]
+
+
+def test_an_empty_file_has_a_header_without_records() -> None:
+    assert ExtentBuilder(BLOCK).extents() == ()
+    assert parse_header(head(0)).size == 0
+
+
+def test_a_dense_scan_hands_on_everything(tmp_path: Path) -> None:
+    content = bytes(5000) + b"x" + bytes(5000)
+    path = tmp_path / "snapfile"
+    path.write_bytes(content)
+    stored = bytearray()
+    found = scan(path, BLOCK, stored.extend, go_on, dense=True)
+    assert bytes(stored) == content
+    assert (found.size_bytes, found.stored_bytes) == (len(content), len(content))
+    assert found.sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_a_scan_stops_when_it_is_told_to(tmp_path: Path) -> None:
+    path = tmp_path / "memfile"
+    path.write_bytes(b"x" * BLOCK)
+
+    def stop() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        scan(path, BLOCK, lambda _: None, stop)
+
+
+@given(st.lists(st.binary(max_size=50), min_size=2, max_size=2, unique=True))
+def test_parts_of_other_content_have_other_names(contents: list[bytes]) -> None:
+    names = {part_name("p/", 1, crc32c_of(data), len(data)) for data in contents}
+    checksums = {(crc32c_of(data), len(data)) for data in contents}
+    assert len(names) == len(checksums)
+    assert all(set(name) <= set(SAFE) for name in names)
+
+
+SAFE = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789/-_."
+
+
+def test_parts_sort_by_position_and_need_no_escaping() -> None:
+    assert part_name("p/", 9, "+/==", 1) == "p/000009--_..-1"
+    assert part_name("p/", 9, "A", 1) < part_name("p/", 10, "A", 1)
+    assert "+/=".translate(NAME_SAFE) == "-_."
+
+
+def test_the_checksum_is_written_as_google_does() -> None:
+    assert crc32c_of(b"Hello, world!") == "yKEG5Q=="

@@ -1,0 +1,315 @@
+"""What the command line shows, and how it ends."""
+
+from __future__ import annotations
+
+import io
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+import typer
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.console import Console, RenderableType
+from typer.testing import CliRunner
+
+from api.cli.build_request import (
+    OptionError,
+    RegistryOptions,
+    environment_of,
+    registry_of,
+    template_id_of,
+)
+from api.cli.console import Exit, exit_code_of
+from api.cli.live_view import StepsDisplay, view_for
+from api.cli.main import app
+from api.cli.report import (
+    build_table,
+    duration,
+    error_json,
+    error_text,
+    failure_text,
+    log_line,
+    status_json,
+    workflow_address,
+)
+from api.client.client import CallError
+from api.errors import Violation
+from api.pb import template_manager_pb2 as pb
+
+BUILD = "4f2c6f0e-5d1c-4c8e-9d43-0a7c6a1b2c3d"
+MIB = 1024 * 1024
+runner = CliRunner()
+
+
+def at(seconds: float) -> Timestamp:
+    moment = Timestamp()
+    moment.FromDatetime(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC) + timedelta(seconds=seconds))
+    return moment
+
+
+def shown(thing: RenderableType, width: int = 120) -> str:
+    file = io.StringIO()
+    Console(file=file, width=width, force_terminal=False).print(thing)
+    return file.getvalue()
+
+
+def completed() -> pb.TemplateBuildStatusResponse:
+    return pb.TemplateBuildStatusResponse(
+        status=pb.Completed,
+        state="completed",
+        step="release_host",
+        host="h1",
+        image_digest="sha256:" + "a" * 64,
+        timeline=[
+            pb.StepTimeline(step="pull_image", started=at(0), ended=at(1.5), outcome="done"),
+            pb.StepTimeline(
+                step="build_rootfs", started=at(1.5), ended=at(2), outcome="done", reused=True
+            ),
+        ],
+        artifacts=[pb.Artifact(name="memfile", size_bytes=512 * MIB, sent_bytes=40 * MIB)],
+        workflow_id=f"template-build-{BUILD}",
+        run_id="run-1",
+        bucket="templates",
+    )
+
+
+def running() -> pb.TemplateBuildStatusResponse:
+    return pb.TemplateBuildStatusResponse(
+        state="building",
+        step="upload",
+        timeline=[
+            pb.StepTimeline(step="pull_image", started=at(0), ended=at(1), outcome="done"),
+            pb.StepTimeline(step="upload", started=at(1), outcome="running"),
+        ],
+        progress=pb.BuildProgress(
+            what="upload memfile",
+            done=10 * MIB,
+            total=40 * MIB,
+            unit="bytes",
+            attempt=2,
+            last_failure="503",
+        ),
+    )
+
+
+def failed() -> pb.TemplateBuildStatusResponse:
+    return pb.TemplateBuildStatusResponse(
+        status=pb.Failed,
+        state="failed",
+        reason=pb.TemplateBuildStatusReason(
+            message="exit code [127]",
+            step="boot_and_snapshot",
+            error_type="StartCommandError",
+            hint="Run it in a container.",
+            log_tail=["sh: [red]serve[/red]: not found"],
+        ),
+    )
+
+
+def test_a_finished_build_is_told_with_all_that_it_left() -> None:
+    text = shown(build_table(BUILD, completed()))
+    for told in (
+        BUILD,
+        "sha256:aaa",
+        "1.5 s",
+        "reused",
+        "40.0 MiB sent",
+        "of 512.0 MiB",
+        f"gs://templates/{BUILD}/",
+    ):
+        assert told in text
+    assert workflow_address("http://ui.test", completed()) == (
+        f"http://ui.test/namespaces/default/workflows/template-build-{BUILD}/run-1"
+    )
+
+
+def test_a_running_build_is_told_with_its_progress() -> None:
+    text = shown(build_table(BUILD, running()))
+    assert "upload memfile · 10.0/40.0 MiB · attempt 2 · last failure: 503" in text
+
+
+def test_a_failure_is_told_with_its_last_lines_as_they_are() -> None:
+    text = shown(failure_text(failed()))
+    assert "build failed in boot_and_snapshot: exit code [127] (StartCommandError)" in text
+    assert "│ sh: [red]serve[/red]: not found" in text
+    assert "→ Run it in a container." in text
+
+
+def test_json_is_plain_data_with_stable_names() -> None:
+    data = status_json(BUILD, completed())
+    assert data["build_id"] == BUILD
+    assert [row["seconds"] for row in data["timeline"]] == [1.5, 0.5]
+    assert data["artifacts"][0]["sent_bytes"] == 40 * MIB
+    assert (data["reason"], data["progress"]) == (None, None)
+    assert status_json(BUILD, running())["timeline"][1]["seconds"] is None
+    assert status_json(BUILD, failed())["reason"]["error_type"] == "StartCommandError"
+
+
+def test_the_live_view_has_one_line_per_step() -> None:
+    display = StepsDisplay()
+    display.update(running())
+    lines = shown(display).splitlines()
+    assert [line.split()[1] for line in lines] == [
+        "lease_host",
+        "pull_image",
+        "build_rootfs",
+        "boot_and_snapshot",
+        "verify",
+        "upload",
+        "release_host",
+    ]
+    assert "✓ pull_image" in lines[1]
+    assert "10.0/40.0 MiB" in lines[5]
+    assert "attempt 2" in lines[5]
+
+
+def test_the_live_view_shows_what_it_is_told() -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=120, force_terminal=True)
+    with view_for(console) as view:
+        assert view.wants_status
+        view.status(running())
+        view.line(pb.TemplateBuildLogsResponse(entry=pb.TemplateBuildLogEntry(message="hello")))
+    assert "hello" in file.getvalue()
+    assert "10.0/40.0 MiB" in file.getvalue()
+
+
+def test_a_log_line_names_its_step_and_a_bad_level() -> None:
+    entry = pb.TemplateBuildLogEntry(
+        timestamp=at(0), message="[bold]x", level=pb.Warn, fields={"step": "pull_image"}
+    )
+    assert shown(log_line(entry)).rstrip() == "03:04:05 pull_image        WARN [bold]x"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (59.9, "59.9 s"), (65, "1 min 05 s"), (7260, "2 h 01 min")],
+)
+def test_durations_read_well(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_an_error_is_told_by_the_names_of_the_options() -> None:
+    error = CallError(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "many things",
+        reason="INVALID_REQUEST",
+        hint="Correct them.",
+        violations=(Violation("template.memory_mb", "is 1"), Violation("template.steps", "no")),
+    )
+    text = shown(error_text(error))
+    assert "--memory: is 1" in text
+    assert "template.steps: no" in text
+    assert "→ Correct them." in text
+    assert error_json(error)["error"]["fields"]["template.memory_mb"] == "is 1"
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (grpc.StatusCode.INVALID_ARGUMENT, Exit.USAGE),
+        (grpc.StatusCode.NOT_FOUND, Exit.USAGE),
+        (grpc.StatusCode.ALREADY_EXISTS, Exit.USAGE),
+        (grpc.StatusCode.FAILED_PRECONDITION, Exit.USAGE),
+        (grpc.StatusCode.UNAVAILABLE, Exit.UNAVAILABLE),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, Exit.UNAVAILABLE),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, Exit.UNAVAILABLE),
+        (grpc.StatusCode.INTERNAL, Exit.UNAVAILABLE),
+    ],
+)
+def test_the_exit_code_says_whose_turn_it_is(code: grpc.StatusCode, expected: Exit) -> None:
+    assert exit_code_of(CallError(code, "")) == expected
+
+
+def commands() -> list[str]:
+    return sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined] # it is a group
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_has_an_example(command: str) -> None:
+    result = runner.invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert re.search(rf"Example: (\S+=\S+ )?template-manager\s+{command}", result.output)
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("template-manager li", {"list"}), ("template-manager build --ready-c", {"--ready-command"})],
+)
+def test_the_shell_completes_commands_and_options(typed: str, offered: set[str]) -> None:
+    environment = {
+        "_TEMPLATE_MANAGER_COMPLETE": "complete_bash",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(len(typed.split()) - 1),
+    }
+    result = runner.invoke(app, [], prog_name="template-manager", env=environment)
+    assert set(result.output.split()) == offered
+
+
+def test_help_documents_the_exit_codes() -> None:
+    help_text = " ".join(runner.invoke(app, ["--help"]).output.split())
+    assert "Exit codes: 0 success; 1 the build failed" in help_text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["no-such-command"], ["status"], ["build", "--memory", "much"], ["logs", "x", "--level", "y"]],
+)
+def test_wrong_usage_exits_2(arguments: list[str]) -> None:
+    assert runner.invoke(app, arguments).exit_code == 2
+
+
+# ---- Options
+
+
+@pytest.mark.parametrize(
+    ("image", "template_id"),
+    [
+        ("127.0.0.1:5000/demo/busybox:latest", "busybox"),
+        ("registry.test/My_App.x@sha256:" + "a" * 64, "my-app-x"),
+        ("debian", "debian"),
+        ("", "template"),
+    ],
+)
+def test_a_template_is_named_after_its_image(image: str, template_id: str) -> None:
+    assert template_id_of(image) == template_id
+
+
+def test_environment_is_given_or_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HERE", "there")
+    assert environment_of(["A=1=2", "B=", "HERE"]) == {"A": "1=2", "B": "", "HERE": "there"}
+    with pytest.raises(OptionError, match="NOWHERE"):
+        environment_of(["NOWHERE"])
+
+
+def test_credentials_come_from_files_and_the_environment(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("hunter2\n")
+    from_file = registry_of(RegistryOptions(user="me", password_file=secret), {})
+    assert from_file is not None and from_file.general.password == "hunter2"
+    variable = {"TEMPLATE_MANAGER_REGISTRY_PASSWORD": "hunter3"}
+    from_variable = registry_of(RegistryOptions(user="me"), variable)
+    assert from_variable is not None and from_variable.general.password == "hunter3"
+    default = registry_of(RegistryOptions(google_default=True), {})
+    assert default is not None and default.WhichOneof("type") == "gcp"
+    keys = {"AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "s"}
+    ecr = registry_of(RegistryOptions(aws_region="eu-central-1"), keys)
+    assert ecr is not None and ecr.aws.aws_secret_access_key == "s"
+    assert registry_of(RegistryOptions(), variable) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (RegistryOptions(user="me"), "--registry-password-stdin"),
+        (RegistryOptions(user="me", google_default=True), "one kind"),
+        (RegistryOptions(password_file=Path("x")), "--registry-user"),
+        (RegistryOptions(aws_region="eu-central-1"), "AWS_SECRET_ACCESS_KEY"),
+        (RegistryOptions(google_key_file=Path("/nonexistent")), "cannot read"),
+    ],
+)
+def test_half_given_credentials_are_refused(options: RegistryOptions, told: str) -> None:
+    with pytest.raises(OptionError, match=told):
+        registry_of(options, {})

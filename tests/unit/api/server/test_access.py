@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import grpc
+import pytest
+
+from api.errors import ApiError
+from api.pb import template_manager_pb2 as pb
+from api.server.access import (
+    ANONYMOUS,
+    NEEDED,
+    Access,
+    Caller,
+    RateLimit,
+    Right,
+    TokenFileError,
+    Tokens,
+    current_caller,
+    hash_token,
+    parse_tokens,
+    require_image,
+)
+
+
+def tokens(path: Path, *lines: str) -> Tokens:
+    path.write_text("# who may do what\n" + "\n".join(lines) + "\n")
+    return Tokens(path)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "tokens"
+
+
+def bearer(token: str) -> dict[str, str | bytes]:
+    return {"authorization": f"Bearer {token}"}
+
+
+def test_every_rpc_needs_a_right_that_was_thought_of() -> None:
+    service = pb.DESCRIPTOR.services_by_name["TemplateService"]
+    assert {method.name for method in service.methods} == set(NEEDED)
+
+
+def test_tokens_have_rights(path: Path) -> None:
+    access = Access(
+        tokens(
+            path,
+            f"reader {hash_token('r')} read",
+            f"builder {hash_token('b')} build  # of CI",
+            f"boss {hash_token('a')} admin",
+        ),
+        None,
+    )
+    allowed = {
+        name: {m for m in NEEDED if _is_admitted(access, m, token)}
+        for name, token in (("reader", "r"), ("builder", "b"), ("boss", "a"))
+    }
+    assert allowed["boss"] == set(NEEDED)
+    assert allowed["builder"] == set(NEEDED) - {"TemplateBuildDelete"}
+    assert allowed["reader"] == {m for m, right in NEEDED.items() if right <= Right.READ}
+
+
+def _is_admitted(access: Access, method: str, token: str) -> bool:
+    try:
+        access.admit(method, bearer(token), "peer")
+    except ApiError as error:
+        assert error.code is grpc.StatusCode.PERMISSION_DENIED
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        ({}, "TOKEN_MISSING"),
+        (bearer("wrong"), "TOKEN_UNKNOWN"),
+        ({"authorization": "Basic x"}, "TOKEN_UNKNOWN"),
+    ],
+)
+def test_without_a_token_nobody_gets_in(
+    path: Path, metadata: dict[str, str | bytes], reason: str
+) -> None:
+    access = Access(tokens(path, f"reader {hash_token('r')} read"), None)
+    with pytest.raises(ApiError) as error:
+        access.admit("TemplateBuildStatus", metadata, "peer")
+    assert (error.value.code, error.value.reason) == (grpc.StatusCode.UNAUTHENTICATED, reason)
+    assert access.admit("HealthStatus", metadata, "peer").right is Right.NONE
+
+
+def test_a_changed_file_counts_at_once(path: Path) -> None:
+    found = tokens(path, f"one {hash_token('1')} read")
+    path.write_text(f"two {hash_token('2')} read\n")
+    os.utime(path, (1, 1))
+    assert found.find("1") is None
+    assert found.find("2") == Caller("two", Right.READ)
+
+
+def test_a_broken_file_keeps_the_last_good_one(path: Path) -> None:
+    found = tokens(path, f"one {hash_token('1')} read")
+    path.write_text("one\n")
+    assert found.find("1") is not None
+    path.unlink()
+    assert found.find("1") is not None
+
+
+@pytest.mark.parametrize("line", ["x", "x y read", f"x {'a' * 64} none", f"x {'a' * 64} write"])
+def test_a_bad_line_is_named(line: str) -> None:
+    with pytest.raises(TokenFileError, match="line 2"):
+        parse_tokens(f"\n{line}\n")
+
+
+def test_images_can_be_limited() -> None:
+    caller = Caller("ci", Right.BUILD, ("registry.example/ci/*", "docker.io/library/debian"))
+    assert caller.may_use("registry.example/ci/web:1")
+    assert caller.may_use("debian:12")
+    assert not caller.may_use("registry.example/other/web:1")
+    assert not caller.may_use("evil.example/registry.example/ci/web")
+    assert ANONYMOUS.may_use("anything:1")
+
+
+def test_another_image_is_denied_by_name() -> None:
+    mark = current_caller.set(Caller("ci", Right.BUILD, ("a.example/*",)))
+    try:
+        with pytest.raises(ApiError, match=r"ci may not build from b\.example") as error:
+            require_image("b.example/x:1")
+    finally:
+        current_caller.reset(mark)
+    assert error.value.code is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_the_rate_is_limited_for_each_caller() -> None:
+    limit = RateLimit(per_second=2, burst=3)
+    assert [limit.wait_seconds("a", now=0) for _ in range(4)] == [0, 0, 0, 0.5]
+    assert limit.wait_seconds("b", now=0) == 0
+    assert limit.wait_seconds("a", now=0.5) == 0
+    assert limit.wait_seconds("a", now=0.5) == 0.5
+    access = Access(None, RateLimit(per_second=1, burst=1))
+    access.admit("HealthStatus", {}, "ipv4:1.2.3.4")
+    with pytest.raises(ApiError) as error:
+        access.admit("HealthStatus", {}, "ipv4:1.2.3.4")
+    assert error.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert error.value.retry_after_seconds

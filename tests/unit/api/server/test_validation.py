@@ -1,0 +1,335 @@
+"""Every bad field is found before anything starts, and named with what it must be."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import grpc
+import pytest
+
+from activities.contract.requests import TemplateConfig
+from activities.process.sealing import Sealer
+from activities.process.settings import Settings
+from api.errors import DETAILS_TRAILER, ApiError
+from api.pb import template_manager_pb2 as pb
+from api.server.validation import ValidRequest, config_sha256, require_build_id, validate
+
+BUILD = "4f2c6f0e-5d1c-4c8e-9d43-0a7c6a1b2c3d"
+OTHER_BUILD = "22222222-2222-4222-8222-222222222222"
+SETTINGS = Settings(secret_keys="k1:" + "A" * 43 + "=", registry="registry.test")
+NO_KEYS = Settings(secret_keys="")
+
+
+def template(**changes: Any) -> pb.TemplateConfig:
+    values: dict[str, Any] = {
+        "template_id": "web",
+        "build_id": BUILD,
+        "from_image": "docker.io/library/debian:12",
+        "memory_mb": 512,
+        "vcpu_count": 2,
+        "disk_size_mb": 1024,
+    }
+    return pb.TemplateConfig(**(values | changes))
+
+
+def check(settings: Settings = SETTINGS, **changes: Any) -> ValidRequest:
+    request = pb.TemplateCreateRequest(template=template(**changes))
+    return validate(request, settings, Sealer(settings.secret_keys))
+
+
+def refused(settings: Settings = SETTINGS, **changes: Any) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        check(settings, **changes)
+    return caught.value
+
+
+def general(username: str, password: str) -> pb.FromImageRegistry:
+    return pb.FromImageRegistry(general=pb.GeneralRegistry(username=username, password=password))
+
+
+def google(key: str) -> pb.FromImageRegistry:
+    return pb.FromImageRegistry(gcp=pb.GcpRegistry(service_account_json=key))
+
+
+def aws(**fields: str) -> pb.FromImageRegistry:
+    return pb.FromImageRegistry(aws=pb.AwsRegistry(**fields))
+
+
+GOOD = {
+    "aws_access_key_id": "AKIA",
+    "aws_secret_access_key": "secret",
+    "aws_region": "eu-central-1",
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("template_id", {"template_id": ""}),
+        ("template_id", {"template_id": "Web"}),
+        ("template_id", {"template_id": "web_1"}),
+        ("template_id", {"template_id": "web\n"}),
+        ("template_id", {"template_id": "w" * 64}),
+        ("build_id", {"build_id": ""}),
+        ("build_id", {"build_id": "not-a-uuid"}),
+        ("build_id", {"build_id": BUILD.replace("-", "")}),
+        ("build_id", {"build_id": f"{{{BUILD}}}"}),
+        ("vcpu_count", {"vcpu_count": 0}),
+        ("vcpu_count", {"vcpu_count": -2}),
+        ("vcpu_count", {"vcpu_count": 3}),
+        ("vcpu_count", {"vcpu_count": 34}),
+        ("memory_mb", {"memory_mb": 0}),
+        ("memory_mb", {"memory_mb": 126}),
+        ("memory_mb", {"memory_mb": 513}),
+        ("memory_mb", {"memory_mb": 32_770}),
+        ("disk_size_mb", {"disk_size_mb": -1}),
+        ("disk_size_mb", {"disk_size_mb": 65_537}),
+        ("from_image", {"from_image": "Debian:12"}),
+        ("from_image", {"from_image": "debian:"}),
+        ("from_image", {"from_image": "debian:12\n"}),
+        ("from_image", {"from_image": "https://registry.test/debian"}),
+        ("from_image", {"from_image": "debian@sha256:short"}),
+        ("from_image", {"from_image": "a" * 600}),
+        ("kernel_version", {"kernel_version": "../../etc"}),
+        ("kernel_version", {"kernel_version": "a/b"}),
+        ("kernel_version", {"kernel_version": ".."}),
+        ("kernel_version", {"kernel_version": "6.1\n"}),
+        ("firecracker_version", {"firecracker_version": "v1 .13"}),
+        ("start_command", {"start_command": "a\0b"}),
+        ("start_command", {"start_command": "a" * 40_000}),
+        ("ready_command", {"ready_command": "\0"}),
+        ("ready_timeout_seconds", {"ready_timeout_seconds": 100_000}),
+        ("team_id", {"team_id": "t" * 300}),
+        ("env['1A']", {"env": {"1A": "x"}}),
+        ("env['A-B']", {"env": {"A-B": "x"}}),
+        ("env['A']", {"env": {"A": "x\0"}}),
+        ("env", {"env": {"A": "x" * 200_000}}),
+        ("steps", {"steps": [pb.TemplateStep(type="RUN", args=["true"])] * 101}),
+        ("from_image_registry", {"from_image_registry": pb.FromImageRegistry()}),
+        ("from_image_registry.general.username", {"from_image_registry": general("", "x")}),
+        ("from_image_registry.general.password", {"from_image_registry": general("x", "")}),
+        (
+            "from_image_registry.gcp.service_account_json",
+            {"from_image_registry": google("{not json")},
+        ),
+        ("from_image_registry.gcp.service_account_json", {"from_image_registry": google("{}")}),
+        (
+            "from_image_registry.aws.aws_region",
+            {"from_image_registry": aws(**{**GOOD, "aws_region": "eu/1"})},
+        ),
+        (
+            "from_image_registry.aws.aws_access_key_id",
+            {"from_image_registry": aws(**{**GOOD, "aws_access_key_id": ""})},
+        ),
+        (
+            "from_image_registry.aws.aws_secret_access_key",
+            {"from_image_registry": aws(**{**GOOD, "aws_secret_access_key": ""})},
+        ),
+    ],
+)
+def test_a_bad_field_is_named(field: str, changes: dict[str, Any]) -> None:
+    error = refused(**changes)
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert [violation.field for violation in error.violations] == [f"template.{field}"]
+    assert error.violations[0].description
+    assert error.hint
+
+
+def test_all_bad_fields_are_named_at_once_in_what_grpc_lets_through() -> None:
+    error = refused(
+        template_id="A" * 5000,
+        build_id="x",
+        vcpu_count=3,
+        memory_mb=1,
+        disk_size_mb=-1,
+        from_image="NO",
+        kernel_version="/",
+        firecracker_version="/",
+        env={f"{number}-{'x' * 100}": "" for number in range(200)},
+    )
+    fields = {violation.field for violation in error.violations}
+    assert {"template.template_id", "template.vcpu_count", "template.kernel_version"} <= fields
+    [(name, details)] = error.trailers()
+    assert name == DETAILS_TRAILER
+    assert len(details) * 4 / 3 + len(error.short_message) < 8 * 1024
+
+
+def test_an_empty_request_is_refused() -> None:
+    with pytest.raises(ApiError) as caught:
+        validate(pb.TemplateCreateRequest(), SETTINGS, Sealer(SETTINGS.secret_keys))
+    assert [violation.field for violation in caught.value.violations] == ["template"]
+
+
+def checked(request: pb.TemplateConfig) -> TemplateConfig:
+    create = pb.TemplateCreateRequest(template=request)
+    return validate(create, SETTINGS, Sealer(SETTINGS.secret_keys)).config
+
+
+def test_a_template_can_be_the_base() -> None:
+    request = template()
+    request.from_template.CopyFrom(pb.FromTemplateConfig(alias="base", build_id=OTHER_BUILD))
+    config = checked(request)
+    assert config.from_template == OTHER_BUILD
+    assert config.image == f"template {OTHER_BUILD}"
+    assert not config.image_is_default
+
+
+def test_the_base_template_must_be_named_by_its_build() -> None:
+    request = template()
+    request.from_template.CopyFrom(pb.FromTemplateConfig(alias="base"))
+    with pytest.raises(ApiError) as caught:
+        checked(request)
+    fields = [violation.field for violation in caught.value.violations]
+    assert fields == ["template.from_template.build_id"]
+
+
+def test_steps_are_taken_as_e2b_sends_them() -> None:
+    steps = [
+        pb.TemplateStep(type="RUN", args=["make", ""]),
+        pb.TemplateStep(type="COPY", args=["src", "/app", "", ""], files_hash="a" * 64),
+        pb.TemplateStep(type="ENV", args=["A", "1", "B", "2"], force=True),
+        pb.TemplateStep(type="WORKDIR", args=["/app"]),
+        pb.TemplateStep(type="USER", args=["web"]),
+    ]
+    found = checked(template(steps=steps)).steps
+    assert [step.kind for step in found] == ["RUN", "COPY", "ENV", "WORKDIR", "USER"]
+    assert found[1].files_sha256 == "a" * 64
+    assert [step.force for step in found] == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [
+        (pb.TemplateStep(type="ADD", args=["a", "b"]), "must be one of RUN, COPY"),
+        (pb.TemplateStep(type="RUN"), "takes 1 to 2"),
+        (pb.TemplateStep(type="RUN", args=[""]), "first argument"),
+        (pb.TemplateStep(type="RUN", args=["a\0b"]), "NUL"),
+        (pb.TemplateStep(type="RUN", args=["x" * 40_000]), "at most"),
+        (pb.TemplateStep(type="ENV", args=["A", "1", "B"]), "pairs"),
+        (pb.TemplateStep(type="ENV", args=["1A", "1"]), "'1A'"),
+        (pb.TemplateStep(type="COPY", args=["a", "b"]), "files_hash"),
+        (pb.TemplateStep(type="COPY", args=["a", "b"], files_hash="../x"), "files_hash"),
+        (
+            pb.TemplateStep(type="COPY", args=["a", "b", "", "rwx"], files_hash="a" * 64),
+            "octal",
+        ),
+    ],
+)
+def test_a_bad_step_is_named(step: pb.TemplateStep, told: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        checked(template(steps=[pb.TemplateStep(type="RUN", args=["true"]), step]))
+    [violation] = caught.value.violations
+    assert violation.field == "template.steps[1]"
+    assert told in violation.description
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vcpu_count": 1, "memory_mb": 128, "disk_size_mb": 0},
+        {"vcpu_count": 32, "memory_mb": 32_768, "disk_size_mb": 65_536},
+        {"from_image": "debian"},
+        {"from_image": "localhost:5000/a/b_c/d--e:v1.2_3"},
+        {"from_image": "registry.test/x@sha256:" + "a" * 64},
+        {"template_id": "a" * 63},
+        {"build_id": BUILD.upper()},
+        {"env": {"_A1": "any\nthing"}},
+    ],
+)
+def test_limits_themselves_are_allowed(changes: dict[str, Any]) -> None:
+    assert check(**changes).config.build_id == BUILD
+
+
+def test_what_is_left_out_comes_from_the_settings() -> None:
+    valid = check(from_image="")
+    assert valid.config.image == f"registry.test/web:{BUILD}"
+    assert valid.config.image_is_default
+    assert valid.config.kernel_version == SETTINGS.default_kernel_version
+    assert valid.config.firecracker_version == SETTINGS.default_firecracker_version
+    assert valid.options == SETTINGS.build
+    assert check(ready_timeout_seconds=7).options.ready_timeout_seconds == 7
+
+
+def test_huge_pages_cannot_be_had_and_it_says_why() -> None:
+    error = refused(huge_pages=True)
+    assert error.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert error.reason == "HUGE_PAGES_UNSUPPORTED"
+    assert "page-fault" in error.message
+
+
+def test_a_secret_is_sealed_for_its_build() -> None:
+    auth = check(from_image_registry=general("me", "hunter2")).config.registry_auth
+    assert auth is not None and auth.secret is not None
+    assert auth.kind == "password"
+    assert "hunter2" not in auth.model_dump_json()
+    assert Sealer(SETTINGS.secret_keys).open(auth.secret, BUILD) == "hunter2"
+
+
+def test_without_a_key_a_secret_is_refused_with_the_fix() -> None:
+    error = refused(NO_KEYS, from_image_registry=general("me", "hunter2"))
+    assert error.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert "TEMPLATE_MANAGER_SECRET_KEYS" in error.hint
+    assert "hunter2" not in error.message
+
+
+@pytest.mark.parametrize(
+    ("registry", "kind"),
+    [
+        (google(json.dumps({"private_key": "x"})), "google_key"),
+        (google(""), "google_default"),
+        (aws(**GOOD), "aws"),
+    ],
+)
+def test_each_kind_of_credentials_is_known(registry: pb.FromImageRegistry, kind: str) -> None:
+    auth = check(from_image_registry=registry).config.registry_auth
+    assert auth is not None
+    assert auth.kind == kind
+    assert (auth.secret is None) == (kind == "google_default")
+
+
+def test_a_build_id_is_made_canonical_or_refused() -> None:
+    assert require_build_id(BUILD.upper()) == BUILD
+    with pytest.raises(ApiError) as caught:
+        require_build_id("x")
+    assert caught.value.violations[0].field == "build_id"
+
+
+# ---- The identity of a config
+
+
+def test_the_same_request_has_the_same_hash_whatever_its_secrets() -> None:
+    plain = check().config
+    first = check(from_image_registry=general("me", "old password")).config
+    second = check(from_image_registry=general("me", "new password")).config
+    assert first != second
+    assert config_sha256(plain) == config_sha256(first) == config_sha256(second)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"memory_mb": 1024},
+        {"start_command": "x"},
+        {"env": {"A": "1"}},
+        {"kernel_version": "other"},
+        {"from_image": "debian:13"},
+    ],
+)
+def test_another_request_has_another_hash(changes: dict[str, Any]) -> None:
+    assert config_sha256(check(**changes).config) != config_sha256(check().config)
+
+
+def test_the_order_of_the_environment_does_not_matter() -> None:
+    one = check(env={"A": "1", "B": "2"}).config
+    other = check(env={"B": "2", "A": "1"}).config
+    assert config_sha256(one) == config_sha256(other)
+
+
+def test_the_hash_survives_the_metadata() -> None:
+    """A template's metadata keeps the config without credentials, and must still be comparable."""
+    config = check(from_image_registry=general("me", "x")).config
+    kept = type(config).model_validate_json(
+        config.model_copy(update={"registry_auth": None}).model_dump_json()
+    )
+    assert config_sha256(kept) == config_sha256(config)
