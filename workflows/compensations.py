@@ -7,7 +7,8 @@ It must not assume that the step ran.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -28,47 +29,48 @@ class Undo:
 
 
 class Compensations:
-    """A stack of undos. A failed one is recorded and does not keep the others from running."""
+    """A stack of undos. A failed one is recorded and does not keep the others from running.
+
+    An undo is pushed for the length of a block: `until_done` forgets it when the block succeeds,
+    `for_block` runs it then. When the block fails, it stays for `unwind`.
+    """
 
     def __init__(self, record_failure: Callable[[str, BaseException], None]) -> None:
         self._stack: list[Undo] = []
         self._record_failure = record_failure
 
-    def __len__(self) -> int:
-        return len(self._stack)
+    @asynccontextmanager
+    async def until_done(self, undo: Undo) -> AsyncIterator[None]:
+        """Have `undo` registered until the block has succeeded: what it made is then wanted."""
+        self._stack.append(undo)
+        yield
+        self._stack.remove(undo)
 
-    def add(
-        self, name: str, run: Callable[[], Awaitable[object]], *, on_host: bool = False
-    ) -> None:
-        """Register an undo, before its step runs."""
-        self._stack.append(Undo(name, run, on_host))
+    @asynccontextmanager
+    async def for_block(self, undo: Undo) -> AsyncIterator[None]:
+        """Have `undo` registered for a block, and run when it succeeds, too."""
+        self._stack.append(undo)
+        yield
+        self._stack.remove(undo)
+        await self.run(undo)
 
-    async def unwind(self, down_to: int = 0) -> None:
-        """Run the undos above `down_to` in reverse order, shielded from cancellation."""
-        while len(self._stack) > down_to:
-            await self._run(self._stack.pop())
+    def put_beneath(self, undo: Undo) -> None:
+        """Register an undo that runs after all others."""
+        self._stack.insert(0, undo)
 
-    def forget(self, down_to: int) -> None:
-        """Drop the undos above `down_to`: their step has succeeded."""
-        del self._stack[down_to:]
+    async def unwind(self) -> None:
+        """Run all undos in reverse order, shielded from cancellation."""
+        while self._stack:
+            await self.run(self._stack.pop())
 
-    def forget_on_host(self, down_to: int) -> list[str]:
-        """Drop those undos above `down_to` that a lost host would have to run; say which."""
-        above = self._stack[down_to:]
-        self._stack[down_to:] = [undo for undo in above if not undo.on_host]
-        return [undo.name for undo in above if undo.on_host]
+    def forget_on_host(self) -> list[str]:
+        """Drop those undos that a lost host would have to run; say which."""
+        lost = [undo.name for undo in self._stack if undo.on_host]
+        self._stack = [undo for undo in self._stack if not undo.on_host]
+        return lost
 
-    def take(self, down_to: int) -> list[Undo]:
-        """Take the undos above `down_to` off the stack, to be put back on top of others."""
-        taken = self._stack[down_to:]
-        del self._stack[down_to:]
-        return taken
-
-    def put_back(self, undos: list[Undo]) -> None:
-        """Put back what `take` took."""
-        self._stack.extend(undos)
-
-    async def _run(self, undo: Undo) -> None:
+    async def run(self, undo: Undo) -> None:
+        """Run one undo, shielded from cancellation."""
         try:
             await shielded(asyncio.ensure_future(undo.run()))
         except (FailureError, asyncio.CancelledError) as error:

@@ -7,22 +7,18 @@ still arrived is removed once more.
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 import pydantic
 from temporalio import workflow
-from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, FailureError
 
 from activities.contract.inputs import DeleteTemplateInput
 from activities.contract.interface import CheckpointActivities, DeletionActivities
 from activities.contract.names import WORKFLOW_TASK_QUEUE, step_task_queue
 from activities.contract.results import DeletedTemplate
+from workflows.calling import call, call_with_two
 
-ATTEMPT_LIMIT = timedelta(minutes=5)
-TOTAL_LIMIT = timedelta(minutes=30)
-HOST_LIMIT = timedelta(seconds=60)
-RETRY = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=30))
+# A host that is there takes it at once; a client waits for the delete.
+HOST_SECONDS = 60.0
 
 
 @workflow.defn(name="DeleteTemplate", failure_exception_types=[pydantic.ValidationError])
@@ -46,12 +42,11 @@ class DeleteTemplate:
         await workflow.sleep(
             delete.late_arrival_seconds, summary="until no frozen host can still upload"
         )
-        await workflow.execute_activity_method(
+        await call_with_two(
             DeletionActivities.remove_late_arrivals,
-            args=[self._deleted, delete.build_id],
-            task_queue=WORKFLOW_TASK_QUEUE,
-            start_to_close_timeout=ATTEMPT_LIMIT,
-            retry_policy=RETRY,
+            self._deleted,
+            delete.build_id,
+            queue=WORKFLOW_TASK_QUEUE,
             summary="remove what arrived late",
         )
         await workflow.wait_condition(workflow.all_handlers_finished)
@@ -67,41 +62,34 @@ class DeleteTemplate:
         return self._deleted
 
     async def _delete(self, delete: DeleteTemplateInput) -> DeletedTemplate:
-        objects = await self._remove(DeletionActivities.delete_objects, delete, "delete objects")
+        objects = await call(
+            DeletionActivities.delete_objects,
+            delete,
+            queue=WORKFLOW_TASK_QUEUE,
+            summary="delete objects",
+        )
         if delete.host is not None:
             await self._discard_checkpoints(delete.build_id, delete.host)
         if delete.own_image is None:
             return objects
-        tag = await self._remove(
-            DeletionActivities.delete_image_tag, delete, f"untag {delete.own_image}"
+        tag = await call(
+            DeletionActivities.delete_image_tag,
+            delete,
+            queue=WORKFLOW_TASK_QUEUE,
+            summary=f"untag {delete.own_image}",
         )
         return objects.model_copy(
             update={"removed_tag": tag.removed_tag, "kept_tag_reason": tag.kept_tag_reason}
         )
 
-    async def _remove(
-        self, method: object, delete: DeleteTemplateInput, summary: str
-    ) -> DeletedTemplate:
-        result: DeletedTemplate = await workflow.execute_activity_method(
-            method,  # type: ignore[call-overload] # two methods of one shape
-            delete,
-            task_queue=WORKFLOW_TASK_QUEUE,
-            start_to_close_timeout=ATTEMPT_LIMIT,
-            schedule_to_close_timeout=TOTAL_LIMIT,
-            retry_policy=RETRY,
-            summary=summary,
-        )
-        return result
-
     async def _discard_checkpoints(self, build_id: str, host: str) -> None:
         try:
-            await workflow.execute_activity_method(
+            await call(
                 CheckpointActivities.discard_checkpoints,
                 build_id,
-                task_queue=step_task_queue(host),
-                start_to_close_timeout=HOST_LIMIT,
-                schedule_to_close_timeout=HOST_LIMIT,
+                queue=step_task_queue(host),
                 summary=f"discard checkpoints on {host}",
+                total_seconds=HOST_SECONDS,
             )
         except ActivityError:  # the host is away: its sweep drops what no build owns
             workflow.logger.warning("checkpoints left to the host's sweep", extra={"host": host})

@@ -12,10 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from datetime import timedelta
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
 from temporalio.exceptions import (
     ActivityError,
     ApplicationError,
@@ -31,10 +29,7 @@ from activities.contract.interface import HostActivities, HostReleaseActivities
 from activities.contract.names import SHARED_HOST_TASK_QUEUE, lease_task_queue
 from activities.contract.requests import BuildOptions, TemplateConfig
 from activities.contract.scope import BuildScope, HostLease
-
-# Longer than any build: the lease ends by release or by silence, never by age.
-MAX_HOLD = timedelta(days=30)
-RELEASE_LIMIT = timedelta(seconds=5)
+from workflows.calling import call
 
 
 class HostHold:
@@ -93,15 +88,14 @@ class HostHold:
             return
         config = self._config
         with contextlib.suppress(ActivityError):  # a host that is away is cancelled, and swept
-            await workflow.execute_activity_method(
+            await call(
                 HostReleaseActivities.release_host,
                 BuildScope(
                     build_id=config.build_id, template_id=config.template_id, lease=self.lease
                 ),
-                task_queue=self.lease.lease_queue,
-                schedule_to_close_timeout=RELEASE_LIMIT,
-                retry_policy=RetryPolicy(maximum_attempts=1),
+                queue=self.lease.lease_queue,
                 summary=f"release {self.lease.host}",
+                options=self._options,
             )
 
     async def _keep(self) -> None:
@@ -122,10 +116,9 @@ class HostHold:
             retake_from = None
             await self._give_up(reason)
 
-    def _hold_once(self, retake_from: str | None) -> workflow.ActivityHandle[None]:
+    async def _hold_once(self, retake_from: str | None) -> None:
         options = self._options
-        wait = options.lease_grace_seconds if retake_from else options.lease_wait_seconds
-        return workflow.start_activity_method(
+        await call(
             HostActivities.hold_host,
             HoldHostInput(
                 build_id=self._config.build_id,
@@ -133,13 +126,10 @@ class HostHold:
                 retaken_from=retake_from,
                 lifetime_seconds=options.heartbeat_timeout_seconds + options.lease_grace_seconds,
             ),
-            task_queue=lease_task_queue(retake_from) if retake_from else SHARED_HOST_TASK_QUEUE,
-            schedule_to_start_timeout=timedelta(seconds=wait),
-            start_to_close_timeout=MAX_HOLD,
-            heartbeat_timeout=timedelta(seconds=options.heartbeat_timeout_seconds),
-            retry_policy=RetryPolicy(maximum_attempts=1),
-            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+            queue=lease_task_queue(retake_from) if retake_from else SHARED_HOST_TASK_QUEUE,
             summary=f"hold {retake_from} again" if retake_from else "hold a KVM host",
+            options=options,
+            wait_seconds=options.lease_grace_seconds if retake_from else None,
         )
 
     @staticmethod

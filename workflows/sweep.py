@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from temporalio import workflow
-from temporalio.common import RetryPolicy
 
 from activities.contract.inputs import SweepInput
 from activities.contract.interface import BucketSweepActivities, HostSweepActivities
@@ -16,10 +13,7 @@ from activities.contract.names import (
     step_task_queue,
 )
 from activities.contract.results import SweepReport
-
-# A host that is away sweeps when it starts; the schedule comes back in any case.
-LIMIT = timedelta(minutes=30)
-RETRY = RetryPolicy(maximum_attempts=3)
+from workflows.calling import call
 
 
 @workflow.defn(name=SWEEP_HOST_WORKFLOW)
@@ -29,13 +23,10 @@ class SweepHost:
     @workflow.run
     async def run(self, host: str) -> SweepReport:
         """Sweep; the result says what was removed."""
-        return await workflow.execute_activity_method(
+        return await call(
             HostSweepActivities.sweep_host,
             SweepInput(),
-            task_queue=step_task_queue(host),
-            start_to_close_timeout=LIMIT,
-            schedule_to_close_timeout=LIMIT,
-            retry_policy=RETRY,
+            queue=step_task_queue(host),
             summary=f"sweep host {host}",
         )
 
@@ -47,12 +38,9 @@ class SweepBucket:
     @workflow.run
     async def run(self, _: str) -> SweepReport:
         """Sweep; the result says what was removed."""
-        return await workflow.execute_activity_method(
+        return await call(
             BucketSweepActivities.sweep_bucket,
             SweepInput(),
-            task_queue=WORKFLOW_TASK_QUEUE,
-            start_to_close_timeout=LIMIT,
-            schedule_to_close_timeout=LIMIT,
-            retry_policy=RETRY,
+            queue=WORKFLOW_TASK_QUEUE,
             summary="sweep the bucket",
         )

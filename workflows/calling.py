@@ -1,0 +1,71 @@
+"""Calling an activity: by its method, with the input that it takes, as the table says.
+
+A wrong input for a method is an error of types, here and nowhere else: no workflow calls Temporal's
+`execute_activity…` itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import TypeVar
+
+from temporalio import workflow
+
+from activities.contract.requests import BuildOptions
+from workflows.policies import POLICIES
+
+S = TypeVar("S")
+A = TypeVar("A")
+B = TypeVar("B")
+T = TypeVar("T")
+
+# For what belongs to no build.
+DEFAULTS = BuildOptions()
+
+
+async def call(
+    method: Callable[[S, A], Awaitable[T]],
+    argument: A,
+    *,
+    queue: str,
+    summary: str,
+    options: BuildOptions = DEFAULTS,
+    wait_seconds: float | None = None,
+    total_seconds: float | None = None,
+) -> T:
+    """Run an activity to its end. The last two replace the table's `wait` and `total`.
+
+    Raises ActivityError, and CancelledError when the workflow is cancelled.
+    """
+    config = _config(method.__name__, queue, summary, options)
+    if wait_seconds is not None:
+        config["schedule_to_start_timeout"] = timedelta(seconds=wait_seconds)
+    if total_seconds is not None:
+        config["schedule_to_close_timeout"] = timedelta(seconds=total_seconds)
+    result: T = await workflow.execute_activity_method(method, argument, **config)
+    return result
+
+
+async def call_with_two(
+    method: Callable[[S, A, B], Awaitable[T]],
+    first: A,
+    second: B,
+    *,
+    queue: str,
+    summary: str,
+    options: BuildOptions = DEFAULTS,
+) -> T:
+    """Run an activity that takes two inputs, as `call` does."""
+    result: T = await workflow.execute_activity_method(
+        method,
+        args=[first, second],
+        **_config(method.__name__, queue, summary, options),
+    )
+    return result
+
+
+def _config(name: str, queue: str, summary: str, options: BuildOptions) -> workflow.ActivityConfig:
+    config = POLICIES[name].config(options)
+    config["task_queue"], config["summary"] = queue, summary
+    return config

@@ -1,0 +1,76 @@
+"""The host that holds a build: where its steps run, and where they are undone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from activities.contract.interface import MicrovmActivities, NetworkActivities
+from activities.contract.names import VmPurpose
+from activities.contract.requests import BuildOptions
+from activities.contract.scope import BuildScope, VmRef
+from workflows.calling import call
+from workflows.compensations import Compensations, Undo
+
+S = TypeVar("S")
+A = TypeVar("A")
+T = TypeVar("T")
+
+
+class LeasedHost:
+    """One lease of one host. After `stop` nothing more is started on it but undos."""
+
+    def __init__(
+        self,
+        scope: BuildScope,
+        options: BuildOptions,
+        undos: Compensations,
+        is_held: Callable[[], bool],
+    ) -> None:
+        self.scope = scope
+        self.lease = scope.lease
+        self._options = options
+        self._undos = undos
+        self._is_held = is_held
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Start nothing more: a step that ends although it was cancelled has no successor."""
+        self._stopped = True
+
+    async def run(self, method: Callable[[S, A], Awaitable[T]], argument: A, summary: str) -> T:
+        """Run a step's activity. Raises ActivityError; CancelledError when it must stop."""
+        if self._stopped or not self._is_held():
+            raise asyncio.CancelledError
+        result = await call(
+            method, argument, queue=self.lease.step_queue, summary=summary, options=self._options
+        )
+        if self._stopped:
+            raise asyncio.CancelledError
+        return result
+
+    def undo(self, name: str, method: Callable[[S, A], Awaitable[object]], argument: A) -> Undo:
+        """Return a compensation that runs on this host."""
+        return Undo(
+            name,
+            lambda: call(
+                method,
+                argument,
+                queue=self.lease.step_queue,
+                summary=f"undo: {name}",
+                options=self._options,
+            ),
+            on_host=True,
+        )
+
+    @asynccontextmanager
+    async def network_for(self, purpose: VmPurpose) -> AsyncIterator[VmRef]:
+        """Have a VM's network for a block, and a kill registered for the VM that it starts."""
+        vm = VmRef(scope=self.scope, purpose=purpose)
+        tear_down = self.undo("tear network down", NetworkActivities.tear_down_network, vm)
+        async with self._undos.for_block(tear_down):
+            await self.run(NetworkActivities.set_up_network, vm, f"netns {vm.name}")
+            async with self._undos.for_block(self.undo("kill VM", MicrovmActivities.kill_vm, vm)):
+                yield vm

@@ -1,0 +1,246 @@
+"""The steps of a build on the host that holds it, in pipeline order.
+
+Each keeps what it leaves; what it may leave behind is registered to be undone before it runs.
+"""
+
+from __future__ import annotations
+
+from activities.contract.inputs import (
+    BuildImageInput,
+    BuildInput,
+    BuildRootfsInput,
+    DiscardUploadInput,
+    FindSnapshotInput,
+    ImportTemplateInput,
+    PublishTemplateInput,
+    PullImageInput,
+    SnapshotVmInput,
+    StartVmInput,
+    UploadArtifactInput,
+    VerifySnapshotInput,
+    WaitUntilReadyInput,
+)
+from activities.contract.interface import (
+    ArtifactActivities,
+    CheckpointActivities,
+    ImageActivities,
+    ImageStepActivities,
+    MicrovmActivities,
+    RootfsActivities,
+    UploadUndoActivities,
+)
+from activities.contract.names import WORKFLOW_TASK_QUEUE, VmPurpose
+from activities.contract.results import Checkpoint, PublishedTemplate, PulledImage, Verification
+from activities.contract.scope import BuildScope, VmShape
+from activities.contract.status import BuildState
+from workflows.calling import call
+from workflows.compensations import Compensations, Undo
+from workflows.kept import Kept
+from workflows.leased_host import LeasedHost
+from workflows.telling import Telling
+
+ARTIFACTS = ("rootfs.ext4", "memfile", "snapfile")
+MIB = 1024 * 1024
+
+
+class BuildSteps:
+    """The work of each step of one build."""
+
+    def __init__(
+        self, build: BuildInput, kept: Kept, telling: Telling, undos: Compensations
+    ) -> None:
+        self._config = build.config
+        self._options = build.options
+        self._kept = kept
+        self._telling = telling
+        self._undos = undos
+
+    # ---- The image
+
+    async def pull(self, host: LeasedHost) -> PulledImage:
+        """Bring the image to the host, and run the request's steps on it."""
+        image = await self._base_image(host)
+        if self._config.steps:
+            image = await self._build_image(host, image)
+        self._kept.keep(image=image, image_is_on_host=True)
+        return image
+
+    async def _base_image(self, host: LeasedHost) -> PulledImage:
+        template = self._config.from_template
+        if template is not None:
+            return await host.run(
+                ImageStepActivities.import_template,
+                ImportTemplateInput(scope=host.scope, build_id=template),
+                f"take template {template}",
+            )
+        known = self._kept.done.image
+        return await host.run(
+            ImageActivities.pull_image,
+            PullImageInput(
+                scope=host.scope,
+                image=known.reference_to_pull if known else self._config.image,
+                auth=self._config.registry_auth,
+                timeout_seconds=self._options.pull_timeout_seconds,
+            ),
+            f"pull {self._config.image}",
+        )
+
+    async def _build_image(self, host: LeasedHost, base: PulledImage) -> PulledImage:
+        steps = self._config.steps
+        build = BuildImageInput(
+            scope=host.scope,
+            base=base,
+            steps=steps,
+            timeout_seconds=self._options.image_step_timeout_seconds,
+            force=self._config.force,
+        )
+        async with self._undos.until_done(_clean_up(host)):
+            return await host.run(
+                ImageStepActivities.build_image, build, f"{len(steps)} steps on {base.digest[:19]}"
+            )
+
+    # ---- The root file system
+
+    async def build_rootfs(self, host: LeasedHost, image: PulledImage) -> Checkpoint:
+        """Make `rootfs.ext4` of the image."""
+        build = BuildRootfsInput(
+            scope=host.scope,
+            image=image,
+            disk_size_mb=self._config.disk_size_mb,
+            memory_mb=self._config.memory_mb,
+            start_command=self._config.start_command,
+            ready_command=self._config.ready_command,
+            env=self._config.env,
+            ready_timeout_seconds=self._options.ready_timeout_seconds,
+            provision_timeout_seconds=self._options.provision_timeout_seconds,
+            force=self._config.force,
+        )
+        async with self._undos.until_done(_clean_up(host)):
+            rootfs = await host.run(
+                RootfsActivities.build_rootfs, build, f"make rootfs.ext4 of {image.digest[:19]}"
+            )
+        self._kept.keep(rootfs=rootfs)
+        return rootfs
+
+    # ---- The snapshot
+
+    async def boot(self, host: LeasedHost, rootfs: Checkpoint) -> Checkpoint:
+        """Find a snapshot of the same inputs, or boot the disk and take one."""
+        shape = self._shape()
+        snapshot = None
+        if not self._config.force:
+            snapshot = await host.run(
+                CheckpointActivities.find_snapshot,
+                FindSnapshotInput(scope=host.scope, rootfs=rootfs, shape=shape),
+                "look for a snapshot of the same inputs",
+            )
+        if snapshot is None:
+            snapshot = await self._boot_and_snapshot(host, rootfs, shape)
+        self._kept.keep(snapshot=snapshot)
+        return snapshot
+
+    async def _boot_and_snapshot(
+        self, host: LeasedHost, rootfs: Checkpoint, shape: VmShape
+    ) -> Checkpoint:
+        async with host.network_for(VmPurpose.BOOT) as vm:
+            await host.run(
+                MicrovmActivities.start_vm,
+                StartVmInput(vm=vm, rootfs=rootfs, shape=shape),
+                f"boot {shape.vcpu_count} vCPU {shape.memory_mb} MiB",
+            )
+            await host.run(
+                MicrovmActivities.wait_until_ready,
+                WaitUntilReadyInput(vm=vm, timeout_seconds=self._options.ready_timeout_seconds),
+                "wait for the ready command",
+            )
+            return await host.run(
+                MicrovmActivities.snapshot_vm,
+                SnapshotVmInput(vm=vm, rootfs=rootfs, shape=shape),
+                "snapshot the guest",
+            )
+
+    async def verify(self, host: LeasedHost, snapshot: Checkpoint) -> Verification:
+        """Prove that the snapshot resumes and that its guest answers."""
+        async with host.network_for(VmPurpose.VERIFY) as vm:
+            verification = await host.run(
+                MicrovmActivities.verify_snapshot,
+                VerifySnapshotInput(vm=vm, snapshot=snapshot, shape=self._shape()),
+                "resume the snapshot and ping the guest",
+            )
+        self._kept.keep(verification=verification)
+        return verification
+
+    # ---- The template
+
+    async def upload(
+        self, host: LeasedHost, image: PulledImage, rootfs: Checkpoint, snapshot: Checkpoint
+    ) -> PublishedTemplate:
+        """Send the artifacts and publish: the point of no return, after which it exists."""
+        discard = Undo("discard upload", lambda: self._discard_upload(host.scope))
+        async with self._undos.until_done(discard):
+            for name in ARTIFACTS:
+                if name not in self._kept.done.uploads:
+                    await self._upload_artifact(host, snapshot, name)
+            published = await self._publish(host, image, rootfs, snapshot)
+            self._kept.published = published
+        return published
+
+    async def _upload_artifact(self, host: LeasedHost, snapshot: Checkpoint, name: str) -> None:
+        size_mb = snapshot.files[name].allocated_bytes / MIB
+        uploaded = await host.run(
+            ArtifactActivities.upload_artifact,
+            UploadArtifactInput.model_validate(
+                {"scope": host.scope, "snapshot": snapshot, "name": name}
+            ),
+            f"upload {name} {size_mb:.0f} MiB",
+        )
+        self._kept.keep(uploads={**self._kept.done.uploads, name: uploaded})
+
+    async def _publish(
+        self, host: LeasedHost, image: PulledImage, rootfs: Checkpoint, snapshot: Checkpoint
+    ) -> PublishedTemplate:
+        verification = self._kept.done.verification
+        assert verification is not None
+        return await host.run(
+            ArtifactActivities.publish_template,
+            PublishTemplateInput(
+                scope=host.scope,
+                config=self._config,
+                image=image,
+                rootfs=rootfs,
+                snapshot=snapshot,
+                verification=verification,
+                uploads=self._kept.done.uploads,
+                timeline=self._telling.timeline.records,
+            ),
+            "publish metadata.json",
+        )
+
+    async def _discard_upload(self, scope: BuildScope) -> None:
+        cancelled = self._telling.state is BuildState.CANCELLING
+        discarded = await call(
+            UploadUndoActivities.discard_upload,
+            DiscardUploadInput(scope=scope, keep_parts=not cancelled),
+            queue=WORKFLOW_TASK_QUEUE,  # it must also work when the host is gone
+            summary="undo: discard upload",
+            options=self._options,
+        )
+        if discarded.published is not None:
+            self._telling.say("the template was published before the build was stopped: it stays")
+            self._kept.published = discarded.published
+            self._telling.failure = None
+        self._kept.keep(uploads={})
+
+    def _shape(self) -> VmShape:
+        config = self._config
+        return VmShape(
+            memory_mb=config.memory_mb,
+            vcpu_count=config.vcpu_count,
+            kernel_version=config.kernel_version,
+            firecracker_version=config.firecracker_version,
+            huge_pages=config.huge_pages,
+        )
+
+
+def _clean_up(host: LeasedHost) -> Undo:
+    return host.undo("clean up rootfs", RootfsActivities.clean_up_rootfs, host.scope)
