@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import docker
 import structlog
@@ -26,34 +25,25 @@ from activities.contract.names import (
     step_task_queue,
 )
 from activities.host.admission import Admission
-from activities.host.checkpoints import HostCheckpointActivities
 from activities.host.facts import KvmHostFactsActivities, is_draining
 from activities.host.hold import KvmHostActivities
+from activities.host.served import Activity, served_by, step_activities
 from activities.host.sweep import Describe, HostSweep, describe_with
 from activities.image.docker_daemon import make_docker_client
-from activities.image.docker_steps import DockerImageStepActivities
-from activities.image.pull import DockerImageActivities
-from activities.microvm.microvm import HostMicrovmActivities
-from activities.microvm.network import NetnsNetworkActivities
 from activities.process.health import Readiness, temporal_readiness
 from activities.process.lifecycle import run_until_signalled
 from activities.process.metrics import runtime_for, show_host
-from activities.process.sealing import Sealer
 from activities.process.settings import Settings
 from activities.process.sweep_schedule import schedule_sweep
 from activities.process.temporal import (
-    GRACEFUL_SHUTDOWN,
-    MAX_HEARTBEAT_THROTTLE,
-    ErrorInterceptor,
     connect,
+    make_worker,
     register_search_attributes,
 )
-from activities.rootfs.rootfs import HostRootfsActivities
 from activities.step.checkpoints import CheckpointStore
 from activities.step.ledger import LeaseLedger
 from activities.store.bucket import Bucket
 from activities.store.lease_numbers import LeaseObjects
-from activities.template.artifacts import BucketArtifactActivities
 
 # A build runs one step at a time, undoing included; a few more than slots leave room for deletes.
 EXTRA_STEPS = 8
@@ -70,8 +60,8 @@ class Host:
     settings: Settings
     ledger: LeaseLedger
     admission: Admission
-    hold: Sequence[Callable[..., Any]]
-    steps: Sequence[Callable[..., Any]]
+    hold: KvmHostActivities
+    steps: Sequence[Activity]
     sweep: HostSweep
     docker_client: docker.APIClient
 
@@ -88,75 +78,31 @@ def assemble(settings: Settings, describe: Describe) -> Host:
     facts = KvmHostFactsActivities(settings, ledger, admission, store)
     docker_client = make_docker_client()
     sweep = HostSweep(settings, ledger, store, leases, docker_client, describe)
-    steps = _steps(settings, ledger, store, bucket, leases, docker_client)
+    steps = step_activities(settings, ledger, store, bucket, leases, docker_client)
     return Host(
         settings=settings,
         ledger=ledger,
         admission=admission,
-        hold=[hold.hold_host, hold.release_host],
-        steps=[*steps, sweep.sweep_host, facts.tell_host],
+        hold=hold,
+        steps=[*steps, *served_by(sweep, facts)],
         sweep=sweep,
         docker_client=docker_client,
     )
-
-
-def _steps(  # noqa: PLR0917 # what a host has, in the order in which it is assembled
-    settings: Settings,
-    ledger: LeaseLedger,
-    store: CheckpointStore,
-    bucket: Bucket,
-    leases: LeaseObjects,
-    docker_client: docker.APIClient,
-) -> list[Callable[..., Any]]:
-    image = DockerImageActivities(
-        settings, ledger, Sealer(settings.secret_keys), make_docker_client
-    )
-    image_steps = DockerImageStepActivities(settings, ledger, bucket, docker_client)
-    rootfs = HostRootfsActivities(settings, ledger, store, docker_client)
-    network = NetnsNetworkActivities(settings, ledger)
-    microvm = HostMicrovmActivities(settings, ledger, store)
-    checkpoints = HostCheckpointActivities(settings, ledger, store)
-    artifacts = BucketArtifactActivities(settings, bucket, ledger, store, leases)
-    return [
-        image.pull_image,
-        image_steps.build_image,
-        image_steps.import_template,
-        rootfs.build_rootfs,
-        rootfs.clean_up_rootfs,
-        checkpoints.find_snapshot,
-        network.set_up_network,
-        network.tear_down_network,
-        microvm.start_vm,
-        microvm.wait_until_ready,
-        microvm.snapshot_vm,
-        microvm.verify_snapshot,
-        microvm.kill_vm,
-        artifacts.upload_artifact,
-        artifacts.publish_template,
-        checkpoints.discard_checkpoints,
-    ]
 
 
 def host_workers(client: Client, host: Host) -> list[Worker]:
     """Return the workers for new builds, for builds taken up again, and for steps."""
     name, slots = host.settings.host, host.settings.host_slots
 
-    def worker(queue: str, activities: Sequence[Callable[..., Any]], tuner: WorkerTuner) -> Worker:
-        return Worker(
-            client,
-            task_queue=queue,
-            activities=activities,
-            interceptors=[ErrorInterceptor()],
-            tuner=tuner,
-            max_heartbeat_throttle_interval=MAX_HEARTBEAT_THROTTLE,
-            graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
-        )
-
     fixed = FixedSizeSlotSupplier
+    queues: list[tuple[str, Sequence[Activity], FixedSizeSlotSupplier | Admission]] = [
+        (lease_task_queue(name), served_by(host.hold), fixed(1000)),
+        (step_task_queue(name), host.steps, fixed(slots + EXTRA_STEPS)),
+        (SHARED_HOST_TASK_QUEUE, [host.hold.hold_host], host.admission),
+    ]
     return [
-        worker(lease_task_queue(name), host.hold, _tuner(fixed(1000))),
-        worker(step_task_queue(name), host.steps, _tuner(fixed(slots + EXTRA_STEPS))),
-        worker(SHARED_HOST_TASK_QUEUE, host.hold[:1], _tuner(host.admission)),
+        make_worker(client, queue, activities, tuner=_tuner(supplier))
+        for queue, activities, supplier in queues
     ]
 
 

@@ -1,9 +1,10 @@
-"""How this project talks to Temporal: connection, data converter, search attributes, errors."""
+"""How this project talks to Temporal: connection, workers, search attributes, errors."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -18,7 +19,15 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
 from temporalio.runtime import Runtime
 from temporalio.service import RPCError, RPCStatusCode
-from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
+from temporalio.worker import (
+    ActivityInboundInterceptor,
+    ExecuteActivityInput,
+    Interceptor,
+    Worker,
+    WorkerTuner,
+    WorkflowRunner,
+)
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from activities.contract.errors import TemplateManagerError, TemporalUnavailableError
 from activities.contract.search_attributes import SEARCH_ATTRIBUTES
@@ -28,10 +37,7 @@ from activities.process.tracing import client_interceptors
 # Cancellation reaches an activity with a heartbeat's answer, so heartbeats must not be held back
 # long; and a stopping worker gives its activities this long to let go.
 MAX_HEARTBEAT_THROTTLE = timedelta(seconds=2)
-
-
 GRACEFUL_SHUTDOWN = timedelta(seconds=10)
-
 
 _log = structlog.get_logger(__name__)
 
@@ -109,6 +115,29 @@ async def register_search_attributes(client: Client) -> None:
     except RPCError as error:  # another process was quicker
         if error.status is not RPCStatusCode.ALREADY_EXISTS:
             raise
+
+
+def make_worker(
+    client: Client,
+    task_queue: str,
+    activities: Sequence[Callable[..., object]],
+    *,
+    workflows: Sequence[type] = (),
+    workflow_runner: WorkflowRunner | None = None,
+    tuner: WorkerTuner | None = None,
+) -> Worker:
+    """Return a worker that obeys cancellations soon, and gives its activities time to let go."""
+    return Worker(
+        client,
+        task_queue=task_queue,
+        activities=activities,
+        workflows=workflows,
+        workflow_runner=workflow_runner or SandboxedWorkflowRunner(),
+        interceptors=[ErrorInterceptor()],
+        tuner=tuner,
+        max_heartbeat_throttle_interval=MAX_HEARTBEAT_THROTTLE,
+        graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
+    )
 
 
 class ErrorInterceptor(Interceptor):

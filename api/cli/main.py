@@ -617,7 +617,7 @@ def api(
 @app.command(rich_help_panel=PROCESSES, epilog="Example: template-manager worker")
 def worker() -> None:
     """Run the workflows."""
-    from workflows.worker import run
+    from api.cli.workflow_worker import run
 
     settings = read_settings()
     _run_process("worker", settings, lambda: run(settings))

@@ -48,6 +48,7 @@ from activities.contract.interface import (
 )
 from activities.contract.names import (
     SHARED_HOST_TASK_QUEUE,
+    WORKFLOW_TASK_QUEUE,
     Step,
     lease_task_queue,
     step_task_queue,
@@ -65,8 +66,8 @@ from activities.contract.results import (
     Verification,
 )
 from activities.contract.scope import BuildScope, HostLease, VmRef
-from activities.process.temporal import ErrorInterceptor
-from workflows.worker import workflow_worker
+from activities.process.temporal import ErrorInterceptor, make_worker
+from workflows.worker import WORKFLOWS, sandbox
 
 DIGEST = "sha256:" + "a" * 64
 
@@ -342,6 +343,17 @@ def host_worker(client: Client, queue: str, methods: Sequence[Callable[..., Any]
         activities=methods,
         interceptors=[ErrorInterceptor()],
         max_heartbeat_throttle_interval=timedelta(seconds=0.2),
+    )
+
+
+def workflow_worker(client: Client, activities: Sequence[Callable[..., object]]) -> Worker:
+    """Return a worker for all workflows and the given activities."""
+    return make_worker(
+        client,
+        WORKFLOW_TASK_QUEUE,
+        activities,
+        workflows=WORKFLOWS,
+        workflow_runner=sandbox(),
     )
 
 

@@ -29,11 +29,13 @@ from activities.contract.status import BuildResult, BuildState, LogEntry
 from tests.support.recording_host import (
     Journal,
     RecordingHost,
+    RecordingLog,
     checkpoint,
     pulled_image,
     running_host,
     running_stack,
     stored,
+    workflow_worker,
 )
 from workflows.build_template import BuildTemplate
 
@@ -332,9 +334,6 @@ async def test_without_any_host_the_build_fails_and_says_so(client: Client) -> N
     host = RecordingHost("unused", journal)
     async with running_stack(client, host):
         pass  # the workflow worker must exist once, the host must not
-    from tests.support.recording_host import RecordingLog
-    from workflows.worker import workflow_worker
-
     log = RecordingLog(journal)
     async with workflow_worker(client, [log.archive_log, host.discard_upload]):
         options = OPTIONS.model_copy(update={"lease_wait_seconds": 1})
@@ -345,9 +344,6 @@ async def test_without_any_host_the_build_fails_and_says_so(client: Client) -> N
 
 async def test_a_build_waits_for_a_host(client: Client, journal: Journal) -> None:
     host = RecordingHost(f"h-{uuid.uuid4().hex[:8]}", journal)
-    from tests.support.recording_host import RecordingLog
-    from workflows.worker import workflow_worker
-
     log = RecordingLog(journal)
     async with workflow_worker(client, [log.archive_log, host.discard_upload]):
         handle = await start(client)

@@ -1,0 +1,73 @@
+"""Which activities each worker serves: all that the contract says of what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import docker
+from temporalio.client import Client
+
+from activities.host.checkpoints import HostCheckpointActivities
+from activities.host.sweep import BucketSweep, describe_with
+from activities.image.docker_daemon import make_docker_client
+from activities.image.docker_steps import DockerImageStepActivities
+from activities.image.pull import DockerImageActivities
+from activities.microvm.microvm import HostMicrovmActivities
+from activities.microvm.network import NetnsNetworkActivities
+from activities.process.sealing import Sealer
+from activities.process.settings import Settings
+from activities.rootfs.rootfs import HostRootfsActivities
+from activities.step.checkpoints import CheckpointStore
+from activities.step.ledger import LeaseLedger
+from activities.store.bucket import Bucket
+from activities.store.lease_numbers import LeaseObjects
+from activities.store.log_archive import BucketLogActivities
+from activities.template.artifacts import BucketArtifactActivities, BucketUploadUndoActivities
+from activities.template.deletion import BucketDeletionActivities
+
+Activity = Callable[..., object]
+
+
+def served_by(*implementations: object) -> list[Activity]:
+    """Return the activities of these: every method that a class of the contract asks for."""
+    return [
+        getattr(implementation, name)
+        for implementation in implementations
+        for contract in type(implementation).__mro__
+        for name in sorted(getattr(contract, "__abstractmethods__", ()))
+    ]
+
+
+def step_activities(  # noqa: PLR0917 # what a host has, in the order in which it is assembled
+    settings: Settings,
+    ledger: LeaseLedger,
+    store: CheckpointStore,
+    bucket: Bucket,
+    leases: LeaseObjects,
+    docker_client: docker.APIClient,
+) -> list[Activity]:
+    """Return what a host's step queue serves for builds."""
+    sealer = Sealer(settings.secret_keys)
+    return served_by(
+        DockerImageActivities(settings, ledger, sealer, make_docker_client),
+        DockerImageStepActivities(settings, ledger, bucket, docker_client),
+        HostRootfsActivities(settings, ledger, store, docker_client),
+        NetnsNetworkActivities(settings, ledger),
+        HostMicrovmActivities(settings, ledger, store),
+        HostCheckpointActivities(settings, ledger, store),
+        BucketArtifactActivities(settings, bucket, ledger, store, leases),
+    )
+
+
+def bucket_activities(settings: Settings, client: Client) -> list[Activity]:
+    """Return what the queue of the workflows serves: all that needs no host."""
+    bucket = Bucket(settings.bucket)
+    sealer = Sealer(settings.secret_keys)
+    return served_by(
+        BucketUploadUndoActivities(bucket),
+        BucketLogActivities(bucket),
+        BucketDeletionActivities(bucket, sealer, settings.insecure_registries),
+        BucketSweep(
+            bucket, describe_with(client), late_arrival_seconds=settings.late_arrival_seconds
+        ),
+    )
