@@ -1,4 +1,4 @@
-"""What Temporal can find builds by. Persisted: a name that is here stays."""
+"""What Temporal can find builds by, and what it keeps beside them. Persisted: names here stay."""
 
 from __future__ import annotations
 
@@ -12,3 +12,4 @@ KVM_HOST = SearchAttributeKey.for_keyword("KvmHost")
 IMAGE = SearchAttributeKey.for_keyword("TemplateImage")
 SEARCH_ATTRIBUTES = (TEMPLATE_ID, BUILD_ID, IMAGE, BUILD_STATE, BUILD_STEP, KVM_HOST)
 CONFIG_SHA256_MEMO = "config_sha256"
+IMAGE_MEMO = "image"

@@ -44,6 +44,7 @@ from activities.contract.search_attributes import (
     BUILD_STATE,
     CONFIG_SHA256_MEMO,
     IMAGE,
+    IMAGE_MEMO,
     TEMPLATE_ID,
 )
 from activities.contract.status import BuildResult, BuildState, BuildStatus
@@ -57,7 +58,6 @@ from api.errors import (
 )
 from api.server.access import require_image
 from api.server.error_translation import build_not_found
-from api.server.listing import IMAGE_MEMO
 from api.server.template_bucket import TemplateBucket
 from api.server.validation import ValidRequest, config_sha256, options_for, require_same_config
 from api.server.view import (

@@ -19,6 +19,7 @@ from activities.contract.search_attributes import (
     BUILD_ID,
     BUILD_STATE,
     BUILD_STEP,
+    IMAGE_MEMO,
     KVM_HOST,
     TEMPLATE_ID,
 )
@@ -28,7 +29,6 @@ from api.pb import template_manager_pb2 as pb
 from api.server.validation import TEMPLATE_ID as TEMPLATE_ID_PATTERN
 from api.server.view import CLOSED_STATES
 
-IMAGE_MEMO = "image"
 DEFAULT_PAGE, MAX_PAGE = 50, 100
 RPC_LIMIT = timedelta(seconds=10)
 
