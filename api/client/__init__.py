@@ -1,4 +1,4 @@
 """A client of the gRPC API, with its credentials and errors in words.
 
-Imports `api.pb` and `api.errors`.
+Imports `api.pb`, `api.errors` and `api.pem`.
 """

@@ -1,14 +1,19 @@
-"""TLS of the API: the server's certificate, the client's, and the token that goes with a call."""
+"""How a client shows who it is: TLS with its certificate, and the token that goes with a call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import grpc
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from api.pem import PemError, read_pem
+
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
 
 
 class CredentialsError(Exception):
@@ -29,20 +34,23 @@ class ClientCredentials(BaseSettings):
     token: SecretStr = SecretStr("")
     token_file: Path | None = None
 
-    def channel(self, address: str, options: Any) -> grpc.aio.Channel:
+    def channel(self, address: str, options: Sequence[tuple[str, int]]) -> grpc.aio.Channel:
         """Open a channel. Raises CredentialsError when a file cannot be read."""
         token = self._token()
-        interceptors = [_unary(token), _stream(token)] if token else []
+        interceptors = [_UnaryToken(token), _StreamToken(token)] if token else []
         if not (self.tls or self.tls_ca or self.tls_client_cert):
             return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
-        credentials = grpc.ssl_channel_credentials(
-            root_certificates=read_pem(self.tls_ca),
-            private_key=read_pem(self.tls_client_key),
-            certificate_chain=read_pem(self.tls_client_cert),
-        )
         return grpc.aio.secure_channel(
-            address, credentials, options=options, interceptors=interceptors
+            address, self._tls(), options=options, interceptors=interceptors
         )
+
+    def _tls(self) -> grpc.ChannelCredentials:
+        paths = (self.tls_ca, self.tls_client_key, self.tls_client_cert)
+        try:
+            authority, key, certificate = (read_pem(path) if path else None for path in paths)
+        except PemError as error:
+            raise CredentialsError(str(error)) from None
+        return grpc.ssl_channel_credentials(authority, key, certificate)
 
     def _token(self) -> str:
         if self.token_file is None:
@@ -53,55 +61,48 @@ class ClientCredentials(BaseSettings):
             raise CredentialsError(f"cannot read {self.token_file}: {error.strerror}") from None
 
 
-def server_credentials(
-    certificate: Path, key: Path, client_authority: Path | None
-) -> grpc.ServerCredentials:
-    """Return a server's TLS; with an authority for clients it wants their certificates (mTLS).
-
-    Raises CredentialsError when a file cannot be read.
-    """
-    authority = read_pem(client_authority)
-    return grpc.ssl_server_credentials(
-        [(read_pem(key) or b"", read_pem(certificate) or b"")],
-        root_certificates=authority,
-        require_client_auth=authority is not None,
-    )
+# Two classes: grpc.aio takes an object that intercepts both kinds of calls for one kind only.
 
 
-def read_pem(path: Path | None) -> bytes | None:
-    """Read a PEM file. Raises CredentialsError."""
-    if path is None:
-        return None
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CredentialsError(f"cannot read {path}: {error.strerror}") from None
-    if b"-----BEGIN" not in content:
-        raise CredentialsError(f"{path} is not a PEM file")
-    return content
+class _UnaryToken(grpc.aio.UnaryUnaryClientInterceptor):
+    """Sends the token with every call that has one answer."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    async def intercept_unary_unary(
+        self,
+        continuation: Callable[
+            [grpc.aio.ClientCallDetails, Request],
+            Awaitable[grpc.aio.UnaryUnaryCall[Request, Answer]],
+        ],
+        client_call_details: grpc.aio.ClientCallDetails,
+        request: Request,
+    ) -> grpc.aio.UnaryUnaryCall[Request, Answer]:
+        return await continuation(_with_token(client_call_details, self._token), request)
 
 
-def _unary(token: str) -> grpc.aio.UnaryUnaryClientInterceptor:
-    class AddToken(grpc.aio.UnaryUnaryClientInterceptor):
-        async def intercept_unary_unary(
-            self, continuation: Callable[..., Any], details: Any, request: Any
-        ) -> Any:
-            return await continuation(_with_token(details, token), request)
+class _StreamToken(grpc.aio.UnaryStreamClientInterceptor):
+    """Sends the token with every call that has a stream of answers."""
 
-    return AddToken()
+    def __init__(self, token: str) -> None:
+        self._token = token
 
-
-def _stream(token: str) -> grpc.aio.UnaryStreamClientInterceptor:
-    class AddToken(grpc.aio.UnaryStreamClientInterceptor):
-        async def intercept_unary_stream(
-            self, continuation: Callable[..., Any], details: Any, request: Any
-        ) -> Any:
-            return await continuation(_with_token(details, token), request)
-
-    return AddToken()
+    async def intercept_unary_stream(
+        self,
+        continuation: Callable[
+            [grpc.aio.ClientCallDetails, Request],
+            Awaitable[grpc.aio.UnaryStreamCall[Request, Answer]],
+        ],
+        client_call_details: grpc.aio.ClientCallDetails,
+        request: Request,
+    ) -> AsyncIterator[Answer] | grpc.aio.UnaryStreamCall[Request, Answer]:
+        return await continuation(_with_token(client_call_details, self._token), request)
 
 
-def _with_token(details: Any, token: str) -> Any:
+def _with_token(details: grpc.aio.ClientCallDetails, token: str) -> grpc.aio.ClientCallDetails:
     metadata = grpc.aio.Metadata(*(details.metadata or ()))
     metadata.add("authorization", f"Bearer {token}")
-    return details._replace(metadata=metadata)
+    return grpc.aio.ClientCallDetails(
+        details.method, details.timeout, metadata, details.credentials, details.wait_for_ready
+    )

@@ -1,4 +1,4 @@
 """The gRPC server: checks requests, starts and ends workflows, tells of builds.
 
-Imports `activities.contract`, `.process`, `.store` and the workflows that it starts.
+Imports `activities.contract`, `.process`, `.store`, the workflows that it starts, and no client.
 """

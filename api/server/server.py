@@ -22,9 +22,9 @@ from activities.process.metrics import runtime_for
 from activities.process.settings import Settings
 from activities.process.temporal import connect
 from activities.process.tracing import is_tracing
-from api.client.credentials import CredentialsError, server_credentials
 from api.pb import template_manager_pb2 as pb
 from api.pb import template_manager_pb2_grpc as pb_grpc
+from api.pem import PemError
 from api.server.access import Access, RateLimit, TokenFileError, Tokens
 from api.server.builds import Builds
 from api.server.interceptor import SERVICE, CallInterceptor
@@ -33,6 +33,7 @@ from api.server.logs import BuildLogs
 from api.server.service import TemplateService
 from api.server.template_bucket import TemplateBucket
 from api.server.temporal_health import TemporalHealth
+from api.server.tls import server_credentials
 
 MAX_REQUEST_BYTES = 1024 * 1024
 KEEPALIVE_MS = 30_000
@@ -89,7 +90,7 @@ class ApiServer:
         await self._set_serving(False)
         try:
             bound = self._bind(f"{host}:{port}")
-        except CredentialsError as error:
+        except PemError as error:
             raise BindError(str(error)) from None
         except RuntimeError as error:
             raise BindError(f"cannot listen on {host}:{port}: {error}") from error
