@@ -26,11 +26,13 @@ from api.pb import template_manager_pb2 as pb
 from api.pb import template_manager_pb2_grpc as pb_grpc
 from api.pem import PemError
 from api.server.access import Access, RateLimit, TokenFileError, Tokens
-from api.server.builds import Builds
+from api.server.ending import BuildEnder
+from api.server.finding import BuildFinder
 from api.server.interceptor import SERVICE, CallInterceptor
 from api.server.listing import BuildListing
 from api.server.logs import BuildLogs
 from api.server.service import TemplateService
+from api.server.starting import BuildStarter
 from api.server.template_bucket import TemplateBucket
 from api.server.temporal_health import TemporalHealth
 from api.server.tls import server_credentials
@@ -69,9 +71,13 @@ class ApiServer:
         interceptors = [*_tracing_interceptors(), self._interceptor]
         self._server = grpc.aio.server(interceptors=interceptors, options=OPTIONS)
         self.logs = BuildLogs(client, bucket)
+        finder = BuildFinder(client, bucket)
+        ender = BuildEnder(client, bucket, settings, finder)
         self.service = TemplateService(
             settings,
-            builds=Builds(client, bucket, settings),
+            finder=finder,
+            starter=BuildStarter(client, bucket, settings, finder, ender),
+            ender=ender,
             listing=BuildListing(client),
             logs=self.logs,
             bucket=bucket,

@@ -16,9 +16,11 @@ from activities.process.settings import Settings
 from api.errors import ApiError, Violation, draining, invalid_argument
 from api.pb import template_manager_pb2 as pb
 from api.pb import template_manager_pb2_grpc as pb_grpc
-from api.server.builds import Builds, StartedBuild
+from api.server.ending import BuildEnder
+from api.server.finding import BuildFinder
 from api.server.listing import BuildListing, list_query
 from api.server.logs import BuildLogs, following
+from api.server.starting import BuildStarter, StartedBuild
 from api.server.template_bucket import TemplateBucket
 from api.server.temporal_health import TemporalHealth
 from api.server.validation import require_build_id, require_files_hash, validate
@@ -39,7 +41,9 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         self,
         settings: Settings,
         *,
-        builds: Builds,
+        finder: BuildFinder,
+        starter: BuildStarter,
+        ender: BuildEnder,
         listing: BuildListing,
         logs: BuildLogs,
         bucket: TemplateBucket,
@@ -47,7 +51,9 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
     ) -> None:
         self._settings = settings
         self._sealer = Sealer(settings.secret_keys)
-        self._builds = builds
+        self._finder = finder
+        self._starter = starter
+        self._ender = ender
         self._listing = listing
         self._logs = logs
         self._bucket = bucket
@@ -68,7 +74,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         valid = validate(request, self._settings, self._sealer)
         await self._temporal.require()
         await self._listing.require_room(self._settings.max_running_builds)
-        await _send_headers(context, await self._builds.create(valid))
+        await _send_headers(context, await self._starter.create(valid))
         return Empty()
 
     async def TemplateBuildRetry(
@@ -78,7 +84,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         build_id = require_build_id(request.build_id)
         await self._temporal.require()
         await self._listing.require_room(self._settings.max_running_builds)
-        await _send_headers(context, await self._builds.retry(build_id, request.template_id))
+        await _send_headers(context, await self._starter.retry(build_id, request.template_id))
         return Empty()
 
     async def TemplateBuildList(
@@ -136,7 +142,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         """Stop a build; answer when all is undone."""
         build_id = require_build_id(request.build_id)
         await self._temporal.require()
-        await self._builds.cancel(build_id, request.template_id)
+        await self._ender.cancel(build_id, request.template_id)
         return Empty()
 
     async def TemplateBuildDelete(
@@ -145,7 +151,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         """Remove a template, or whatever a build has left."""
         build_id = require_build_id(request.build_id)
         await self._temporal.require()
-        await self._builds.delete(build_id, request.template_id)
+        await self._ender.delete(build_id, request.template_id)
         return Empty()
 
     async def InitLayerFileUpload(
@@ -164,7 +170,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
     ) -> BuildView:
         build_id = require_build_id(request.build_id)
         await self._temporal.require()
-        return await self._builds.view(build_id, request.template_id)
+        return await self._finder.view(build_id, request.template_id)
 
     async def _view_at_end(
         self, view: BuildView, request: pb.TemplateBuildLogsRequest

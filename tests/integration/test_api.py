@@ -377,7 +377,7 @@ async def test_a_reset_and_a_restart_of_the_api_lose_no_line_together(
 
 async def require_both_runs(api: Api, build_id: str, first_run: str, seen: list[str]) -> None:
     """The first run's log is whole, then comes the second one's without what both share."""
-    view = await api.server.service._builds.view(build_id)
+    view = await api.server.service._finder.view(build_id)
     assert view.run_id != first_run
     first = await api.server.logs._whole(replace(view, run_id=first_run))
     second = await api.server.logs._whole(view)
@@ -618,7 +618,7 @@ async def test_a_bug_of_ours_shows_no_trace_but_an_incident(
     async def broken(*_: object) -> None:
         raise KeyError("a secret of ours")
 
-    monkeypatch.setattr(api.server.service._builds, "view", broken)
+    monkeypatch.setattr(api.server.service._finder, "view", broken)
     with pytest.raises(CallError) as caught:
         await api.client.status(str(uuid.uuid4()))
     assert caught.value.code is grpc.StatusCode.INTERNAL

@@ -1,0 +1,263 @@
+"""Starting builds: new ones, those that a request has started before, and failed ones again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import grpc
+import structlog
+from temporalio.client import Client
+from temporalio.common import (
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
+from temporalio.exceptions import WorkflowAlreadyStartedError
+
+from activities.contract.errors import TemplateNotFoundError
+from activities.contract.inputs import BuildInput
+from activities.contract.names import WORKFLOW_TASK_QUEUE, build_workflow_id
+from activities.contract.requests import BuildStep
+from activities.contract.search_attributes import (
+    BUILD_ID,
+    BUILD_STATE,
+    CONFIG_SHA256_MEMO,
+    IMAGE,
+    IMAGE_MEMO,
+    TEMPLATE_ID,
+)
+from activities.contract.status import BuildState
+from activities.process.settings import Settings
+from api.errors import (
+    RETRY_SECONDS,
+    ApiError,
+    Violation,
+    failed_precondition,
+    temporal_unavailable,
+)
+from api.server.access import require_image
+from api.server.ending import BuildEnder
+from api.server.finding import RPC_LIMIT, BuildFinder
+from api.server.template_bucket import TemplateBucket
+from api.server.validation import ValidRequest, config_sha256, options_for, require_same_config
+from api.server.view import BuildView, state_of_description
+from workflows.build_template import BuildTemplate
+
+if TYPE_CHECKING:  # loads Google's client, see TemplateBucket
+    from activities.store.metadata import TemplateMetadata
+
+CREATE_ATTEMPTS = 3
+MAX_BASES = 100  # templates on templates: more than that go round in a circle
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class StartedBuild:
+    """The build that answers a create request. `run_id` is empty when Temporal has forgotten it."""
+
+    build_id: str
+    workflow_id: str
+    run_id: str
+
+
+class BuildStarter:
+    """Starts builds, once for each request however often that is sent."""
+
+    def __init__(
+        self,
+        client: Client,
+        bucket: TemplateBucket,
+        settings: Settings,
+        finder: BuildFinder,
+        ender: BuildEnder,
+    ) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._settings = settings
+        self._finder = finder
+        self._ender = ender
+
+    async def create(self, valid: ValidRequest) -> StartedBuild:
+        """Start a build, or find the one that this request has started before.
+
+        Raises ApiError ALREADY_EXISTS when the build id has another config, FAILED_PRECONDITION
+        while the earlier build is being cancelled or the base is not published yet, NOT_FOUND when
+        there is no such base or files of a COPY, PERMISSION_DENIED when the caller may not use the
+        image.
+        """
+        if valid.config.from_template is None:
+            require_image(valid.config.image)
+        for _ in range(CREATE_ATTEMPTS):
+            existing = await self._existing(valid)
+            if existing is not None:
+                return existing
+            if valid.config.from_template is not None:
+                await self._require_base(valid.config.from_template)
+            await self._require_files(valid.config.steps)
+            with contextlib.suppress(WorkflowAlreadyStartedError):  # another call was quicker
+                return await self._start(BuildInput(config=valid.config, options=valid.options))
+        raise _busy(valid.config.build_id)
+
+    async def retry(self, build_id: str, template_id: str = "") -> StartedBuild:
+        """Start a failed build again, with what it has finished.
+
+        Its limits are the settings' of now, but for those that its request asked for.
+
+        Raises ApiError FAILED_PRECONDITION when it has not failed.
+        """
+        view = await self._finder.view(build_id, template_id)
+        if view.state is not BuildState.FAILED:
+            raise _not_failed(view)
+        if view.config is None or view.done is None:
+            raise temporal_unavailable("no worker answers for this build")
+        again = BuildInput(
+            config=view.config,
+            options=options_for(view.config, self._settings),
+            done=view.done,
+        )
+        try:
+            return await self._start(again)
+        except WorkflowAlreadyStartedError:
+            raise _busy(build_id) from None
+
+    async def _existing(self, valid: ValidRequest) -> StartedBuild | None:
+        """Return the build that answers the request; None when one is to be started."""
+        build_id = valid.config.build_id
+        described = await self._finder.describe(build_workflow_id(build_id))
+        if described is None:
+            return await self._existing_in_bucket(valid)
+        state = state_of_description(described)
+        if state is BuildState.CANCELLING:
+            raise _being_cancelled(build_id)
+        if state is BuildState.CANCELLED:
+            return None
+        if await self._finder.was_deleted(build_id, described):
+            await self._ender.finish_delete(build_id)
+            return None
+        require_same_config(valid.config, await described.memo_value(CONFIG_SHA256_MEMO, ""))
+        return StartedBuild(build_id, described.id, described.run_id)
+
+    async def _existing_in_bucket(self, valid: ValidRequest) -> StartedBuild | None:
+        view = await self._finder.forgotten(valid.config.build_id)
+        if view is None or view.config is None or view.state is BuildState.CANCELLED:
+            return None
+        require_same_config(valid.config, config_sha256(view.config))
+        return StartedBuild(view.build_id, view.workflow_id, "")
+
+    async def _require_base(self, base_id: str) -> None:
+        """Let a base be a template that is published, of an image that the caller may use."""
+        base = await self._bucket.metadata(base_id)
+        if base is None:
+            raise _no_base(base_id, await self._finder.find(base_id))
+        require_image(await self._image_below(base))
+
+    async def _image_below(self, template: TemplateMetadata) -> str | None:
+        """Return the image under templates that stand on templates; None when one has gone."""
+        for _ in range(MAX_BASES):
+            base_id = template.config.from_template
+            if base_id is None:
+                return template.config.image
+            base = await self._bucket.metadata(base_id)
+            if base is None:
+                return None
+            template = base
+        return None
+
+    async def _require_files(self, steps: Sequence[BuildStep]) -> None:
+        """Refuse a COPY of files that nobody has sent."""
+        missing = [
+            Violation(f"template.steps[{number}].files_hash", "names files that were not sent")
+            for number, step in enumerate(steps)
+            if step.files_sha256 and not await self._bucket.has_files(step.files_sha256)
+        ]
+        if missing:
+            raise ApiError(
+                grpc.StatusCode.NOT_FOUND,
+                "FILES_NOT_FOUND",
+                "files of a COPY are not in the bucket",
+                hint="Send them first (InitLayerFileUpload, as build --dockerfile does).",
+                violations=missing,
+            )
+
+    async def _start(self, build: BuildInput) -> StartedBuild:
+        config = build.config
+        handle = await self._client.start_workflow(
+            BuildTemplate.run,
+            build,
+            id=build_workflow_id(config.build_id),
+            task_queue=WORKFLOW_TASK_QUEUE,
+            # Not USE_EXISTING: that would take a build of another config for the same.
+            id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+            memo={CONFIG_SHA256_MEMO: config_sha256(config), IMAGE_MEMO: config.image},
+            search_attributes=TypedSearchAttributes(
+                [
+                    SearchAttributePair(TEMPLATE_ID, config.template_id),
+                    SearchAttributePair(BUILD_ID, config.build_id),
+                    SearchAttributePair(IMAGE, config.image),
+                    SearchAttributePair(BUILD_STATE, BuildState.BUILDING),
+                ]
+            ),
+            static_summary=f"{config.template_id} · {config.image}",
+            rpc_timeout=RPC_LIMIT,
+        )
+        _log.info(
+            "build started",
+            build_id=config.build_id,
+            template_id=config.template_id,
+            again=build.done is not None,
+        )
+        return StartedBuild(config.build_id, handle.id, handle.first_execution_run_id or "")
+
+
+def _no_base(base_id: str, view: BuildView | None) -> ApiError:
+    if view is not None and not view.is_closed:
+        return failed_precondition(
+            "BASE_NOT_READY",
+            f"template {base_id} is still being built",
+            f"Wait until it is completed: template-manager status {base_id} --watch",
+            retry_after_seconds=RETRY_SECONDS,
+        )
+    return ApiError(
+        grpc.StatusCode.NOT_FOUND,
+        "BASE_NOT_FOUND",
+        f"there is no template {base_id} to build on",
+        hint=TemplateNotFoundError.hint,
+        violations=[Violation("template.from_template.build_id", "must be a completed build's")],
+    )
+
+
+def _not_failed(view: BuildView) -> ApiError:
+    hints = {
+        BuildState.COMPLETED: "Use the template, or build another one under a new build id.",
+        BuildState.CANCELLED: "Create it again (template-manager build --build-id …).",
+    }
+    return failed_precondition(
+        "BUILD_NOT_FAILED",
+        f"build {view.build_id} is {view.state}: only a failed build can be retried",
+        hints.get(view.state, "Wait until it has ended; cancel it if it hangs."),
+    )
+
+
+def _being_cancelled(build_id: str) -> ApiError:
+    return failed_precondition(
+        "BUILD_BEING_CANCELLED",
+        f"build {build_id} is being cancelled",
+        "Create it again when the cancel has finished.",
+        retry_after_seconds=RETRY_SECONDS,
+    )
+
+
+def _busy(build_id: str) -> ApiError:
+    return ApiError(
+        grpc.StatusCode.ABORTED,
+        "BUILD_CHANGES",
+        f"build {build_id} is being started and ended by other calls",
+        hint="Send the request again.",
+        retry_after_seconds=RETRY_SECONDS,
+    )
