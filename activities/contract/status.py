@@ -85,7 +85,7 @@ class StepRecord(Model):
 
 
 class BuildStatus(Model):
-    """What the workflow's query `status` answers."""
+    """What the workflow's query `status` answers, and what the archive keeps of it."""
 
     config: TemplateConfig
     state: BuildState
@@ -96,6 +96,8 @@ class BuildStatus(Model):
     timeline: tuple[StepRecord, ...]
     failure: BuildFailure | None = None
     published: PublishedTemplate | None = None
+    is_login_left_out: bool = False
+    """In an archive: whether the config had a registry login, which is not kept there."""
 
 
 class BuildResult(Model):

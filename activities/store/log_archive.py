@@ -49,11 +49,7 @@ class BucketLogActivities(LogActivities):
         except TimeoutError:  # a status with half a log is worth more than none
             message = "the rest of the log could not be read in time"
             entries.append(LogEntry(timestamp=utc_now(), level=LogLevel.WARN, message=message))
-        status = archive.final_status.model_copy(
-            update={
-                "config": archive.final_status.config.model_copy(update={"registry_auth": None})
-            }
-        )
+        status = _without_login(archive.final_status)
         archived = await asyncio.to_thread(
             self._bucket.write_object,
             archived_log_name(archive.build_id),
@@ -82,6 +78,17 @@ def read_archived_log(bucket: Bucket, build_id: str) -> tuple[BuildStatus, list[
         )
     except ValidationError:  # of a version that this one cannot read
         return None
+
+
+def _without_login(status: BuildStatus) -> BuildStatus:
+    """Keep of a registry's login only that there was one: a retry must know what it lacks."""
+    config = status.config
+    return status.model_copy(
+        update={
+            "config": config.model_copy(update={"registry_auth": None}),
+            "is_login_left_out": config.registry_auth is not None,
+        }
+    )
 
 
 async def _read_stream(entries: list[LogEntry]) -> None:

@@ -21,7 +21,8 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from activities.contract.errors import TemplateNotFoundError
 from activities.contract.inputs import BuildInput
 from activities.contract.names import WORKFLOW_TASK_QUEUE, build_workflow_id
-from activities.contract.requests import BuildStep
+from activities.contract.requests import BuildStep, TemplateConfig
+from activities.contract.results import BuildCheckpoints
 from activities.contract.search_attributes import (
     BUILD_ID,
     BUILD_STATE,
@@ -42,6 +43,7 @@ from api.errors import (
 from api.server.access import require_image
 from api.server.ending import BuildEnder
 from api.server.finding import RPC_LIMIT, BuildFinder
+from api.server.history import BuildHistory
 from api.server.template_bucket import TemplateBucket
 from api.server.validation import ValidRequest, config_sha256, options_for, require_same_config
 from api.server.view import BuildView, state_of_description
@@ -80,6 +82,7 @@ class BuildStarter:
         self._bucket = bucket
         self._settings = settings
         self._finder = finder
+        self._history = BuildHistory(client)
         self._ender = ender
 
     async def create(self, valid: ValidRequest) -> StartedBuild:
@@ -108,22 +111,41 @@ class BuildStarter:
 
         Its limits are the settings' of now, but for those that its request asked for.
 
-        Raises ApiError FAILED_PRECONDITION when it has not failed.
+        Raises ApiError FAILED_PRECONDITION when it has not failed, or when its registry's login is
+        not known any more.
         """
         view = await self._finder.view(build_id, template_id)
         if view.state is not BuildState.FAILED:
             raise _not_failed(view)
-        if view.config is None or view.done is None:
-            raise temporal_unavailable("no worker answers for this build")
+        config = await self._config_of(view)
         again = BuildInput(
-            config=view.config,
-            options=options_for(view.config, self._settings),
-            done=view.done,
+            config=config,
+            options=options_for(config, self._settings),
+            done=await self._done_of(view),
         )
         try:
             return await self._start(again)
         except WorkflowAlreadyStartedError:
             raise _busy(build_id) from None
+
+    async def _config_of(self, view: BuildView) -> TemplateConfig:
+        """Return what was asked for, with the registry's login: no archive has that."""
+        started = await self._history.started_with(view)
+        if started is not None:
+            return started.config
+        if view.lacks_login:
+            raise _login_forgotten(view)
+        if view.config is None:
+            raise _no_worker()
+        return view.config
+
+    async def _done_of(self, view: BuildView) -> BuildCheckpoints:
+        if view.done is not None:
+            return view.done
+        status = await self._history.final_status(view)
+        if status is None:
+            raise _no_worker()
+        return status.done
 
     async def _existing(self, valid: ValidRequest) -> StartedBuild | None:
         """Return the build that answers the request; None when one is to be started."""
@@ -241,6 +263,19 @@ def _not_failed(view: BuildView) -> ApiError:
         "BUILD_NOT_FAILED",
         f"build {view.build_id} is {view.state}: only a failed build can be retried",
         hints.get(view.state, "Wait until it has ended; cancel it if it hangs."),
+    )
+
+
+def _no_worker() -> ApiError:
+    return temporal_unavailable("no worker answers for this build")
+
+
+def _login_forgotten(view: BuildView) -> ApiError:
+    return failed_precondition(
+        "REGISTRY_LOGIN_FORGOTTEN",
+        f"build {view.build_id} used a registry login, which Temporal has forgotten with the build",
+        "Create it again under a new build id, with the registry's credentials (template-manager "
+        "build --registry-user …).",
     )
 
 

@@ -52,6 +52,8 @@ class BuildView:
     step: str = ""
     host: str = ""
     config: TemplateConfig | None = None
+    lacks_login: bool = False
+    """Whether the build had a registry login that the config does not have any more."""
     done: BuildCheckpoints | None = None
     timeline: tuple[StepRecord, ...] = ()
     failure: BuildFailure | None = None
@@ -87,6 +89,7 @@ def view_of_status(status: BuildStatus) -> BuildView:
         step=status.step,
         host=status.host or "",
         config=status.config,
+        lacks_login=status.is_login_left_out,
         done=done,
         timeline=status.timeline,
         failure=status.failure,

@@ -20,29 +20,95 @@ from typing import Any
 
 import grpc
 import pytest
+import pytest_asyncio
 from devstack.stack import Stack
 from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
+from temporalio.api.workflowservice.v1 import (
+    DeleteWorkflowExecutionRequest,
+    ResetWorkflowExecutionRequest,
+)
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.service import RPCError
 from temporalio.testing import WorkflowEnvironment
 
-from activities.contract.errors import ImageNotFoundError, StartCommandError
-from activities.contract.names import build_workflow_id
+from activities.contract.errors import (
+    CheckpointLostError,
+    ImageNotFoundError,
+    RegistryUnavailableError,
+    StartCommandError,
+)
+from activities.contract.inputs import PullImageInput
+from activities.contract.names import Step, build_workflow_id
 from activities.contract.status import BuildState, BuildStatus, LogEntry, LogLevel
 from activities.process.clock import utc_now
 from activities.process.health import temporal_readiness
+from activities.process.sealing import Sealer
 from activities.store.bucket import Bucket
-from activities.store.log_archive import archived_log_name, to_jsonl
+from activities.store.log_archive import (
+    BucketLogActivities,
+    archived_log_name,
+    read_archived_log,
+    to_jsonl,
+)
 from activities.store.metadata import metadata_name
 from api.client.client import CallError, TemplateClient
 from api.pb import template_manager_pb2 as pb
 from api.server import logs as build_logs
 from api.server.server import running_server
 from tests.support.example_template import metadata
-from tests.support.running_api import Api, messages, publish, serving, settings_for, template_of
+from tests.support.recording_host import Journal, RecordingHost, running_host
+from tests.support.running_api import (
+    OPTIONS,
+    Api,
+    messages,
+    publish,
+    serving,
+    settings_for,
+    template_of,
+)
 from workflows.build_template import BuildTemplate
+from workflows.worker import workflow_worker
+
+# Temporal deletes a workflow when its queues say that they are done with it: by default after 30 s.
+QUICK_DELETES = tuple(
+    argument
+    for queue in ("transfer", "visibility")
+    for argument in (
+        "--dynamic-config-value",
+        f'history.{queue}ProcessorUpdateAckInterval="1s"',
+    )
+)
+
+
+@pytest_asyncio.fixture
+async def api_alone(storage: Stack, empty_bucket: Bucket) -> AsyncIterator[Api]:
+    """The API with a Temporal of its own that no worker works for, but in `workers`."""
+    settings = settings_for(storage)
+    async with (
+        await WorkflowEnvironment.start_local(
+            data_converter=pydantic_data_converter,
+            dev_server_existing_path=shutil.which("temporal"),
+            dev_server_extra_args=QUICK_DELETES,
+        ) as fresh,  # it does not know our search attributes: the API registers them
+        running_server(fresh.client, settings) as server,
+        TemplateClient(server.address) as client,
+    ):
+        await serving(server.address, True)
+        yield Api(server, client, fresh.client, RecordingHost("h1", Journal()), settings)
+
+
+@contextlib.asynccontextmanager
+async def workers(api: Api, bucket: Bucket) -> AsyncIterator[None]:
+    """Workers that keep the logs of builds in the bucket, as those of the service do."""
+    archive_log = BucketLogActivities(bucket).archive_log
+    async with (
+        workflow_worker(api.temporal, (archive_log, api.host.discard_upload)),
+        running_host(api.temporal, api.host),
+    ):
+        yield
+
 
 # ---- Create
 
@@ -247,22 +313,11 @@ async def test_a_build_that_temporal_has_forgotten_is_read_from_the_archive(
     assert caught.value.code is grpc.StatusCode.ALREADY_EXISTS
 
 
-async def test_without_workers_status_still_tells_what_temporal_knows(
-    storage: Stack, empty_bucket: Bucket
-) -> None:
-    async with (
-        await WorkflowEnvironment.start_local(
-            data_converter=pydantic_data_converter,
-            dev_server_existing_path=shutil.which("temporal"),
-        ) as fresh,  # it does not know our search attributes: the API registers them
-        running_server(fresh.client, settings_for(storage)) as server,
-        TemplateClient(server.address) as client,
-    ):
-        await serving(server.address, True)
-        created = await client.create(template_of())
-        status = await client.status(created.build_id)
-        assert status.state == "building"
-        assert status.progress.what == ""
+async def test_without_workers_status_still_tells_what_temporal_knows(api_alone: Api) -> None:
+    created = await api_alone.client.create(template_of())
+    status = await api_alone.client.status(created.build_id)
+    assert status.state == "building"
+    assert status.progress.what == ""
 
 
 async def test_a_build_ended_by_an_operator_reads_failed(api: Api) -> None:
@@ -521,6 +576,139 @@ async def test_a_failed_build_is_retried_from_where_it_failed(api: Api) -> None:
     with pytest.raises(CallError) as caught:
         await api.client.retry(build_id)
     assert caught.value.reason == "BUILD_NOT_FAILED"
+
+
+PASSWORD = "hunter2-hunter2"
+LOGIN = pb.FromImageRegistry(general=pb.GeneralRegistry(username="me", password=PASSWORD))
+
+
+async def failed_without_workers(api: Api, bucket: Bucket, **changes: Any) -> str:
+    """Let a build fail as the journal says; from then on nobody answers a query for it."""
+    async with workers(api, bucket):
+        created = await api.client.create(api.template(**changes))
+        assert (await api.ended(created.build_id)).state == "failed"
+    api.journal.calls.clear()
+    api.journal.arguments.clear()
+    return created.build_id
+
+
+async def pull_of_retry(api: Api, bucket: Bucket, build_id: str) -> PullImageInput:
+    """Let workers come back and complete a retried build; return what it pulled its image with."""
+    async with workers(api, bucket):
+        assert (await api.ended(build_id)).state == "completed"
+    [pull] = [argument for name, argument in api.journal.arguments if name == "pull_image"]
+    assert isinstance(pull, PullImageInput)
+    return pull
+
+
+def password_of(api: Api, pull: PullImageInput) -> str:
+    assert pull.auth is not None and pull.auth.secret is not None
+    return Sealer(api.settings.secret_keys).open(pull.auth.secret, pull.scope.build_id)
+
+
+async def forget_in_temporal(api: Api, build_id: str) -> None:
+    """Delete a build's workflow, as Temporal itself does when its retention is over."""
+    workflow_id = build_workflow_id(build_id)
+    await api.temporal.workflow_service.delete_workflow_execution(
+        DeleteWorkflowExecutionRequest(
+            namespace=api.temporal.namespace,
+            workflow_execution=WorkflowExecution(workflow_id=workflow_id),
+        )
+    )
+    async with asyncio.timeout(20):
+        with contextlib.suppress(RPCError):  # NOT_FOUND
+            while await api.temporal.get_workflow_handle(workflow_id).describe():
+                await asyncio.sleep(0.1)
+
+
+def let_registry_fail(api: Api) -> None:
+    errors = [RegistryUnavailableError("503")] * OPTIONS.retry_attempts
+    api.journal.fail("pull_image", *errors)
+
+
+async def test_a_private_image_s_build_is_retried_while_no_worker_answers(
+    api_alone: Api, empty_bucket: Bucket
+) -> None:
+    api = api_alone
+    let_registry_fail(api)
+    build_id = await failed_without_workers(api, empty_bucket, from_image_registry=LOGIN)
+    archived = read_archived_log(empty_bucket, build_id)
+    assert archived is not None and archived[0].config.registry_auth is None
+
+    await api.client.retry(build_id)
+    pull = await pull_of_retry(api, empty_bucket, build_id)
+    assert password_of(api, pull) == PASSWORD
+
+
+async def test_a_private_image_s_build_is_retried_when_temporal_s_history_is_all_there_is(
+    api_alone: Api, empty_bucket: Bucket
+) -> None:
+    api = api_alone
+    api.journal.fail("start_vm", StartCommandError("exit code 1"))
+    build_id = await failed_without_workers(api, empty_bucket, from_image_registry=LOGIN)
+    remove(empty_bucket, archived_log_name(build_id))
+    # The host has lost the image meanwhile: it goes on at the VM, and goes back to the pull.
+    api.journal.fail("start_vm", CheckpointLostError("no image", step=Step.PULL))
+
+    await api.client.retry(build_id)
+    pull = await pull_of_retry(api, empty_bucket, build_id)
+    assert password_of(api, pull) == PASSWORD
+    assert api.journal.of("pull_image", "build_rootfs", "start_vm") == [
+        "start_vm",
+        "pull_image",
+        "build_rootfs",
+        "start_vm",
+    ]
+
+
+async def test_a_login_that_is_known_nowhere_any_more_is_asked_for(
+    api_alone: Api, empty_bucket: Bucket
+) -> None:
+    api = api_alone
+    let_registry_fail(api)
+    build_id = await failed_without_workers(api, empty_bucket, from_image_registry=LOGIN)
+    await forget_in_temporal(api, build_id)
+    assert (await api.client.status(build_id)).state == "failed"
+
+    with pytest.raises(CallError, match="registry login") as caught:
+        await api.client.retry(build_id)
+    assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert caught.value.reason == "REGISTRY_LOGIN_FORGOTTEN"
+    assert "new build id" in caught.value.hint and "--registry-user" in caught.value.hint
+
+
+async def test_a_public_image_s_build_is_retried_when_only_the_archive_remembers_it(
+    api_alone: Api, empty_bucket: Bucket
+) -> None:
+    api = api_alone
+    let_registry_fail(api)
+    build_id = await failed_without_workers(api, empty_bucket)
+    await forget_in_temporal(api, build_id)
+
+    await api.client.retry(build_id)
+    pull = await pull_of_retry(api, empty_bucket, build_id)
+    assert (pull.image, pull.auth) == ("127.0.0.1:5000/web:1", None)
+
+
+async def test_what_was_done_is_not_guessed_when_nothing_tells_it(
+    api_alone: Api, empty_bucket: Bucket
+) -> None:
+    api = api_alone
+    started = api.journal.hang("build_rootfs")
+    async with workers(api, empty_bucket):
+        created = await api.client.create(api.template())
+        await asyncio.wait_for(started.wait(), 20)
+        handle = api.temporal.get_workflow_handle(build_workflow_id(created.build_id))
+        await handle.terminate()
+        api.journal.hanging.clear()
+    with pytest.raises(CallError, match="no worker answers") as caught:
+        await api.client.retry(created.build_id)
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+
+
+def remove(bucket: Bucket, name: str) -> None:
+    stored = bucket.stat_object(name)
+    assert stored is not None and bucket.delete_object(name, stored.generation)
 
 
 async def test_builds_are_listed_by_template_and_state_in_pages(api: Api) -> None:

@@ -84,6 +84,7 @@ async def test_every_line_of_a_long_log_is_archived_without_growing_the_history(
     assert found is not None
     status, lines = found
     assert status.config.registry_auth is None
+    assert status.is_login_left_out
     assert status.state is BuildState.COMPLETED
     assert [int(line.message.split()[0]) for line in lines] == list(range(LINES))
     assert all(line.message.endswith("é") for line in lines)
