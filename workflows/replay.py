@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from temporalio.api.enums.v1 import EventType
-from temporalio.client import Client, WorkflowHistory
+from temporalio.client import WorkflowHistory
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer
 
-from activities.contract.names import build_workflow_id
 from workflows.worker import WORKFLOWS, sandbox
 
 
@@ -22,22 +20,6 @@ class Verdict:
     events: int
     event_id: int | None = None
     difference: str = ""
-
-
-def history_from_file(path: Path) -> WorkflowHistory:
-    """Read a history as the Web UI or `temporal workflow show --output json` writes it.
-
-    Raises ValueError when the file is not such a history.
-    """
-    try:
-        return WorkflowHistory.from_json(path.stem, path.read_text())
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a workflow history in JSON: {error}") from error
-
-
-async def history_of_build(client: Client, build_id: str) -> WorkflowHistory:
-    """Fetch the history of a build's latest run. Raises RPCError NOT_FOUND after retention."""
-    return await client.get_workflow_handle(build_workflow_id(build_id)).fetch_history()
 
 
 async def replay(history: WorkflowHistory) -> Verdict:

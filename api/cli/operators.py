@@ -134,7 +134,7 @@ async def _history(what: str) -> WorkflowHistory:
     from temporalio.service import RPCError
 
     from activities.contract.errors import TemplateNotFoundError
-    from workflows.replay import history_from_file, history_of_build
+    from api.cli.replay import history_from_file, history_of_build
 
     path = Path(what)
     if path.is_file():

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from workflows.replay import history_from_file, replay
+from api.cli.replay import history_from_file
+from workflows.replay import replay
 
 HISTORIES = sorted((Path(__file__).parent / "histories").glob("*.json"))
 
