@@ -26,6 +26,10 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+BuildIdArgument = Annotated[str, typer.Argument(metavar="BUILD_ID", help="The build's UUID.")]
+BUILDS = "Builds and templates"
+"""The panel of two modules' commands; every other module of commands is a panel of its own."""
+EXAMPLE_BUILD = "4f2c6f0e-5d1c-4c8e-9d43-0a7c6a1b2c3d"
 
 
 class Exit(IntEnum):

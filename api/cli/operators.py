@@ -1,4 +1,4 @@
-"""Commands for operators: sweeping a host, replaying a build's history."""
+"""The commands for operators: doctor, health, hosts, token, sweep, replay."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from api.cli.console import (
+    EXAMPLE_BUILD,
     AsJson,
     Exit,
     err,
@@ -30,9 +31,109 @@ if TYPE_CHECKING:
     from activities.process.settings import Settings
     from workflows.replay import Verdict
 
+OPERATIONS = "Operations"
 MIB = 1024 * 1024
 
+app = typer.Typer()
 
+
+@app.command(rich_help_panel=OPERATIONS, epilog="Example: template-manager doctor")
+def doctor(as_json: AsJson = False) -> None:
+    """Check what a KVM host needs: KVM, Docker, tools, kernel, Firecracker, disk, Temporal, bucket.
+
+    Says for each what is wrong and the command that mends it. Exits with 1 when something is.
+    """
+    with template_errors(as_json), err.status("looking around"):
+        findings = run_to_end(_findings(read_settings()))
+    if as_json:
+        print_json({"findings": [vars(finding) for finding in findings]})
+    else:
+        table = Table("", "what", "found", "what to do", box=None)
+        for finding in findings:
+            mark = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "wrong": "[red]✗[/]"}
+            table.add_row(mark[finding.state], finding.what, finding.told, finding.remedy)
+        out.print(table)
+    if any(finding.state == "wrong" for finding in findings):
+        raise typer.Exit(Exit.BUILD_FAILED)
+
+
+async def _findings(settings: Settings) -> list[Finding]:
+    from activities.contract.errors import TemporalUnavailableError
+    from activities.host.doctor import check_host, check_temporal
+    from activities.process.temporal import temporal_address
+
+    findings = await asyncio.to_thread(check_host, settings)
+    client: Client | None = None
+    with contextlib.suppress(TemporalUnavailableError):
+        client = await _connect()
+    return [*findings, await check_temporal(client, temporal_address())]
+
+
+@app.command(rich_help_panel=OPERATIONS, epilog="Example: template-manager health 127.0.0.1:9465")
+def health(
+    address: Annotated[
+        str,
+        typer.Argument(
+            metavar="HOST:PORT",
+            envvar="TEMPLATE_MANAGER_HEALTH_ADDRESS",
+            help="The health address of an api, worker or host.",
+        ),
+    ],
+    live: Annotated[
+        bool, typer.Option("--live", help="Ask only whether it is alive, not whether it can work.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a process whether it can work; exits with 3 when not. For container health checks."""
+    import requests
+
+    from activities.process.health import LIVE_PATH, READY_PATH
+
+    try:
+        answer = requests.get(f"http://{address}{LIVE_PATH if live else READY_PATH}", timeout=10)
+    except (requests.RequestException, ValueError) as error:
+        hint = "Start the process with TEMPLATE_MANAGER_HEALTH_ADDRESS set to that address."
+        fail(f"nothing answers at {address}: {error}", hint, Exit.UNAVAILABLE, as_json=as_json)
+    if as_json:
+        print_json({"ok": answer.ok, "told": answer.text.strip()})
+    else:
+        out.print(answer.text.strip())
+    raise typer.Exit(Exit.OK if answer.ok else Exit.UNAVAILABLE)
+
+
+@app.command(
+    rich_help_panel=OPERATIONS,
+    epilog="Example: template-manager token ci --right build --image 'registry.example/ci/*'",
+)
+def token(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; audit lines say it.")],
+    right: Annotated[str, typer.Option(help="read, build or admin.")] = "build",
+    image: Annotated[
+        list[str] | None,
+        typer.Option(help="Images that it may build from, as a shell pattern. May be repeated."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a bearer token: prints it once, and the line for the API's token file."""
+    import secrets
+
+    from api.server.access import TokenFileError, hash_token, parse_tokens
+
+    made = secrets.token_urlsafe(32)
+    line = " ".join([name, hash_token(made), right, ",".join(image or ())]).strip()
+    try:
+        parse_tokens(line)
+    except TokenFileError as error:
+        fail(str(error), "See template-manager token --help.", Exit.USAGE, as_json=as_json)
+    if as_json:
+        print_json({"token": made, "line": line})
+        return
+    out.print(f"token: {made}", soft_wrap=True)
+    out.print(f"line:  {line}", soft_wrap=True)
+    err.print("→ add the line to the API's token file; clients set TEMPLATE_MANAGER_TOKEN")
+
+
+@app.command(rich_help_panel=OPERATIONS, epilog="Example: template-manager sweep --dry-run")
 def sweep(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show what would be removed.")
@@ -64,12 +165,6 @@ async def _sweep(settings: Settings, dry_run: bool) -> SweepReport:
         return await host.sweep.sweep(SweepInput(dry_run=dry_run))
 
 
-async def _connect() -> Client:
-    from activities.process.temporal import connect
-
-    return await connect("template-manager")
-
-
 def _show(report: SweepReport) -> None:
     if not report.items:
         out.print("nothing is left over on this host")
@@ -84,6 +179,7 @@ def _show(report: SweepReport) -> None:
     out.print(f"{removed} {done}, {report.bytes / MIB:.1f} MiB")
 
 
+@app.command(rich_help_panel=OPERATIONS, epilog=f"Example: template-manager replay {EXAMPLE_BUILD}")
 def replay(
     what: Annotated[
         str,
@@ -153,101 +249,13 @@ async def _history(what: str) -> WorkflowHistory:
         ) from None
 
 
-def token(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; audit lines say it.")],
-    right: Annotated[str, typer.Option(help="read, build or admin.")] = "build",
-    image: Annotated[
-        list[str] | None,
-        typer.Option(help="Images that it may build from, as a shell pattern. May be repeated."),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Make a bearer token: prints it once, and the line for the API's token file."""
-    import secrets
-
-    from api.server.access import TokenFileError, hash_token, parse_tokens
-
-    made = secrets.token_urlsafe(32)
-    line = " ".join([name, hash_token(made), right, ",".join(image or ())]).strip()
-    try:
-        parse_tokens(line)
-    except TokenFileError as error:
-        fail(str(error), "See template-manager token --help.", Exit.USAGE, as_json=as_json)
-    if as_json:
-        print_json({"token": made, "line": line})
-        return
-    out.print(f"token: {made}", soft_wrap=True)
-    out.print(f"line:  {line}", soft_wrap=True)
-    err.print("→ add the line to the API's token file; clients set TEMPLATE_MANAGER_TOKEN")
-
-
-def doctor(as_json: AsJson = False) -> None:
-    """Check what a KVM host needs: KVM, Docker, tools, kernel, Firecracker, disk, Temporal, bucket.
-
-    Says for each what is wrong and the command that mends it. Exits with 1 when something is.
-    """
-    with template_errors(as_json), err.status("looking around"):
-        findings = run_to_end(_findings(read_settings()))
-    if as_json:
-        print_json({"findings": [vars(finding) for finding in findings]})
-    else:
-        table = Table("", "what", "found", "what to do", box=None)
-        for finding in findings:
-            mark = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "wrong": "[red]✗[/]"}
-            table.add_row(mark[finding.state], finding.what, finding.told, finding.remedy)
-        out.print(table)
-    if any(finding.state == "wrong" for finding in findings):
-        raise typer.Exit(Exit.BUILD_FAILED)
-
-
-def health(
-    address: Annotated[
-        str,
-        typer.Argument(
-            metavar="HOST:PORT",
-            envvar="TEMPLATE_MANAGER_HEALTH_ADDRESS",
-            help="The health address of an api, worker or host.",
-        ),
-    ],
-    live: Annotated[
-        bool, typer.Option("--live", help="Ask only whether it is alive, not whether it can work.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Ask a process whether it can work; exits with 3 when not. For container health checks."""
-    import requests
-
-    from activities.process.health import LIVE_PATH, READY_PATH
-
-    try:
-        answer = requests.get(f"http://{address}{LIVE_PATH if live else READY_PATH}", timeout=10)
-    except (requests.RequestException, ValueError) as error:
-        hint = "Start the process with TEMPLATE_MANAGER_HEALTH_ADDRESS set to that address."
-        fail(f"nothing answers at {address}: {error}", hint, Exit.UNAVAILABLE, as_json=as_json)
-    if as_json:
-        print_json({"ok": answer.ok, "told": answer.text.strip()})
-    else:
-        out.print(answer.text.strip())
-    raise typer.Exit(Exit.OK if answer.ok else Exit.UNAVAILABLE)
-
-
-async def _findings(settings: Settings) -> list[Finding]:
-    from activities.contract.errors import TemporalUnavailableError
-    from activities.host.doctor import check_host, check_temporal
-    from activities.process.temporal import temporal_address
-
-    findings = await asyncio.to_thread(check_host, settings)
-    client: Client | None = None
-    with contextlib.suppress(TemporalUnavailableError):
-        client = await _connect()
-    return [*findings, await check_temporal(client, temporal_address())]
-
-
 hosts = typer.Typer(
     help="Show the KVM hosts, and drain one before maintenance.", invoke_without_command=True
 )
 HostArgument = Annotated[str, typer.Argument(metavar="HOST", help="As `hosts` lists it.")]
 DRAIN_POLL_SECONDS = 2.0
+
+app.add_typer(hosts, name="hosts", rich_help_panel=OPERATIONS)
 
 
 @hosts.callback(epilog="Example: template-manager hosts")
@@ -338,3 +346,9 @@ async def _told(host: str, *, draining: bool | None) -> HostFacts:
     if told is None:
         raise HostAwayError(f"host {host} does not answer")
     return told
+
+
+async def _connect() -> Client:
+    from activities.process.temporal import connect
+
+    return await connect("template-manager")

@@ -1,0 +1,400 @@
+"""The commands about builds: build, status, logs, list, retry, cancel, delete."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from api.cli.console import (
+    BUILDS,
+    EXAMPLE_BUILD,
+    AsJson,
+    BuildIdArgument,
+    Exit,
+    err,
+    fail,
+    out,
+    print_json,
+    run_call,
+    transfer_bars,
+)
+from api.cli.showing import show_started, show_status, watch_build
+
+if TYPE_CHECKING:
+    from api.client.client import TemplateClient
+    from api.pb import template_manager_pb2 as pb
+
+ApiAddress = Annotated[
+    str,
+    typer.Option(
+        "--api-address",
+        envvar="TEMPLATE_MANAGER_API_ADDRESS",
+        help="Where the API listens.",
+        metavar="HOST:PORT",
+    ),
+]
+DEFAULT_API_ADDRESS = "127.0.0.1:5008"
+
+app = typer.Typer()
+
+
+@app.command(
+    rich_help_panel=BUILDS,
+    epilog="Example: template-manager build --image 127.0.0.1:5000/web:1 --memory 512 --vcpu 1 "
+    "--start-command 'httpd -f -p 8080' --ready-command 'wget -q -O- http://127.0.0.1:8080' "
+    "--follow",
+)
+def build(
+    *,
+    image: Annotated[
+        str,
+        typer.Option(help="The container image; without it, the service's own for the ids."),
+    ] = "",
+    dockerfile: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="A directory with a Dockerfile: its steps, on top of its FROM."
+        ),
+    ] = None,
+    build_arg: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="For the Dockerfile's ARGs. May be repeated."),
+    ] = None,
+    from_template: Annotated[
+        str, typer.Option(metavar="BUILD_ID", help="Start from a template instead of an image.")
+    ] = "",
+    start_command: Annotated[
+        str,
+        typer.Option(help="What runs in the guest; 'image' is the image's ENTRYPOINT and CMD."),
+    ] = "",
+    ready_command: Annotated[str, typer.Option(help="Succeeds when the guest is ready.")] = "",
+    memory: Annotated[int, typer.Option(metavar="MIB", help="Memory, even, 128 to 32768.")] = 512,
+    vcpu: Annotated[int, typer.Option(metavar="N", help="vCPUs: 1, or even, up to 32.")] = 1,
+    disk: Annotated[int, typer.Option(metavar="MIB", help="Free disk space to add.")] = 512,
+    template_id: Annotated[
+        str, typer.Option(help="The template's name; by default made of the image's.")
+    ] = "",
+    build_id: Annotated[str, typer.Option(help="A UUID; by default a new one.")] = "",
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Environment of both commands. May be repeated."),
+    ] = None,
+    kernel: Annotated[str, typer.Option(help="Guest kernel; by default the server's.")] = "",
+    firecracker: Annotated[
+        str, typer.Option(help="Firecracker version; by default the server's.")
+    ] = "",
+    ready_timeout: Annotated[
+        int, typer.Option(metavar="SECONDS", min=0, help="Limit until ready; 0 is the server's.")
+    ] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Use no checkpoint.")] = False,
+    registry_user: Annotated[str, typer.Option(help="User of the image's registry.")] = "",
+    registry_password_stdin: Annotated[
+        bool,
+        typer.Option(
+            "--registry-password-stdin",
+            help="Read the password from standard input. "
+            "Else: a file, or TEMPLATE_MANAGER_REGISTRY_PASSWORD.",
+        ),
+    ] = False,
+    registry_password_file: Annotated[
+        Path | None, typer.Option(help="A file that holds the password.")
+    ] = None,
+    google_key_file: Annotated[
+        Path | None, typer.Option(help="A Google service account's key in JSON.")
+    ] = None,
+    google_default: Annotated[
+        bool, typer.Option("--google-default", help="Use the KVM host's Google credentials.")
+    ] = False,
+    aws_region: Annotated[
+        str, typer.Option(help="Log in to ECR there; AWS_ACCESS_KEY_ID and its secret are read.")
+    ] = "",
+    follow: Annotated[
+        bool | None,
+        typer.Option(
+            "--follow/--no-follow", help="Show the build until it ends; the default on a terminal."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    api_address: ApiAddress = DEFAULT_API_ADDRESS,
+) -> None:
+    """Build a template, and show how it goes.
+
+    Without --follow it prints the build's id and returns: the build goes on by itself.
+    """
+    from api.cli.build_request import (
+        OptionError,
+        RegistryOptions,
+        environment_of,
+        new_build_id,
+        registry_of,
+        template_id_of,
+    )
+    from api.cli.dockerfile import Translated, translate
+    from api.pb import template_manager_pb2 as pb
+
+    registry = RegistryOptions(
+        user=registry_user,
+        password_stdin=registry_password_stdin,
+        password_file=registry_password_file,
+        google_key_file=google_key_file,
+        google_default=google_default,
+        aws_region=aws_region,
+    )
+    with tempfile.TemporaryDirectory(prefix="template-manager-") as tars:
+        try:
+            if sum(map(bool, (image, dockerfile, from_template))) > 1:
+                raise OptionError("give one of --image, --dockerfile and --from-template")
+            steps = Translated(image=image)
+            if dockerfile is not None:
+                steps = translate(dockerfile, environment_of(build_arg or ()), Path(tars))
+            template = pb.TemplateConfig(
+                template_id=template_id or template_id_of(steps.image or "template"),
+                build_id=build_id or new_build_id(),
+                from_image=steps.image or None,
+                from_template=(
+                    pb.FromTemplateConfig(build_id=from_template) if from_template else None
+                ),
+                steps=steps.steps,
+                from_image_registry=registry_of(registry),
+                memory_mb=memory,
+                vcpu_count=vcpu,
+                disk_size_mb=disk,
+                kernel_version=kernel,
+                firecracker_version=firecracker,
+                start_command=start_command or steps.start_command,
+                ready_command=ready_command,
+                ready_timeout_seconds=ready_timeout,
+                env=environment_of(env or ()),
+                force=force,
+            )
+        except (OptionError, ValueError) as error:  # ValueError: too large for the wire
+            fail(str(error), "See template-manager build --help.", Exit.USAGE, as_json=as_json)
+
+        async def start() -> None:
+            from api.client.client import TemplateClient
+
+            async with TemplateClient(api_address) as client:
+                for sha256, tar in steps.files.items():
+                    await _send_files(client, template.template_id, tar, sha256)
+                await show_started(client, await client.create(template), follow, as_json)
+
+        run_call(start, as_json)
+
+
+async def _send_files(client: TemplateClient, template_id: str, tar: Path, sha256: str) -> None:
+    """Put the files of a COPY into the bucket, at an address that the API gives."""
+    from api.client.files_upload import upload_files
+
+    size_bytes = tar.stat().st_size
+    with transfer_bars() as show:
+        sent = await upload_files(
+            client,
+            template_id,
+            tar,
+            sha256,
+            lambda done: show("sending files", done, size_bytes),
+        )
+        if not sent:
+            show("files are there", size_bytes, size_bytes)
+    tar.unlink()
+
+
+@app.command(
+    rich_help_panel=BUILDS, epilog=f"Example: template-manager status {EXAMPLE_BUILD} --json"
+)
+def status(
+    build_id: BuildIdArgument,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it until it ends.")] = False,
+    as_json: AsJson = False,
+    api_address: ApiAddress = DEFAULT_API_ADDRESS,
+) -> None:
+    """Show a build: state, step, progress, durations, artifacts; why it failed and what to do.
+
+    The exit code is that of the question, not of the build: 0 also for a failed one, unless
+    --watch has waited for its end.
+    """
+
+    async def show() -> None:
+        from api.client.client import TemplateClient
+
+        async with TemplateClient(api_address) as client:
+            if watch:
+                await watch_build(client, build_id, as_json)
+            else:
+                show_status(build_id, await client.status(build_id), as_json)
+
+    run_call(show, as_json)
+
+
+@app.command(
+    rich_help_panel=BUILDS, epilog=f"Example: template-manager logs {EXAMPLE_BUILD} --follow"
+)
+def logs(
+    build_id: BuildIdArgument,
+    *,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the build ends.")
+    ] = False,
+    level: Annotated[
+        str, typer.Option(help="The lowest level to show: debug, info, warn, error.")
+    ] = "debug",
+    cursor: Annotated[int, typer.Option(min=0, help="Where to start; 0 is the beginning.")] = 0,
+    run_id: Annotated[
+        str, typer.Option(help="The run that the cursor is of: a reset or retry has begun another.")
+    ] = "",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line, with next_cursor and run_id.")
+    ] = False,
+    api_address: ApiAddress = DEFAULT_API_ADDRESS,
+) -> None:
+    """Show a build's log. Works the same for a build that has ended."""
+    from api.pb import template_manager_pb2 as pb
+
+    levels = [name.lower() for name, _ in pb.LogLevel.items()]
+    if level not in levels:
+        fail(f"--level {level}: must be one of {', '.join(levels)}", "", Exit.USAGE, as_json=False)
+
+    async def show() -> None:
+        from api.cli.report import log_json, log_line
+        from api.client.client import TemplateClient
+
+        async with TemplateClient(api_address) as client:
+            lines = client.logs(
+                build_id, cursor=cursor, run_id=run_id, follow=follow, level=level.capitalize()
+            )
+            async for line in lines:
+                if as_json:
+                    sys.stdout.write(json.dumps(log_json(line)) + "\n")
+                    sys.stdout.flush()
+                else:
+                    out.print(log_line(line.entry), soft_wrap=True)
+
+    run_call(show, as_json)
+
+
+@app.command(
+    "list",
+    rich_help_panel=BUILDS,
+    epilog="Example: template-manager list --state failed --since 2026-11-01",
+)
+def list_builds(
+    *,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(help="building, cancelling, completed, failed, cancelled. May be repeated."),
+    ] = None,
+    template_id: Annotated[str, typer.Option(help="Only builds of this template.")] = "",
+    since: Annotated[
+        datetime | None,
+        typer.Option(help="Only builds started at this time, of this machine's zone, or later."),
+    ] = None,
+    until: Annotated[
+        datetime | None, typer.Option(help="Only builds started before this time.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many to show.")] = 50,
+    as_json: AsJson = False,
+    api_address: ApiAddress = DEFAULT_API_ADDRESS,
+) -> None:
+    """List builds, latest first."""
+    from api.pb import template_manager_pb2 as pb
+
+    request = pb.TemplateBuildListRequest(states=state or (), template_id=template_id)
+    if since is not None:
+        request.started_after.FromDatetime(since.astimezone())
+    if until is not None:
+        request.started_before.FromDatetime(until.astimezone())
+
+    async def show() -> None:
+        from api.cli.report import list_table, summary_json
+        from api.client.client import TemplateClient
+
+        async with TemplateClient(api_address) as client:
+            builds = await _listed(client, request, limit)
+        if as_json:
+            print_json({"builds": [summary_json(build) for build in builds]})
+        elif builds:
+            out.print(list_table(builds))
+        else:
+            err.print("no builds")
+
+    run_call(show, as_json)
+
+
+async def _listed(
+    client: TemplateClient, request: pb.TemplateBuildListRequest, limit: int
+) -> list[pb.TemplateBuildSummary]:
+    builds: list[pb.TemplateBuildSummary] = []
+    request.page_size = min(limit, 100)
+    while len(builds) < limit:
+        page = await client.list_builds(request)
+        builds.extend(page.builds)
+        if not page.next_page_token:
+            break
+        request.page_token = page.next_page_token
+    return builds[:limit]
+
+
+@app.command(
+    rich_help_panel=BUILDS, epilog=f"Example: template-manager retry {EXAMPLE_BUILD} --follow"
+)
+def retry(
+    build_id: BuildIdArgument,
+    follow: Annotated[
+        bool | None,
+        typer.Option(
+            "--follow/--no-follow", help="Show the build until it ends; the default on a terminal."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    api_address: ApiAddress = DEFAULT_API_ADDRESS,
+) -> None:
+    """Go on with a failed build where it failed."""
+
+    async def go_on() -> None:
+        from api.client.client import TemplateClient
+
+        async with TemplateClient(api_address) as client:
+            await show_started(client, await client.retry(build_id), follow, as_json)
+
+    run_call(go_on, as_json)
+
+
+@app.command(rich_help_panel=BUILDS, epilog=f"Example: template-manager cancel {EXAMPLE_BUILD}")
+def cancel(
+    build_id: BuildIdArgument,
+    as_json: AsJson = False,
+    api_address: ApiAddress = DEFAULT_API_ADDRESS,
+) -> None:
+    """Stop a build and undo it; returns when all is undone."""
+    run_call(lambda: _undo(api_address, build_id, "cancelled", as_json), as_json)
+
+
+@app.command(rich_help_panel=BUILDS, epilog=f"Example: template-manager delete {EXAMPLE_BUILD}")
+def delete(
+    build_id: BuildIdArgument,
+    as_json: AsJson = False,
+    api_address: ApiAddress = DEFAULT_API_ADDRESS,
+) -> None:
+    """Delete a template: objects, checkpoints, the service's own image tag. Stops a running build.
+
+    It cannot be undone. Twice is fine.
+    """
+    run_call(lambda: _undo(api_address, build_id, "deleted", as_json), as_json)
+
+
+async def _undo(address: str, build_id: str, outcome: str, as_json: bool) -> None:
+    from api.client.client import TemplateClient
+
+    async with TemplateClient(address) as client:
+        with err.status(f"build {build_id}: undoing"):
+            await (client.cancel if outcome == "cancelled" else client.delete)(build_id)
+    if as_json:
+        print_json({"build_id": build_id, "outcome": outcome})
+    else:
+        out.print(f"{build_id} {outcome}")

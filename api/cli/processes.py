@@ -1,0 +1,92 @@
+"""The processes of the service: api, worker, host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from api.cli.console import Exit, fail, read_settings, run_to_end, template_errors
+
+if TYPE_CHECKING:
+    from activities.process.settings import Settings
+
+PROCESSES = "Processes"
+
+app = typer.Typer()
+
+
+@app.command(
+    rich_help_panel=PROCESSES, epilog="Example: template-manager api --listen 127.0.0.1:5008"
+)
+def api(
+    *,
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where to listen; by default the settings'.")
+    ] = "",
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate chain (PEM); with --tls-key it speaks TLS.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The certificate's key (PEM).")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Take only clients with a certificate of this authority.")
+    ] = None,
+    tokens_file: Annotated[
+        Path | None, typer.Option(help="Bearer tokens and their rights; see `token`.")
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="Allow an address that others can reach, without TLS."),
+    ] = False,
+) -> None:
+    """Run the gRPC API. SIGTERM drains it."""
+    from api.server.server import BindError, serve
+
+    settings = read_settings()
+    given = {
+        "api_address": listen,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "tls_client_ca": tls_client_ca,
+        "tokens_file": tokens_file,
+    }
+    settings = settings.model_copy(update={name: value for name, value in given.items() if value})
+    try:
+        _run_process("api", settings, lambda: serve(settings, insecure=insecure))
+    except BindError as error:
+        fail(str(error), "", Exit.USAGE, as_json=False)
+
+
+@app.command(rich_help_panel=PROCESSES, epilog="Example: template-manager worker")
+def worker() -> None:
+    """Run the workflows."""
+    from api.cli.workflow_worker import run
+
+    settings = read_settings()
+    _run_process("worker", settings, lambda: run(settings))
+
+
+@app.command(
+    rich_help_panel=PROCESSES,
+    epilog="Example: TEMPLATE_MANAGER_HOST_SLOTS=4 template-manager host",
+)
+def host() -> None:
+    """Run builds on this KVM host. Needs root, Docker, Firecracker and a guest kernel."""
+    from activities.host.worker import run
+
+    settings = read_settings()
+    _run_process("host", settings, lambda: run(settings))
+
+
+def _run_process(
+    name: str, settings: Settings, start: Callable[[], Coroutine[None, None, None]]
+) -> None:
+    from activities.process.logging import configure_logging
+    from activities.process.tracing import configure_tracing
+
+    configure_logging(settings, name)
+    configure_tracing(name)
+    with template_errors(as_json=False):
+        run_to_end(start())

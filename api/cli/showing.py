@@ -1,0 +1,76 @@
+"""What commands show of a build: that it has started, how it goes, how it has ended."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import typer
+
+from api.cli.console import Exit, err, out, print_json, read_settings
+
+if TYPE_CHECKING:
+    from api.client.client import CreatedBuild, TemplateClient
+    from api.pb import template_manager_pb2 as pb
+
+
+async def show_started(
+    client: TemplateClient, created: CreatedBuild, follow: bool | None, as_json: bool
+) -> None:
+    """Follow the build, by default on a terminal; else say which it is."""
+    if out.is_terminal if follow is None else follow:
+        err.print(f"build {created.build_id}")
+        await _follow(client, created.build_id, as_json)
+    elif as_json:
+        print_json(vars(created))
+    else:
+        out.print(created.build_id)
+        err.print(f"→ template-manager logs {created.build_id} --follow")
+
+
+async def _follow(client: TemplateClient, build_id: str, as_json: bool) -> None:
+    """Show a build to its end, then all about it. Exits with the build's code."""
+    from api.cli.live_view import follow, view_for
+
+    try:
+        with view_for(err if as_json else out) as view:
+            status = await follow(client, build_id, view)
+    except asyncio.CancelledError:
+        err.print(
+            f"\nThe build goes on. See it again: template-manager logs {build_id} --follow\n"
+            f"Stop it: template-manager cancel {build_id}"
+        )
+        raise
+    _show_end(build_id, status, as_json)
+
+
+def _show_end(build_id: str, status: pb.TemplateBuildStatusResponse, as_json: bool) -> None:
+    show_status(build_id, status, as_json)
+    if status.state != "completed":
+        raise typer.Exit(Exit.BUILD_FAILED)
+
+
+def show_status(build_id: str, status: pb.TemplateBuildStatusResponse, as_json: bool) -> None:
+    """Show all about a build as it is now."""
+    from api.cli.report import build_table, failure_text, status_json, workflow_address
+
+    if as_json:
+        print_json(status_json(build_id, status))
+        return
+    out.print(build_table(build_id, status))
+    if status.run_id:  # on a line of its own, for it is long and there to be copied
+        address = workflow_address(read_settings().web_ui_address, status)
+        out.print(f"Web UI: {address}", soft_wrap=True)
+    if status.HasField("reason"):
+        out.print(failure_text(status))
+
+
+async def watch_build(client: TemplateClient, build_id: str, as_json: bool) -> None:
+    """Show a build's status until it ends. Exits with the build's code."""
+    from api.cli.live_view import STATUS_SECONDS, view_for
+
+    with view_for(err if as_json else out) as view:
+        while (current := await client.status(build_id)).state in ("building", "cancelling"):
+            view.status(current)
+            await asyncio.sleep(STATUS_SECONDS)
+    _show_end(build_id, current, as_json)

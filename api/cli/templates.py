@@ -1,0 +1,74 @@
+"""The commands about finished templates: pull and run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from api.cli.console import (
+    BUILDS,
+    EXAMPLE_BUILD,
+    AsJson,
+    BuildIdArgument,
+    err,
+    out,
+    print_json,
+    read_settings,
+    template_errors,
+    transfer_bars,
+)
+
+app = typer.Typer()
+
+
+@app.command(
+    rich_help_panel=BUILDS,
+    epilog=f"Example: template-manager pull {EXAMPLE_BUILD} ./template",
+)
+def pull(
+    build_id: BuildIdArgument,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write it.")],
+    bucket: Annotated[
+        str, typer.Option(envvar="TEMPLATE_MANAGER_BUCKET", help="By default the settings' one.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Download rootfs.ext4, memfile and snapfile, byte for byte, straight from the bucket."""
+    with template_errors(as_json), transfer_bars() as show:
+        from activities.store.bucket import Bucket
+        from activities.store.download import pull_template
+
+        metadata = pull_template(
+            Bucket(bucket or read_settings().bucket), build_id, directory, show
+        )
+    sizes = {name: artifact.size_bytes for name, artifact in metadata.artifacts.items()}
+    if as_json:
+        print_json({"build_id": build_id, "directory": str(directory), "size_bytes": sizes})
+    else:
+        out.print(f"template {metadata.template_id} is in {directory}")
+        err.print(f"→ template-manager run {directory}")
+
+
+@app.command(rich_help_panel=BUILDS, epilog="Example: template-manager run ./template")
+def run(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where `pull` has put it.")],
+    as_json: AsJson = False,
+) -> None:
+    """Resume a template on this machine and say where it answers. Ctrl-C ends it."""
+    with template_errors(as_json):
+        from activities.host.local_run import LocalRun, run_template
+
+        def show(running: LocalRun) -> None:
+            if as_json:
+                print_json(vars(running))
+                sys.stdout.flush()
+                return
+            took = f"resumed in {running.resume_ms:.0f} ms"
+            out.print(f"{took}; the guest is {running.address} in a network namespace:")
+            out.print(f"  ip netns exec {running.network} ping {running.address}")
+            out.print("Ctrl-C ends it")
+
+        run_template(directory, read_settings(), show)
