@@ -261,7 +261,8 @@ def logs(
         fail(f"--level {level}: must be one of {', '.join(levels)}", "", Exit.USAGE, as_json=False)
 
     async def show() -> None:
-        from api.cli.report import log_json, log_line
+        from api.cli.json_output import log_json
+        from api.cli.report import log_line
         from api.client.client import TemplateClient
 
         async with TemplateClient(api_address) as client:
@@ -311,7 +312,8 @@ def list_builds(
         request.started_before.FromDatetime(until.astimezone())
 
     async def show() -> None:
-        from api.cli.report import list_table, summary_json
+        from api.cli.json_output import summary_json
+        from api.cli.report import list_table
         from api.client.client import TemplateClient
 
         async with TemplateClient(api_address) as client:

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from enum import IntEnum
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 import typer
 from rich.console import Console, RenderableType
@@ -42,7 +42,7 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-def run_to_end(work: Coroutine[Any, Any, T]) -> T:
+def run_to_end(work: Coroutine[None, None, T]) -> T:
     """Run `work`; Ctrl-C cancels it, and becomes KeyboardInterrupt when it has let go.
 
     The loop's own handler is what makes that sure: the one of `asyncio.run` does not wake the loop,
@@ -61,7 +61,7 @@ def run_to_end(work: Coroutine[Any, Any, T]) -> T:
         raise KeyboardInterrupt from None
 
 
-def run_call(command: Callable[[], Coroutine[Any, Any, None]], as_json: bool) -> None:
+def run_call(command: Callable[[], Coroutine[None, None, None]], as_json: bool) -> None:
     """Run a command; tell its errors in words and in an exit code."""
     from api.client.client import CallError
     from api.client.credentials import CredentialsError
@@ -95,7 +95,8 @@ def exit_code_of(error: CallError) -> Exit:
 
 
 def _show_call_error(error: CallError, as_json: bool) -> None:
-    from api.cli.report import error_json, error_text
+    from api.cli.json_output import error_json
+    from api.cli.report import error_text
 
     if as_json:
         print_json(error_json(error))
@@ -156,8 +157,8 @@ def transfer_bars() -> Iterator[Callable[[str, int, int], None]]:
         yield show
 
 
-def print_json(data: Mapping[str, Any]) -> None:
-    """Print for programs."""
+def print_json(data: Mapping[str, object]) -> None:  # a TypedDict is nothing narrower
+    """Print for programs. Raises TypeError for what JSON cannot say."""
     sys.stdout.write(json.dumps(data, indent=2) + "\n")
 
 

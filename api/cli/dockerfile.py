@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from docker.utils.build import exclude_paths
 from dockerfile_parse import DockerfileParser
@@ -67,6 +67,14 @@ def translate(directory: Path, build_arguments: dict[str, str], tars: Path) -> T
     return _Translation(directory, build_arguments, tars).run(structure)
 
 
+class _Entry(TypedDict):
+    """An instruction as the parser gives it. Lines are counted from 0."""
+
+    instruction: str
+    startline: int
+    value: str
+
+
 class _Translation:
     def __init__(self, directory: Path, given: dict[str, str], tars: Path) -> None:
         self._directory = directory
@@ -77,7 +85,7 @@ class _Translation:
         self._line = 0
         self._instruction = ""
 
-    def run(self, structure: list[dict[str, Any]]) -> Translated:
+    def run(self, structure: list[_Entry]) -> Translated:
         """Translate every instruction, in order."""
         for entry in structure:
             self._line, self._instruction = entry["startline"] + 1, entry["instruction"].upper()

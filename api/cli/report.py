@@ -1,13 +1,11 @@
-"""What the CLI shows of a build: as JSON for programs, as tables and lines for people."""
+"""What the CLI shows of builds to people, as tables and lines."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from datetime import UTC
-from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -37,57 +35,6 @@ FLAGS = {
     "template.from_image_registry.gcp.service_account_json": "--google-key-file",
     "build_id": "BUILD_ID",
 }
-
-
-def status_json(build_id: str, status: pb.TemplateBuildStatusResponse) -> dict[str, Any]:
-    """Return a status as plain data. Its names are those of the API and do not change."""
-    data: dict[str, Any] = {
-        "build_id": build_id,
-        "template_id": status.template_id,
-        "image": status.image,
-        "state": status.state,
-        "step": status.step,
-        "host": status.host,
-        "image_digest": status.image_digest,
-        "workflow_id": status.workflow_id,
-        "run_id": status.run_id,
-        "bucket": status.bucket,
-        "rootfs_size_mb": status.metadata.rootfs_size_mb,
-        "agent_version": status.metadata.agent_version,
-        "kernel_version": status.metadata.kernel_version,
-        "firecracker_version": status.metadata.firecracker_version,
-        "timeline": [_timeline_json(row) for row in status.timeline],
-        "artifacts": [_artifact_json(artifact) for artifact in status.artifacts],
-        "progress": _progress_json(status) if status.HasField("progress") else None,
-        "reason": _reason_json(status.reason) if status.HasField("reason") else None,
-    }
-    return data
-
-
-def log_json(line: pb.TemplateBuildLogsResponse) -> dict[str, Any]:
-    """Return a log line as plain data."""
-    entry = line.entry
-    return {
-        "timestamp": _iso(entry.timestamp),
-        "level": pb.LogLevel.Name(entry.level).lower(),
-        "message": entry.message,
-        "fields": dict(entry.fields),
-        "next_cursor": line.next_cursor,
-        "run_id": line.run_id,
-    }
-
-
-def error_json(error: CallError) -> dict[str, Any]:
-    """Return an error as plain data."""
-    return {
-        "error": {
-            "code": error.code.name,
-            "reason": error.reason,
-            "message": error.message,
-            "hint": error.hint,
-            "fields": {violation.field: violation.description for violation in error.violations},
-        }
-    }
 
 
 def log_line(entry: pb.TemplateBuildLogEntry) -> Text:
@@ -143,22 +90,6 @@ def list_table(builds: Sequence[pb.TemplateBuildSummary]) -> Table:
             "" if running else duration(build.ended.ToSeconds() - build.started.ToSeconds()),
         )
     return table
-
-
-def summary_json(build: pb.TemplateBuildSummary) -> dict[str, Any]:
-    """Return a row of a list as plain data."""
-    return {
-        "build_id": build.build_id,
-        "template_id": build.template_id,
-        "state": build.state,
-        "step": build.step,
-        "host": build.host,
-        "image": build.image,
-        "started": _iso(build.started),
-        "ended": _iso(build.ended) if build.HasField("ended") else None,
-        "workflow_id": build.workflow_id,
-        "run_id": build.run_id,
-    }
 
 
 def failure_text(status: pb.TemplateBuildStatusResponse) -> RenderableType:
@@ -247,51 +178,3 @@ def _artifacts_table(status: pb.TemplateBuildStatusResponse) -> Table:
         sent = f"{artifact.sent_bytes / MIB:.1f} MiB sent"
         table.add_row(artifact.name, sent, f"of {artifact.size_bytes / MIB:.1f} MiB")
     return table
-
-
-def _timeline_json(row: pb.StepTimeline) -> dict[str, Any]:
-    return {
-        "step": row.step,
-        "outcome": row.outcome,
-        "reused": row.reused,
-        "host": row.host,
-        "started": _iso(row.started),
-        "ended": _iso(row.ended) if row.HasField("ended") else None,
-        "seconds": seconds_of(row),
-    }
-
-
-def _artifact_json(artifact: pb.Artifact) -> dict[str, Any]:
-    return {
-        "name": artifact.name,
-        "size_bytes": artifact.size_bytes,
-        "sent_bytes": artifact.sent_bytes,
-        "sha256": artifact.sha256,
-        "object": artifact.object,
-    }
-
-
-def _progress_json(status: pb.TemplateBuildStatusResponse) -> dict[str, Any]:
-    progress = status.progress
-    return {
-        "what": progress.what,
-        "done": progress.done,
-        "total": progress.total,
-        "unit": progress.unit,
-        "attempt": progress.attempt,
-        "last_failure": progress.last_failure,
-    }
-
-
-def _reason_json(reason: pb.TemplateBuildStatusReason) -> dict[str, Any]:
-    return {
-        "message": reason.message,
-        "step": reason.step,
-        "error_type": reason.error_type,
-        "hint": reason.hint,
-        "log_tail": list(reason.log_tail),
-    }
-
-
-def _iso(moment: Timestamp) -> str:
-    return moment.ToJsonString()

@@ -52,7 +52,8 @@ def _show_end(build_id: str, status: pb.TemplateBuildStatusResponse, as_json: bo
 
 def show_status(build_id: str, status: pb.TemplateBuildStatusResponse, as_json: bool) -> None:
     """Show all about a build as it is now."""
-    from api.cli.report import build_table, failure_text, status_json, workflow_address
+    from api.cli.json_output import status_json
+    from api.cli.report import build_table, failure_text, workflow_address
 
     if as_json:
         print_json(status_json(build_id, status))

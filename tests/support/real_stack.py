@@ -21,7 +21,7 @@ from devstack.services import ALL_PARTS
 from devstack.stack import Stack
 
 from activities.store.bucket import Bucket
-from api.cli.report import status_json
+from api.cli.json_output import status_json
 from api.pb import template_manager_pb2 as pb
 from api.pb import template_manager_pb2_grpc as pb_grpc
 from tests.support.host_resources import HostResources
@@ -125,7 +125,8 @@ class Product:
         request = pb.TemplateStatusRequest(build_id=build_id, limit=0)
         with grpc.insecure_channel(self.stack.variables["TEMPLATE_MANAGER_API_ADDRESS"]) as channel:
             stub = pb_grpc.TemplateServiceStub(channel)
-            return status_json(build_id, stub.TemplateBuildStatus(request, timeout=ASK_SECONDS))
+            status = stub.TemplateBuildStatus(request, timeout=ASK_SECONDS)
+            return dict(status_json(build_id, status))
 
     def ended(self, build_id: str, seconds: float = 120) -> dict[str, Any]:
         """Wait until a build has ended; returns its status."""

@@ -22,16 +22,15 @@ from api.cli.build_request import (
     template_id_of,
 )
 from api.cli.console import Exit, exit_code_of
+from api.cli.json_output import error_json, status_json
 from api.cli.live_view import StepsDisplay, view_for
 from api.cli.main import app
 from api.cli.report import (
     build_table,
     duration,
-    error_json,
     error_text,
     failure_text,
     log_line,
-    status_json,
     workflow_address,
 )
 from api.client.client import CallError
@@ -144,7 +143,8 @@ def test_json_is_plain_data_with_stable_names() -> None:
     assert data["artifacts"][0]["sent_bytes"] == 40 * MIB
     assert (data["reason"], data["progress"]) == (None, None)
     assert status_json(BUILD, running())["timeline"][1]["seconds"] is None
-    assert status_json(BUILD, failed())["reason"]["error_type"] == "StartCommandError"
+    reason = status_json(BUILD, failed())["reason"]
+    assert reason is not None and reason["error_type"] == "StartCommandError"
 
 
 def test_the_live_view_has_one_line_per_step() -> None:

@@ -1,0 +1,233 @@
+"""What the CLI prints of builds for programs. Its names are those of the API and do not change."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from api.cli.report import seconds_of
+from api.client.client import CallError
+from api.pb import template_manager_pb2 as pb
+
+
+class TimelineRowJson(TypedDict):
+    """A step of a build. Times are RFC 3339 in UTC; what has not ended has no `seconds`."""
+
+    step: str
+    outcome: str
+    reused: bool
+    host: str
+    started: str
+    ended: str | None
+    seconds: float | None
+
+
+class ArtifactJson(TypedDict):
+    """A file of a template, and the object that has its data."""
+
+    name: str
+    size_bytes: int
+    sent_bytes: int
+    sha256: str
+    object: str
+
+
+class ProgressJson(TypedDict):
+    """How far the running step is."""
+
+    what: str
+    done: int
+    total: int
+    unit: str
+    attempt: int
+    last_failure: str
+
+
+class ReasonJson(TypedDict):
+    """Why a build did not succeed."""
+
+    message: str
+    step: str
+    error_type: str
+    hint: str
+    log_tail: list[str]
+
+
+class StatusJson(TypedDict):
+    """Everything about a build."""
+
+    build_id: str
+    template_id: str
+    image: str
+    state: str
+    step: str
+    host: str
+    image_digest: str
+    workflow_id: str
+    run_id: str
+    bucket: str
+    rootfs_size_mb: int
+    agent_version: str
+    kernel_version: str
+    firecracker_version: str
+    timeline: list[TimelineRowJson]
+    artifacts: list[ArtifactJson]
+    progress: ProgressJson | None
+    reason: ReasonJson | None
+
+
+class SummaryJson(TypedDict):
+    """A row of a list."""
+
+    build_id: str
+    template_id: str
+    state: str
+    step: str
+    host: str
+    image: str
+    started: str
+    ended: str | None
+    workflow_id: str
+    run_id: str
+
+
+class LogLineJson(TypedDict):
+    """A line of a log, and where the next one is."""
+
+    timestamp: str
+    level: str
+    message: str
+    fields: dict[str, str]
+    next_cursor: int
+    run_id: str
+
+
+class CallErrorJson(TypedDict):
+    """Why a call failed; `fields` are the bad ones, and what they must be."""
+
+    code: str
+    reason: str
+    message: str
+    hint: str
+    fields: dict[str, str]
+
+
+class ErrorJson(TypedDict):
+    """What is printed in place of an answer."""
+
+    error: CallErrorJson
+
+
+def status_json(build_id: str, status: pb.TemplateBuildStatusResponse) -> StatusJson:
+    """Return a status as plain data. Its names are those of the API and do not change."""
+    return {
+        "build_id": build_id,
+        "template_id": status.template_id,
+        "image": status.image,
+        "state": status.state,
+        "step": status.step,
+        "host": status.host,
+        "image_digest": status.image_digest,
+        "workflow_id": status.workflow_id,
+        "run_id": status.run_id,
+        "bucket": status.bucket,
+        "rootfs_size_mb": status.metadata.rootfs_size_mb,
+        "agent_version": status.metadata.agent_version,
+        "kernel_version": status.metadata.kernel_version,
+        "firecracker_version": status.metadata.firecracker_version,
+        "timeline": [_timeline_json(row) for row in status.timeline],
+        "artifacts": [_artifact_json(artifact) for artifact in status.artifacts],
+        "progress": _progress_json(status) if status.HasField("progress") else None,
+        "reason": _reason_json(status.reason) if status.HasField("reason") else None,
+    }
+
+
+def summary_json(build: pb.TemplateBuildSummary) -> SummaryJson:
+    """Return a row of a list as plain data."""
+    return {
+        "build_id": build.build_id,
+        "template_id": build.template_id,
+        "state": build.state,
+        "step": build.step,
+        "host": build.host,
+        "image": build.image,
+        "started": _iso(build.started),
+        "ended": _iso(build.ended) if build.HasField("ended") else None,
+        "workflow_id": build.workflow_id,
+        "run_id": build.run_id,
+    }
+
+
+def log_json(line: pb.TemplateBuildLogsResponse) -> LogLineJson:
+    """Return a log line as plain data."""
+    entry = line.entry
+    return {
+        "timestamp": _iso(entry.timestamp),
+        "level": pb.LogLevel.Name(entry.level).lower(),
+        "message": entry.message,
+        "fields": dict(entry.fields),
+        "next_cursor": line.next_cursor,
+        "run_id": line.run_id,
+    }
+
+
+def error_json(error: CallError) -> ErrorJson:
+    """Return an error as plain data."""
+    return {
+        "error": {
+            "code": error.code.name,
+            "reason": error.reason,
+            "message": error.message,
+            "hint": error.hint,
+            "fields": {violation.field: violation.description for violation in error.violations},
+        }
+    }
+
+
+def _timeline_json(row: pb.StepTimeline) -> TimelineRowJson:
+    return {
+        "step": row.step,
+        "outcome": row.outcome,
+        "reused": row.reused,
+        "host": row.host,
+        "started": _iso(row.started),
+        "ended": _iso(row.ended) if row.HasField("ended") else None,
+        "seconds": seconds_of(row),
+    }
+
+
+def _artifact_json(artifact: pb.Artifact) -> ArtifactJson:
+    return {
+        "name": artifact.name,
+        "size_bytes": artifact.size_bytes,
+        "sent_bytes": artifact.sent_bytes,
+        "sha256": artifact.sha256,
+        "object": artifact.object,
+    }
+
+
+def _progress_json(status: pb.TemplateBuildStatusResponse) -> ProgressJson:
+    progress = status.progress
+    return {
+        "what": progress.what,
+        "done": progress.done,
+        "total": progress.total,
+        "unit": progress.unit,
+        "attempt": progress.attempt,
+        "last_failure": progress.last_failure,
+    }
+
+
+def _reason_json(reason: pb.TemplateBuildStatusReason) -> ReasonJson:
+    return {
+        "message": reason.message,
+        "step": reason.step,
+        "error_type": reason.error_type,
+        "hint": reason.hint,
+        "log_tail": list(reason.log_tail),
+    }
+
+
+def _iso(moment: Timestamp) -> str:
+    return moment.ToJsonString()
