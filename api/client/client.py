@@ -10,10 +10,11 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from api.client.credentials import ClientCredentials
@@ -32,6 +33,7 @@ OPTIONS = (
 )
 
 T = TypeVar("T")
+Request = TypeVar("Request", bound=Message)
 
 
 @dataclass
@@ -170,7 +172,7 @@ class TemplateClient:
                 call.cancel()
             await asyncio.sleep(RECONNECT_SECONDS)
 
-    async def _started(self, call: grpc.aio.UnaryUnaryCall[Any, Empty]) -> CreatedBuild:
+    async def _started(self, call: grpc.aio.UnaryUnaryCall[Request, Empty]) -> CreatedBuild:
         await self._answer(call)
         headers = {str(key): str(value) for key, value in await call.initial_metadata()}
         return CreatedBuild(headers["build-id"], headers["workflow-id"], headers["run-id"])

@@ -27,7 +27,7 @@ from activities.contract.search_attributes import TEMPLATE_ID
 from activities.process.settings import Settings
 from api.errors import RETRY_SECONDS, ApiError, failed_precondition, temporal_unavailable
 from api.server.error_translation import build_not_found
-from api.server.finding import RPC_LIMIT, BuildFinder
+from api.server.finding import RPC_LIMIT, BuildFinder, run_of_build
 from api.server.template_bucket import TemplateBucket
 from workflows.delete_template import DeleteTemplate
 
@@ -92,7 +92,7 @@ class BuildEnder:
 
     async def _stop(self, described: WorkflowExecutionDescription) -> WorkflowExecutionStatus:
         """Cancel a running build, wait until it has closed, and return how."""
-        handle = self._finder.handle(described)
+        handle = run_of_build(self._client, described.id, described.run_id)
         if described.status is WorkflowExecutionStatus.RUNNING:
             try:
                 await handle.cancel(reason="asked by the API", rpc_timeout=RPC_LIMIT)

@@ -98,16 +98,13 @@ class BuildFinder:
         running_or_done = (WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.COMPLETED)
         return delete.status in running_or_done
 
-    def handle(self, described: WorkflowExecutionDescription) -> BuildHandle:
-        """Return the handle of the very run of a build that was described."""
-        return self._client.get_workflow_handle_for(
-            BuildTemplate.run, described.id, run_id=described.run_id
-        )
+    def _run(self, described: WorkflowExecutionDescription) -> BuildHandle:
+        return run_of_build(self._client, described.id, described.run_id)
 
     async def _query(self, described: WorkflowExecutionDescription) -> BuildStatus | None:
         """Ask the workflow itself; None when no worker answers."""
         try:
-            return await self.handle(described).query(BuildTemplate.status, rpc_timeout=QUERY_LIMIT)
+            return await self._run(described).query(BuildTemplate.status, rpc_timeout=QUERY_LIMIT)
         except WorkflowQueryFailedError:
             return None
         except RPCError as error:
@@ -126,7 +123,12 @@ class BuildFinder:
         if described.status is not WorkflowExecutionStatus.FAILED:
             return view
         try:
-            await self.handle(described).result(follow_runs=False, rpc_timeout=RPC_LIMIT)
+            await self._run(described).result(follow_runs=False, rpc_timeout=RPC_LIMIT)
         except WorkflowFailureError as error:
             return replace(view, failure=failure_of(error.cause))
         return view
+
+
+def run_of_build(client: Client, workflow_id: str, run_id: str) -> BuildHandle:
+    """Return the handle of one run of a build."""
+    return client.get_workflow_handle_for(BuildTemplate.run, workflow_id, run_id=run_id)

@@ -11,7 +11,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.contract.inputs import ArchiveLogInput, BuildInput
 from activities.contract.status import BuildStatus
-from api.server.finding import RPC_LIMIT
+from api.server.finding import RPC_LIMIT, run_of_build
 from api.server.view import BuildView
 
 ARCHIVE_ACTIVITY = "archive_log"
@@ -59,5 +59,5 @@ class BuildHistory:
     def _events(
         self, view: BuildView, page_size: int | None = None
     ) -> WorkflowHistoryEventAsyncIterator:
-        run = self._client.get_workflow_handle(view.workflow_id, run_id=view.run_id)
+        run = run_of_build(self._client, view.workflow_id, view.run_id)
         return run.fetch_history_events(page_size=page_size, rpc_timeout=RPC_LIMIT)

@@ -6,11 +6,11 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import NoReturn, Protocol, TypeVar, cast
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from api.errors import Violation, internal_error, invalid_argument
 from api.pb import template_manager_pb2 as pb
@@ -18,10 +18,25 @@ from api.server.access import NEEDED, Access, Right, audit, current_caller
 from api.server.error_translation import to_api_error
 
 SERVICE = "TemplateService"
+CHANGES_OF_A_BUILD = (
+    pb.TemplateBuildRetryRequest,
+    pb.TemplateBuildCancelRequest,
+    pb.TemplateBuildDeleteRequest,
+)
 
-Context = grpc.aio.ServicerContext[Any, Any]
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+Context = grpc.aio.ServicerContext[Message, Message]
 
 _log = structlog.get_logger(__name__)
+
+
+class _Handler(Protocol):
+    """A handler of ours. grpc's own types know only those of a synchronous server."""
+
+    request_deserializer: Callable[[bytes], Message]
+    unary_unary: Callable[[Message, Context], Awaitable[Message]]
+    unary_stream: Callable[[Message, Context], AsyncIterator[Message]]
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -38,26 +53,30 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Request, Answer] | None]
+        ],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
+    ) -> grpc.RpcMethodHandler[Request, Answer] | None:
         """Wrap the handlers of our own service; health and reflection stay as they are."""
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
         if handler is None or not method.startswith(f"/{SERVICE}/"):
             return handler
+        ours = cast("_Handler", handler)  # why: see _Handler
         # The request is decoded in here: gRPC itself would answer garbage with UNKNOWN.
-        serialize = handler.response_serializer
-        if handler.unary_stream:
+        if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(
-                self._stream(method, handler), response_serializer=serialize
+                self._stream(method, ours), response_serializer=handler.response_serializer
             )
         return grpc.unary_unary_rpc_method_handler(
-            self._unary(method, handler), response_serializer=serialize
+            self._unary(method, ours), response_serializer=handler.response_serializer
         )
 
-    def _unary(self, name: str, handler: Any) -> Any:
-        async def call(request: bytes, context: Context) -> Any:
+    def _unary(
+        self, name: str, handler: _Handler
+    ) -> Callable[[bytes, Context], Awaitable[Message]]:
+        async def call(request: bytes, context: Context) -> Message:
             with self._counted(name):
                 try:
                     self._admit(name, context)
@@ -67,8 +86,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         return call
 
-    def _stream(self, name: str, handler: Any) -> Any:
-        async def call(request: bytes, context: Context) -> AsyncIterator[Any]:
+    def _stream(
+        self, name: str, handler: _Handler
+    ) -> Callable[[bytes, Context], AsyncIterator[Message]]:
+        async def call(request: bytes, context: Context) -> AsyncIterator[Message]:
             with self._counted(name):
                 try:
                     self._admit(name, context)
@@ -96,7 +117,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._running -= 1
 
 
-async def _audited(name: str, handler: Any, request: Any, context: Context) -> Any:
+async def _audited(name: str, handler: _Handler, request: Message, context: Context) -> Message:
     """Call the handler; a call that changes something leaves a line, whatever comes of it."""
     method = name.rpartition("/")[2]
     if NEEDED.get(method, Right.ADMIN) < Right.BUILD:
@@ -115,13 +136,16 @@ async def _audited(name: str, handler: Any, request: Any, context: Context) -> A
     return answer
 
 
-def _subject(request: Any) -> dict[str, str]:
-    if isinstance(request, pb.InitLayerFileUploadRequest):
-        return {"files": request.hash}
-    return {"build": getattr(request, "template", request).build_id}
+def _subject(request: Message) -> dict[str, str]:
+    if isinstance(request, pb.TemplateCreateRequest):
+        return {"build": request.template.build_id}
+    if isinstance(request, CHANGES_OF_A_BUILD):
+        return {"build": request.build_id}
+    assert isinstance(request, pb.InitLayerFileUploadRequest)
+    return {"files": request.hash}
 
 
-def _decoded(handler: Any, request: bytes) -> Any:
+def _decoded(handler: _Handler, request: bytes) -> Message:
     try:
         return handler.request_deserializer(request)
     except DecodeError as error:

@@ -8,7 +8,7 @@ import binascii
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -26,11 +26,11 @@ from activities.contract.search_attributes import (
 from activities.contract.status import BuildState
 from api.errors import ApiError, Violation, invalid_argument
 from api.pb import template_manager_pb2 as pb
+from api.server.finding import RPC_LIMIT
 from api.server.validation import TEMPLATE_ID as TEMPLATE_ID_PATTERN
 from api.server.view import CLOSED_STATES
 
 DEFAULT_PAGE, MAX_PAGE = 50, 100
-RPC_LIMIT = timedelta(seconds=10)
 
 _CONDITIONS = {
     BuildState.BUILDING: "(ExecutionStatus='Running' AND BuildState!='cancelling')",

@@ -12,9 +12,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
-from datetime import timedelta
 from itertools import takewhile
 
 import structlog
@@ -22,7 +21,6 @@ from temporalio.api.common.v1 import Payload
 from temporalio.client import (
     Client,
     WorkflowFailureError,
-    WorkflowHandle,
     WorkflowQueryFailedError,
     WorkflowQueryRejectedError,
 )
@@ -33,12 +31,12 @@ from activities.contract.names import LOG_TOPIC
 from activities.contract.status import LogEntry
 from api.errors import ApiError, temporal_unavailable
 from api.server.error_translation import to_api_error
+from api.server.finding import QUERY_LIMIT, run_of_build
 from api.server.template_bucket import TemplateBucket
 from api.server.view import BuildView
 
 POLL_QUERY = "__temporal_workflow_stream_poll"
 """Of `temporalio.contrib.workflow_streams`, which names it in its README."""
-QUERY_LIMIT = timedelta(seconds=3)
 MIN_POLL_SECONDS = 0.25
 MAX_POLL_SECONDS = 2.0
 # So long a follower waits for a Temporal that is away, before it is told to come back.
@@ -119,9 +117,12 @@ class BuildLogs:
                     raise temporal_unavailable("no worker answers for this build") from error
                 await asyncio.sleep(MIN_POLL_SECONDS)
 
-    async def follow(self, view: BuildView, cursor: int) -> AsyncIterator[tuple[int, LogEntry]]:
+    async def follow(
+        self, view: BuildView, cursor: int
+    ) -> AsyncGenerator[tuple[int, LogEntry], None]:
         """Yield the lines from `cursor` on, each with its own offset, until the build has ended.
 
+        Close it (`contextlib.aclosing`): left alone it goes on until it is collected as garbage.
         Raises ApiError UNAVAILABLE when Temporal stays away; the caller goes on at its cursor.
         """
         key = f"{view.workflow_id} {view.run_id}"
@@ -147,11 +148,7 @@ class _Source:
         self._converter = client.data_converter.payload_converter
         self._bucket = bucket
         self._view = view
-        self._build: WorkflowHandle[object, object] | None = (
-            client.get_workflow_handle(view.workflow_id, run_id=view.run_id)
-            if view.run_id
-            else None
-        )
+        self._build = run_of_build(client, view.workflow_id, view.run_id) if view.run_id else None
 
     async def page(self, offset: int) -> tuple[list[LogEntry], bool]:
         """Return lines of the stream from `offset` on, and whether more are there already.
@@ -309,16 +306,3 @@ class _Feed:
     async def _tell(self) -> None:
         async with self._changed:
             self._changed.notify_all()
-
-
-@contextlib.asynccontextmanager
-async def following(
-    logs: BuildLogs, view: BuildView, cursor: int
-) -> AsyncIterator[AsyncIterator[tuple[int, LogEntry]]]:
-    """Follow a log, and stop when the block is left: a generator alone would go on until it is
-    collected as garbage."""
-    lines = logs.follow(view, cursor)
-    try:
-        yield lines
-    finally:
-        await lines.aclose()  # type: ignore[attr-defined] # it is an async generator

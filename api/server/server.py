@@ -220,7 +220,7 @@ def _tracing_interceptors() -> list[grpc.aio.ServerInterceptor]:
         return []
     from opentelemetry.instrumentation.grpc import aio_server_interceptor
 
-    return [aio_server_interceptor()]  # type: ignore[no-untyped-call]
+    return [aio_server_interceptor()]  # type: ignore[no-untyped-call] # it has no types
 
 
 def _access(settings: Settings) -> Access:
@@ -246,7 +246,7 @@ class _Signals:
         return await self._arrived.get()
 
 
-async def _first(*work: Coroutine[object, object, object]) -> None:
+async def _first(*work: Coroutine[None, None, int | None]) -> None:
     """Wait for the first of these, and cancel the rest. Raises what the first one raised."""
     tasks = [asyncio.create_task(each) for each in work]
     done, late = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

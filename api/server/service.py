@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from contextlib import aclosing
 
 import grpc
 from google.protobuf.empty_pb2 import Empty
@@ -18,8 +18,9 @@ from api.pb import template_manager_pb2 as pb
 from api.pb import template_manager_pb2_grpc as pb_grpc
 from api.server.ending import BuildEnder
 from api.server.finding import BuildFinder
+from api.server.interceptor import Context
 from api.server.listing import BuildListing, list_query
-from api.server.logs import BuildLogs, following
+from api.server.logs import BuildLogs
 from api.server.starting import BuildStarter, StartedBuild
 from api.server.template_bucket import TemplateBucket
 from api.server.temporal_health import TemporalHealth
@@ -30,8 +31,6 @@ from api.server.wire import level_number, log_message, status_message, summary_m
 # An answer must fit into the 4 MiB that gRPC clients take by default.
 MAX_STATUS_LINES = 1_000
 MAX_STATUS_LOG_BYTES = 2 * 1024 * 1024
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class TemplateService(pb_grpc.TemplateServiceServicer):
@@ -194,7 +193,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
             return
         drained = asyncio.create_task(self._draining.wait())
         try:
-            async with following(self._logs, view, cursor) as lines:
+            async with aclosing(self._logs.follow(view, cursor)) as lines:
                 async for line in _until(drained, lines):
                     yield line
         finally:
@@ -232,7 +231,7 @@ async def _send_headers(context: Context, started: StartedBuild) -> None:
 
 
 async def _until(
-    stop: asyncio.Task[Any], lines: AsyncIterator[tuple[int, LogEntry]]
+    stop: asyncio.Task[bool], lines: AsyncIterator[tuple[int, LogEntry]]
 ) -> AsyncIterator[tuple[int, LogEntry]]:
     """Yield from `lines` until `stop` is done; then raise that the server is draining."""
     while True:
