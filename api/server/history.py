@@ -6,7 +6,9 @@ written without.
 
 from __future__ import annotations
 
+from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client, WorkflowHistoryEventAsyncIterator
+from temporalio.converter import DataConverter
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.contract.inputs import ArchiveLogInput, BuildInput
@@ -22,42 +24,53 @@ class BuildHistory:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._converter = client.data_converter
 
     async def started_with(self, view: BuildView) -> BuildInput | None:
         """Return what the run was started with; None when Temporal has forgotten it."""
         if not view.run_id:
             return None
         try:
-            started = await anext(self._events(view, page_size=1))
+            first = await anext(self._events(view, page_size=1))
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return None
             raise
-        payloads = started.workflow_execution_started_event_attributes.input.payloads
-        build: BuildInput
-        [build] = await self._converter.decode(payloads, [BuildInput])
-        return build
+        return await input_in(first, self._client.data_converter)
 
     async def final_status(self, view: BuildView) -> BuildStatus | None:
         """Return the status that the run gave to the archive at its end.
 
         None when it did not come to that: it runs, or was ended from outside, or is forgotten.
         """
-        payloads = None
-        if view.run_id:
-            async for event in self._events(view):
-                scheduled = event.activity_task_scheduled_event_attributes
-                if scheduled.activity_type.name == ARCHIVE_ACTIVITY:
-                    payloads = scheduled.input.payloads
-        if payloads is None:
+        if not view.run_id:
             return None
-        archive: ArchiveLogInput
-        [archive] = await self._converter.decode(payloads, [ArchiveLogInput])
-        return archive.final_status
+        archiving = [event async for event in self._events(view) if _archives(event)]
+        if not archiving:
+            return None
+        return await status_in(archiving[-1], self._client.data_converter)
 
     def _events(
         self, view: BuildView, page_size: int | None = None
     ) -> WorkflowHistoryEventAsyncIterator:
         run = run_of_build(self._client, view.workflow_id, view.run_id)
         return run.fetch_history_events(page_size=page_size, rpc_timeout=RPC_LIMIT)
+
+
+async def input_in(first: HistoryEvent, converter: DataConverter) -> BuildInput:
+    """Return what a build was started with, by the first event of its history."""
+    payloads = first.workflow_execution_started_event_attributes.input.payloads
+    build: BuildInput
+    [build] = await converter.decode(payloads, [BuildInput])
+    return build
+
+
+async def status_in(archiving: HistoryEvent, converter: DataConverter) -> BuildStatus:
+    """Return a build's final status, by the event that has its log archived."""
+    payloads = archiving.activity_task_scheduled_event_attributes.input.payloads
+    archive: ArchiveLogInput
+    [archive] = await converter.decode(payloads, [ArchiveLogInput])
+    return archive.final_status
+
+
+def _archives(event: HistoryEvent) -> bool:
+    return event.activity_task_scheduled_event_attributes.activity_type.name == ARCHIVE_ACTIVITY
