@@ -337,6 +337,9 @@ async def test_a_log_is_followed_to_the_end_by_many_without_loss(api: Api) -> No
     late = asyncio.create_task(messages(api, build_id, follow=True, cursor=3))
     for number in range(10):
         await publish(api.temporal, build_id, f"line {number}", level=LogLevel.INFO)
+    async with asyncio.timeout(10):  # until the first of them has been let in
+        while api.server.logs.followed == 0:
+            await asyncio.sleep(0.05)
     assert api.server.logs.followed == 1
     api.journal.hanging.clear()
     logs = await asyncio.wait_for(asyncio.gather(*followers), 30)
