@@ -1,0 +1,92 @@
+"""What an earlier version has written is read, and is written in the same bytes again."""
+
+from __future__ import annotations
+
+import pytest
+from temporalio.contrib.pydantic import pydantic_data_converter
+
+from activities.contract.inputs import (
+    ArchiveLogInput,
+    BuildImageInput,
+    BuildInput,
+    DeleteTemplateInput,
+    FindSnapshotInput,
+    PublishTemplateInput,
+    PullImageInput,
+    SnapshotVmInput,
+    StartVmInput,
+    UploadArtifactInput,
+    VerifySnapshotInput,
+)
+from activities.contract.model import Model
+from activities.contract.requests import BuildStep, RegistryAuth, TemplateConfig
+from activities.contract.results import Checkpoint
+from activities.contract.status import BuildResult, BuildStatus
+from activities.store.metadata import TemplateMetadata
+from api.server.validation import config_sha256
+from tests.support.persisted import PERSISTED, lines_of, text_of
+
+PAYLOADS: dict[str, type[Model]] = {
+    "build_input.json": BuildInput,
+    "build_status.json": BuildStatus,
+    "build_result.json": BuildResult,
+    "pull_image_input.json": PullImageInput,
+    "build_image_input.json": BuildImageInput,
+    "find_snapshot_input.json": FindSnapshotInput,
+    "start_vm_input.json": StartVmInput,
+    "snapshot_vm_input.json": SnapshotVmInput,
+    "verify_snapshot_input.json": VerifySnapshotInput,
+    "upload_artifact_input.json": UploadArtifactInput,
+    "publish_template_input.json": PublishTemplateInput,
+    "archive_log_input.json": ArchiveLogInput,
+    "delete_template_input.json": DeleteTemplateInput,
+    "checkpoint_without_facts.json": Checkpoint,
+}
+FILES: dict[str, type[Model]] = {
+    "rootfs_manifest.json": Checkpoint,
+    "snapshot_manifest.json": Checkpoint,
+    "metadata.json": TemplateMetadata,
+}
+
+
+def test_every_document_is_looked_at() -> None:
+    lists = {path.name for path in PERSISTED.glob("*.jsonl")}
+    assert lists == {"image_steps.jsonl", "registry_logins.jsonl", "template_configs.jsonl"}
+    assert {path.name for path in PERSISTED.glob("*.json")} == PAYLOADS.keys() | FILES.keys()
+
+
+@pytest.mark.parametrize(("name", "kind"), PAYLOADS.items())
+async def test_a_payload_in_a_history_keeps_its_bytes(name: str, kind: type[Model]) -> None:
+    model = kind.model_validate_json(text_of(name))
+    [payload] = await pydantic_data_converter.encode([model])
+    assert payload.data.decode() == text_of(name)
+    [decoded] = await pydantic_data_converter.decode([payload], [kind])
+    assert decoded == model
+
+
+@pytest.mark.parametrize(("name", "kind"), FILES.items())
+def test_a_file_keeps_its_bytes(name: str, kind: type[Model]) -> None:
+    model = kind.model_validate_json(text_of(name))
+    assert model.model_dump_json(indent=2) == text_of(name)
+
+
+@pytest.mark.parametrize("line", lines_of("image_steps.jsonl"))
+def test_a_step_keeps_its_bytes(line: str) -> None:
+    assert BuildStep.model_validate_json(line).model_dump_json() == line
+
+
+@pytest.mark.parametrize("line", lines_of("registry_logins.jsonl"))
+def test_a_login_keeps_its_bytes(line: str) -> None:
+    assert RegistryAuth.model_validate_json(line).model_dump_json() == line
+
+
+@pytest.mark.parametrize("line", lines_of("template_configs.jsonl"))
+def test_a_config_keeps_its_bytes(line: str) -> None:
+    assert TemplateConfig.model_validate_json(line).model_dump_json() == line
+
+
+def test_a_config_keeps_its_identity() -> None:
+    configs = [
+        TemplateConfig.model_validate_json(line) for line in lines_of("template_configs.jsonl")
+    ]
+    assert [config_sha256(config) for config in configs] == lines_of("template_config_hashes.txt")
