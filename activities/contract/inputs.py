@@ -141,7 +141,6 @@ class UploadArtifactInput(Model):
     scope: BuildScope
     snapshot: Checkpoint
     name: Literal["rootfs.ext4", "memfile", "snapfile"]
-    block_size_bytes: int = 4096
 
 
 class PublishTemplateInput(Model):

@@ -74,7 +74,6 @@ class StepRecord(Model):
     started: datetime
     ended: datetime | None = None
     reused: bool = False
-    attempts: int = 1
     host: str | None = None
     outcome: Literal["running", "done", "failed", "cancelled", "rewound"] = "running"
 

@@ -66,7 +66,6 @@ class Settings(BaseSettings):
     default_firecracker_version: PlainName = "v1.13.1"
     drain_seconds: float = 20
     web_ui_address: str = "http://127.0.0.1:8233"
-    temporal_namespace_retention_days: int = 3
 
     # Limits of a build, handed to the workflow as its options
     build: BuildOptions = BuildOptions()

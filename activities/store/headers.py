@@ -18,6 +18,7 @@ import numpy as np
 HEADER = struct.Struct("<QQQQ16s16s")
 RECORD = struct.Struct("<QQ16sQ")
 VERSION = 1
+BLOCK_BYTES = 4096  # of the headers that we write
 NIL = uuid.UUID(int=0)
 
 

@@ -41,7 +41,7 @@ from activities.step.checkpoints import CheckpointStore
 from activities.step.ledger import LeaseLedger
 from activities.step.running_step import RunningStep, running_step
 from activities.store.bucket import Bucket, PreconditionFailedError, crc32c_of
-from activities.store.headers import Header
+from activities.store.headers import BLOCK_BYTES, Header
 from activities.store.lease_numbers import LeaseObjects
 from activities.store.metadata import metadata_name, metadata_of, published_template, wrong_objects
 from activities.template.upload import PartSender, Scan, compose_tree, scan
@@ -139,7 +139,7 @@ class BucketArtifactActivities(ArtifactActivities):
     def _scan(path: Path, upload: UploadArtifactInput, running: RunningStep) -> Scan:
         running.progress(f"reading {upload.name}")
         dense = upload.name == WITHOUT_HEADER
-        found = scan(path, upload.block_size_bytes, lambda _: None, running.check, dense=dense)
+        found = scan(path, BLOCK_BYTES, lambda _: None, running.check, dense=dense)
         _require_unchanged(upload, found)
         return found
 
@@ -162,7 +162,7 @@ class BucketArtifactActivities(ArtifactActivities):
         )
         dense = upload.name == WITHOUT_HEADER
         try:
-            found = scan(path, upload.block_size_bytes, sender.add, running.check, dense=dense)
+            found = scan(path, BLOCK_BYTES, sender.add, running.check, dense=dense)
             parts = sender.finish()
         finally:
             sender.close()
@@ -206,7 +206,7 @@ class BucketArtifactActivities(ArtifactActivities):
     ) -> StoredObject:
         build_id = uuid.UUID(upload.scope.build_id)
         header = Header(
-            block_size=upload.block_size_bytes,
+            block_size=BLOCK_BYTES,
             size=found.size_bytes,
             build_id=build_id,
             base_build_id=build_id,
