@@ -24,6 +24,7 @@ from activities.contract.errors import (
     RegistryAuthError,
     RegistryUnavailableError,
 )
+from activities.contract.image_reference import ImageReference, ImageReferenceError
 from activities.contract.inputs import PullImageInput
 from activities.contract.interface import ImageActivities
 from activities.contract.names import Step
@@ -32,9 +33,7 @@ from activities.image.docker_daemon import docker_errors
 from activities.image.pulled_images import PulledImages
 from activities.image.registry import (
     Credentials,
-    ImageReference,
     RemoteImage,
-    parse_reference,
     resolve,
 )
 from activities.image.registry_login import TOKEN_KINDS, credentials_of, from_docker_config
@@ -75,20 +74,18 @@ class DockerImageActivities(ImageActivities):
             return await step.in_thread(self._pull, step, pull)
 
     def _pull(self, step: RunningStep, pull: PullImageInput) -> PulledImage:
-        reference = parse_reference(pull.image)
         try:
-            return self._pull_with(step, pull, self._credentials(pull, reference, step.log))
+            return self._pull_once(step, pull)
         except RegistryAuthError as error:
             if pull.auth is None or pull.auth.kind not in TOKEN_KINDS:
                 raise
             # Its token may have run out on the way.
             step.log.warn(f"{error.message}: logging in again")
-            return self._pull_with(step, pull, self._credentials(pull, reference, step.log))
+            return self._pull_once(step, pull)
 
-    def _pull_with(
-        self, step: RunningStep, pull: PullImageInput, credentials: Credentials | None
-    ) -> PulledImage:
-        reference = parse_reference(pull.image)
+    def _pull_once(self, step: RunningStep, pull: PullImageInput) -> PulledImage:
+        reference = _reference_of(pull.image)
+        credentials = self._credentials(pull, reference, step.log)
         with contextlib.closing(self._make_docker_client()) as client, docker_errors():
             step.progress("asking the registry")
             remote = self._resolve(client, pull.image, credentials)
@@ -107,8 +104,9 @@ class DockerImageActivities(ImageActivities):
     def _resolve(
         self, client: docker.APIClient, image: str, credentials: Credentials | None
     ) -> RemoteImage:
+        reference, insecure = _reference_of(image), _insecure_registries(client)
         try:
-            return resolve(image, host_architecture(), credentials, _insecure_registries(client))
+            return resolve(reference, host_architecture(), credentials, insecure)
         except ImageNotFoundError as error:
             if not _is_known_to_docker(client, image):
                 raise
@@ -238,6 +236,13 @@ def host_architecture() -> str:
     """Return this host's architecture by the name that images use."""
     machine = platform.machine()
     return ARCHITECTURES.get(machine, machine)
+
+
+def _reference_of(image: str) -> ImageReference:
+    try:
+        return ImageReference.parse(image)
+    except ImageReferenceError as error:
+        raise ImageNotFoundError(str(error)) from None
 
 
 def _redact(log: BuildLog, secret: str) -> None:

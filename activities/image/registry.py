@@ -28,6 +28,7 @@ from activities.contract.errors import (
     TemplateManagerError,
     WrongArchitectureError,
 )
+from activities.contract.image_reference import DOCKER_HUB, DOCKER_HUB_API, ImageReference
 
 INDEX_TYPES = (
     "application/vnd.oci.image.index.v1+json",
@@ -42,39 +43,9 @@ TIMEOUT_SECONDS = (5.0, 20.0)  # to connect, and between two bytes
 TOTAL_SECONDS = 60.0
 DELETE_SECONDS = 240.0  # every other tag of the repository is looked at
 CERTIFICATES = Path("/etc/docker/certs.d")
-DOCKER_HUB = "docker.io"
-DOCKER_HUB_API = "registry-1.docker.io"
-DEFAULT_TAG = "latest"
 TAGS_A_PAGE = 100
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 MAX_RETRY_AFTER_SECONDS = 3600.0
-
-
-@dataclass(frozen=True)
-class ImageReference:
-    """A parsed image name, as Docker reads it."""
-
-    registry: str
-    repository: str
-    version: str
-    """A tag or a digest."""
-
-    @property
-    def name(self) -> str:
-        """`registry/repository`, without a version."""
-        return f"{self.registry}/{self.repository}"
-
-    @property
-    def api_host(self) -> str:
-        """Where its registry answers."""
-        return DOCKER_HUB_API if self.registry == DOCKER_HUB else self.registry
-
-    def at(self, digest: str) -> str:
-        """Return the name pinned to a digest."""
-        return f"{self.name}@{digest}"
-
-    def __str__(self) -> str:
-        return f"{self.name}{'@' if DIGEST.fullmatch(self.version) else ':'}{self.version}"
 
 
 @dataclass(frozen=True)
@@ -98,24 +69,8 @@ class RemoteImage:
     """Compressed size of each layer, by digest."""
 
 
-def parse_reference(image: str) -> ImageReference:
-    """Split `[registry/]repository[:tag][@digest]` as Docker does; a digest wins over a tag."""
-    name, _, digest = image.partition("@")
-    head, slash, rest = name.partition("/")
-    if slash and ("." in head or ":" in head or head == "localhost"):
-        registry, path = head, rest
-    else:
-        registry, path = DOCKER_HUB, name
-    repository, _, tag = path.partition(":")
-    if registry in ("index.docker.io", DOCKER_HUB_API):
-        registry = DOCKER_HUB
-    if registry == DOCKER_HUB and "/" not in repository:
-        repository = f"library/{repository}"
-    return ImageReference(registry, repository, digest or tag or DEFAULT_TAG)
-
-
 def resolve(
-    image: str,
+    reference: ImageReference,
     architecture: str,
     credentials: Credentials | None = None,
     insecure: frozenset[str] = frozenset(),
@@ -126,7 +81,6 @@ def resolve(
     those on 127.0.0.0/8. Raises ImageNotFoundError, RegistryAuthError, RegistryUnavailableError or
     WrongArchitectureError.
     """
-    reference = parse_reference(image)
     with _Conversation(reference, credentials, insecure) as registry:
         digest, manifest = registry.manifest(reference.version)
         if manifest.get("mediaType") in INDEX_TYPES or "manifests" in manifest:
@@ -144,7 +98,7 @@ def resolve(
 
 
 def delete_tag(
-    image: str,
+    reference: ImageReference,
     credentials: Credentials | None = None,
     insecure: frozenset[str] = frozenset(),
 ) -> str:
@@ -154,7 +108,6 @@ def delete_tag(
     left alone. Blocking, bounded by DELETE_SECONDS. Raises RegistryAuthError and
     RegistryUnavailableError.
     """
-    reference = parse_reference(image)
     with _Conversation(reference, credentials, insecure, DELETE_SECONDS) as registry:
         try:
             digest, _ = registry.manifest(reference.version)
@@ -189,7 +142,7 @@ class _Conversation:
         self._reference = reference
         self._credentials = credentials
         scheme = "http" if _is_plain(reference.registry, insecure) else "https"
-        self._base = f"{scheme}://{reference.api_host}/v2/{reference.repository}"
+        self._base = f"{scheme}://{_api_host(reference)}/v2/{reference.repository}"
         self._session = requests.Session()
         self._session.trust_env = True
         self._deadline = time.monotonic() + total_seconds
@@ -382,6 +335,10 @@ def _wrong_platform(
 
 def _platform_name(platform: Mapping[str, Any]) -> str:
     return f"{platform.get('os', 'unknown')}/{platform.get('architecture', 'unknown')}"
+
+
+def _api_host(reference: ImageReference) -> str:
+    return DOCKER_HUB_API if reference.registry == DOCKER_HUB else reference.registry
 
 
 def _is_plain(registry: str, insecure: frozenset[str]) -> bool:

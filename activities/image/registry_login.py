@@ -15,8 +15,9 @@ import google.auth.transport.requests
 from botocore.config import Config
 
 from activities.contract.errors import RegistryAuthError, RegistryUnavailableError
+from activities.contract.image_reference import ImageReference
 from activities.contract.requests import RegistryAuth
-from activities.image.registry import Credentials, ImageReference
+from activities.image.registry import Credentials
 
 GOOGLE_SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 # Their passwords are tokens that run out: one that is refused is worth a second login.

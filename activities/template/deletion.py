@@ -7,10 +7,11 @@ from collections.abc import Iterable
 
 from temporalio import activity
 
+from activities.contract.image_reference import ImageReference, ImageReferenceError
 from activities.contract.inputs import DeleteTemplateInput
 from activities.contract.interface import DeletionActivities
 from activities.contract.results import DeletedTemplate
-from activities.image.registry import delete_tag, parse_reference
+from activities.image.registry import delete_tag
 from activities.image.registry_login import credentials_of, from_docker_config
 from activities.process.sealing import Sealer
 from activities.store.bucket import Bucket
@@ -51,13 +52,17 @@ class BucketDeletionActivities(DeletionActivities):
 
     def _delete_tag(self, delete: DeleteTemplateInput) -> str:
         assert delete.own_image is not None
+        try:
+            reference = ImageReference.parse(delete.own_image)
+        except ImageReferenceError:
+            return ""  # no registry can have it
         auth = delete.registry_auth
         if auth is None:
-            credentials = from_docker_config(parse_reference(delete.own_image))
+            credentials = from_docker_config(reference)
         else:
             secret = self._sealer.open(auth.secret, delete.build_id) if auth.secret else ""
             credentials = credentials_of(auth, secret)
-        return delete_tag(delete.own_image, credentials, self._insecure_registries)
+        return delete_tag(reference, credentials, self._insecure_registries)
 
     def _delete_objects(self, build_id: str) -> DeletedTemplate:
         tombstone = self._leases.bury(build_id)

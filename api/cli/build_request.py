@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from activities.contract.image_reference import ImageReference, ImageReferenceError
 from api.pb import template_manager_pb2 as pb
 
 PASSWORD_VARIABLE = "TEMPLATE_MANAGER_REGISTRY_PASSWORD"  # noqa: S105 # a name, not a password
@@ -34,9 +35,11 @@ class RegistryOptions:
 
 def template_id_of(image: str) -> str:
     """Return a template id made of an image's name: the last part of its path."""
-    name = image.partition("@")[0].rpartition("/")[2].partition(":")[0]
-    plain = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")
-    return plain[:MAX_TEMPLATE_ID] or "template"
+    try:
+        name = ImageReference.parse(image.lower()).short_name
+    except ImageReferenceError:  # the server says what is wrong with it
+        return "template"
+    return re.sub(r"[^a-z0-9-]+", "-", name)[:MAX_TEMPLATE_ID]
 
 
 def new_build_id() -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 import grpc
 import structlog
 
-from activities.image.registry import parse_reference
+from activities.contract.image_reference import ImageReference, ImageReferenceError
 from api.errors import ApiError
 
 BEARER = "bearer "
@@ -70,7 +70,10 @@ class Caller:
             return True
         if image is None:
             return False
-        full = parse_reference(image).name
+        try:
+            full = ImageReference.parse(image).name
+        except ImageReferenceError:
+            return False
         return any(
             fnmatch.fnmatchcase(name, pattern) for pattern in self.images for name in (image, full)
         )

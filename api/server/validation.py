@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import grpc
 
 from activities.contract.errors import HugePagesUnsupportedError
-from activities.contract.image_reference import IMAGE_REFERENCE
+from activities.contract.image_reference import ImageReference, ImageReferenceError
 from activities.contract.names import canonical_build_id
 from activities.contract.requests import (
     MAX_IMAGE_STEPS,
@@ -176,8 +176,7 @@ class _Validator:
     def _check_image(self) -> None:
         if not self._template.from_image:
             return
-        image = self._template.from_image
-        if len(image) > MAX_IMAGE_CHARS or not IMAGE_REFERENCE.fullmatch(image):
+        if not _is_reference(self._template.from_image):
             self._bad(
                 "from_image",
                 "is not an image reference; write registry/repository:tag in lower case, such as "
@@ -331,6 +330,16 @@ class _Validator:
                 region=registry.aws.aws_region,
             )
         return RegistryAuth(kind="google_key" if secret else "google_default", secret=secret)
+
+
+def _is_reference(image: str) -> bool:
+    if len(image) > MAX_IMAGE_CHARS:
+        return False
+    try:
+        ImageReference.parse(image)
+    except ImageReferenceError:
+        return False
+    return True
 
 
 def wrong_step(step: pb.TemplateStep) -> str:

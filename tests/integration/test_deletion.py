@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from temporalio.testing import ActivityEnvironment
 
 from activities.contract.errors import RegistryAuthError, RegistryUnavailableError
+from activities.contract.image_reference import ImageReference
 from activities.contract.inputs import DeleteTemplateInput
 from activities.contract.names import Step
 from activities.contract.requests import RegistryAuth
@@ -365,11 +366,12 @@ async def test_plain_http_beyond_loopback_is_asked_for(
 def test_without_credentials_it_is_refused_and_nothing_is_removed(registry: str, gate: Any) -> None:
     push(registry, "own", BUILD)
     with pytest.raises(RegistryAuthError):
-        delete_tag(f"{gate.address}/own:{BUILD}")
+        delete_tag(ImageReference.parse(f"{gate.address}/own:{BUILD}"))
     assert BUILD in tags(registry, "own")
 
 
 def test_a_registry_that_does_not_delete_is_said(registry: str, gate: Any) -> None:
     push(registry, "own", BUILD)
     gate.deletes = False
-    assert "does not allow deletion" in delete_tag(f"{gate.address}/own:{BUILD}", CREDENTIALS)
+    own = ImageReference.parse(f"{gate.address}/own:{BUILD}")
+    assert "does not allow deletion" in delete_tag(own, CREDENTIALS)

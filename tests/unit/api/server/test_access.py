@@ -117,6 +117,7 @@ def test_images_can_be_limited() -> None:
     assert caller.may_use("debian:12")
     assert not caller.may_use("registry.example/other/web:1")
     assert not caller.may_use("evil.example/registry.example/ci/web")
+    assert not caller.may_use("registry.example/ci/no image")
     assert ANONYMOUS.may_use("anything:1")
 
 
