@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from activities.contract.image_steps import ImageStep
 from activities.contract.model import Model
 from activities.contract.names import BuildId, TemplateId
-from activities.contract.requests import BuildOptions, BuildStep, RegistryAuth, TemplateConfig
+from activities.contract.requests import BuildOptions, RegistryAuth, TemplateConfig
 from activities.contract.results import (
     BuildCheckpoints,
     Checkpoint,
@@ -90,7 +91,7 @@ class BuildImageInput(Model):
 
     scope: BuildScope
     base: PulledImage
-    steps: tuple[BuildStep, ...]
+    steps: tuple[ImageStep, ...]
     timeout_seconds: float
     """For each step."""
     force: bool = False

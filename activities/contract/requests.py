@@ -6,12 +6,12 @@ from typing import Literal
 
 from pydantic import Field
 
+from activities.contract.image_steps import ImageStep
 from activities.contract.model import Model
 from activities.contract.names import BuildId, PlainName, TemplateId
 
 # As a start command: what the image itself would run.
 IMAGE_COMMAND = "image"
-MAX_STEP_CHARS = 100
 MAX_IMAGE_STEPS = 100
 
 
@@ -38,27 +38,6 @@ class RegistryAuth(Model):
     region: str = ""
 
 
-class BuildStep(Model):
-    """An instruction on top of the base image, as in a Dockerfile.
-
-    RUN: command[, user]. COPY: source, destination[, user[, octal mode]]; the source is a path or
-    glob in the tar `files/<files_sha256>.tar` of the bucket. ENV: name, value, name, value, …
-    ARG: name, value; for later RUNs only. WORKDIR: path. USER: name.
-    """
-
-    kind: Literal["RUN", "COPY", "ENV", "ARG", "WORKDIR", "USER"]
-    args: tuple[str, ...]
-    force: bool = False
-    """Run it and all later steps, whatever has been kept of an earlier build."""
-    files_sha256: str = ""
-
-    def __str__(self) -> str:
-        """Return it on one line, for people."""
-        text = " ".join([self.kind, *(arg for arg in self.args if arg)])
-        line = " ".join(text.split())
-        return line if len(line) <= MAX_STEP_CHARS else f"{line[: MAX_STEP_CHARS - 1]}…"
-
-
 class TemplateConfig(Model):
     """A validated request for one template. Its limits are enforced by `api.server.validation`."""
 
@@ -80,7 +59,7 @@ class TemplateConfig(Model):
     huge_pages: bool = False
     force: bool = False
     team_id: str = ""
-    steps: tuple[BuildStep, ...] = ()
+    steps: tuple[ImageStep, ...] = ()
     """What is done to the image before it becomes a template."""
     from_template: BuildId | None = None
     """The template whose root file system is the base, instead of `image`."""

@@ -16,11 +16,11 @@ import subprocess
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import docker
 import docker.errors
@@ -33,10 +33,10 @@ from activities.contract.errors import (
     ImageStepError,
     TemplateNotFoundError,
 )
+from activities.contract.image_steps import Arg, Copy, Env, ImageStep, Run, User, Workdir
 from activities.contract.inputs import BuildImageInput, ImportTemplateInput
 from activities.contract.interface import ImageStepActivities
 from activities.contract.names import Step
-from activities.contract.requests import BuildStep
 from activities.contract.results import ImageConfig, PulledImage
 from activities.contract.scope import BuildScope
 from activities.disk import mounts
@@ -61,6 +61,9 @@ MAX_OUTPUT_LINES = 5000
 PIDS_LIMIT = 4096
 NOT_OF_THE_IMAGE = ("./.template", "./lost+found")
 
+ChangesFiles = Run | Copy | Workdir
+"""The steps that make an image; the others only change how later ones run."""
+
 
 @dataclass(frozen=True)
 class ImageState:
@@ -74,9 +77,10 @@ class ImageState:
     arguments: dict[str, str] = field(default_factory=dict)
     forced: bool = False
 
-    def next_key(self, step: BuildStep, build_id: str) -> str:
+    def next_key(self, step: ImageStep, build_id: str) -> str:
         """Return the key of what `step` makes of this; a forced one is this build's own."""
-        parts: list[Any] = [STEP_VERSION, self.key, step.kind, step.args, step.files_sha256]
+        told = step.persisted()
+        parts: list[object] = [STEP_VERSION, self.key, told.kind, told.args, told.files_sha256]
         if self.forced or step.force:
             parts.append(build_id)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -143,12 +147,12 @@ class DockerImageStepActivities(ImageStepActivities):
         running: RunningStep,
         build: BuildImageInput,
         state: ImageState,
-        step: BuildStep,
+        step: ImageStep,
         number: int,
     ) -> ImageState:
         key = state.next_key(step, build.scope.build_id)
         after = replace(_configured(state, step), key=key, forced=state.forced or step.force)
-        if step.kind not in ("RUN", "COPY", "WORKDIR"):
+        if not isinstance(step, ChangesFiles):
             return after
         name = f"{STEP_REPOSITORY}:{key}"
         with locked(self._settings.data_dir / "locks" / f"image.{key}", running.check):
@@ -165,29 +169,32 @@ class DockerImageStepActivities(ImageStepActivities):
         running: RunningStep,
         build: BuildImageInput,
         state: ImageState,
-        step: BuildStep,
+        step: ChangesFiles,
         name: str,
     ) -> str:
         with self._container(build.scope, state, step) as container:
-            if step.kind == "RUN":
-                self._run(running, container, step, build.timeout_seconds)
-            elif step.kind == "COPY":
-                self._copy(running, build.scope, container, state, step)
-            else:
-                self._make_directory(container, _absolute(state, step.args[0]))
+            match step:
+                case Run():
+                    self._run(running, container, step, build.timeout_seconds)
+                case Copy():
+                    self._copy(running, build.scope, container, state, step)
+                case Workdir():
+                    self._make_directory(container, _absolute(state, step.path))
+                case _:
+                    assert_never(step)
             running.check()
             repository, _, tag = name.partition(":")
             committed = self._docker.commit(container, repository=repository, tag=tag)
             return str(committed["Id"])
 
     @contextmanager
-    def _container(self, scope: BuildScope, state: ImageState, step: BuildStep) -> Iterator[str]:
+    def _container(self, scope: BuildScope, state: ImageState, step: ChangesFiles) -> Iterator[str]:
         memory = self._settings.image_step_memory_mb * 1024 * 1024
-        user = step.args[1] if step.kind == "RUN" and len(step.args) > 1 else ""
+        command, user = (step.command, step.user) if isinstance(step, Run) else (":", None)
         created = self._docker.create_container(
             state.image_id,
             entrypoint=["/bin/sh", "-c"],
-            command=[step.args[0] if step.kind == "RUN" else ":"],
+            command=[command],
             user=user or state.user or "0:0",
             working_dir=state.working_dir,
             environment=state.variables,
@@ -206,11 +213,9 @@ class DockerImageStepActivities(ImageStepActivities):
         finally:
             remove_container(self._docker, str(created["Id"]))
 
-    def _run(
-        self, running: RunningStep, container: str, step: BuildStep, timeout_seconds: float
-    ) -> None:
+    def _run(self, running: RunningStep, container: str, step: Run, timeout_seconds: float) -> None:
         output = self._docker.attach(container, stream=True, stdout=True, stderr=True)
-        reader = threading.Thread(target=_relay, args=(output, running, step), daemon=True)
+        reader = threading.Thread(target=_relay, args=(output, running, step.kind), daemon=True)
         reader.start()
         try:
             self._docker.start(container)
@@ -238,11 +243,11 @@ class DockerImageStepActivities(ImageStepActivities):
         scope: BuildScope,
         container: str,
         state: ImageState,
-        step: BuildStep,
+        step: Copy,
     ) -> None:
-        source, destination, owner, mode = (*step.args, "", "")[:4]
-        uid, gid = self._owner(container, owner)
-        copy = CopyInstruction(source, _absolute(state, destination), uid, gid, mode)
+        uid, gid = self._owner(container, step.owner or "")
+        destination = _absolute(state, step.destination)
+        copy = CopyInstruction(step.source, destination, uid, gid, step.mode or "")
         which = step.files_sha256[:12]
         with working_in(self._settings.data_dir, scope, "files", which) as place:
             fetch_files(self._bucket, step.files_sha256, place / "files.tar", running.check)
@@ -396,17 +401,20 @@ class DockerImageStepActivities(ImageStepActivities):
         return found
 
 
-def _configured(state: ImageState, step: BuildStep) -> ImageState:
-    pairs = dict(zip(step.args[::2], step.args[1::2], strict=False))
-    if step.kind == "ENV":
-        return replace(state, environment={**state.environment, **pairs})
-    if step.kind == "ARG":
-        return replace(state, arguments={**state.arguments, **pairs})
-    if step.kind == "USER":
-        return replace(state, user=step.args[0])
-    if step.kind == "WORKDIR":
-        return replace(state, working_dir=_absolute(state, step.args[0]))
-    return state
+def _configured(state: ImageState, step: ImageStep) -> ImageState:
+    match step:
+        case Env():
+            return replace(state, environment={**state.environment, **dict(step.variables)})
+        case Arg():
+            return replace(state, arguments={**state.arguments, **dict(step.variables)})
+        case User():
+            return replace(state, user=step.name)
+        case Workdir():
+            return replace(state, working_dir=_absolute(state, step.path))
+        case Run() | Copy():
+            return state
+        case _:
+            assert_never(step)
 
 
 def _absolute(state: ImageState, path: str) -> str:
@@ -437,13 +445,13 @@ def _hex(key: str) -> str:
     return key.removeprefix("sha256:")
 
 
-def _relay(output: Any, running: RunningStep, step: BuildStep) -> None:
+def _relay(output: Iterable[bytes], running: RunningStep, source: str) -> None:
     rest, lines = b"", 0
     for part in output:
         *whole, rest = (rest + part).split(b"\n")
         for line in whole:
             lines += 1
             if lines <= MAX_OUTPUT_LINES:
-                running.log.info(line.decode(errors="replace").rstrip("\r"), source=step.kind)
+                running.log.info(line.decode(errors="replace").rstrip("\r"), source=source)
     if rest:
-        running.log.info(rest.decode(errors="replace"), source=step.kind)
+        running.log.info(rest.decode(errors="replace"), source=source)

@@ -19,9 +19,10 @@ from temporalio.common import (
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from activities.contract.errors import TemplateNotFoundError
+from activities.contract.image_steps import Copy, ImageStep
 from activities.contract.inputs import BuildInput
 from activities.contract.names import WORKFLOW_TASK_QUEUE, build_workflow_id
-from activities.contract.requests import BuildStep, TemplateConfig
+from activities.contract.requests import TemplateConfig
 from activities.contract.results import BuildCheckpoints
 from activities.contract.search_attributes import (
     BUILD_ID,
@@ -190,12 +191,12 @@ class BuildStarter:
             template = base
         return None
 
-    async def _require_files(self, steps: Sequence[BuildStep]) -> None:
+    async def _require_files(self, steps: Sequence[ImageStep]) -> None:
         """Refuse a COPY of files that nobody has sent."""
         missing = [
             Violation(f"template.steps[{number}].files_hash", "names files that were not sent")
             for number, step in enumerate(steps)
-            if step.files_sha256 and not await self._bucket.has_files(step.files_sha256)
+            if isinstance(step, Copy) and not await self._bucket.has_files(step.files_sha256)
         ]
         if missing:
             raise ApiError(

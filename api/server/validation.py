@@ -9,16 +9,27 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from typing import assert_never
 
 import grpc
 
 from activities.contract.errors import HugePagesUnsupportedError
 from activities.contract.image_reference import ImageReference, ImageReferenceError
+from activities.contract.image_steps import (
+    Arg,
+    Copy,
+    Env,
+    ImageStep,
+    PersistedStep,
+    Run,
+    User,
+    Workdir,
+    image_step,
+)
 from activities.contract.names import canonical_build_id
 from activities.contract.requests import (
     MAX_IMAGE_STEPS,
     BuildOptions,
-    BuildStep,
     RegistryAuth,
     Sealed,
     TemplateConfig,
@@ -40,6 +51,7 @@ TEMPLATE_ID = re.compile(r"[a-z0-9-]{1,63}")
 WRONG_TEMPLATE_ID = "must be 1 to 63 of a-z, 0-9 and -"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+WRONG_ENV_NAME = "the name must be letters, digits and _, no digit first"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 OCTAL = re.compile(r"0?[0-7]{3,4}")
 # How many arguments each step takes: fewest and most.
@@ -121,6 +133,7 @@ class _Validator:
         self._settings = settings
         self._sealer = sealer
         self._violations: list[Violation] = []
+        self._steps: list[ImageStep] = []
 
     def validate(self) -> ValidRequest:
         self._check_ids()
@@ -195,9 +208,7 @@ class _Validator:
         env = self._template.env
         for name in sorted(env):
             if not ENV_NAME.fullmatch(name):
-                self._bad(
-                    f"env[{name[:64]!r}]", "the name must be letters, digits and _, no digit first"
-                )
+                self._bad(f"env[{name[:64]!r}]", WRONG_ENV_NAME)
             elif "\0" in env[name]:
                 self._bad(f"env[{name!r}]", "the value must not contain a NUL character")
         if sum(len(name) + len(value) for name, value in env.items()) > MAX_ENV_CHARS:
@@ -251,9 +262,10 @@ class _Validator:
         if len(steps) > MAX_IMAGE_STEPS:
             self._bad("steps", f"are {len(steps)}; at most {MAX_IMAGE_STEPS} are allowed")
         for number, step in enumerate(steps):
-            wrong = wrong_step(step)
-            if wrong:
-                self._bad(f"steps[{number}]", wrong)
+            try:
+                self._steps.append(parse_step(step))
+            except WrongStepError as error:
+                self._bad(f"steps[{number}]", str(error))
 
     def _check_preconditions(self) -> None:
         if self._template.huge_pages:
@@ -291,7 +303,7 @@ class _Validator:
             env=dict(template.env),
             force=template.force,
             team_id=template.team_id,
-            steps=tuple(_step(step) for step in template.steps),
+            steps=tuple(self._steps),
             from_template=self._base_template(),
             ready_timeout_seconds=template.ready_timeout_seconds or None,
         )
@@ -342,48 +354,58 @@ def _is_reference(image: str) -> bool:
     return True
 
 
-def wrong_step(step: pb.TemplateStep) -> str:
-    """Return what is wrong with a step, or ''."""
+class WrongStepError(ValueError):
+    """A step that cannot be understood; the message says why."""
+
+
+def parse_step(step: pb.TemplateStep) -> ImageStep:
+    """Return a step of a request. Raises WrongStepError."""
     kind = step.type.upper()
+    _require_arguments(step, kind)
+    parsed = image_step(
+        PersistedStep(
+            kind=kind, args=tuple(step.args), force=step.force, files_sha256=step.files_hash
+        )
+    )
+    _require_sense(parsed)
+    return parsed
+
+
+def _require_arguments(step: pb.TemplateStep, kind: str) -> None:
     if kind not in STEP_ARGUMENTS:
-        return f"is {step.type[:32]!r}; must be one of {', '.join(STEP_ARGUMENTS)}"
+        raise WrongStepError(f"is {step.type[:32]!r}; must be one of {', '.join(STEP_ARGUMENTS)}")
     fewest, most = STEP_ARGUMENTS[kind]
     if not fewest <= len(step.args) <= most:
-        return f"{kind} has {len(step.args)} arguments; it takes {fewest} to {most}"
+        raise WrongStepError(f"{kind} has {len(step.args)} arguments; it takes {fewest} to {most}")
     if any("\0" in argument for argument in step.args):
-        return f"{kind} must not contain a NUL character"
+        raise WrongStepError(f"{kind} must not contain a NUL character")
     if sum(map(len, step.args)) > MAX_COMMAND_CHARS:
-        return f"{kind} must have at most {MAX_COMMAND_CHARS} characters; COPY a script"
+        raise WrongStepError(
+            f"{kind} must have at most {MAX_COMMAND_CHARS} characters; COPY a script"
+        )
     if not step.args[0]:
-        return f"{kind} needs its first argument"
-    return _wrong_pairs(step, kind) if kind in ("ENV", "ARG") else _wrong_copy(step, kind)
+        raise WrongStepError(f"{kind} needs its first argument")
+    if kind in ("ENV", "ARG") and len(step.args) % 2:
+        raise WrongStepError(f"{kind} takes pairs of name and value")
 
 
-def _wrong_pairs(step: pb.TemplateStep, kind: str) -> str:
-    if len(step.args) % 2:
-        return f"{kind} takes pairs of name and value"
-    bad = [name for name in step.args[::2] if not ENV_NAME.fullmatch(name)]
-    return f"{kind} {bad[0][:64]!r}: the name must be letters, digits and _" if bad else ""
-
-
-def _wrong_copy(step: pb.TemplateStep, kind: str) -> str:
-    if kind != "COPY":
-        return ""
-    if not SHA256.fullmatch(step.files_hash):
-        return "COPY needs files_hash, the SHA-256 of its files' tar in the bucket"
-    mode = step.args[3] if len(step.args) > 3 else ""
-    return "" if not mode or OCTAL.fullmatch(mode) else "COPY's mode must be octal, such as 0755"
-
-
-def _step(step: pb.TemplateStep) -> BuildStep:
-    return BuildStep.model_validate(
-        {
-            "kind": step.type.upper(),
-            "args": tuple(step.args),
-            "force": step.force,
-            "files_sha256": step.files_hash,
-        }
-    )
+def _require_sense(step: ImageStep) -> None:
+    match step:
+        case Env() | Arg():
+            for name, _ in step.variables:
+                if not ENV_NAME.fullmatch(name):
+                    raise WrongStepError(f"{step.kind} {name[:64]!r}: {WRONG_ENV_NAME}")
+        case Copy():
+            if not SHA256.fullmatch(step.files_sha256):
+                raise WrongStepError(
+                    "COPY needs files_hash, the SHA-256 of its files' tar in the bucket"
+                )
+            if step.mode and not OCTAL.fullmatch(step.mode):
+                raise WrongStepError("COPY's mode must be octal, such as 0755")
+        case Run() | Workdir() | User():
+            pass
+        case _:
+            assert_never(step)
 
 
 def require_same_config(config: TemplateConfig, existing_sha256: str) -> None:

@@ -18,8 +18,8 @@ from devstack.workbench import Layer, Registry, Workbench, resources, workbench
 from temporalio.testing import ActivityEnvironment
 
 from activities.contract.errors import FilesMissingError, ImageStepError, TemplateNotFoundError
+from activities.contract.image_steps import Arg, Copy, Env, ImageStep, Run, User, Workdir
 from activities.contract.inputs import BuildImageInput, ImportTemplateInput
-from activities.contract.requests import BuildStep
 from activities.contract.results import PulledImage
 from activities.contract.scope import BuildScope
 from activities.image.docker_daemon import make_docker_client
@@ -41,7 +41,7 @@ class StepHost:
         )
 
     async def build(
-        self, base: PulledImage, *steps: BuildStep, scope: BuildScope | None = None, **more: Any
+        self, base: PulledImage, *steps: ImageStep, scope: BuildScope | None = None, **more: Any
     ) -> PulledImage:
         asked = BuildImageInput(
             scope=scope or self.bench.scope(), base=base, steps=steps, timeout_seconds=30, **more
@@ -91,22 +91,18 @@ async def base_of(host: StepHost, registry: Registry, **config: Any) -> PulledIm
     return await host.bench.pull(f"{registry.address}/steps-base")
 
 
-def step(kind: str, *args: str, **more: Any) -> BuildStep:
-    return BuildStep.model_validate({"kind": kind, "args": args, **more})
-
-
 async def test_steps_make_an_image_and_its_config(host: StepHost, registry: Registry) -> None:
     base = await base_of(host, registry, Env=["A=base", "KEPT=1"], Cmd=["/bin/x"])
     made = await host.build(
         base,
-        step("ENV", "A", "it's $HOME", "B", "2"),
-        step("ARG", "VERSION", "7"),
-        step("WORKDIR", "/srv"),
-        step("WORKDIR", "app"),
-        step("RUN", 'echo "$A|$B|$VERSION|$KEPT|$(pwd)" > made; chmod 640 made'),
-        step("USER", "web"),
-        step("RUN", "id -u > /tmp/user; echo $VERSION >> /tmp/user"),
-        step("RUN", "id -u > /tmp/root", "root"),
+        Env(variables=(("A", "it's $HOME"), ("B", "2"))),
+        Arg(variables=(("VERSION", "7"),)),
+        Workdir(path="/srv"),
+        Workdir(path="app"),
+        Run(command='echo "$A|$B|$VERSION|$KEPT|$(pwd)" > made; chmod 640 made'),
+        User(name="web"),
+        Run(command="id -u > /tmp/user; echo $VERSION >> /tmp/user"),
+        Run(command="id -u > /tmp/root", user="root"),
     )
     assert dict(v.split("=", 1) for v in made.config.env) == {
         "A": "it's $HOME",
@@ -131,11 +127,17 @@ async def test_copy(host: StepHost, registry: Registry) -> None:
     files = host.files(src__main="main", src__sub__more="more", one="1")
     made = await host.build(
         base,
-        step("WORKDIR", "/app"),
-        step("COPY", "src", ".", "", "", files_sha256=files),
-        step("COPY", "one", "/var/run/renamed", "web", "0600", files_sha256=files),
-        step("COPY", "one", "/tmp", "web:staff", "", files_sha256=files),
-        step("COPY", "o*", "/etc/new/", "7:8", "", files_sha256=files),
+        Workdir(path="/app"),
+        Copy(source="src", destination=".", owner="", mode="", files_sha256=files),
+        Copy(
+            source="one",
+            destination="/var/run/renamed",
+            owner="web",
+            mode="0600",
+            files_sha256=files,
+        ),
+        Copy(source="one", destination="/tmp", owner="web:staff", files_sha256=files),
+        Copy(source="o*", destination="/etc/new/", owner="7:8", files_sha256=files),
     )
     tree = host.tree(made)
     assert {"/app/main", "/app/sub/more"} <= tree.keys()
@@ -148,14 +150,14 @@ async def test_copy(host: StepHost, registry: Registry) -> None:
 
 async def test_each_step_is_a_checkpoint(host: StepHost, registry: Registry) -> None:
     base = await base_of(host, registry)
-    first = step("RUN", "cat /proc/sys/kernel/random/uuid > /first")
-    second = step("RUN", "cat /proc/sys/kernel/random/uuid > /second")
+    first = Run(command="cat /proc/sys/kernel/random/uuid > /first")
+    second = Run(command="cat /proc/sys/kernel/random/uuid > /second")
     one = host.tree(await host.build(base, first, second))
     scope = host.bench.scope()
     again = await host.build(base, first, second, scope=scope)
     assert host.tree(again)["/second"] == one["/second"]
     assert host.bench.log_of(scope).count("used again") == 2
-    other = host.tree(await host.build(base, first, step("RUN", "true"), second))
+    other = host.tree(await host.build(base, first, Run(command="true"), second))
     assert other["/first"] == one["/first"]
     assert other["/second"] != one["/second"]
     forced = host.tree(await host.build(base, first, second.model_copy(update={"force": True})))
@@ -168,7 +170,7 @@ async def test_each_step_is_a_checkpoint(host: StepHost, registry: Registry) -> 
 async def test_an_environment_makes_another_checkpoint(host: StepHost, registry: Registry) -> None:
     base = await base_of(host, registry)
     keys = {
-        (await host.build(base, step("ENV", "A", value), step("RUN", "echo $A > /a"))).digest
+        (await host.build(base, Env(variables=(("A", value),)), Run(command="echo $A > /a"))).digest
         for value in ("1", "2")
     }
     assert len(keys) == 2
@@ -179,7 +181,7 @@ async def test_a_failing_step_is_named_with_its_output(host: StepHost, registry:
     with pytest.raises(
         ImageStepError, match="RUN echo broken; exit 4: ended with exit code 4"
     ) as e:
-        await host.build(base, step("RUN", "true"), step("RUN", "echo broken; exit 4"))
+        await host.build(base, Run(command="true"), Run(command="echo broken; exit 4"))
     assert e.value.log_tail[-1] == "broken"
     assert e.value.hint
 
@@ -187,7 +189,7 @@ async def test_a_failing_step_is_named_with_its_output(host: StepHost, registry:
 async def test_a_step_that_takes_too_long(host: StepHost, registry: Registry) -> None:
     base = await base_of(host, registry)
     asked = BuildImageInput(
-        scope=host.bench.scope(), base=base, steps=(step("RUN", "sleep 100"),), timeout_seconds=1
+        scope=host.bench.scope(), base=base, steps=(Run(command="sleep 100"),), timeout_seconds=1
     )
     with pytest.raises(ImageStepError, match="did not end within 1 s"):
         await ActivityEnvironment().run(host.activities.build_image, asked)
@@ -199,7 +201,7 @@ async def test_a_cancelled_step_stops_at_once(host: StepHost, registry: Registry
     environment.info = dataclasses.replace(environment.info, heartbeat_timeout=timedelta(seconds=1))
     scope = host.bench.scope()
     asked = BuildImageInput(
-        scope=scope, base=base, steps=(step("RUN", "echo go; sleep 100"),), timeout_seconds=60
+        scope=scope, base=base, steps=(Run(command="echo go; sleep 100"),), timeout_seconds=60
     )
     task = asyncio.ensure_future(environment.run(host.activities.build_image, asked))
     deadline = time.monotonic() + 20
@@ -221,22 +223,24 @@ async def test_a_base_without_a_shell_says_what_run_needs(
     registry.push("steps-bare", [Layer().busybox("server").tar()])
     base = await host.bench.pull(f"{registry.address}/steps-bare")
     with pytest.raises(ImageStepError, match="cannot be started") as error:
-        await host.build(base, step("RUN", "true"))
+        await host.build(base, Run(command="true"))
     assert "/bin/sh" in error.value.hint
     files = host.files(page="hello")
-    made = await host.build(base, step("COPY", "page", "/srv/", files_sha256=files))
+    made = await host.build(base, Copy(source="page", destination="/srv/", files_sha256=files))
     assert "/srv/page" in host.tree(made)
 
 
 async def test_missing_files_and_accounts_are_named(host: StepHost, registry: Registry) -> None:
     base = await base_of(host, registry)
     with pytest.raises(FilesMissingError, match="f" * 64):
-        await host.build(base, step("COPY", "a", "/a", files_sha256="f" * 64))
+        await host.build(base, Copy(source="a", destination="/a", files_sha256="f" * 64))
     files = host.files(a="1")
     with pytest.raises(ImageStepError, match="no ghost"):
-        await host.build(base, step("COPY", "a", "/a", "ghost", files_sha256=files))
+        await host.build(
+            base, Copy(source="a", destination="/a", owner="ghost", files_sha256=files)
+        )
     with pytest.raises(ImageStepError, match="COPY b: no such file"):
-        await host.build(base, step("COPY", "b", "/a", files_sha256=files))
+        await host.build(base, Copy(source="b", destination="/a", files_sha256=files))
 
 
 async def test_files_that_are_not_what_their_name_says_make_room_for_the_right_ones(
@@ -247,7 +251,7 @@ async def test_files_that_are_not_what_their_name_says_make_room_for_the_right_o
     right = host.bucket.read_object(files_name(files))
     assert right is not None
     host.bucket.write_object(files_name(files), b"somebody else's")
-    copy = step("COPY", "a", "/a", files_sha256=files)
+    copy = Copy(source="a", destination="/a", files_sha256=files)
     with pytest.raises(FilesMissingError, match="not what its name says"):
         await host.build(base, copy)
     assert host.bucket.stat_object(files_name(files)) is None
@@ -257,7 +261,7 @@ async def test_files_that_are_not_what_their_name_says_make_room_for_the_right_o
 
 async def test_two_builds_of_the_same_steps_at_once(host: StepHost, registry: Registry) -> None:
     base = await base_of(host, registry)
-    steps = (step("RUN", "cat /proc/sys/kernel/random/uuid > /made; sleep 1"),)
+    steps = (Run(command="cat /proc/sys/kernel/random/uuid > /made; sleep 1"),)
     one, other = await asyncio.gather(host.build(base, *steps), host.build(base, *steps))
     assert one.image_id == other.image_id
 

@@ -21,9 +21,9 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
 from activities.contract.errors import ReadyTimeoutError, StorageUnavailableError
+from activities.contract.image_steps import Run
 from activities.contract.inputs import BuildInput
 from activities.contract.names import delete_workflow_id
-from activities.contract.requests import BuildStep
 from activities.contract.search_attributes import SEARCH_ATTRIBUTES
 from tests.support.recording_host import Journal, RecordingHost, running_stack
 from tests.support.resetting import reset_before
@@ -90,7 +90,7 @@ async def retry(client: Client) -> Handle:
 
 
 async def steps(client: Client) -> Handle:
-    done = (BuildStep(kind="RUN", args=("make",)),)
+    done = (Run(command="make"),)
     async with one_host(client):
         return await _end(
             await start(client, BuildInput(config=config(steps=done), options=OPTIONS))

@@ -21,9 +21,10 @@ from activities.contract.errors import (
     error_type_of,
     failure_of,
 )
+from activities.contract.image_steps import Run, User
 from activities.contract.inputs import BuildInput
 from activities.contract.names import LOG_TOPIC, WORKFLOW_TASK_QUEUE, Step, build_workflow_id
-from activities.contract.requests import BuildOptions, BuildStep, TemplateConfig
+from activities.contract.requests import BuildOptions, TemplateConfig
 from activities.contract.results import BuildCheckpoints, PublishedTemplate
 from activities.contract.status import BuildResult, BuildState, LogEntry
 from tests.support.recording_host import (
@@ -363,7 +364,7 @@ def test_checkpoints_before_a_step_keep_what_earlier_steps_left() -> None:
     assert (back.rootfs, back.snapshot, back.host) == (done.rootfs, None, "h")
 
 
-STEPS = (BuildStep(kind="RUN", args=("make",)), BuildStep(kind="USER", args=("web",)))
+STEPS = (Run(command="make"), User(name="web"))
 
 
 async def test_steps_run_on_the_pulled_image(client: Client, host: RecordingHost) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
+from pydantic import TypeAdapter
 from temporalio.contrib.pydantic import pydantic_data_converter
 
+from activities.contract.image_steps import Arg, Copy, Env, ImageStep, Run, User, Workdir
 from activities.contract.inputs import (
     ArchiveLogInput,
     BuildImageInput,
@@ -21,7 +23,7 @@ from activities.contract.inputs import (
     VerifySnapshotInput,
 )
 from activities.contract.model import Model
-from activities.contract.requests import BuildStep, RegistryAuth, TemplateConfig
+from activities.contract.requests import RegistryAuth, TemplateConfig
 from activities.contract.results import Checkpoint
 from activities.contract.status import BuildResult, BuildStatus
 from activities.store.metadata import TemplateMetadata
@@ -77,9 +79,37 @@ def test_a_file_keeps_its_bytes(name: str, kind: type[Model]) -> None:
     assert model.model_dump_json(indent=2) == without_dead_fields(text_of(name))
 
 
-@pytest.mark.parametrize("line", lines_of("image_steps.jsonl"))
-def test_a_step_keeps_its_bytes(line: str) -> None:
-    assert BuildStep.model_validate_json(line).model_dump_json() == line
+STEPS: list[ImageStep] = [
+    Run(command="make  install"),
+    Run(command="make", user=""),
+    Run(command="make", user="web"),
+    Run(command="make", force=True),
+    Copy(source="src", destination="/app", files_sha256="5" * 64),
+    Copy(source="src", destination="/app", owner="web:web", files_sha256="5" * 64),
+    Copy(source="src", destination="/app", owner="", mode="", files_sha256="5" * 64),
+    Copy(
+        source="*.py",
+        destination="/app/",
+        owner="1000",
+        mode="0644",
+        files_sha256="5" * 64,
+        force=True,
+    ),
+    Env(variables=(("A", "it's é"),)),
+    Env(variables=(("A", "1"), ("B", "2"), ("A", "3"))),
+    Arg(variables=(("VERSION", "7"),)),
+    Workdir(path="/app"),
+    User(name="web", force=True),
+]
+
+
+@pytest.mark.parametrize(
+    ("line", "step"), list(zip(lines_of("image_steps.jsonl"), STEPS, strict=True))
+)
+def test_a_step_keeps_its_meaning_and_its_bytes(line: str, step: ImageStep) -> None:
+    assert TypeAdapter(ImageStep).validate_json(line) == step
+    assert step.model_dump_json() == line
+    assert TypeAdapter(ImageStep).dump_json(step).decode() == line
 
 
 @pytest.mark.parametrize("line", lines_of("registry_logins.jsonl"))

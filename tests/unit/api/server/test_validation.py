@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
+from activities.contract.image_steps import Copy, Env, Run, User, Workdir
 from activities.contract.requests import TemplateConfig
 from activities.process.sealing import Sealer
 from activities.process.settings import Settings
@@ -193,9 +194,13 @@ def test_steps_are_taken_as_e2b_sends_them() -> None:
         pb.TemplateStep(type="USER", args=["web"]),
     ]
     found = checked(template(steps=steps)).steps
-    assert [step.kind for step in found] == ["RUN", "COPY", "ENV", "WORKDIR", "USER"]
-    assert found[1].files_sha256 == "a" * 64
-    assert [step.force for step in found] == [False, False, True, False, False]
+    assert found == (
+        Run(command="make", user=""),
+        Copy(source="src", destination="/app", owner="", mode="", files_sha256="a" * 64),
+        Env(variables=(("A", "1"), ("B", "2")), force=True),
+        Workdir(path="/app"),
+        User(name="web"),
+    )
 
 
 @pytest.mark.parametrize(
