@@ -7,7 +7,8 @@ from typing import Literal
 from activities.contract.image_steps import ImageStep
 from activities.contract.model import Model
 from activities.contract.names import BuildId, TemplateId
-from activities.contract.requests import BuildOptions, RegistryAuth, TemplateConfig
+from activities.contract.registry_logins import RegistryLogin
+from activities.contract.requests import BuildOptions, TemplateConfig
 from activities.contract.results import (
     BuildCheckpoints,
     Checkpoint,
@@ -59,7 +60,7 @@ class PullImageInput(Model):
     scope: BuildScope
     image: str
     """As the user gave it, or `repository@digest` once the digest is known."""
-    auth: RegistryAuth | None = None
+    auth: RegistryLogin | None = None
     timeout_seconds: float
 
 
@@ -181,7 +182,7 @@ class DeleteTemplateInput(Model):
     """The host that had the build's checkpoints, if known."""
     own_image: str | None = None
     """The image to untag, only ever the service's own `<registry>/<template_id>:<build_id>`."""
-    registry_auth: RegistryAuth | None = None
+    registry_auth: RegistryLogin | None = None
     late_arrival_seconds: float = 120
     """How long after the delete a frozen host's upload could still arrive."""
 

@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from activities.contract.image_steps import ImageStep
 from activities.contract.model import Model
 from activities.contract.names import BuildId, PlainName, TemplateId
+from activities.contract.registry_logins import RegistryLogin
 
 # As a start command: what the image itself would run.
 IMAGE_COMMAND = "image"
 MAX_IMAGE_STEPS = 100
-
-
-class Sealed(Model):
-    """A secret, encrypted by the API and opened only by the activity that needs it.
-
-    `token` is base64(nonce ‖ AES-256-GCM ciphertext); the build id is its associated data.
-    """
-
-    key_id: str
-    token: str
-
-
-class RegistryAuth(Model):
-    """How to log in to the registry that holds the image.
-
-    `google_key` takes a service account's JSON as secret, `google_default` uses the host's
-    default credentials, `aws` takes the access key id as user name and asks ECR for a token.
-    """
-
-    kind: Literal["password", "google_key", "google_default", "aws"]
-    username: str = ""
-    secret: Sealed | None = None
-    region: str = ""
 
 
 class TemplateConfig(Model):
@@ -47,7 +23,7 @@ class TemplateConfig(Model):
     image_is_default: bool = False
     """True when the image is the service's own `<registry>/<template_id>:<build_id>`; only then
     may delete remove its tag."""
-    registry_auth: RegistryAuth | None = None
+    registry_auth: RegistryLogin | None = None
     memory_mb: int
     vcpu_count: int
     disk_size_mb: int

@@ -28,6 +28,7 @@ from activities.contract.image_reference import ImageReference, ImageReferenceEr
 from activities.contract.inputs import PullImageInput
 from activities.contract.interface import ImageActivities
 from activities.contract.names import Step
+from activities.contract.registry_logins import Sealed
 from activities.contract.results import ImageConfig, PulledImage
 from activities.image.docker_daemon import docker_errors
 from activities.image.pulled_images import PulledImages
@@ -36,7 +37,7 @@ from activities.image.registry import (
     RemoteImage,
     resolve,
 )
-from activities.image.registry_login import TOKEN_KINDS, credentials_of, from_docker_config
+from activities.image.registry_login import credentials_of, from_docker_config
 from activities.process.sealing import Sealer
 from activities.process.settings import Settings
 from activities.step.build_log import BuildLog
@@ -77,7 +78,7 @@ class DockerImageActivities(ImageActivities):
         try:
             return self._pull_once(step, pull)
         except RegistryAuthError as error:
-            if pull.auth is None or pull.auth.kind not in TOKEN_KINDS:
+            if pull.auth is None or not pull.auth.TOKEN_RUNS_OUT:
                 raise
             # Its token may have run out on the way.
             step.log.warn(f"{error.message}: logging in again")
@@ -118,14 +119,15 @@ class DockerImageActivities(ImageActivities):
     def _credentials(
         self, pull: PullImageInput, reference: ImageReference, log: BuildLog
     ) -> Credentials | None:
+        def open_secret(sealed: Sealed) -> str:
+            secret = self._sealer.open(sealed, pull.scope.build_id)
+            _redact(log, secret)
+            return secret
+
         if pull.auth is None:
             credentials = from_docker_config(reference)
         else:
-            secret = (
-                self._sealer.open(pull.auth.secret, pull.scope.build_id) if pull.auth.secret else ""
-            )
-            _redact(log, secret)
-            credentials = credentials_of(pull.auth, secret)
+            credentials = credentials_of(pull.auth, open_secret)
         if credentials:
             _redact(log, credentials.password)
         return credentials

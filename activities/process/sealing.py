@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import SecretStr
 
 from activities.contract.errors import SealedSecretError
-from activities.contract.requests import Sealed
+from activities.contract.registry_logins import Sealed
 
 NONCE_BYTES = 12
 KEY_BYTES = 32

@@ -56,12 +56,12 @@ class BucketDeletionActivities(DeletionActivities):
             reference = ImageReference.parse(delete.own_image)
         except ImageReferenceError:
             return ""  # no registry can have it
-        auth = delete.registry_auth
-        if auth is None:
+        if delete.registry_auth is None:
             credentials = from_docker_config(reference)
         else:
-            secret = self._sealer.open(auth.secret, delete.build_id) if auth.secret else ""
-            credentials = credentials_of(auth, secret)
+            credentials = credentials_of(
+                delete.registry_auth, lambda sealed: self._sealer.open(sealed, delete.build_id)
+            )
         return delete_tag(reference, credentials, self._insecure_registries)
 
     def _delete_objects(self, build_id: str) -> DeletedTemplate:

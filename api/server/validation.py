@@ -27,11 +27,17 @@ from activities.contract.image_steps import (
     image_step,
 )
 from activities.contract.names import canonical_build_id
+from activities.contract.registry_logins import (
+    AwsLogin,
+    GoogleDefaultLogin,
+    GoogleKeyLogin,
+    PasswordLogin,
+    RegistryLogin,
+    Sealed,
+)
 from activities.contract.requests import (
     MAX_IMAGE_STEPS,
     BuildOptions,
-    RegistryAuth,
-    Sealed,
     TemplateConfig,
 )
 from activities.process.sealing import Sealer
@@ -291,7 +297,7 @@ class _Validator:
             build_id=build_id,
             image=self._image(default_image),
             image_is_default=not self._image(""),
-            registry_auth=self._auth(build_id),
+            registry_auth=self._login(build_id),
             memory_mb=template.memory_mb,
             vcpu_count=template.vcpu_count,
             disk_size_mb=template.disk_size_mb,
@@ -325,23 +331,28 @@ class _Validator:
             or registry.gcp.service_account_json
         )
 
-    def _auth(self, build_id: str) -> RegistryAuth | None:
-        if not self._template.HasField("from_image_registry"):
-            return None
+    def _login(self, build_id: str) -> RegistryLogin | None:
         registry = self._template.from_image_registry
-        secret: Sealed | None = None
-        if self._secret():
-            secret = self._sealer.seal(self._secret(), build_id)
-        if registry.HasField("general"):
-            return RegistryAuth(kind="password", username=registry.general.username, secret=secret)
-        if registry.HasField("aws"):
-            return RegistryAuth(
-                kind="aws",
-                username=registry.aws.aws_access_key_id,
-                secret=secret,
-                region=registry.aws.aws_region,
-            )
-        return RegistryAuth(kind="google_key" if secret else "google_default", secret=secret)
+
+        def sealed(secret: str) -> Sealed:
+            return self._sealer.seal(secret, build_id)
+
+        match registry.WhichOneof("type"):
+            case "general":
+                password = sealed(registry.general.password)
+                return PasswordLogin(username=registry.general.username, secret=password)
+            case "aws":
+                return AwsLogin(
+                    access_key_id=registry.aws.aws_access_key_id,
+                    secret=sealed(registry.aws.aws_secret_access_key),
+                    region=registry.aws.aws_region,
+                )
+            case "gcp" if registry.gcp.service_account_json:
+                return GoogleKeyLogin(secret=sealed(registry.gcp.service_account_json))
+            case "gcp":
+                return GoogleDefaultLogin()
+            case _:
+                return None
 
 
 def _is_reference(image: str) -> bool:

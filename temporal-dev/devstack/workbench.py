@@ -23,7 +23,7 @@ import docker
 import requests
 
 from activities.contract.inputs import BuildRootfsInput, PullImageInput
-from activities.contract.requests import RegistryAuth
+from activities.contract.registry_logins import RegistryLogin
 from activities.contract.results import PulledImage
 from activities.contract.scope import BuildScope, HostLease
 from activities.image.docker_daemon import make_docker_client
@@ -264,7 +264,7 @@ class Workbench:
     async def pull(
         self,
         image: str,
-        auth: RegistryAuth | None = None,
+        auth: RegistryLogin | None = None,
         scope: BuildScope | None = None,
         timeout_seconds: float = 60,
     ) -> PulledImage:

@@ -21,7 +21,7 @@ from activities.contract.errors import RegistryAuthError, RegistryUnavailableErr
 from activities.contract.image_reference import ImageReference
 from activities.contract.inputs import DeleteTemplateInput
 from activities.contract.names import Step
-from activities.contract.requests import RegistryAuth
+from activities.contract.registry_logins import GoogleKeyLogin, PasswordLogin, RegistryLogin
 from activities.contract.results import BuildCheckpoints, DeletedTemplate
 from activities.contract.status import BuildState, BuildStatus, LogEntry, LogLevel
 from activities.image.registry import Credentials, delete_tag
@@ -197,7 +197,7 @@ def tags(registry: str, repository: str) -> list[str]:
 
 
 async def delete_image(
-    deletion: BucketDeletionActivities, image: str, auth: RegistryAuth | None = None
+    deletion: BucketDeletionActivities, image: str, auth: RegistryLogin | None = None
 ) -> DeletedTemplate:
     delete = DeleteTemplateInput(
         template_id="web", build_id=BUILD, own_image=image, registry_auth=auth
@@ -319,7 +319,7 @@ async def test_a_registry_that_wants_credentials_gets_the_sealed_ones(
 ) -> None:
     push(registry, "own", BUILD)
     secret = Sealer(SecretStr(KEY)).seal("secret", BUILD)
-    auth = RegistryAuth(kind="password", username="me", secret=secret)
+    auth = PasswordLogin(username="me", secret=secret)
     deleted = await delete_image(deletion, f"{gate.address}/own:{BUILD}", auth)
     assert deleted.removed_tag
     assert BUILD not in tags(registry, "own")
@@ -331,7 +331,7 @@ async def test_a_google_key_is_a_password_too(
     push(registry, "own", BUILD)
     key = '{"type": "service_account"}'
     gate.basic = basic("_json_key_base64", base64.b64encode(key.encode()).decode())
-    auth = RegistryAuth(kind="google_key", secret=Sealer(SecretStr(KEY)).seal(key, BUILD))
+    auth = GoogleKeyLogin(secret=Sealer(SecretStr(KEY)).seal(key, BUILD))
     assert (await delete_image(deletion, f"{gate.address}/own:{BUILD}", auth)).removed_tag
 
 

@@ -35,7 +35,7 @@ from activities.contract.errors import (
     WrongArchitectureError,
 )
 from activities.contract.inputs import PullImageInput
-from activities.contract.requests import RegistryAuth
+from activities.contract.registry_logins import AwsLogin, PasswordLogin
 from tests.support.fake_ecr import running_ecr
 from tests.support.local_http import QuietHandler, serving
 
@@ -162,7 +162,7 @@ async def test_a_password_opens_a_private_registry(
 ) -> None:
     scope = host.scope()
     sealed = host.secret_keys.seal(PASSWORD, scope.build_id)
-    auth = RegistryAuth(kind="password", username=USER, secret=sealed)
+    auth = PasswordLogin(username=USER, secret=sealed)
     pulled = await host.pull(f"{locked_registry.address}/private", auth, scope)
     assert pulled.layer_count == 1
     assert PASSWORD not in host.log_of(scope)
@@ -176,7 +176,7 @@ async def test_without_the_right_password_the_registry_refuses(
     auth = None
     if password:
         sealed = host.secret_keys.seal(password, scope.build_id)
-        auth = RegistryAuth(kind="password", username=USER, secret=sealed)
+        auth = PasswordLogin(username=USER, secret=sealed)
     with pytest.raises(RegistryAuthError) as error:
         await host.pull(f"{locked_registry.address}/private", auth, scope)
     assert "wrong-password" not in error.value.message
@@ -271,7 +271,7 @@ async def test_a_token_that_has_run_out_is_renewed_once(
 ) -> None:
     scope = host.scope()
     sealed = host.secret_keys.seal("aws-secret-key", scope.build_id)
-    auth = RegistryAuth(kind="aws", username=USER, secret=sealed, region="eu-central-1")
+    auth = AwsLogin(access_key_id=USER, secret=sealed, region="eu-central-1")
     with running_ecr("an-old-token-0000", PASSWORD, user=USER) as ecr:
         monkeypatch.setenv("AWS_ENDPOINT_URL_ECR", ecr.address)
         pulled = await host.pull(f"{locked_registry.address}/private", auth, scope)

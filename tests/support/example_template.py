@@ -6,7 +6,8 @@ from typing import Any
 
 from activities.contract.inputs import PublishTemplateInput
 from activities.contract.names import Step
-from activities.contract.requests import RegistryAuth, Sealed, TemplateConfig
+from activities.contract.registry_logins import PasswordLogin, Sealed
+from activities.contract.requests import TemplateConfig
 from activities.contract.results import (
     Checkpoint,
     ImageConfig,
@@ -56,9 +57,9 @@ def template_config(**changes: Any) -> TemplateConfig:
     return TemplateConfig(**(values | changes))
 
 
-def registry_login() -> RegistryAuth:
+def registry_login() -> PasswordLogin:
     secret = Sealed(key_id="k", token="sealed-token")
-    return RegistryAuth(kind="password", username="me", secret=secret)
+    return PasswordLogin(username="me", secret=secret)
 
 
 def pulled_image() -> PulledImage:

@@ -23,7 +23,15 @@ from activities.contract.inputs import (
     VerifySnapshotInput,
 )
 from activities.contract.model import Model
-from activities.contract.requests import RegistryAuth, TemplateConfig
+from activities.contract.registry_logins import (
+    AwsLogin,
+    GoogleDefaultLogin,
+    GoogleKeyLogin,
+    PasswordLogin,
+    RegistryLogin,
+    Sealed,
+)
+from activities.contract.requests import TemplateConfig
 from activities.contract.results import Checkpoint
 from activities.contract.status import BuildResult, BuildStatus
 from activities.store.metadata import TemplateMetadata
@@ -112,9 +120,22 @@ def test_a_step_keeps_its_meaning_and_its_bytes(line: str, step: ImageStep) -> N
     assert TypeAdapter(ImageStep).dump_json(step).decode() == line
 
 
-@pytest.mark.parametrize("line", lines_of("registry_logins.jsonl"))
-def test_a_login_keeps_its_bytes(line: str) -> None:
-    assert RegistryAuth.model_validate_json(line).model_dump_json() == line
+SEALED = Sealed(key_id="k1", token="c2VhbGVk")
+LOGINS: list[RegistryLogin] = [
+    PasswordLogin(username="me", secret=SEALED),
+    GoogleKeyLogin(secret=SEALED),
+    GoogleDefaultLogin(),
+    AwsLogin(access_key_id="AKIAEXAMPLE", secret=SEALED, region="eu-central-1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("line", "login"), list(zip(lines_of("registry_logins.jsonl"), LOGINS, strict=True))
+)
+def test_a_login_keeps_its_meaning_and_its_bytes(line: str, login: RegistryLogin) -> None:
+    assert TypeAdapter(RegistryLogin).validate_json(line) == login
+    assert login.model_dump_json() == line
+    assert TypeAdapter(RegistryLogin).dump_json(login).decode() == line
 
 
 @pytest.mark.parametrize("line", lines_of("template_configs.jsonl"))

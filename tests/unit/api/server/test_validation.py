@@ -9,6 +9,12 @@ import grpc
 import pytest
 
 from activities.contract.image_steps import Copy, Env, Run, User, Workdir
+from activities.contract.registry_logins import (
+    AwsLogin,
+    GoogleDefaultLogin,
+    GoogleKeyLogin,
+    PasswordLogin,
+)
 from activities.contract.requests import TemplateConfig
 from activities.process.sealing import Sealer
 from activities.process.settings import Settings
@@ -57,6 +63,7 @@ def aws(**fields: str) -> pb.FromImageRegistry:
     return pb.FromImageRegistry(aws=pb.AwsRegistry(**fields))
 
 
+GOOGLE_KEY = json.dumps({"private_key": "x"})
 GOOD = {
     "aws_access_key_id": "AKIA",
     "aws_secret_access_key": "secret",
@@ -264,11 +271,11 @@ def test_huge_pages_cannot_be_had_and_it_says_why() -> None:
 
 
 def test_a_secret_is_sealed_for_its_build() -> None:
-    auth = check(from_image_registry=general("me", "hunter2")).config.registry_auth
-    assert auth is not None and auth.secret is not None
-    assert auth.kind == "password"
-    assert "hunter2" not in auth.model_dump_json()
-    assert Sealer(SETTINGS.secret_keys).open(auth.secret, BUILD) == "hunter2"
+    login = check(from_image_registry=general("me", "hunter2")).config.registry_auth
+    assert isinstance(login, PasswordLogin)
+    assert login.username == "me"
+    assert "hunter2" not in login.model_dump_json()
+    assert Sealer(SETTINGS.secret_keys).open(login.secret, BUILD) == "hunter2"
 
 
 def test_without_a_key_a_secret_is_refused_with_the_fix() -> None:
@@ -279,18 +286,25 @@ def test_without_a_key_a_secret_is_refused_with_the_fix() -> None:
 
 
 @pytest.mark.parametrize(
-    ("registry", "kind"),
+    ("registry", "secret"),
     [
-        (google(json.dumps({"private_key": "x"})), "google_key"),
-        (google(""), "google_default"),
-        (aws(**GOOD), "aws"),
+        (google(GOOGLE_KEY), GOOGLE_KEY),
+        (google(""), None),
+        (aws(**GOOD), "secret"),
     ],
 )
-def test_each_kind_of_credentials_is_known(registry: pb.FromImageRegistry, kind: str) -> None:
-    auth = check(from_image_registry=registry).config.registry_auth
-    assert auth is not None
-    assert auth.kind == kind
-    assert (auth.secret is None) == (kind == "google_default")
+def test_each_kind_of_credentials_is_known(
+    registry: pb.FromImageRegistry, secret: str | None
+) -> None:
+    match check(from_image_registry=registry).config.registry_auth:
+        case GoogleKeyLogin(secret=sealed):
+            assert Sealer(SETTINGS.secret_keys).open(sealed, BUILD) == secret == GOOGLE_KEY
+        case GoogleDefaultLogin():
+            assert secret is None
+        case AwsLogin(access_key_id="AKIA", secret=sealed, region="eu-central-1"):
+            assert Sealer(SETTINGS.secret_keys).open(sealed, BUILD) == secret == "secret"
+        case other:
+            raise AssertionError(other)
 
 
 def test_a_build_id_is_made_canonical_or_refused() -> None:
