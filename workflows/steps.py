@@ -32,6 +32,7 @@ from activities.contract.interface import (
 from activities.contract.names import WORKFLOW_TASK_QUEUE, VmPurpose
 from activities.contract.results import Checkpoint, PublishedTemplate, PulledImage, Verification
 from activities.contract.scope import BuildScope, VmShape
+from activities.contract.sources import FromTemplate
 from activities.contract.status import BuildState
 from workflows.calling import call
 from workflows.compensations import Compensations, Undo
@@ -66,23 +67,23 @@ class BuildSteps:
         return image
 
     async def _base_image(self, host: LeasedHost) -> PulledImage:
-        template = self._config.from_template
-        if template is not None:
+        source = self._config.source
+        if isinstance(source, FromTemplate):
             return await host.run(
                 ImageStepActivities.import_template,
-                ImportTemplateInput(scope=host.scope, build_id=template),
-                f"take template {template}",
+                ImportTemplateInput(scope=host.scope, build_id=source.build_id),
+                f"take {source.described}",
             )
         known = self._kept.done.image
         return await host.run(
             ImageActivities.pull_image,
             PullImageInput(
                 scope=host.scope,
-                image=known.reference_to_pull if known else self._config.image,
-                auth=self._config.registry_auth,
+                image=known.reference_to_pull if known else source.reference,
+                auth=source.login,
                 timeout_seconds=self._options.pull_timeout_seconds,
             ),
-            f"pull {self._config.image}",
+            f"pull {source.described}",
         )
 
     async def _build_image(self, host: LeasedHost, base: PulledImage) -> PulledImage:

@@ -109,7 +109,7 @@ def details_markdown(
 ) -> str:
     """Return what the Temporal Web UI shows as the workflow's current details."""
     lines = [
-        f"**{config.template_id}** · `{config.image}` · {state}",
+        f"**{config.template_id}** · `{config.source.described}` · {state}",
         "",
         f"Build `{config.build_id}` · {config.vcpu_count} vCPU · {config.memory_mb} MiB memory · "
         f"{config.disk_size_mb} MiB free disk · host {host or '(waiting)'}",

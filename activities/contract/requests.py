@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from activities.contract.image_steps import ImageStep
 from activities.contract.model import Model
 from activities.contract.names import BuildId, PlainName, TemplateId
-from activities.contract.registry_logins import RegistryLogin
+from activities.contract.sources import FromImage, PersistedSource, Source
 
 # As a start command: what the image itself would run.
 IMAGE_COMMAND = "image"
@@ -15,15 +15,14 @@ MAX_IMAGE_STEPS = 100
 
 
 class TemplateConfig(Model):
-    """A validated request for one template. Its limits are enforced by `api.server.validation`."""
+    """A validated request for one template. Its limits are enforced by `api.server.validation`.
+
+    In its persisted form the fields of `PersistedSource` stand in the place of `source`.
+    """
 
     template_id: TemplateId
     build_id: BuildId
-    image: str
-    image_is_default: bool = False
-    """True when the image is the service's own `<registry>/<template_id>:<build_id>`; only then
-    may delete remove its tag."""
-    registry_auth: RegistryLogin | None = None
+    source: Source
     memory_mb: int
     vcpu_count: int
     disk_size_mb: int
@@ -37,10 +36,32 @@ class TemplateConfig(Model):
     team_id: str = ""
     steps: tuple[ImageStep, ...] = ()
     """What is done to the image before it becomes a template."""
-    from_template: BuildId | None = None
-    """The template whose root file system is the base, instead of `image`."""
     ready_timeout_seconds: float | None = None
     """For this template, instead of the one in the options."""
+
+    def without_login(self) -> TemplateConfig:
+        """Return it as it may be kept for long: without the login for its registry."""
+        if not isinstance(self.source, FromImage):
+            return self
+        source = self.source.model_copy(update={"login": None})
+        return self.model_copy(update={"source": source})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_persisted(cls, data: object) -> object:
+        if not isinstance(data, dict) or "image" not in data:
+            return data
+        return {**data, "source": PersistedSource.model_validate(data).source()}
+
+    @model_serializer(mode="wrap")
+    def _to_persisted(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
+        fields = dump(self)
+        ids = {name: fields.pop(name) for name in ("template_id", "build_id")}
+        persisted = {**ids, **fields.pop("source"), **fields}
+        for name in ("from_template", "ready_timeout_seconds"):  # where they have always stood
+            if name in persisted:
+                persisted[name] = persisted.pop(name)
+        return persisted
 
 
 class BuildOptions(Model):

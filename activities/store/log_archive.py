@@ -19,6 +19,7 @@ from activities.contract.inputs import ArchiveLogInput
 from activities.contract.interface import LogActivities
 from activities.contract.names import LOG_TOPIC
 from activities.contract.results import StoredObject
+from activities.contract.sources import FromImage
 from activities.contract.status import BuildStatus, LogEntry, LogLevel
 from activities.process.clock import utc_now
 from activities.process.metrics import count_build
@@ -82,11 +83,11 @@ def read_archived_log(bucket: Bucket, build_id: str) -> tuple[BuildStatus, list[
 
 def _without_login(status: BuildStatus) -> BuildStatus:
     """Keep of a registry's login only that there was one: a retry must know what it lacks."""
-    config = status.config
+    source = status.config.source
     return status.model_copy(
         update={
-            "config": config.model_copy(update={"registry_auth": None}),
-            "is_login_left_out": config.registry_auth is not None,
+            "config": status.config.without_login(),
+            "is_login_left_out": isinstance(source, FromImage) and source.login is not None,
         }
     )
 

@@ -99,9 +99,9 @@ def metadata_of(publish: PublishTemplateInput, build_log: StoredObject) -> Templ
         template_id=config.template_id,
         build_id=config.build_id,
         created=utc_now(),
-        config=config.model_copy(update={"registry_auth": None}),
+        config=config.without_login(),
         image=ImageMetadata(
-            name=config.image,
+            name=config.source.described,
             digest=publish.image.digest,
             architecture=publish.image.architecture,
             size_bytes=publish.image.size_bytes,

@@ -24,6 +24,7 @@ from activities.contract.errors import TemplateAlreadyPublishedError, failure_of
 from activities.contract.inputs import DeleteTemplateInput
 from activities.contract.names import WORKFLOW_TASK_QUEUE, build_workflow_id, delete_workflow_id
 from activities.contract.search_attributes import TEMPLATE_ID
+from activities.contract.sources import FromImage
 from activities.process.settings import Settings
 from api.errors import RETRY_SECONDS, ApiError, failed_precondition, temporal_unavailable
 from api.server.error_translation import build_not_found
@@ -113,13 +114,14 @@ class BuildEnder:
             raise build_not_found(build_id, template_id)
         if view is not None and view.config is None:
             raise temporal_unavailable("no worker answers for this build")
-        config = view.config if view else None
+        source = view.config.source if view and view.config else None
+        own = source if isinstance(source, FromImage) and source.is_own else None
         return DeleteTemplateInput(
             template_id=view.template_id if view else template_id or "unknown",
             build_id=build_id,
             host=view.host or None if view else None,
-            own_image=config.image if config and config.image_is_default else None,
-            registry_auth=config.registry_auth if config else None,
+            own_image=own.reference if own else None,
+            registry_auth=own.login if own else None,
             late_arrival_seconds=self._settings.late_arrival_seconds,
         )
 

@@ -32,6 +32,7 @@ from activities.contract.search_attributes import (
     IMAGE_MEMO,
     TEMPLATE_ID,
 )
+from activities.contract.sources import FromImage, FromTemplate
 from activities.contract.status import BuildState
 from activities.process.settings import Settings
 from api.errors import (
@@ -94,14 +95,15 @@ class BuildStarter:
         there is no such base or files of a COPY, PERMISSION_DENIED when the caller may not use the
         image.
         """
-        if valid.config.from_template is None:
-            require_image(valid.config.image)
+        source = valid.config.source
+        if isinstance(source, FromImage):
+            require_image(source.reference)
         for _ in range(CREATE_ATTEMPTS):
             existing = await self._existing(valid)
             if existing is not None:
                 return existing
-            if valid.config.from_template is not None:
-                await self._require_base(valid.config.from_template)
+            if isinstance(source, FromTemplate):
+                await self._require_base(source.build_id)
             await self._require_files(valid.config.steps)
             with contextlib.suppress(WorkflowAlreadyStartedError):  # another call was quicker
                 return await self._start(BuildInput(config=valid.config, options=valid.options))
@@ -182,10 +184,10 @@ class BuildStarter:
     async def _image_below(self, template: TemplateMetadata) -> str | None:
         """Return the image under templates that stand on templates; None when one has gone."""
         for _ in range(MAX_BASES):
-            base_id = template.config.from_template
-            if base_id is None:
-                return template.config.image
-            base = await self._bucket.metadata(base_id)
+            source = template.config.source
+            if isinstance(source, FromImage):
+                return source.reference
+            base = await self._bucket.metadata(source.build_id)
             if base is None:
                 return None
             template = base
@@ -208,7 +210,7 @@ class BuildStarter:
             )
 
     async def _start(self, build: BuildInput) -> StartedBuild:
-        config = build.config
+        config, image = build.config, build.config.source.described
         handle = await self._client.start_workflow(
             BuildTemplate.run,
             build,
@@ -217,16 +219,16 @@ class BuildStarter:
             # Not USE_EXISTING: that would take a build of another config for the same.
             id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-            memo={CONFIG_SHA256_MEMO: config_sha256(config), IMAGE_MEMO: config.image},
+            memo={CONFIG_SHA256_MEMO: config_sha256(config), IMAGE_MEMO: image},
             search_attributes=TypedSearchAttributes(
                 [
                     SearchAttributePair(TEMPLATE_ID, config.template_id),
                     SearchAttributePair(BUILD_ID, config.build_id),
-                    SearchAttributePair(IMAGE, config.image),
+                    SearchAttributePair(IMAGE, image),
                     SearchAttributePair(BUILD_STATE, BuildState.BUILDING),
                 ]
             ),
-            static_summary=f"{config.template_id} · {config.image}",
+            static_summary=f"{config.template_id} · {image}",
             rpc_timeout=RPC_LIMIT,
         )
         _log.info(

@@ -40,6 +40,7 @@ from activities.contract.requests import (
     BuildOptions,
     TemplateConfig,
 )
+from activities.contract.sources import FromImage, FromTemplate, Source
 from activities.process.sealing import Sealer
 from activities.process.settings import Settings
 from api.errors import ApiError, Violation, failed_precondition, invalid_argument
@@ -126,7 +127,7 @@ def config_sha256(config: TemplateConfig) -> str:
     rotated, and say nothing about the template.
     """
     # Without defaults, so that a field that is added later changes no identity.
-    plain = config.model_dump(mode="json", exclude={"registry_auth"}, exclude_defaults=True)
+    plain = config.without_login().model_dump(mode="json", exclude_defaults=True)
     canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -139,6 +140,8 @@ class _Validator:
         self._settings = settings
         self._sealer = sealer
         self._violations: list[Violation] = []
+        self._build_id = ""
+        self._base_id: str | None = None
         self._steps: list[ImageStep] = []
 
     def validate(self) -> ValidRequest:
@@ -161,12 +164,14 @@ class _Validator:
         self._violations.append(Violation(f"template.{field}", description))
 
     def _check_ids(self) -> None:
-        if not TEMPLATE_ID.fullmatch(self._template.template_id):
-            self._bad("template_id", WRONG_TEMPLATE_ID)
         try:
-            canonical_build_id(self._template.build_id)
+            self._build_id = canonical_build_id(self._template.build_id)
         except ValueError as error:
             self._bad("build_id", str(error))
+        if not TEMPLATE_ID.fullmatch(self._template.template_id):
+            self._bad("template_id", WRONG_TEMPLATE_ID)
+        elif self._is_own() and self._build_id and not _is_reference(self._own_image()):
+            self._bad("template_id", f"does not give the name of an image: {self._own_image()}")
         if len(self._template.team_id) > MAX_TEAM_CHARS:
             self._bad("team_id", f"must have at most {MAX_TEAM_CHARS} characters")
 
@@ -193,9 +198,8 @@ class _Validator:
                 self._bad(field, "must be a plain name of a-z, 0-9, ., _, + and -, or be empty")
 
     def _check_image(self) -> None:
-        if not self._template.from_image:
-            return
-        if not _is_reference(self._template.from_image):
+        given = self._template.from_image
+        if given and not _is_reference(given):
             self._bad(
                 "from_image",
                 "is not an image reference; write registry/repository:tag in lower case, such as "
@@ -256,10 +260,10 @@ class _Validator:
             )
 
     def _check_base(self) -> None:
-        if self._template.WhichOneof("source") != "from_template":
+        if not self._template.HasField("from_template"):
             return
         try:
-            canonical_build_id(self._template.from_template.build_id)
+            self._base_id = canonical_build_id(self._template.from_template.build_id)
         except ValueError as error:
             self._bad("from_template.build_id", str(error))
 
@@ -290,14 +294,10 @@ class _Validator:
 
     def _config(self) -> TemplateConfig:
         template, settings = self._template, self._settings
-        build_id = canonical_build_id(template.build_id)
-        default_image = f"{settings.registry}/{template.template_id}:{build_id}"
         return TemplateConfig(
             template_id=template.template_id,
-            build_id=build_id,
-            image=self._image(default_image),
-            image_is_default=not self._image(""),
-            registry_auth=self._login(build_id),
+            build_id=self._build_id,
+            source=self._source(),
             memory_mb=template.memory_mb,
             vcpu_count=template.vcpu_count,
             disk_size_mb=template.disk_size_mb,
@@ -310,18 +310,21 @@ class _Validator:
             force=template.force,
             team_id=template.team_id,
             steps=tuple(self._steps),
-            from_template=self._base_template(),
             ready_timeout_seconds=template.ready_timeout_seconds or None,
         )
 
-    def _image(self, default: str) -> str:
-        base = self._base_template()
-        return f"template {base}" if base else self._template.from_image or default
+    def _source(self) -> Source:
+        if self._base_id is not None:
+            return FromTemplate(build_id=self._base_id)
+        own = self._is_own()
+        reference = self._own_image() if own else self._template.from_image
+        return FromImage(reference=reference, is_own=own, login=self._login())
 
-    def _base_template(self) -> str | None:
-        if self._template.WhichOneof("source") != "from_template":
-            return None
-        return canonical_build_id(self._template.from_template.build_id)
+    def _is_own(self) -> bool:
+        return not self._template.from_image and not self._template.HasField("from_template")
+
+    def _own_image(self) -> str:
+        return f"{self._settings.registry}/{self._template.template_id}:{self._build_id}"
 
     def _secret(self) -> str:
         registry = self._template.from_image_registry
@@ -331,11 +334,11 @@ class _Validator:
             or registry.gcp.service_account_json
         )
 
-    def _login(self, build_id: str) -> RegistryLogin | None:
+    def _login(self) -> RegistryLogin | None:
         registry = self._template.from_image_registry
 
         def sealed(secret: str) -> Sealed:
-            return self._sealer.seal(secret, build_id)
+            return self._sealer.seal(secret, self._build_id)
 
         match registry.WhichOneof("type"):
             case "general":

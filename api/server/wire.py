@@ -44,7 +44,7 @@ def status_message(view: BuildView) -> pb.TemplateBuildStatusResponse:
         run_id=view.run_id,
         bucket=view.bucket,
         template_id=view.template_id,
-        image=view.config.image if view.config else "",
+        image=view.config.source.described if view.config else "",
     )
     if view.activity is not None:
         message.progress.CopyFrom(_progress(view.activity))

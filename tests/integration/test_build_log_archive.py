@@ -16,6 +16,7 @@ from activities.contract.inputs import ArchiveLogInput
 from activities.contract.interface import LogActivities
 from activities.contract.names import LOG_TOPIC, Step
 from activities.contract.results import BuildCheckpoints, StoredObject
+from activities.contract.sources import FromImage
 from activities.contract.status import BuildState, BuildStatus, LogEntry, LogLevel
 from activities.store.bucket import Bucket
 from activities.store.log_archive import BucketLogActivities, archived_log_name, read_archived_log
@@ -47,7 +48,9 @@ class TalkingWorkflow:
 
 def final_status() -> BuildStatus:
     return BuildStatus(
-        config=template_config(registry_auth=registry_login()),
+        config=template_config(
+            source=FromImage(reference="registry/web:1", login=registry_login())
+        ),
         state=BuildState.COMPLETED,
         step=Step.RELEASE,
         host=None,
@@ -83,7 +86,7 @@ async def test_every_line_of_a_long_log_is_archived_without_growing_the_history(
     found = read_archived_log(empty_bucket, BUILD)
     assert found is not None
     status, lines = found
-    assert status.config.registry_auth is None
+    assert status.config.source == FromImage(reference="registry/web:1")
     assert status.is_login_left_out
     assert status.state is BuildState.COMPLETED
     assert [int(line.message.split()[0]) for line in lines] == list(range(LINES))

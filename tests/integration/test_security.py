@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from activities.contract.errors import TemporalUnavailableError
+from activities.contract.sources import FromImage, FromTemplate, Source
 from activities.process.settings import Settings
 from activities.process.temporal import connect
 from activities.store.bucket import Bucket
@@ -198,9 +199,9 @@ def tokens(tmp_path: Path) -> Path:
 
 
 async def _bases_count_as_their_image(api: Api, ci: TemplateClient, bucket: Bucket) -> None:
-    def put(**changes: Any) -> str:
+    def put(source: Source) -> str:
         build_id = str(uuid.uuid4())
-        content = metadata(build_id, **changes).model_dump_json().encode()
+        content = metadata(build_id, source).model_dump_json().encode()
         bucket.write_object(metadata_name(build_id), content)
         return build_id
 
@@ -208,10 +209,10 @@ async def _bases_count_as_their_image(api: Api, ci: TemplateClient, bucket: Buck
         base = pb.FromTemplateConfig(build_id=base_id)
         return api.template(from_image=None, from_template=base)
 
-    allowed = put(image="template", from_template=put(image="127.0.0.1:5000/web:1"))
+    allowed = put(FromTemplate(build_id=put(FromImage(reference="127.0.0.1:5000/web:1"))))
     await ci.create(on(allowed))
-    other = put(image="template", from_template=put(image="evil.example/x:1"))
-    gone = put(image="template", from_template=str(uuid.uuid4()))
+    other = put(FromTemplate(build_id=put(FromImage(reference="evil.example/x:1"))))
+    gone = put(FromTemplate(build_id=str(uuid.uuid4())))
     for base_id in (other, gone):
         with pytest.raises(CallError, match="ci may not build from") as error:
             await ci.create(on(base_id))

@@ -17,6 +17,7 @@ from activities.contract.results import (
     Verification,
 )
 from activities.contract.scope import BuildScope, HostLease
+from activities.contract.sources import FromImage, Source
 from activities.contract.status import StepRecord
 from activities.process.clock import utc_now
 from activities.store.metadata import TemplateMetadata, metadata_of
@@ -47,7 +48,7 @@ def template_config(**changes: Any) -> TemplateConfig:
     values: dict[str, Any] = {
         "template_id": "web",
         "build_id": BUILD,
-        "image": "registry/web:1",
+        "source": FromImage(reference="registry/web:1"),
         "memory_mb": 512,
         "vcpu_count": 2,
         "disk_size_mb": 0,
@@ -74,11 +75,12 @@ def pulled_image() -> PulledImage:
     )
 
 
-def metadata(build_id: str = BUILD, **changes: Any) -> TemplateMetadata:
-    """Return it; `changes` are to its config."""
+def metadata(build_id: str = BUILD, source: Source | None = None) -> TemplateMetadata:
+    """Return it; it is of an image with a login unless `source` says something else."""
+    source = source or FromImage(reference="registry/web:1", login=registry_login())
     publish = PublishTemplateInput(
         scope=BuildScope(build_id=BUILD, template_id="web", lease=HostLease(host="h1", number=1)),
-        config=template_config(build_id=build_id, registry_auth=registry_login(), **changes),
+        config=template_config(build_id=build_id, source=source),
         image=pulled_image(),
         rootfs=checkpoint(Step.ROOTFS, added="/.template", agent_version="0.2"),
         snapshot=checkpoint(

@@ -26,6 +26,7 @@ from activities.contract.inputs import BuildInput
 from activities.contract.names import LOG_TOPIC, WORKFLOW_TASK_QUEUE, Step, build_workflow_id
 from activities.contract.requests import BuildOptions, TemplateConfig
 from activities.contract.results import BuildCheckpoints, PublishedTemplate
+from activities.contract.sources import FromImage, FromTemplate
 from activities.contract.status import BuildResult, BuildState, LogEntry
 from tests.support.recording_host import (
     Journal,
@@ -81,7 +82,7 @@ def config(**changes: Any) -> TemplateConfig:
     values: dict[str, Any] = {
         "template_id": "web",
         "build_id": str(uuid.uuid4()),
-        "image": "127.0.0.1:5000/web:1",
+        "source": FromImage(reference="127.0.0.1:5000/web:1"),
         "memory_mb": 512,
         "vcpu_count": 1,
         "disk_size_mb": 512,
@@ -90,7 +91,7 @@ def config(**changes: Any) -> TemplateConfig:
         "start_command": "serve",
         "ready_command": "check",
     }
-    return TemplateConfig.model_validate(values | changes)
+    return TemplateConfig(**(values | changes))
 
 
 async def start(client: Client, build: BuildInput | None = None) -> Handle:
@@ -384,7 +385,9 @@ async def test_steps_run_on_the_pulled_image(client: Client, host: RecordingHost
 
 async def test_a_template_is_the_base(client: Client, host: RecordingHost) -> None:
     base = str(uuid.uuid4())
-    build = BuildInput(config=config(from_template=base, steps=STEPS), options=OPTIONS)
+    build = BuildInput(
+        config=config(source=FromTemplate(build_id=base), steps=STEPS), options=OPTIONS
+    )
     await result_of(await start(client, build))
     assert host.journal.of("pull_image", "import_template", "build_image") == [
         "import_template",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
@@ -33,6 +34,7 @@ from activities.contract.registry_logins import (
 )
 from activities.contract.requests import TemplateConfig
 from activities.contract.results import Checkpoint
+from activities.contract.sources import FromImage, FromTemplate, Source
 from activities.contract.status import BuildResult, BuildStatus
 from activities.store.metadata import TemplateMetadata
 from api.server.validation import config_sha256
@@ -138,13 +140,49 @@ def test_a_login_keeps_its_meaning_and_its_bytes(line: str, login: RegistryLogin
     assert TypeAdapter(RegistryLogin).dump_json(login).decode() == line
 
 
-@pytest.mark.parametrize("line", lines_of("template_configs.jsonl"))
-def test_a_config_keeps_its_bytes(line: str) -> None:
-    assert TemplateConfig.model_validate_json(line).model_dump_json() == line
+BUILD = "11111111-1111-4111-8111-111111111111"
+
+
+def config(source: Source, **more: Any) -> TemplateConfig:
+    return TemplateConfig(
+        template_id="web",
+        build_id=BUILD,
+        source=source,
+        memory_mb=512,
+        vcpu_count=2,
+        disk_size_mb=1024,
+        kernel_version="vmlinux-6.1",
+        firecracker_version="v1.13.1",
+        **more,
+    )
+
+
+CONFIGS = [
+    config(FromImage(reference="docker.io/library/debian:12")),
+    config(FromImage(reference=f"127.0.0.1:5000/web:{BUILD}", is_own=True)),
+    config(
+        FromTemplate(build_id="22222222-2222-4222-8222-222222222222"), steps=(STEPS[2], STEPS[8])
+    ),
+    config(
+        FromImage(reference="debian", login=LOGINS[3]),
+        start_command="serve",
+        ready_command="check",
+        env={"B": "2", "A": "1"},
+        force=True,
+        team_id="t",
+        steps=tuple(STEPS),
+        ready_timeout_seconds=7,
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("line", "config"), list(zip(lines_of("template_configs.jsonl"), CONFIGS, strict=True))
+)
+def test_a_config_keeps_its_meaning_and_its_bytes(line: str, config: TemplateConfig) -> None:
+    assert TemplateConfig.model_validate_json(line) == config
+    assert config.model_dump_json() == line
 
 
 def test_a_config_keeps_its_identity() -> None:
-    configs = [
-        TemplateConfig.model_validate_json(line) for line in lines_of("template_configs.jsonl")
-    ]
-    assert [config_sha256(config) for config in configs] == lines_of("template_config_hashes.txt")
+    assert [config_sha256(config) for config in CONFIGS] == lines_of("template_config_hashes.txt")

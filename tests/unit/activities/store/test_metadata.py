@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+from activities.contract.sources import FromImage
 from activities.store.metadata import FORMAT_VERSION, TemplateMetadata
 from tests.support.example_template import BUILD, metadata
 
@@ -33,7 +34,8 @@ def test_metadata_says_everything_that_a_consumer_needs() -> None:
 def test_metadata_has_no_secret_not_even_sealed() -> None:
     text = metadata().model_dump_json()
     assert "sealed-token" not in text
-    assert metadata().config.registry_auth is None
+    source = metadata().config.source
+    assert isinstance(source, FromImage) and source.login is None
 
 
 def test_metadata_names_every_object_of_the_template() -> None:

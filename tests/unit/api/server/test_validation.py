@@ -14,8 +14,10 @@ from activities.contract.registry_logins import (
     GoogleDefaultLogin,
     GoogleKeyLogin,
     PasswordLogin,
+    RegistryLogin,
 )
 from activities.contract.requests import TemplateConfig
+from activities.contract.sources import FromImage, FromTemplate
 from activities.process.sealing import Sealer
 from activities.process.settings import Settings
 from api.errors import DETAILS_TRAILER, ApiError
@@ -63,6 +65,12 @@ def aws(**fields: str) -> pb.FromImageRegistry:
     return pb.FromImageRegistry(aws=pb.AwsRegistry(**fields))
 
 
+def login_of(registry: pb.FromImageRegistry) -> RegistryLogin | None:
+    source = check(from_image_registry=registry).config.source
+    assert isinstance(source, FromImage)
+    return source.login
+
+
 GOOGLE_KEY = json.dumps({"private_key": "x"})
 GOOD = {
     "aws_access_key_id": "AKIA",
@@ -79,6 +87,7 @@ GOOD = {
         ("template_id", {"template_id": "web_1"}),
         ("template_id", {"template_id": "web\n"}),
         ("template_id", {"template_id": "w" * 64}),
+        ("template_id", {"template_id": "-web", "from_image": ""}),
         ("build_id", {"build_id": ""}),
         ("build_id", {"build_id": "not-a-uuid"}),
         ("build_id", {"build_id": BUILD.replace("-", "")}),
@@ -177,10 +186,15 @@ def checked(request: pb.TemplateConfig) -> TemplateConfig:
 def test_a_template_can_be_the_base() -> None:
     request = template()
     request.from_template.CopyFrom(pb.FromTemplateConfig(alias="base", build_id=OTHER_BUILD))
-    config = checked(request)
-    assert config.from_template == OTHER_BUILD
-    assert config.image == f"template {OTHER_BUILD}"
-    assert not config.image_is_default
+    source = checked(request).source
+    assert source == FromTemplate(build_id=OTHER_BUILD)
+    assert source.described == f"template {OTHER_BUILD}"
+
+
+def test_a_base_template_needs_no_login() -> None:
+    request = template(from_image_registry=general("me", "hunter2"))
+    request.from_template.CopyFrom(pb.FromTemplateConfig(build_id=OTHER_BUILD))
+    assert checked(request).source == FromTemplate(build_id=OTHER_BUILD)
 
 
 def test_the_base_template_must_be_named_by_its_build() -> None:
@@ -255,8 +269,7 @@ def test_limits_themselves_are_allowed(changes: dict[str, Any]) -> None:
 
 def test_what_is_left_out_comes_from_the_settings() -> None:
     valid = check(from_image="")
-    assert valid.config.image == f"registry.test/web:{BUILD}"
-    assert valid.config.image_is_default
+    assert valid.config.source == FromImage(reference=f"registry.test/web:{BUILD}", is_own=True)
     assert valid.config.kernel_version == SETTINGS.default_kernel_version
     assert valid.config.firecracker_version == SETTINGS.default_firecracker_version
     assert valid.options == SETTINGS.build
@@ -271,7 +284,7 @@ def test_huge_pages_cannot_be_had_and_it_says_why() -> None:
 
 
 def test_a_secret_is_sealed_for_its_build() -> None:
-    login = check(from_image_registry=general("me", "hunter2")).config.registry_auth
+    login = login_of(general("me", "hunter2"))
     assert isinstance(login, PasswordLogin)
     assert login.username == "me"
     assert "hunter2" not in login.model_dump_json()
@@ -296,7 +309,7 @@ def test_without_a_key_a_secret_is_refused_with_the_fix() -> None:
 def test_each_kind_of_credentials_is_known(
     registry: pb.FromImageRegistry, secret: str | None
 ) -> None:
-    match check(from_image_registry=registry).config.registry_auth:
+    match login_of(registry):
         case GoogleKeyLogin(secret=sealed):
             assert Sealer(SETTINGS.secret_keys).open(sealed, BUILD) == secret == GOOGLE_KEY
         case GoogleDefaultLogin():
@@ -348,7 +361,5 @@ def test_the_order_of_the_environment_does_not_matter() -> None:
 def test_the_hash_survives_the_metadata() -> None:
     """A template's metadata keeps the config without credentials, and must still be comparable."""
     config = check(from_image_registry=general("me", "x")).config
-    kept = type(config).model_validate_json(
-        config.model_copy(update={"registry_auth": None}).model_dump_json()
-    )
+    kept = TemplateConfig.model_validate_json(config.without_login().model_dump_json())
     assert config_sha256(kept) == config_sha256(config)

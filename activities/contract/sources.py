@@ -1,0 +1,71 @@
+"""What a template is made of: `FromImage`, a container image, or `FromTemplate`, another template.
+
+The persisted form is `PersistedSource`, whose fields stand among those of the `TemplateConfig`.
+"""
+
+from __future__ import annotations
+
+from pydantic import model_serializer
+
+from activities.contract.model import Model
+from activities.contract.names import BuildId
+from activities.contract.registry_logins import RegistryLogin
+
+
+class PersistedSource(Model):
+    """A source as it stands in histories and in the bucket."""
+
+    image: str
+    """For a template as base: `template <build id>`."""
+    image_is_default: bool = False
+    registry_auth: RegistryLogin | None = None
+    from_template: BuildId | None = None
+
+    def source(self) -> Source:
+        """Return what it stands for."""
+        if self.from_template is not None:
+            return FromTemplate(build_id=self.from_template)
+        return FromImage(
+            reference=self.image, is_own=self.image_is_default, login=self.registry_auth
+        )
+
+
+class FromImage(Model):
+    """A container image of a registry."""
+
+    reference: str
+    """As the user wrote it; `ImageReference.parse` takes it apart."""
+    is_own: bool = False
+    """Whether it is the service's own `<registry>/<template_id>:<build_id>`; only then may delete
+    remove its tag."""
+    login: RegistryLogin | None = None
+
+    @property
+    def described(self) -> str:
+        """What people see."""
+        return self.reference
+
+    @model_serializer
+    def _to_persisted(self) -> PersistedSource:
+        return PersistedSource(
+            image=self.described, image_is_default=self.is_own, registry_auth=self.login
+        )
+
+
+class FromTemplate(Model):
+    """The root file system of a published template."""
+
+    build_id: BuildId
+    """The template's."""
+
+    @property
+    def described(self) -> str:
+        """What people see."""
+        return f"template {self.build_id}"
+
+    @model_serializer
+    def _to_persisted(self) -> PersistedSource:
+        return PersistedSource(image=self.described, from_template=self.build_id)
+
+
+Source = FromImage | FromTemplate
