@@ -50,8 +50,9 @@ from devstack.workbench import Layer, Registry, Workbench, running_registry, wor
 from google.cloud import storage
 from temporalio.testing import ActivityEnvironment
 
+from activities.contract.checkpoints import SnapshotCheckpoint
 from activities.contract.inputs import UploadArtifactInput
-from activities.contract.names import Step
+from activities.contract.names import ArtifactName, Step
 from activities.contract.results import ImageConfig, PulledImage
 from activities.disk import mounts
 from activities.rootfs.rootfs import image_layers
@@ -497,13 +498,17 @@ async def _our_upload(bench: Workbench, stack: Stack, mebibytes: int) -> tuple[i
     with bench.store.making(Step.BOOT, "f" * 64, scope, 1, lambda: None) as work:
         _sparse_file(work / "memfile", mebibytes)
         made = bench.store.publish(
-            work, Step.BOOT, "f" * 64, scope, names=("memfile",), check=lambda: None
+            work,
+            SnapshotCheckpoint(fingerprint="f" * 64, host=bench.settings.host),
+            scope,
+            names=(ArtifactName.MEMFILE,),
+            check=lambda: None,
         )
     activities = BucketArtifactActivities(bench.settings, bucket, bench.ledger, bench.store, leases)
     began = time.monotonic()
     uploaded = await ActivityEnvironment().run(
         activities.upload_artifact,
-        UploadArtifactInput(scope=scope, snapshot=made, name="memfile"),
+        UploadArtifactInput(scope=scope, snapshot=made, name=ArtifactName.MEMFILE),
     )
     return uploaded.sent_bytes, mebibytes * MIB, time.monotonic() - began
 

@@ -21,11 +21,11 @@ from temporalio.exceptions import (
     is_cancelled_exception,
 )
 
+from activities.contract.checkpoints import Checkpoint
 from activities.contract.errors import BuildCancelledError, failure_of
 from activities.contract.inputs import ArchiveLogInput, BuildInput
 from activities.contract.interface import CheckpointActivities, LogActivities
 from activities.contract.names import WORKFLOW_TASK_QUEUE, Step
-from activities.contract.results import Checkpoint
 from activities.contract.scope import HostLease
 from activities.contract.status import BuildResult, BuildState, BuildStatus
 from workflows.calling import call
@@ -174,8 +174,8 @@ class BuildTemplate:
             timeline=self._telling.timeline.records,
             image=done.image,
             verification=done.verification,
-            rootfs_size_mb=done.rootfs.files["rootfs.ext4"].size_bytes // MIB,
-            agent_version=str(done.rootfs.facts.get("agent_version", "")),
+            rootfs_size_mb=done.rootfs.size_bytes // MIB,
+            agent_version=done.rootfs.facts.agent_version,
         )
 
     async def _close(self) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TypedDict, Unpack
 
+from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint
 from activities.contract.names import Step
 from activities.contract.results import (
     BuildCheckpoints,
-    Checkpoint,
     PublishedTemplate,
     PulledImage,
     UploadedArtifact,
@@ -20,8 +20,8 @@ class Left(TypedDict, total=False):
 
     image: PulledImage
     image_is_on_host: bool
-    rootfs: Checkpoint
-    snapshot: Checkpoint
+    rootfs: RootfsCheckpoint
+    snapshot: SnapshotCheckpoint
     verification: Verification
     uploads: dict[str, UploadedArtifact]
 

@@ -5,6 +5,7 @@ Each keeps what it leaves; what it may leave behind is registered to be undone b
 
 from __future__ import annotations
 
+from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint
 from activities.contract.inputs import (
     BuildImageInput,
     BuildInput,
@@ -29,8 +30,8 @@ from activities.contract.interface import (
     RootfsActivities,
     UploadUndoActivities,
 )
-from activities.contract.names import WORKFLOW_TASK_QUEUE, VmPurpose
-from activities.contract.results import Checkpoint, PublishedTemplate, PulledImage, Verification
+from activities.contract.names import WORKFLOW_TASK_QUEUE, ArtifactName, VmPurpose
+from activities.contract.results import PublishedTemplate, PulledImage, Verification
 from activities.contract.scope import BuildScope, VmShape
 from activities.contract.sources import FromTemplate
 from activities.contract.status import BuildState
@@ -40,7 +41,6 @@ from workflows.kept import Kept
 from workflows.leased_host import LeasedHost
 from workflows.telling import Telling
 
-ARTIFACTS = ("rootfs.ext4", "memfile", "snapfile")
 MIB = 1024 * 1024
 
 
@@ -102,7 +102,7 @@ class BuildSteps:
 
     # ---- The root file system
 
-    async def build_rootfs(self, host: LeasedHost, image: PulledImage) -> Checkpoint:
+    async def build_rootfs(self, host: LeasedHost, image: PulledImage) -> RootfsCheckpoint:
         """Make `rootfs.ext4` of the image."""
         build = BuildRootfsInput(
             scope=host.scope,
@@ -125,7 +125,7 @@ class BuildSteps:
 
     # ---- The snapshot
 
-    async def boot(self, host: LeasedHost, rootfs: Checkpoint) -> Checkpoint:
+    async def boot(self, host: LeasedHost, rootfs: RootfsCheckpoint) -> SnapshotCheckpoint:
         """Find a snapshot of the same inputs, or boot the disk and take one."""
         shape = self._shape()
         snapshot = None
@@ -141,8 +141,8 @@ class BuildSteps:
         return snapshot
 
     async def _boot_and_snapshot(
-        self, host: LeasedHost, rootfs: Checkpoint, shape: VmShape
-    ) -> Checkpoint:
+        self, host: LeasedHost, rootfs: RootfsCheckpoint, shape: VmShape
+    ) -> SnapshotCheckpoint:
         async with host.network_for(VmPurpose.BOOT) as vm:
             await host.run(
                 MicrovmActivities.start_vm,
@@ -160,7 +160,7 @@ class BuildSteps:
                 "snapshot the guest",
             )
 
-    async def verify(self, host: LeasedHost, snapshot: Checkpoint) -> Verification:
+    async def verify(self, host: LeasedHost, snapshot: SnapshotCheckpoint) -> Verification:
         """Prove that the snapshot resumes and that its guest answers."""
         async with host.network_for(VmPurpose.VERIFY) as vm:
             verification = await host.run(
@@ -174,31 +174,39 @@ class BuildSteps:
     # ---- The template
 
     async def upload(
-        self, host: LeasedHost, image: PulledImage, rootfs: Checkpoint, snapshot: Checkpoint
+        self,
+        host: LeasedHost,
+        image: PulledImage,
+        rootfs: RootfsCheckpoint,
+        snapshot: SnapshotCheckpoint,
     ) -> PublishedTemplate:
         """Send the artifacts and publish: the point of no return, after which it exists."""
         discard = Undo("discard upload", lambda: self._discard_upload(host.scope))
         async with self._undos.until_done(discard):
-            for name in ARTIFACTS:
+            for name in ArtifactName:
                 if name not in self._kept.done.uploads:
                     await self._upload_artifact(host, snapshot, name)
             published = await self._publish(host, image, rootfs, snapshot)
             self._kept.published = published
         return published
 
-    async def _upload_artifact(self, host: LeasedHost, snapshot: Checkpoint, name: str) -> None:
+    async def _upload_artifact(
+        self, host: LeasedHost, snapshot: SnapshotCheckpoint, name: ArtifactName
+    ) -> None:
         size_mb = snapshot.files[name].allocated_bytes / MIB
         uploaded = await host.run(
             ArtifactActivities.upload_artifact,
-            UploadArtifactInput.model_validate(
-                {"scope": host.scope, "snapshot": snapshot, "name": name}
-            ),
+            UploadArtifactInput(scope=host.scope, snapshot=snapshot, name=name),
             f"upload {name} {size_mb:.0f} MiB",
         )
         self._kept.keep(uploads={**self._kept.done.uploads, name: uploaded})
 
     async def _publish(
-        self, host: LeasedHost, image: PulledImage, rootfs: Checkpoint, snapshot: Checkpoint
+        self,
+        host: LeasedHost,
+        image: PulledImage,
+        rootfs: RootfsCheckpoint,
+        snapshot: SnapshotCheckpoint,
     ) -> PublishedTemplate:
         verification = self._kept.done.verification
         assert verification is not None

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
+from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint
 from activities.contract.image_steps import ImageStep
 from activities.contract.model import Model
-from activities.contract.names import BuildId, TemplateId
+from activities.contract.names import ArtifactName, BuildId, TemplateId
 from activities.contract.registry_logins import RegistryLogin
 from activities.contract.requests import BuildOptions, TemplateConfig
 from activities.contract.results import (
     BuildCheckpoints,
-    Checkpoint,
     PulledImage,
     UploadedArtifact,
     Verification,
@@ -83,7 +81,7 @@ class FindSnapshotInput(Model):
     """Input of `find_snapshot`."""
 
     scope: BuildScope
-    rootfs: Checkpoint
+    rootfs: RootfsCheckpoint
     shape: VmShape
 
 
@@ -110,7 +108,7 @@ class StartVmInput(Model):
     """Input of `start_vm`."""
 
     vm: VmRef
-    rootfs: Checkpoint
+    rootfs: RootfsCheckpoint
     shape: VmShape
 
 
@@ -125,7 +123,7 @@ class SnapshotVmInput(Model):
     """Input of `snapshot_vm`."""
 
     vm: VmRef
-    rootfs: Checkpoint
+    rootfs: RootfsCheckpoint
     shape: VmShape
 
 
@@ -133,7 +131,7 @@ class VerifySnapshotInput(Model):
     """Input of `verify_snapshot`."""
 
     vm: VmRef
-    snapshot: Checkpoint
+    snapshot: SnapshotCheckpoint
     shape: VmShape
 
 
@@ -141,8 +139,8 @@ class UploadArtifactInput(Model):
     """Input of `upload_artifact`: sends one file of the snapshot checkpoint."""
 
     scope: BuildScope
-    snapshot: Checkpoint
-    name: Literal["rootfs.ext4", "memfile", "snapfile"]
+    snapshot: SnapshotCheckpoint
+    name: ArtifactName
 
 
 class PublishTemplateInput(Model):
@@ -151,8 +149,8 @@ class PublishTemplateInput(Model):
     scope: BuildScope
     config: TemplateConfig
     image: PulledImage
-    rootfs: Checkpoint
-    snapshot: Checkpoint
+    rootfs: RootfsCheckpoint
+    snapshot: SnapshotCheckpoint
     verification: Verification
     uploads: dict[str, UploadedArtifact]
     timeline: tuple[StepRecord, ...]

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 
 from temporalio import activity
 
+from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint
 from activities.contract.inputs import (
     ArchiveLogInput,
     BuildImageInput,
@@ -31,7 +32,6 @@ from activities.contract.inputs import (
     WaitUntilReadyInput,
 )
 from activities.contract.results import (
-    Checkpoint,
     DeletedTemplate,
     DiscardedUpload,
     HostFacts,
@@ -68,7 +68,7 @@ class CheckpointActivities(ABC):
 
     @activity.defn(name="find_snapshot")
     @abstractmethod
-    async def find_snapshot(self, find: FindSnapshotInput, /) -> Checkpoint | None:
+    async def find_snapshot(self, find: FindSnapshotInput, /) -> SnapshotCheckpoint | None:
         """Return the snapshot that an earlier build of the same inputs left, if it is whole."""
 
     @activity.defn(name="discard_checkpoints")
@@ -105,7 +105,7 @@ class RootfsActivities(ABC):
 
     @activity.defn(name="build_rootfs")
     @abstractmethod
-    async def build_rootfs(self, build: BuildRootfsInput, /) -> Checkpoint:
+    async def build_rootfs(self, build: BuildRootfsInput, /) -> RootfsCheckpoint:
         """Provision the image in a container and make `rootfs.ext4` of it."""
 
     @activity.defn(name="clean_up_rootfs")
@@ -143,7 +143,7 @@ class MicrovmActivities(ABC):
 
     @activity.defn(name="snapshot_vm")
     @abstractmethod
-    async def snapshot_vm(self, snapshot: SnapshotVmInput, /) -> Checkpoint:
+    async def snapshot_vm(self, snapshot: SnapshotVmInput, /) -> SnapshotCheckpoint:
         """Pause, snapshot, kill and wait for the VM; keep `rootfs.ext4`, memfile and snapfile."""
 
     @activity.defn(name="verify_snapshot")

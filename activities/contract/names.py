@@ -74,6 +74,14 @@ class Step(StrEnum):
     RELEASE = "release_host"
 
 
+class ArtifactName(StrEnum):
+    """The files of a template, in the order in which they are sent."""
+
+    ROOTFS = "rootfs.ext4"
+    MEMFILE = "memfile"
+    SNAPFILE = "snapfile"
+
+
 def step_task_queue(host: str) -> str:
     """Name the queue on which `host` runs the steps of the builds that it holds."""
     return f"kvm-host.{host}"

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint
 from activities.contract.model import Model
-from activities.contract.names import BuildId, Fingerprint, HostName, ImageDigest, Step
+from activities.contract.names import BuildId, HostName, ImageDigest, Step
 
 
 class ImageConfig(Model):
@@ -40,27 +41,6 @@ class PulledImage(Model):
     def reference_to_pull(self) -> str:
         """What to pull to have this image, or its base, on another host."""
         return self.base_reference or self.reference
-
-
-class StoredFile(Model):
-    """One file of a checkpoint. `sha256` is of the whole content, holes read as zeros."""
-
-    size_bytes: int
-    allocated_bytes: int
-    sha256: str
-    mtime_ns: int = 0
-
-
-class Checkpoint(Model):
-    """What a step left on a host, in `<data>/steps/<step>/<fingerprint>/`."""
-
-    step: Step
-    fingerprint: Fingerprint
-    host: HostName
-    files: dict[str, StoredFile]
-    facts: dict[str, str | int | float] = Field(default_factory=dict)
-    reused: bool = False
-    """True when the step found it there instead of making it."""
 
 
 class Verification(Model):
@@ -156,8 +136,8 @@ class BuildCheckpoints(Model):
     """The state of a build: what each step has left. A new run can start from it."""
 
     image: PulledImage | None = None
-    rootfs: Checkpoint | None = None
-    snapshot: Checkpoint | None = None
+    rootfs: RootfsCheckpoint | None = None
+    snapshot: SnapshotCheckpoint | None = None
     verification: Verification | None = None
     uploads: dict[str, UploadedArtifact] = Field(default_factory=dict)
     host: str | None = None

@@ -7,10 +7,10 @@ import shutil
 
 from temporalio import activity
 
+from activities.contract.checkpoints import SnapshotCheckpoint
 from activities.contract.inputs import FindSnapshotInput
 from activities.contract.interface import CheckpointActivities
 from activities.contract.names import Step
-from activities.contract.results import Checkpoint
 from activities.microvm.microvm import require_host, snapshot_fingerprint
 from activities.process.settings import Settings
 from activities.step.build_log import log_path
@@ -29,7 +29,7 @@ class HostCheckpointActivities(CheckpointActivities):
         self._store = store
 
     @activity.defn(name="find_snapshot")
-    async def find_snapshot(self, find: FindSnapshotInput, /) -> Checkpoint | None:
+    async def find_snapshot(self, find: FindSnapshotInput, /) -> SnapshotCheckpoint | None:
         """Return the snapshot that an earlier build of the same inputs left, if it is whole."""
         data_dir = self._settings.data_dir
         async with running_step(data_dir, self._ledger, find.scope, Step.BOOT) as running:
@@ -40,10 +40,10 @@ class HostCheckpointActivities(CheckpointActivities):
         """Drop the build's references, its work directories and its log on this host."""
         await asyncio.to_thread(self._discard, build_id)
 
-    def _find(self, find: FindSnapshotInput, running: RunningStep) -> Checkpoint | None:
+    def _find(self, find: FindSnapshotInput, running: RunningStep) -> SnapshotCheckpoint | None:
         require_host(self._settings, find.shape)
         key = snapshot_fingerprint(self._settings, find.rootfs, find.shape)
-        return self._store.find(Step.BOOT, key, find.scope.build_id, running.check)
+        return self._store.find(SnapshotCheckpoint, key, find.scope.build_id, running.check)
 
     def _discard(self, build_id: str) -> None:
         self._store.release(build_id)

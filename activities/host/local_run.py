@@ -13,8 +13,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from activities.contract.errors import TemplateDamagedError, TemplateNotFoundError, VmmError
+from activities.contract.names import ArtifactName
 from activities.contract.scope import VmShape
-from activities.microvm.microvm import SNAPSHOT_FILES, cpu_model, require_host, resume, vmm_version
+from activities.microvm.microvm import cpu_model, require_host, resume, vmm_version
 from activities.microvm.network import GUEST_ADDRESS, create_network, passing_name, remove_network
 from activities.microvm.vm_process import VmProcess
 from activities.process.settings import Settings
@@ -63,7 +64,7 @@ def _read(directory: Path) -> TemplateMetadata:
         raise TemplateNotFoundError(f"{directory} has no metadata.json: pull it first") from None
     except ValidationError as error:
         raise TemplateDamagedError(f"{directory}/metadata.json cannot be read") from error
-    missing = [name for name in SNAPSHOT_FILES if not (directory / name).is_file()]
+    missing = [name for name in ArtifactName if not (directory / name).is_file()]
     if missing:
         raise TemplateNotFoundError(f"{directory} has no {missing[0]}: pull it again")
     return metadata

@@ -36,7 +36,7 @@ from activities.contract.errors import (
 from activities.contract.image_steps import Arg, Copy, Env, ImageStep, Run, User, Workdir
 from activities.contract.inputs import BuildImageInput, ImportTemplateInput
 from activities.contract.interface import ImageStepActivities
-from activities.contract.names import Step
+from activities.contract.names import ArtifactName, Step
 from activities.contract.results import ImageConfig, PulledImage
 from activities.contract.scope import BuildScope
 from activities.disk import mounts
@@ -320,7 +320,7 @@ class DockerImageStepActivities(ImageStepActivities):
         metadata = read_metadata(self._bucket, take.build_id)
         if metadata is None:
             raise TemplateNotFoundError(f"there is no template {take.build_id} to start from")
-        digest = f"sha256:{metadata.artifacts['rootfs.ext4'].sha256}"
+        digest = f"sha256:{metadata.artifacts[ArtifactName.ROOTFS].sha256}"
         name = f"{TEMPLATE_REPOSITORY}:{take.build_id}"
         with (
             docker_errors(),
@@ -353,7 +353,7 @@ class DockerImageStepActivities(ImageStepActivities):
             running.progress(f"downloading {artifact}", done, total, "bytes")
 
         with working_in(self._settings.data_dir, take.scope, "base", "1") as place:
-            pull_rootfs(self._bucket, metadata, place / "rootfs.ext4", tell)
+            pull_rootfs(self._bucket, metadata, place / ArtifactName.ROOTFS, tell)
             (place / "root").mkdir(exist_ok=True)
             draft = f"{name}.draft"
             mounts.in_mount_namespace(lambda: self._stream_into_docker(running, place, draft))
@@ -364,7 +364,7 @@ class DockerImageStepActivities(ImageStepActivities):
 
     def _stream_into_docker(self, running: RunningStep, place: Path, name: str) -> None:
         repository, _, tag = name.partition(":")
-        with mounts.mounted_image(place / "rootfs.ext4", place / "root", "ro"):
+        with mounts.mounted_image(place / ArtifactName.ROOTFS, place / "root", "ro"):
             command = [*TAR, "--create", "--format=posix"]
             command += [f"--exclude={path}" for path in NOT_OF_THE_IMAGE]
             archive = subprocess.Popen(

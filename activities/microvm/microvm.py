@@ -14,6 +14,7 @@ from pathlib import Path
 
 from temporalio import activity
 
+from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint, SnapshotFacts
 from activities.contract.errors import (
     CheckpointLostError,
     FilesystemDamagedError,
@@ -32,8 +33,8 @@ from activities.contract.inputs import (
     WaitUntilReadyInput,
 )
 from activities.contract.interface import MicrovmActivities
-from activities.contract.names import Step
-from activities.contract.results import Checkpoint, Verification
+from activities.contract.names import ArtifactName, Step
+from activities.contract.results import Verification
 from activities.contract.scope import VmRef, VmShape
 from activities.disk.ext4 import check_filesystem
 from activities.disk.sparse_files import copy_private
@@ -47,7 +48,6 @@ from activities.step.checkpoints import CheckpointStore, fingerprint
 from activities.step.ledger import LeaseLedger
 from activities.step.running_step import RunningStep, running_step
 
-SNAPSHOT_FILES = ("rootfs.ext4", "memfile", "snapfile")
 ANSWER_SECONDS = 30.0
 CLOCK_WARNING_MS = 1000.0
 POLL_SECONDS = 0.05
@@ -78,7 +78,7 @@ class HostMicrovmActivities(MicrovmActivities):
             await running.in_thread(self._wait, wait, running)
 
     @activity.defn(name="snapshot_vm")
-    async def snapshot_vm(self, snapshot: SnapshotVmInput, /) -> Checkpoint:
+    async def snapshot_vm(self, snapshot: SnapshotVmInput, /) -> SnapshotCheckpoint:
         """Pause, snapshot, kill and wait for the VM; keep disk, memory and state."""
         attempt = activity.info().attempt
         async with self._running(snapshot.vm, Step.BOOT) as running:
@@ -107,10 +107,10 @@ class HostMicrovmActivities(MicrovmActivities):
             running.log.info("the VM is already running: taking it up again")
             return
         vm.remove()
-        rootfs = self._store.require(start.rootfs, start.vm.scope.build_id) / "rootfs.ext4"
+        rootfs = self._store.require(start.rootfs, start.vm.scope.build_id)
         running.progress("copying rootfs.ext4")
         vm.directory.mkdir(parents=True)
-        _copy(rootfs, vm.directory / "rootfs.ext4", running.check)
+        _copy(rootfs / ArtifactName.ROOTFS, vm.directory / ArtifactName.ROOTFS, running.check)
         (vm.directory / "kernel").symlink_to(self._settings.kernel_path(start.shape.kernel_version))
         running.check()
         running.progress("starting the VMM")
@@ -124,7 +124,7 @@ class HostMicrovmActivities(MicrovmActivities):
     def _configure(self, vm: VmProcess, shape: VmShape) -> None:
         with vm.client() as client:
             client.boot_source("kernel", kernel_arguments(self._settings.dns_server))
-            client.root_drive("rootfs.ext4")
+            client.root_drive(ArtifactName.ROOTFS)
             client.network_interface(GUEST_MAC, TAP)
             client.machine_config(shape.vcpu_count, shape.memory_mb)
             client.entropy()
@@ -159,7 +159,7 @@ class HostMicrovmActivities(MicrovmActivities):
 
     def _snapshot(
         self, snapshot: SnapshotVmInput, running: RunningStep, attempt: int
-    ) -> Checkpoint:
+    ) -> SnapshotCheckpoint:
         key = snapshot_fingerprint(self._settings, snapshot.rootfs, snapshot.shape)
         scope = snapshot.vm.scope
         vm = VmProcess(self._vms, snapshot.vm.name)
@@ -171,27 +171,29 @@ class HostMicrovmActivities(MicrovmActivities):
             if other is not None:  # another build of the same was quicker, and may be using it
                 running.log.info("another build's snapshot of the same inputs is taken")
                 return other
-            for name in SNAPSHOT_FILES:
+            for name in ArtifactName:
                 (vm.directory / name).rename(work / name)
-            facts |= _fsck_facts(work / "rootfs.ext4", running)
+            clean = _is_clean(work / ArtifactName.ROOTFS, running)
             running.progress("hashing the snapshot")
+            made = SnapshotCheckpoint(
+                fingerprint=key,
+                host=self._settings.host,
+                facts=facts.model_copy(update={"fsck_clean": clean}),
+            )
             return self._store.publish(
-                work,
-                Step.BOOT,
-                key,
-                scope,
-                names=SNAPSHOT_FILES,
-                check=running.check,
-                facts=facts,
+                work, made, scope, names=tuple(ArtifactName), check=running.check
             )
 
-    def _kept(self, key: str, snapshot: SnapshotVmInput, running: RunningStep) -> Checkpoint | None:
-        found = self._store.find(Step.BOOT, key, snapshot.vm.scope.build_id, running.check)
+    def _kept(
+        self, key: str, snapshot: SnapshotVmInput, running: RunningStep
+    ) -> SnapshotCheckpoint | None:
+        build_id = snapshot.vm.scope.build_id
+        found = self._store.find(SnapshotCheckpoint, key, build_id, running.check)
         return found.model_copy(update={"reused": False}) if found else None
 
     def _published_before(
         self, key: str, snapshot: SnapshotVmInput, running: RunningStep
-    ) -> Checkpoint:
+    ) -> SnapshotCheckpoint:
         """An earlier attempt may have published and not been heard; else the VM is lost."""
         found = self._kept(key, snapshot, running)
         if found is None:
@@ -200,25 +202,25 @@ class HostMicrovmActivities(MicrovmActivities):
 
     def _take(
         self, vm: VmProcess, snapshot: SnapshotVmInput, running: RunningStep
-    ) -> dict[str, str | int | float]:
+    ) -> SnapshotFacts:
         running.progress("taking the snapshot")
         with vm.client() as client:
             version = client.version()
             taken = time.time()  # before: the guest's clock stops while the call is under way
             if client.state() != "Paused":
                 client.pause()
-            client.snapshot("snapfile", "memfile")
+            client.snapshot(ArtifactName.SNAPFILE, ArtifactName.MEMFILE)
         took = time.time() - taken
         vm.kill()
         running.log.info(f"snapshot taken in {took * 1000:.0f} ms")
-        return {
-            "vmm_name": "Firecracker",
-            "vmm_version": version,
-            "cpu_model": cpu_model(),
-            "snapshot_at": taken,
-            "boot_seconds": round(taken - _started_at(vm), 3),
-            "kernel_version": snapshot.shape.kernel_version,
-        }
+        return SnapshotFacts(
+            vmm_name="Firecracker",
+            vmm_version=version,
+            cpu_model=cpu_model(),
+            snapshot_at=taken,
+            boot_seconds=round(taken - _started_at(vm), 3),
+            kernel_version=snapshot.shape.kernel_version,
+        )
 
     # ---- Verify
 
@@ -238,7 +240,7 @@ class HostMicrovmActivities(MicrovmActivities):
             raise
         finally:
             vm.remove()
-        since = resumed.at - float(verify.snapshot.facts["snapshot_at"])
+        since = resumed.at - verify.snapshot.facts.snapshot_at
         _tell(running, resumed.answer_ms, skew, since)
         return Verification(
             resume_ms=round(resumed.answer_ms, 1),
@@ -264,15 +266,15 @@ def resume(vm: VmProcess, template: Path, firecracker: Path, check: Callable[[],
     The disk is a private copy; memory and state are only read. Raises SnapshotNotResumableError;
     VmmError when the VMM does not even start, which is not the snapshot's fault.
     """
-    _copy(template / "rootfs.ext4", vm.directory / "rootfs.ext4", check)
-    for name in ("memfile", "snapfile"):
+    _copy(template / ArtifactName.ROOTFS, vm.directory / ArtifactName.ROOTFS, check)
+    for name in (ArtifactName.MEMFILE, ArtifactName.SNAPFILE):
         (vm.directory / name).symlink_to(template / name)
     vm.start(firecracker, check)
     began = time.monotonic()
     try:
         with vm.client() as client:
             set_clock = can_set_clock(client.version(), platform.machine())
-            client.load("snapfile", "memfile", set_clock=set_clock)
+            client.load(ArtifactName.SNAPFILE, ArtifactName.MEMFILE, set_clock=set_clock)
     except VmmError as error:
         raise SnapshotNotResumableError(f"the snapshot does not load: {error.message}") from error
     load_ms = (time.monotonic() - began) * 1000
@@ -317,7 +319,7 @@ def require_host(settings: Settings, shape: VmShape) -> Path:
     return firecracker
 
 
-def snapshot_fingerprint(settings: Settings, rootfs: Checkpoint, shape: VmShape) -> str:
+def snapshot_fingerprint(settings: Settings, rootfs: RootfsCheckpoint, shape: VmShape) -> str:
     """Return the key of the boot step: disk, shape, kernel, VMM and CPU."""
     return fingerprint(
         Step.BOOT,
@@ -385,7 +387,7 @@ def _copy(source: Path, target: Path, check: Callable[[], None]) -> None:
         ) from error
 
 
-def _fsck_facts(rootfs: Path, running: RunningStep) -> dict[str, str | int | float]:
+def _is_clean(rootfs: Path, running: RunningStep) -> bool:
     """Check the disk as the snapshot has it. The guest has synced it, but it is still mounted."""
     running.progress("checking rootfs.ext4")
     try:
@@ -393,8 +395,8 @@ def _fsck_facts(rootfs: Path, running: RunningStep) -> dict[str, str | int | flo
     except FilesystemDamagedError as error:
         # Files that are deleted but open are told as errors, and are none to the resumed guest.
         running.log.warn("e2fsck of the mounted disk: " + "; ".join(error.log_tail[-3:]))
-        return {"fsck_clean": 0}
-    return {"fsck_clean": 1}
+        return False
+    return True
 
 
 def _require_right_clock(resumed: Resumed, skew: float | None) -> None:

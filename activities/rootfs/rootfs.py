@@ -7,7 +7,6 @@ its own mount points. A container only answers questions about the image; its ch
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import signal
@@ -22,6 +21,7 @@ from typing import Any
 import docker
 from temporalio import activity
 
+from activities.contract.checkpoints import RootfsCheckpoint, RootfsFacts
 from activities.contract.errors import (
     CheckpointLostError,
     FilesystemToolError,
@@ -31,8 +31,7 @@ from activities.contract.errors import (
 )
 from activities.contract.inputs import BuildRootfsInput
 from activities.contract.interface import RootfsActivities
-from activities.contract.names import Step
-from activities.contract.results import Checkpoint
+from activities.contract.names import ArtifactName, Step
 from activities.contract.scope import BuildScope
 from activities.disk import ext4, mounts
 from activities.disk.archives import TAR
@@ -59,9 +58,6 @@ from activities.step.work_directories import (
 
 # Raise it when the same inputs give another root file system than before.
 PROVISIONING_VERSION = 1
-
-
-ROOTFS = "rootfs.ext4"
 
 
 MIB = 1024 * 1024
@@ -143,7 +139,7 @@ class HostRootfsActivities(RootfsActivities):
         self._docker = docker_client
 
     @activity.defn(name="build_rootfs")
-    async def build_rootfs(self, build: BuildRootfsInput, /) -> Checkpoint:
+    async def build_rootfs(self, build: BuildRootfsInput, /) -> RootfsCheckpoint:
         """Provision the image in a container and make `rootfs.ext4` of it."""
         attempt = activity.info().attempt
         async with running_step(
@@ -157,7 +153,7 @@ class HostRootfsActivities(RootfsActivities):
         async with running_step(self._settings.data_dir, self._ledger, scope, Step.ROOTFS) as step:
             await step.in_thread(self._remove_leftovers, scope)
 
-    def _build(self, step: RunningStep, build: BuildRootfsInput, attempt: int) -> Checkpoint:
+    def _build(self, step: RunningStep, build: BuildRootfsInput, attempt: int) -> RootfsCheckpoint:
         key = rootfs_fingerprint(self._settings, build)
         found = self._find(step, build, key)
         if found:
@@ -177,8 +173,10 @@ class HostRootfsActivities(RootfsActivities):
             finally:
                 remove_work_directory(place.directory)
 
-    def _find(self, step: RunningStep, build: BuildRootfsInput, key: str) -> Checkpoint | None:
-        found = self._store.find(Step.ROOTFS, key, build.scope.build_id, step.check)
+    def _find(
+        self, step: RunningStep, build: BuildRootfsInput, key: str
+    ) -> RootfsCheckpoint | None:
+        found = self._store.find(RootfsCheckpoint, key, build.scope.build_id, step.check)
         if found:
             step.log.info("root file system: an earlier build's is used again", fingerprint=key)
         return found
@@ -190,11 +188,11 @@ class HostRootfsActivities(RootfsActivities):
         key: str,
         work: Path,
         place: Workplace,
-    ) -> Checkpoint:
+    ) -> RootfsCheckpoint:
         for directory in (place.merged, place.target, place.empty):
             directory.mkdir(parents=True)
         facts = self._provision(step, build, place)
-        image = work / ROOTFS
+        image = work / ArtifactName.ROOTFS
         made = mounts.in_mount_namespace(lambda: self._flatten(step, build, key, image, place))
         made = self._correct_size(step, build, image, made)
         step.log.debug(f"flattened into {made.size_bytes // MIB} MiB")
@@ -205,14 +203,11 @@ class HostRootfsActivities(RootfsActivities):
             f"of them free, {made.files} files"
         )
         step.progress("keeping the file system")
+        checkpoint = RootfsCheckpoint(
+            fingerprint=key, host=self._settings.host, facts=_facts(facts, made)
+        )
         return self._store.publish(
-            work,
-            Step.ROOTFS,
-            key,
-            build.scope,
-            names=(ROOTFS,),
-            check=step.check,
-            facts=_facts(facts, made),
+            work, checkpoint, build.scope, names=(ArtifactName.ROOTFS,), check=step.check
         )
 
     def _provision(
@@ -439,15 +434,15 @@ def _running(command: list[str], **streams: Any) -> Iterator[subprocess.Popen[by
             process.wait()
 
 
-def _facts(facts: GuestFacts, made: Flattened) -> dict[str, str | int | float]:
-    return {
-        "size_mb": made.size_bytes // MIB,
-        "free_mb": made.available_bytes // MIB,
-        "files": made.files,
-        "init": facts.init_kind,
-        "agent_version": facts.agent_version,
-        "added_paths": json.dumps(made.added),
-    }
+def _facts(facts: GuestFacts, made: Flattened) -> RootfsFacts:
+    return RootfsFacts(
+        size_mb=made.size_bytes // MIB,
+        free_mb=made.available_bytes // MIB,
+        files=made.files,
+        init=facts.init_kind,
+        agent_version=facts.agent_version,
+        added_paths=tuple(made.added),
+    )
 
 
 def _uuid_of(key: str) -> str:

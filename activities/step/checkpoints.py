@@ -1,6 +1,6 @@
 """Checkpoints: what a finished step left on this host. They are also the cache.
 
-`<data>/steps/<step>/<fingerprint>/` holds the files, `manifest.json` (`models.Checkpoint`) and
+`<data>/steps/<step>/<fingerprint>/` holds the files, `manifest.json` (a `Checkpoint`) and
 `refs/<build_id>` for each build that uses it. It appears by rename after fsync, so it exists whole
 or not at all. The fingerprint is a SHA-256 over the step's inputs.
 """
@@ -13,14 +13,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+from activities.contract.checkpoints import Checkpoint, StoredFile
 from activities.contract.errors import CheckpointLostError
-from activities.contract.names import HostName, Step
-from activities.contract.results import Checkpoint, StoredFile
+from activities.contract.names import ArtifactName, HostName, Step
 from activities.contract.scope import BuildScope
 from activities.disk.locks import locked
 from activities.disk.sparse_files import allocated_bytes, sha256_of, sync_directory
@@ -28,6 +29,8 @@ from activities.disk.sparse_files import allocated_bytes, sha256_of, sync_direct
 MANIFEST = "manifest.json"
 REFERENCES = "refs"
 CONDEMNED = "unusable"
+C = TypeVar("C", bound=Checkpoint)
+
 FINGERPRINT = re.compile("[0-9a-f]{64}")
 
 
@@ -67,23 +70,21 @@ class CheckpointStore:
         """Return the directory of a checkpoint."""
         return self._steps / step / key
 
-    def file(self, checkpoint: Checkpoint, name: str) -> Path:
+    def file(self, checkpoint: Checkpoint, name: ArtifactName) -> Path:
         """Return the path of one of its files."""
         return self.path(checkpoint.step, checkpoint.fingerprint) / name
 
-    def find(
-        self, step: Step, key: str, build_id: str, check: Callable[[], None]
-    ) -> Checkpoint | None:
+    def find(self, kind: type[C], key: str, build_id: str, check: Callable[[], None]) -> C | None:
         """Return the checkpoint if it is there and every byte is right, and take a reference.
 
         A condemned one is not found. A damaged one is removed, so that it is made again. Blocking:
         it hashes the files.
         """
-        directory = self.path(step, key)
+        directory = self.path(kind.STEP, key)
         if (directory / CONDEMNED).exists():
             return None
         try:
-            manifest = Checkpoint.model_validate_json((directory / MANIFEST).read_text())
+            manifest = kind.model_validate_json((directory / MANIFEST).read_text())
         except (FileNotFoundError, ValueError):
             return None
         self._reference(directory, build_id)
@@ -139,24 +140,21 @@ class CheckpointStore:
     def publish(
         self,
         work: Path,
-        step: Step,
-        key: str,
+        made: C,
         scope: BuildScope,
         *,
-        names: tuple[str, ...],
+        names: Sequence[ArtifactName],
         check: Callable[[], None],
-        facts: dict[str, str | int | float] | None = None,
-        hashes: dict[str, str] | None = None,
-    ) -> Checkpoint:
-        """Make the files of `work` the checkpoint `key`: hash, fsync, rename.
+        hashes: Mapping[ArtifactName, str] | None = None,
+    ) -> C:
+        """Make the files of `work` those of the checkpoint `made`: hash, fsync, rename.
 
-        `hashes` are those already known (hex SHA-256). `check` is the last look at the fence.
-        Replaces an older checkpoint of the same key (a forced build).
+        Returns it with them. `hashes` are those already known (hex SHA-256). `check` is the last
+        look at the fence. Replaces an older checkpoint of the same key (a forced build).
         """
-        files = {name: _describe(work / name, check, (hashes or {}).get(name)) for name in names}
-        checkpoint = Checkpoint(
-            step=step, fingerprint=key, host=self._host, files=files, facts=facts or {}
-        )
+        known = hashes or {}
+        files = {name: _describe(work / name, check, known.get(name)) for name in names}
+        checkpoint = made.model_copy(update={"files": files})
         self._reference(work, scope.build_id)
         with (work / MANIFEST).open("w") as manifest:
             manifest.write(checkpoint.model_dump_json(indent=2))
@@ -164,7 +162,7 @@ class CheckpointStore:
             os.fsync(manifest.fileno())
         sync_directory(work)
         check()
-        self._move_in(work, self.path(step, key))
+        self._move_in(work, self.path(made.step, made.fingerprint))
         return checkpoint
 
     def release(self, build_id: str) -> None:

@@ -15,6 +15,7 @@ from activities.contract.errors import (
     TemplateDamagedError,
     TemplateNotFoundError,
 )
+from activities.contract.names import ArtifactName
 from activities.contract.results import UploadedArtifact
 from activities.disk.sparse_files import sha256_of, sync_directory
 from activities.store.bucket import Bucket
@@ -23,7 +24,6 @@ from activities.store.metadata import TemplateMetadata, read_metadata, wrong_obj
 
 RANGE_BYTES = 8 * 1024 * 1024
 WORKERS = 4
-ARTIFACTS = ("rootfs.ext4", "memfile", "snapfile")
 METADATA = "metadata.json"
 
 ProgressCallback = Callable[[str, int, int], None]
@@ -46,7 +46,7 @@ def pull_template(
         raise TemplateDamagedError(f"template {build_id} is damaged: {', '.join(wrong)}")
     directory.mkdir(parents=True, exist_ok=True)
     (directory / METADATA).unlink(missing_ok=True)  # of another template, if any
-    for name in ARTIFACTS:
+    for name in ArtifactName:
         _pull_artifact(bucket, metadata.artifacts[name], directory / name, progress)
     with _appearing(directory / METADATA) as temporary:
         temporary.write_text(metadata.model_dump_json(indent=2))
@@ -58,7 +58,7 @@ def pull_rootfs(
     bucket: Bucket, metadata: TemplateMetadata, target: Path, progress: ProgressCallback
 ) -> None:
     """Write a template's `rootfs.ext4` alone to `target`. Blocking; raises as `pull_template`."""
-    _pull_artifact(bucket, metadata.artifacts["rootfs.ext4"], target, progress)
+    _pull_artifact(bucket, metadata.artifacts[ArtifactName.ROOTFS], target, progress)
 
 
 def _pull_artifact(

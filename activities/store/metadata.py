@@ -10,10 +10,11 @@ from datetime import datetime
 
 from pydantic import ValidationError
 
+from activities.contract.checkpoints import RootfsFacts, SnapshotFacts
 from activities.contract.errors import TemplateDamagedError
 from activities.contract.inputs import PublishTemplateInput
 from activities.contract.model import Model
-from activities.contract.names import BuildId, ImageDigest, TemplateId
+from activities.contract.names import ArtifactName, BuildId, ImageDigest, TemplateId
 from activities.contract.requests import TemplateConfig
 from activities.contract.results import (
     ImageConfig,
@@ -71,9 +72,9 @@ class TemplateMetadata(Model):
     agent_version: str = ""
     artifacts: dict[str, UploadedArtifact]
     build_log: StoredObject
-    rootfs_facts: dict[str, str | int | float]
+    rootfs_facts: RootfsFacts
     """Among them what was added to the image's file system."""
-    snapshot_facts: dict[str, str | int | float]
+    snapshot_facts: SnapshotFacts
     verification: Verification
     timeline: tuple[StepRecord, ...]
 
@@ -108,15 +109,15 @@ def metadata_of(publish: PublishTemplateInput, build_log: StoredObject) -> Templ
             config=publish.image.config,
         ),
         vmm=VmmMetadata(
-            name=str(snapshot.get("vmm_name", "Firecracker")),
-            version=str(snapshot.get("vmm_version", config.firecracker_version)),
+            name=snapshot.vmm_name,
+            version=snapshot.vmm_version or config.firecracker_version,
             kernel_version=config.kernel_version,
-            cpu_model=str(snapshot.get("cpu_model", "")),
+            cpu_model=snapshot.cpu_model,
             vcpu_count=config.vcpu_count,
             memory_mb=config.memory_mb,
         ),
-        rootfs_size_mb=publish.uploads["rootfs.ext4"].size_bytes // MIB,
-        agent_version=str(publish.rootfs.facts.get("agent_version", "")),
+        rootfs_size_mb=publish.uploads[ArtifactName.ROOTFS].size_bytes // MIB,
+        agent_version=publish.rootfs.facts.agent_version,
         artifacts=publish.uploads,
         build_log=build_log,
         rootfs_facts=publish.rootfs.facts,

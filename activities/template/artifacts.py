@@ -27,7 +27,7 @@ from activities.contract.errors import (
 )
 from activities.contract.inputs import DiscardUploadInput, PublishTemplateInput, UploadArtifactInput
 from activities.contract.interface import ArtifactActivities, UploadUndoActivities
-from activities.contract.names import Step
+from activities.contract.names import ArtifactName, Step
 from activities.contract.results import (
     DiscardedUpload,
     PublishedTemplate,
@@ -49,7 +49,7 @@ from activities.template.upload import PartSender, Scan, compose_tree, scan
 T = TypeVar("T")
 
 MIB = 1024 * 1024
-WITHOUT_HEADER = "snapfile"
+WITHOUT_HEADER = ArtifactName.SNAPFILE
 PUBLISH_TRIES = 3
 
 

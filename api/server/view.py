@@ -96,8 +96,8 @@ def view_of_status(status: BuildStatus) -> BuildView:
         image_digest=done.image.digest if done.image else "",
         artifacts=published.artifacts if published else done.uploads,
         bucket=published.bucket if published else "",
-        rootfs_size_mb=rootfs.files["rootfs.ext4"].size_bytes // MIB if rootfs else 0,
-        agent_version=str(rootfs.facts.get("agent_version", "")) if rootfs else "",
+        rootfs_size_mb=rootfs.size_bytes // MIB if rootfs else 0,
+        agent_version=rootfs.facts.agent_version if rootfs else "",
     )
 
 

@@ -23,6 +23,7 @@ import docker
 import requests
 
 from activities.contract.inputs import BuildRootfsInput, PullImageInput
+from activities.contract.names import ArtifactName
 from activities.contract.registry_logins import RegistryLogin
 from activities.contract.results import PulledImage
 from activities.contract.scope import BuildScope, HostLease
@@ -299,7 +300,7 @@ class Workbench:
         """Run `build_rootfs`; return where `rootfs.ext4` is."""
         asked = self.rootfs_input(image, scope, **more)
         checkpoint = await _environment().run(self.rootfs.build_rootfs, asked)
-        return self.store.file(checkpoint, "rootfs.ext4")
+        return self.store.file(checkpoint, ArtifactName.ROOTFS)
 
     def log_of(self, scope: BuildScope) -> str:
         """Return the build's log file."""

@@ -15,6 +15,7 @@ import pytest
 from devstack.stack import Stack
 from temporalio.testing import ActivityEnvironment
 
+from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint
 from activities.contract.errors import (
     CheckpointLostError,
     LeaseLostError,
@@ -26,9 +27,8 @@ from activities.contract.errors import (
     TemplateNotFoundError,
 )
 from activities.contract.inputs import DiscardUploadInput, PublishTemplateInput, UploadArtifactInput
-from activities.contract.names import Step
+from activities.contract.names import ArtifactName, Step
 from activities.contract.results import (
-    Checkpoint,
     PublishedTemplate,
     StoredObject,
     UploadedArtifact,
@@ -45,7 +45,7 @@ from tests.integration.conftest import BUILD, HeldBuild, hold
 from tests.support.example_template import pulled_image, template_config
 
 MIB = 1024 * 1024
-NAMES = ("rootfs.ext4", "memfile", "snapfile")
+NAMES = tuple(ArtifactName)
 
 
 def go_on() -> None:
@@ -58,7 +58,7 @@ def activities(held: HeldBuild, bucket: Bucket) -> BucketArtifactActivities:
     )
 
 
-def snapshot(held: HeldBuild, seed: int = 1, mebibytes: int = 40) -> Checkpoint:
+def snapshot(held: HeldBuild, seed: int = 1, mebibytes: int = 40) -> SnapshotCheckpoint:
     """Make a snapshot checkpoint of sparse files with some data."""
     key = f"{seed:064x}"
     with held.store.making(Step.BOOT, key, held.scope, 1, go_on) as work:
@@ -73,10 +73,13 @@ def snapshot(held: HeldBuild, seed: int = 1, mebibytes: int = 40) -> Checkpoint:
                 file.write(bytes(MIB))  # zeros that are written, not a hole
         with (work / "snapfile").open("r+b") as file:
             file.truncate(70_001)
-        return held.store.publish(work, Step.BOOT, key, held.scope, names=NAMES, check=go_on)
+        made = SnapshotCheckpoint(fingerprint=key, host=held.scope.lease.host)
+        return held.store.publish(work, made, held.scope, names=NAMES, check=go_on)
 
 
-async def upload(held: HeldBuild, bucket: Bucket, what: Checkpoint, name: str) -> UploadedArtifact:
+async def upload(
+    held: HeldBuild, bucket: Bucket, what: SnapshotCheckpoint, name: str
+) -> UploadedArtifact:
     sent = UploadArtifactInput.model_validate({"scope": held.scope, "snapshot": what, "name": name})
     return await ActivityEnvironment().run(activities(held, bucket).upload_artifact, sent)
 
@@ -84,7 +87,7 @@ async def upload(held: HeldBuild, bucket: Bucket, what: Checkpoint, name: str) -
 async def publish(
     held: HeldBuild,
     bucket: Bucket,
-    what: Checkpoint,
+    what: SnapshotCheckpoint,
     uploads: dict[str, UploadedArtifact] | None = None,
 ) -> PublishedTemplate:
     uploads = uploads or {name: await upload(held, bucket, what, name) for name in NAMES}
@@ -92,7 +95,7 @@ async def publish(
         scope=held.scope,
         config=template_config(),
         image=pulled_image(),
-        rootfs=what,
+        rootfs=RootfsCheckpoint(fingerprint="f" * 64, host=held.scope.lease.host),
         snapshot=what,
         verification=Verification(
             resume_ms=1, load_ms=1, clock_skew_ms=0, seconds_since_snapshot=1
@@ -125,7 +128,7 @@ async def test_a_template_comes_back_byte_for_byte(
 async def test_zero_blocks_are_never_sent(held: HeldBuild, empty_bucket: Bucket) -> None:
     what = snapshot(held)
     sent = await upload(held, empty_bucket, what, "memfile")
-    content = held.store.file(what, "memfile").read_bytes()
+    content = held.store.file(what, ArtifactName.MEMFILE).read_bytes()
     blocks = [content[at : at + 4096] for at in range(0, len(content), 4096)]
     nonzero = sum(1 for block in blocks if any(block))
     assert sent.sent_bytes == sent.objects["data"].size_bytes == nonzero * 4096
@@ -260,7 +263,7 @@ async def test_a_damaged_template_is_not_published(
 
 async def test_what_changed_on_disk_is_not_published(held: HeldBuild, empty_bucket: Bucket) -> None:
     what = snapshot(held)
-    path = held.store.file(what, "memfile")
+    path = held.store.file(what, ArtifactName.MEMFILE)
     before = path.stat()
     with path.open("r+b") as file:
         file.write(b"changed behind our back")
@@ -296,7 +299,9 @@ async def test_a_template_changed_before_publishing_goes_back_to_the_upload(
     held: HeldBuild, empty_bucket: Bucket
 ) -> None:
     what = snapshot(held)
-    uploads = {name: await upload(held, empty_bucket, what, name) for name in NAMES}
+    uploads: dict[str, UploadedArtifact] = {
+        name: await upload(held, empty_bucket, what, name) for name in NAMES
+    }
     gone = uploads["memfile"].objects["data"]
     empty_bucket.delete_object(gone.name, gone.generation)
     with pytest.raises(CheckpointLostError) as lost:
@@ -351,7 +356,7 @@ async def test_a_download_rides_out_resets_and_truncations(
     reset = {"kind": "reset", "operation": "download", "path": "rootfs"}
     with storage.faults(cut, reset):
         pull_template(empty_bucket, BUILD, tmp_path / "out", lambda *_: None)
-    source = held.store.file(what, "memfile")
+    source = held.store.file(what, ArtifactName.MEMFILE)
     assert (tmp_path / "out" / "memfile").read_bytes() == source.read_bytes()
 
 

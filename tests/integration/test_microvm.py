@@ -18,6 +18,7 @@ from devstack.environment import FIRECRACKER_VERSION, environment
 from devstack.workbench import Layer, Registry, Workbench, workbench
 from temporalio.testing import ActivityEnvironment
 
+from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint
 from activities.contract.errors import (
     CheckpointLostError,
     FirecrackerMissingError,
@@ -38,7 +39,7 @@ from activities.contract.inputs import (
     WaitUntilReadyInput,
 )
 from activities.contract.names import Step, VmPurpose
-from activities.contract.results import Checkpoint, PulledImage, Verification
+from activities.contract.results import PulledImage, Verification
 from activities.contract.scope import BuildScope, VmRef, VmShape
 from activities.disk.ext4 import check_filesystem
 from activities.host.local_run import run_template
@@ -75,12 +76,12 @@ class VmHost:
     def process(self, vm: VmRef) -> VmProcess:
         return VmProcess(self.settings.data_dir / "vms", vm.name)
 
-    async def rootfs(self, image: PulledImage, vm: VmRef, **more: Any) -> Checkpoint:
+    async def rootfs(self, image: PulledImage, vm: VmRef, **more: Any) -> RootfsCheckpoint:
         asked = self.bench.rootfs_input(image, vm.scope, memory_mb=256, **more)
-        made: Checkpoint = await run(self.bench.rootfs.build_rootfs, asked)
+        made: RootfsCheckpoint = await run(self.bench.rootfs.build_rootfs, asked)
         return made
 
-    async def start(self, vm: VmRef, rootfs: Checkpoint, **shape: Any) -> None:
+    async def start(self, vm: VmRef, rootfs: RootfsCheckpoint, **shape: Any) -> None:
         await run(self.networks.set_up_network, vm)
         asked = StartVmInput(vm=vm, rootfs=rootfs, shape=self.shape.model_copy(update=shape))
         await run(self.vms.start_vm, asked)
@@ -90,19 +91,19 @@ class VmHost:
             self.vms.wait_until_ready, WaitUntilReadyInput(vm=vm, timeout_seconds=timeout_seconds)
         )
 
-    async def boot(self, image: PulledImage, **more: Any) -> tuple[VmRef, Checkpoint]:
+    async def boot(self, image: PulledImage, **more: Any) -> tuple[VmRef, RootfsCheckpoint]:
         vm = self.vm()
         rootfs = await self.rootfs(image, vm, **more)
         await self.start(vm, rootfs)
         await self.wait(vm)
         return vm, rootfs
 
-    async def snapshot(self, vm: VmRef, rootfs: Checkpoint) -> Checkpoint:
+    async def snapshot(self, vm: VmRef, rootfs: RootfsCheckpoint) -> SnapshotCheckpoint:
         asked = SnapshotVmInput(vm=vm, rootfs=rootfs, shape=self.shape)
-        made: Checkpoint = await run(self.vms.snapshot_vm, asked)
+        made: SnapshotCheckpoint = await run(self.vms.snapshot_vm, asked)
         return made
 
-    async def verify(self, vm: VmRef, snapshot: Checkpoint) -> Verification:
+    async def verify(self, vm: VmRef, snapshot: SnapshotCheckpoint) -> Verification:
         verifying = self.vm(vm.scope, VmPurpose.VERIFY)
         await run(self.networks.set_up_network, verifying)
         asked = VerifySnapshotInput(vm=verifying, snapshot=snapshot, shape=self.shape)
@@ -151,7 +152,7 @@ async def test_from_boot_to_a_verified_snapshot(host: VmHost, image: PulledImage
     assert not host.process(vm).is_running()  # killed and waited for
     assert set(snapshot.files) == {"rootfs.ext4", "memfile", "snapfile"}
     assert snapshot.files["memfile"].size_bytes == 256 << 20
-    assert snapshot.facts["fsck_clean"] == 1
+    assert snapshot.facts.fsck_clean
     verified = await host.verify(vm, snapshot)
     assert 0 < verified.load_ms <= verified.resume_ms < 30_000
     log = host.bench.log_of(vm.scope)

@@ -17,9 +17,10 @@ from devstack.workbench import HOST, Layer, Registry, Workbench, resources, work
 from temporalio.client import WorkflowExecutionStatus
 from temporalio.testing import ActivityEnvironment
 
+from activities.contract.checkpoints import RootfsCheckpoint
 from activities.contract.errors import TemporalUnavailableError
 from activities.contract.inputs import SweepInput
-from activities.contract.names import Step
+from activities.contract.names import ArtifactName, Step
 from activities.contract.requests import BuildOptions
 from activities.contract.results import SweepReport
 from activities.contract.scope import BuildScope, HostLease
@@ -144,7 +145,8 @@ def make_checkpoint(host: Swept, scope: BuildScope, name: str, mebibytes: int = 
     store = host.bench.store
     with store.making(Step.ROOTFS, key, scope, 1, go_on) as work:
         (work / "rootfs.ext4").write_bytes(os.urandom(mebibytes << 20))
-        store.publish(work, Step.ROOTFS, key, scope, names=("rootfs.ext4",), check=go_on)
+        made = RootfsCheckpoint(fingerprint=key, host=scope.lease.host)
+        store.publish(work, made, scope, names=(ArtifactName.ROOTFS,), check=go_on)
     return store.path(Step.ROOTFS, key)
 
 
@@ -287,7 +289,7 @@ async def test_the_oldest_checkpoints_go_when_there_are_too_many(host: Swept) ->
     paths = [make_checkpoint(host, scope, str(number), 2) for number in range(4)]
     for age, path in enumerate(paths):
         os.utime(path, (time.time() - 1000 + age, time.time() - 1000 + age))
-    found = host.bench.store.find(Step.ROOTFS, paths[0].name, scope.build_id, go_on)
+    found = host.bench.store.find(RootfsCheckpoint, paths[0].name, scope.build_id, go_on)
     assert found  # used again just now
     report = await host.sweep(checkpoint_max_mb=5)
     evicted = {item.name for item in report.items if item.kind == "checkpoint"}

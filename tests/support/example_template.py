@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from activities.contract.checkpoints import (
+    RootfsCheckpoint,
+    RootfsFacts,
+    SnapshotCheckpoint,
+    SnapshotFacts,
+)
 from activities.contract.inputs import PublishTemplateInput
 from activities.contract.names import Step
 from activities.contract.registry_logins import PasswordLogin, Sealed
 from activities.contract.requests import TemplateConfig
 from activities.contract.results import (
-    Checkpoint,
     ImageConfig,
     PulledImage,
     StoredObject,
@@ -38,10 +43,6 @@ def uploaded(name: str, *parts: str) -> UploadedArtifact:
         sent_bytes=3,
         sha256="c" * 64,
     )
-
-
-def checkpoint(step: Step, **facts: str | int | float) -> Checkpoint:
-    return Checkpoint(step=step, fingerprint="f" * 64, host="h1", files={}, facts=facts)
 
 
 def template_config(**changes: Any) -> TemplateConfig:
@@ -82,9 +83,15 @@ def metadata(build_id: str = BUILD, source: Source | None = None) -> TemplateMet
         scope=BuildScope(build_id=BUILD, template_id="web", lease=HostLease(host="h1", number=1)),
         config=template_config(build_id=build_id, source=source),
         image=pulled_image(),
-        rootfs=checkpoint(Step.ROOTFS, added="/.template", agent_version="0.2"),
-        snapshot=checkpoint(
-            Step.BOOT, vmm_name="Firecracker", vmm_version="1.13.1", cpu_model="A CPU"
+        rootfs=RootfsCheckpoint(
+            fingerprint="f" * 64,
+            host="h1",
+            facts=RootfsFacts(added_paths=("/.template",), agent_version="0.2"),
+        ),
+        snapshot=SnapshotCheckpoint(
+            fingerprint="f" * 64,
+            host="h1",
+            facts=SnapshotFacts(vmm_name="Firecracker", vmm_version="1.13.1", cpu_model="A CPU"),
         ),
         verification=Verification(
             resume_ms=17.5, load_ms=3, clock_skew_ms=-40, seconds_since_snapshot=2

@@ -14,6 +14,7 @@ from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Worker
 
+from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint, StoredFile
 from activities.contract.errors import LeaseLostError, TemplateManagerError
 from activities.contract.inputs import (
     ArchiveLogInput,
@@ -49,18 +50,16 @@ from activities.contract.interface import (
 from activities.contract.names import (
     SHARED_HOST_TASK_QUEUE,
     WORKFLOW_TASK_QUEUE,
-    Step,
+    ArtifactName,
     lease_task_queue,
     step_task_queue,
 )
 from activities.contract.results import (
-    Checkpoint,
     DeletedTemplate,
     DiscardedUpload,
     ImageConfig,
     PublishedTemplate,
     PulledImage,
-    StoredFile,
     StoredObject,
     UploadedArtifact,
     Verification,
@@ -116,9 +115,17 @@ class Journal:
         return [call for call in self.calls if call in names]
 
 
-def checkpoint(step: Step, host: str, *names: str) -> Checkpoint:
-    file = StoredFile(size_bytes=1 << 20, allocated_bytes=1 << 20, sha256="0" * 64)
-    return Checkpoint(step=step, fingerprint="f" * 64, host=host, files=dict.fromkeys(names, file))
+FILE = StoredFile(size_bytes=1 << 20, allocated_bytes=1 << 20, sha256="0" * 64)
+
+
+def rootfs_checkpoint(host: str) -> RootfsCheckpoint:
+    files = {ArtifactName.ROOTFS: FILE}
+    return RootfsCheckpoint(fingerprint="f" * 64, host=host, files=files)
+
+
+def snapshot_checkpoint(host: str) -> SnapshotCheckpoint:
+    files = dict.fromkeys(ArtifactName, FILE)
+    return SnapshotCheckpoint(fingerprint="f" * 64, host=host, files=files)
 
 
 def pulled_image() -> PulledImage:
@@ -157,7 +164,7 @@ class RecordingHost(
         self.lease: HostLease | None = None
         self.silent = asyncio.Event()
         self.released: set[int] = set()
-        self.reused: Checkpoint | None = None
+        self.reused: SnapshotCheckpoint | None = None
 
     @activity.defn(name="hold_host")
     async def hold_host(self, hold: HoldHostInput, /) -> None:
@@ -188,7 +195,7 @@ class RecordingHost(
         self.released.add(scope.lease.number)
 
     @activity.defn(name="find_snapshot")
-    async def find_snapshot(self, find: FindSnapshotInput, /) -> Checkpoint | None:
+    async def find_snapshot(self, find: FindSnapshotInput, /) -> SnapshotCheckpoint | None:
         await self.journal.call("find_snapshot", find)
         return self.reused
 
@@ -218,9 +225,9 @@ class RecordingHost(
         return pulled_image()
 
     @activity.defn(name="build_rootfs")
-    async def build_rootfs(self, build: BuildRootfsInput, /) -> Checkpoint:
+    async def build_rootfs(self, build: BuildRootfsInput, /) -> RootfsCheckpoint:
         await self._step("build_rootfs", build, build.scope)
-        return checkpoint(Step.ROOTFS, self.name, "rootfs.ext4")
+        return rootfs_checkpoint(self.name)
 
     @activity.defn(name="clean_up_rootfs")
     async def clean_up_rootfs(self, scope: BuildScope, /) -> None:
@@ -243,9 +250,9 @@ class RecordingHost(
         await self._step("wait_until_ready", wait, wait.vm.scope)
 
     @activity.defn(name="snapshot_vm")
-    async def snapshot_vm(self, snapshot: SnapshotVmInput, /) -> Checkpoint:
+    async def snapshot_vm(self, snapshot: SnapshotVmInput, /) -> SnapshotCheckpoint:
         await self._step("snapshot_vm", snapshot, snapshot.vm.scope)
-        return checkpoint(Step.BOOT, self.name, "rootfs.ext4", "memfile", "snapfile")
+        return snapshot_checkpoint(self.name)
 
     @activity.defn(name="verify_snapshot")
     async def verify_snapshot(self, verify: VerifySnapshotInput, /) -> Verification:

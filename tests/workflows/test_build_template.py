@@ -32,10 +32,11 @@ from tests.support.recording_host import (
     Journal,
     RecordingHost,
     RecordingLog,
-    checkpoint,
     pulled_image,
+    rootfs_checkpoint,
     running_host,
     running_stack,
+    snapshot_checkpoint,
     stored,
     workflow_worker,
 )
@@ -239,7 +240,7 @@ async def test_a_lost_checkpoint_sends_the_build_back_to_its_step(
 
 
 async def test_a_reused_snapshot_skips_the_boot(client: Client, host: RecordingHost) -> None:
-    found = checkpoint(Step.BOOT, host.name, "rootfs.ext4", "memfile", "snapfile")
+    found = snapshot_checkpoint(host.name)
     host.reused = found.model_copy(update={"reused": True})
     result = await result_of(await start(client))
     assert host.journal.of("start_vm", "verify_snapshot") == ["verify_snapshot"]
@@ -273,7 +274,7 @@ async def test_a_retry_prefers_the_host_that_has_the_checkpoints(
 async def test_a_retry_goes_elsewhere_when_that_host_is_gone(
     client: Client, host: RecordingHost
 ) -> None:
-    done = BuildCheckpoints(host="gone", rootfs=checkpoint(Step.ROOTFS, "gone", "rootfs.ext4"))
+    done = BuildCheckpoints(host="gone", rootfs=rootfs_checkpoint("gone"))
     build = BuildInput(config=config(), options=OPTIONS, done=done)
     result = await result_of(await start(client, build))
     assert host.journal.of("build_rootfs") == ["build_rootfs"]
@@ -357,8 +358,8 @@ async def test_a_build_waits_for_a_host(client: Client, journal: Journal) -> Non
 
 def test_checkpoints_before_a_step_keep_what_earlier_steps_left() -> None:
     done = BuildCheckpoints(
-        rootfs=checkpoint(Step.ROOTFS, "h", "rootfs.ext4"),
-        snapshot=checkpoint(Step.BOOT, "h", "memfile"),
+        rootfs=rootfs_checkpoint("h"),
+        snapshot=snapshot_checkpoint("h"),
         host="h",
     )
     back = done.before(Step.BOOT)

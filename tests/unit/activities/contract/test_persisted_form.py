@@ -6,9 +6,17 @@ import re
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from temporalio.contrib.pydantic import pydantic_data_converter
 
+from activities.contract.checkpoints import (
+    Checkpoint,
+    RootfsCheckpoint,
+    RootfsFacts,
+    SnapshotCheckpoint,
+    SnapshotFacts,
+    StoredFile,
+)
 from activities.contract.image_steps import Arg, Copy, Env, ImageStep, Run, User, Workdir
 from activities.contract.inputs import (
     ArchiveLogInput,
@@ -24,6 +32,7 @@ from activities.contract.inputs import (
     VerifySnapshotInput,
 )
 from activities.contract.model import Model
+from activities.contract.names import ArtifactName
 from activities.contract.registry_logins import (
     AwsLogin,
     GoogleDefaultLogin,
@@ -33,7 +42,6 @@ from activities.contract.registry_logins import (
     Sealed,
 )
 from activities.contract.requests import TemplateConfig
-from activities.contract.results import Checkpoint
 from activities.contract.sources import FromImage, FromTemplate, Source
 from activities.contract.status import BuildResult, BuildStatus
 from activities.store.metadata import TemplateMetadata
@@ -54,11 +62,11 @@ PAYLOADS: dict[str, type[Model]] = {
     "publish_template_input.json": PublishTemplateInput,
     "archive_log_input.json": ArchiveLogInput,
     "delete_template_input.json": DeleteTemplateInput,
-    "checkpoint_without_facts.json": Checkpoint,
+    "checkpoint_without_facts.json": RootfsCheckpoint,
 }
 FILES: dict[str, type[Model]] = {
-    "rootfs_manifest.json": Checkpoint,
-    "snapshot_manifest.json": Checkpoint,
+    "rootfs_manifest.json": RootfsCheckpoint,
+    "snapshot_manifest.json": SnapshotCheckpoint,
     "metadata.json": TemplateMetadata,
 }
 
@@ -186,3 +194,77 @@ def test_a_config_keeps_its_meaning_and_its_bytes(line: str, config: TemplateCon
 
 def test_a_config_keeps_its_identity() -> None:
     assert [config_sha256(config) for config in CONFIGS] == lines_of("template_config_hashes.txt")
+
+
+# ---- Checkpoints
+
+
+def file(mebibytes: int, digit: str) -> StoredFile:
+    return StoredFile(
+        size_bytes=mebibytes << 20,
+        allocated_bytes=1 << 20,
+        sha256=digit * 64,
+        mtime_ns=1795609418945846123,
+    )
+
+
+ROOTFS = RootfsCheckpoint(
+    fingerprint="f" * 64,
+    host="h1",
+    files={ArtifactName.ROOTFS: file(70, "0")},
+    facts=RootfsFacts(
+        size_mb=70,
+        free_mb=64,
+        files=307,
+        init="added",
+        agent_version="",
+        added_paths=("/.template", "/etc/hosts", "/café"),
+    ),
+    reused=True,
+)
+SNAPSHOT = SnapshotCheckpoint(
+    fingerprint="e" * 64,
+    host="h1",
+    files={
+        ArtifactName.ROOTFS: file(70, "0"),
+        ArtifactName.MEMFILE: file(512, "2"),
+        ArtifactName.SNAPFILE: file(1, "1"),
+    },
+    facts=SnapshotFacts(
+        vmm_name="Firecracker",
+        vmm_version="1.13.1",
+        cpu_model="A CPU",
+        snapshot_at=1795609418.9458463,
+        boot_seconds=4,
+        kernel_version="vmlinux-6.1",
+        fsck_clean=True,
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "checkpoint"),
+    [("rootfs_manifest.json", ROOTFS), ("snapshot_manifest.json", SNAPSHOT)],
+)
+def test_a_checkpoint_keeps_its_meaning_and_its_bytes(name: str, checkpoint: Checkpoint) -> None:
+    assert type(checkpoint).model_validate_json(text_of(name)) == checkpoint
+    assert checkpoint.model_dump_json(indent=2) == text_of(name)
+
+
+def test_a_checkpoint_is_of_its_own_step_only() -> None:
+    with pytest.raises(ValidationError, match="build_rootfs"):
+        RootfsCheckpoint.model_validate_json(text_of("snapshot_manifest.json"))
+
+
+def test_a_template_keeps_the_facts_of_its_checkpoints() -> None:
+    metadata = TemplateMetadata.model_validate_json(text_of("metadata.json"))
+    assert metadata.rootfs_facts == ROOTFS.facts
+    assert metadata.snapshot_facts == SNAPSHOT.facts
+    assert metadata.config == CONFIGS[3].without_login()
+
+
+def test_a_build_keeps_what_it_has_done() -> None:
+    build = BuildInput.model_validate_json(text_of("build_input.json"))
+    assert build.config == CONFIGS[3]
+    assert build.done is not None
+    assert (build.done.rootfs, build.done.snapshot) == (ROOTFS, SNAPSHOT)

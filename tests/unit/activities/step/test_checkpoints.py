@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from activities.contract.checkpoints import RootfsCheckpoint, RootfsFacts
 from activities.contract.errors import CheckpointLostError
-from activities.contract.names import Step
-from activities.contract.results import Checkpoint
+from activities.contract.names import ArtifactName, Step
 from activities.contract.scope import BuildScope, HostLease
 from activities.step.checkpoints import CheckpointStore, fingerprint
 
 BUILD = "11111111-1111-4111-8111-111111111111"
 OTHER = "22222222-2222-4222-8222-222222222222"
 KEY = fingerprint(Step.ROOTFS, image="sha256:1")
+EMPTY = RootfsCheckpoint(fingerprint=KEY, host="h1", facts=RootfsFacts(files=7))
 
 
 def scope(build_id: str = BUILD) -> BuildScope:
@@ -29,10 +30,10 @@ def store(tmp_path: Path) -> CheckpointStore:
     return CheckpointStore(tmp_path, "h1")
 
 
-def make(store: CheckpointStore, content: bytes = b"content") -> Checkpoint:
+def make(store: CheckpointStore, content: bytes = b"content") -> RootfsCheckpoint:
     with store.making(Step.ROOTFS, KEY, scope(), 1, go_on) as work:
         (work / "rootfs.ext4").write_bytes(content)
-        return store.publish(work, Step.ROOTFS, KEY, scope(), names=("rootfs.ext4",), check=go_on)
+        return store.publish(work, EMPTY, scope(), names=(ArtifactName.ROOTFS,), check=go_on)
 
 
 def test_a_fingerprint_depends_on_every_input_and_not_on_their_order() -> None:
@@ -43,27 +44,28 @@ def test_a_fingerprint_depends_on_every_input_and_not_on_their_order() -> None:
 
 def test_what_is_published_is_found_by_another_build(store: CheckpointStore) -> None:
     made = make(store)
-    found = store.find(Step.ROOTFS, KEY, OTHER, go_on)
+    found = store.find(RootfsCheckpoint, KEY, OTHER, go_on)
     assert found == made.model_copy(update={"reused": True})
+    assert found.facts.files == 7
     refs = {path.name for path in (store.path(Step.ROOTFS, KEY) / "refs").iterdir()}
     assert refs == {BUILD, OTHER}
 
 
 def test_a_damaged_checkpoint_is_not_found_and_removed(store: CheckpointStore) -> None:
     made = make(store)
-    path = store.file(made, "rootfs.ext4")
+    path = store.file(made, ArtifactName.ROOTFS)
     before = path.stat()
     path.write_bytes(b"CONTENT")
     import os
 
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # only its bytes tell
-    assert store.find(Step.ROOTFS, KEY, OTHER, go_on) is None
+    assert store.find(RootfsCheckpoint, KEY, OTHER, go_on) is None
     assert not store.path(Step.ROOTFS, KEY).exists()
 
 
 def test_a_checkpoint_that_is_gone_names_the_step_to_go_back_to(store: CheckpointStore) -> None:
     made = make(store)
-    store.file(made, "rootfs.ext4").unlink()
+    store.file(made, ArtifactName.ROOTFS).unlink()
     with pytest.raises(CheckpointLostError) as caught:
         store.require(made, BUILD)
     assert caught.value.step is Step.ROOTFS
@@ -94,7 +96,7 @@ def test_two_attempts_at_once_take_turns(store: CheckpointStore) -> None:
             inside.append(number)
             most.append(len(inside))
             (work / "rootfs.ext4").write_bytes(b"x" * number)
-            store.publish(work, Step.ROOTFS, KEY, scope(), names=("rootfs.ext4",), check=go_on)
+            store.publish(work, EMPTY, scope(), names=(ArtifactName.ROOTFS,), check=go_on)
             inside.remove(number)
 
     threads = [threading.Thread(target=attempt, args=(n,)) for n in (1, 2, 3)]
@@ -103,14 +105,14 @@ def test_two_attempts_at_once_take_turns(store: CheckpointStore) -> None:
     for thread in threads:
         thread.join(10)
     assert max(most) == 1
-    assert store.find(Step.ROOTFS, KEY, BUILD, go_on) is not None
+    assert store.find(RootfsCheckpoint, KEY, BUILD, go_on) is not None
 
 
 def test_releasing_a_build_drops_its_references_and_unfinished_work(
     store: CheckpointStore, tmp_path: Path
 ) -> None:
     make(store)
-    store.find(Step.ROOTFS, KEY, OTHER, go_on)
+    store.find(RootfsCheckpoint, KEY, OTHER, go_on)
     (tmp_path / "steps" / Step.ROOTFS / f"{KEY}.tmp.{BUILD}.1.1").mkdir()
     store.release(BUILD)
     names = sorted(path.name for path in (tmp_path / "steps" / Step.ROOTFS).iterdir())
@@ -127,11 +129,10 @@ def test_a_fenced_attempt_publishes_nothing(store: CheckpointStore) -> None:
         with pytest.raises(InterruptedError):
             store.publish(
                 work,
-                Step.ROOTFS,
-                KEY,
+                EMPTY,
                 scope(),
-                names=("rootfs.ext4",),
+                names=(ArtifactName.ROOTFS,),
                 check=fenced,
-                hashes={"rootfs.ext4": "0" * 64},
+                hashes={ArtifactName.ROOTFS: "0" * 64},
             )
     assert not store.path(Step.ROOTFS, KEY).exists()

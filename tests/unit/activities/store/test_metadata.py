@@ -22,7 +22,7 @@ def test_metadata_says_everything_that_a_consumer_needs() -> None:
     }
     assert found["rootfs_size_mb"] == 512
     assert found["agent_version"] == "0.2"
-    assert found["rootfs_facts"]["added"] == "/.template"
+    assert found["rootfs_facts"]["added_paths"] == '["/.template"]'
     assert found["verification"]["resume_ms"] == 17.5
     assert found["verification"]["clock_skew_ms"] == -40
     assert found["timeline"][0]["step"] == "pull_image"

@@ -1,0 +1,119 @@
+"""What steps leave on a host: files, and the facts about them. They are also the cache."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
+
+from activities.contract.model import Model
+from activities.contract.names import ArtifactName, Fingerprint, HostName, Step
+
+
+class StoredFile(Model):
+    """One file of a checkpoint. `sha256` is of the whole content, holes read as zeros."""
+
+    size_bytes: int
+    allocated_bytes: int
+    sha256: str
+    mtime_ns: int = 0
+
+
+def _from_json(value: object) -> object:
+    return json.loads(value) if isinstance(value, str) else value
+
+
+Paths = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_from_json),
+    PlainSerializer(json.dumps, return_type=str),
+]
+"""The persisted form is a JSON list in a string."""
+
+YesNo = Annotated[bool, PlainSerializer(int, return_type=int)]
+"""The persisted form is 1 or 0."""
+
+
+class _Facts(Model):
+    """Base of facts. The persisted form has those that were told; the others are as if empty."""
+
+    @model_serializer(mode="wrap")
+    def _to_persisted(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
+        told = self.model_fields_set
+        return {name: value for name, value in dump(self).items() if name in told}
+
+
+class RootfsFacts(_Facts):
+    """How a root file system came out."""
+
+    size_mb: int = 0
+    free_mb: int = 0
+    """Of `size_mb`."""
+    files: int = 0
+    init: str = ""
+    """The image's init: `systemd`, `other`, or `added` when it has none."""
+    agent_version: str = ""
+    """The first line that the guest agent's `-version` printed."""
+    added_paths: Paths = ()
+    """What we added to the image's files."""
+
+
+class SnapshotFacts(_Facts):
+    """How a snapshot was taken."""
+
+    vmm_name: str = "Firecracker"
+    vmm_version: str = ""
+    cpu_model: str = ""
+    snapshot_at: float = 0
+    """Wall clock, seconds."""
+    boot_seconds: float = 0
+    """From the VM's start to the snapshot."""
+    kernel_version: str = ""
+    fsck_clean: YesNo = False
+    """Whether e2fsck found no fault with the disk, which the guest still has mounted."""
+
+
+class Checkpoint(Model):
+    """What a step left on a host, in `<data>/steps/<step>/<fingerprint>/`."""
+
+    STEP: ClassVar[Step]
+    """Which step leaves this kind."""
+
+    step: Step
+    fingerprint: Fingerprint
+    host: HostName
+    files: dict[str, StoredFile] = Field(default_factory=dict)
+    """By `ArtifactName`."""
+    facts: RootfsFacts | SnapshotFacts
+    reused: bool = False
+    """True when the step found it there instead of making it."""
+
+
+class RootfsCheckpoint(Checkpoint):
+    """A root file system."""
+
+    STEP = Step.ROOTFS
+
+    step: Literal[Step.ROOTFS] = Step.ROOTFS
+    facts: RootfsFacts = RootfsFacts()
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the file system."""
+        return self.files[ArtifactName.ROOTFS].size_bytes
+
+
+class SnapshotCheckpoint(Checkpoint):
+    """A booted VM: its disk, memory and state."""
+
+    STEP = Step.BOOT
+
+    step: Literal[Step.BOOT] = Step.BOOT
+    facts: SnapshotFacts = SnapshotFacts()
