@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, assert_never
+from typing import assert_never
 
 import docker
 import docker.errors
@@ -29,6 +29,7 @@ from temporalio import activity
 
 from activities.contract.errors import (
     CheckpointLostError,
+    DockerUnavailableError,
     FilesystemToolError,
     ImageStepError,
     TemplateNotFoundError,
@@ -44,7 +45,7 @@ from activities.disk.archives import TAR
 from activities.disk.locks import locked
 from activities.image.containers import DEFAULT_PATH, labels_of, remove_container, wait_for_exit
 from activities.image.copy_layout import CopyInstruction, lay_out
-from activities.image.docker_daemon import docker_errors
+from activities.image.docker_daemon import InspectedImage, docker_errors, find_image
 from activities.process.settings import Settings
 from activities.step.ledger import LeaseLedger
 from activities.step.running_step import RunningStep, running_step
@@ -140,7 +141,7 @@ class DockerImageStepActivities(ImageStepActivities):
                 running.check()
                 running.progress(f"{number} of {len(build.steps)}: {step}", number, 0)
                 state = self._apply(running, build, state, step, number)
-            return _described(self._inspect(state.image_id), base, state)
+            return _described(self._require(state.image_id), base, state)
 
     def _apply(
         self,
@@ -156,10 +157,10 @@ class DockerImageStepActivities(ImageStepActivities):
             return after
         name = f"{STEP_REPOSITORY}:{key}"
         with locked(self._settings.data_dir / "locks" / f"image.{key}", running.check):
-            kept = self._find(name)
+            kept = find_image(self._docker, name)
             if kept is not None:
                 running.log.info(f"step {number}, {step}: an earlier build's is used again")
-                return replace(after, image_id=kept)
+                return replace(after, image_id=kept.image_id)
             running.log.info(f"step {number}: {step}")
             image_id = self._make(running, build, state, step, name)
         return replace(after, image_id=image_id)
@@ -326,15 +327,15 @@ class DockerImageStepActivities(ImageStepActivities):
             docker_errors(),
             locked(self._settings.data_dir / "locks" / f"template.{take.build_id}", running.check),
         ):
-            if self._find(name) is None:
+            if find_image(self._docker, name) is None:
                 self._import_as(running, take, metadata, name)
-            inspected = self._inspect(name)
+            inspected = self._require(name)
         return PulledImage(
             reference=f"{TEMPLATE_REPOSITORY}@{digest}",
             digest=digest,
-            image_id=inspected["Id"],
+            image_id=inspected.image_id,
             architecture=metadata.image.architecture,
-            size_bytes=inspected["Size"],
+            size_bytes=inspected.size_bytes,
             layer_count=1,
             config=metadata.image.config,
         )
@@ -387,17 +388,13 @@ class DockerImageStepActivities(ImageStepActivities):
     # ---- Images
 
     def _require_image(self, base: PulledImage) -> None:
-        if self._find(base.image_id) is None:
+        if find_image(self._docker, base.image_id) is None:
             raise CheckpointLostError(f"image {base.reference} is no longer here", step=Step.PULL)
 
-    def _find(self, name: str) -> str | None:
-        try:
-            return str(self._inspect(name)["Id"])
-        except docker.errors.NotFound:
-            return None
-
-    def _inspect(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = self._docker.inspect_image(name)  # type: ignore[no-untyped-call]
+    def _require(self, name: str) -> InspectedImage:
+        found = find_image(self._docker, name)
+        if found is None:
+            raise DockerUnavailableError(f"Docker has lost {name}, which was made just now")
         return found
 
 
@@ -422,14 +419,14 @@ def _absolute(state: ImageState, path: str) -> str:
     return f"{whole}/" if path.endswith(("/", "/.")) or path == "." else whole
 
 
-def _described(inspected: dict[str, Any], base: PulledImage, state: ImageState) -> PulledImage:
+def _described(inspected: InspectedImage, base: PulledImage, state: ImageState) -> PulledImage:
     return PulledImage(
         reference=f"{STEP_REPOSITORY}@sha256:{_hex(state.key)}",
         digest=f"sha256:{_hex(state.key)}",
-        image_id=inspected["Id"],
+        image_id=inspected.image_id,
         architecture=base.architecture,
-        size_bytes=inspected["Size"],
-        layer_count=len(inspected["RootFS"].get("Layers") or ()),
+        size_bytes=inspected.size_bytes,
+        layer_count=inspected.layer_count,
         config=ImageConfig(
             env=tuple(f"{name}={value}" for name, value in state.environment.items()),
             user=state.user,

@@ -8,12 +8,13 @@ import platform
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import docker
 import docker.errors
 import requests
+from pydantic import Field
 from temporalio import activity
 
 from activities.contract.errors import (
@@ -27,10 +28,16 @@ from activities.contract.errors import (
 from activities.contract.image_reference import ImageReference, ImageReferenceError
 from activities.contract.inputs import PullImageInput
 from activities.contract.interface import ImageActivities
+from activities.contract.model import Model
 from activities.contract.names import Step
 from activities.contract.registry_logins import Sealed
 from activities.contract.results import ImageConfig, PulledImage
-from activities.image.docker_daemon import docker_errors
+from activities.image.docker_daemon import (
+    ContainerConfig,
+    InspectedImage,
+    docker_errors,
+    find_image,
+)
 from activities.image.pulled_images import PulledImages
 from activities.image.registry import (
     Credentials,
@@ -92,14 +99,15 @@ class DockerImageActivities(ImageActivities):
             remote = self._resolve(client, pull.image, credentials)
             step.log.info(f"image {reference} is {remote.digest} for linux/{remote.architecture}")
             step.check()
-            inspected = _find_image(client, remote)
+            pinned = remote.reference.at(remote.digest)
+            inspected = find_image(client, pinned)
             if inspected:
                 step.log.info("the image is on the host already")
-                self._pulled.used(remote.reference.at(remote.digest))
+                self._pulled.used(pinned)
             else:
-                self._pulled.add(remote.reference.at(remote.digest))
+                self._pulled.add(pinned)
                 _Pull(client, remote, credentials, step, pull.timeout_seconds).run()
-                inspected = _find_image(client, remote)
+                inspected = find_image(client, pinned)
             return _describe(remote, inspected)
 
     def _resolve(
@@ -133,6 +141,22 @@ class DockerImageActivities(ImageActivities):
         return credentials
 
 
+class PullProgress(Model):
+    """How many bytes of a layer have come."""
+
+    current: int = 0
+
+
+class PullEvent(Model):
+    """What dockerd tells while it pulls."""
+
+    layer: str = Field("", alias="id")
+    """The short digest of a layer, or something else."""
+    status: str = ""
+    progress: PullProgress | None = Field(None, alias="progressDetail")
+    error: str | None = None
+
+
 class _Pull:
     """One pull by digest that can be stopped at any time."""
 
@@ -149,7 +173,7 @@ class _Pull:
         self._credentials = credentials
         self._step = step
         self._timeout_seconds = timeout_seconds
-        self._events: queue.SimpleQueue[Mapping[str, Any] | Exception | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[PullEvent | Exception | None] = queue.SimpleQueue()
         self._responses: list[requests.Response] = []
         self._done: dict[str, int] = {}
         client.hooks["response"].append(self._remember)
@@ -168,7 +192,7 @@ class _Pull:
             self._cut()
             reader.join(POLL_SECONDS)
 
-    def _until_the_end(self) -> Iterator[Mapping[str, Any]]:
+    def _until_the_end(self) -> Iterator[PullEvent]:
         deadline = time.monotonic() + self._timeout_seconds
         while True:
             self._step.check()
@@ -200,21 +224,20 @@ class _Pull:
                 decode=True,
                 auth_config=auth,
             ):
-                self._events.put(event)
+                self._events.put(PullEvent.model_validate(event))
             self._events.put(None)
         except Exception as error:
             self._events.put(error)
 
-    def _take(self, event: Mapping[str, Any], total: int) -> None:
-        if "error" in event:
-            _raise_for_message(self._remote.reference, str(event["error"]))
-        layer = str(event.get("id", ""))
-        status = str(event.get("status", ""))
-        if status == "Downloading":
-            self._done[layer] = int(event.get("progressDetail", {}).get("current", 0))
-        elif status in ("Download complete", "Already exists"):
+    def _take(self, event: PullEvent, total: int) -> None:
+        if event.error is not None:
+            _raise_for_message(self._remote.reference, event.error)
+        layer = event.layer
+        if event.status == "Downloading":
+            self._done[layer] = event.progress.current if event.progress else 0
+        elif event.status in ("Download complete", "Already exists"):
             self._done[layer] = self._size_of(layer)
-        elif status == "Pull complete":
+        elif event.status == "Pull complete":
             self._step.log.debug(f"layer {layer}: unpacked")
         self._step.progress("pulling", min(sum(self._done.values()), total), total, "bytes")
 
@@ -264,33 +287,23 @@ def _is_known_to_docker(client: docker.APIClient, image: str) -> bool:
     return bool(client.images(name=image, quiet=True))
 
 
-def _find_image(client: docker.APIClient, remote: RemoteImage) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = client.inspect_image(  # type: ignore[no-untyped-call]
-            remote.reference.at(remote.digest)
-        )  # a decorator hides its type
-    except docker.errors.NotFound:
-        return None
-    return found
-
-
-def _describe(remote: RemoteImage, inspected: dict[str, Any] | None) -> PulledImage:
-    if inspected is None or inspected["Id"] != remote.config_digest:
+def _describe(remote: RemoteImage, inspected: InspectedImage | None) -> PulledImage:
+    if inspected is None or inspected.image_id != remote.config_digest:
         raise ImageDamagedError(f"dockerd does not have {remote.reference.at(remote.digest)}")
-    config = inspected.get("Config") or {}
+    config = inspected.config or ContainerConfig()
     return PulledImage(
         reference=remote.reference.at(remote.digest),
         digest=remote.digest,
-        image_id=inspected["Id"],
+        image_id=inspected.image_id,
         architecture=remote.architecture,
-        size_bytes=inspected["Size"],
-        layer_count=len(inspected["RootFS"].get("Layers") or ()),
+        size_bytes=inspected.size_bytes,
+        layer_count=inspected.layer_count,
         config=ImageConfig(
-            env=tuple(config.get("Env") or ()),
-            user=config.get("User") or "",
-            working_dir=config.get("WorkingDir") or "",
-            entrypoint=tuple(config.get("Entrypoint") or ()),
-            cmd=tuple(config.get("Cmd") or ()),
+            env=config.env or (),
+            user=config.user or "",
+            working_dir=config.working_dir or "",
+            entrypoint=config.entrypoint or (),
+            cmd=config.cmd or (),
         ),
     )
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-import json
 import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 import requests
+from pydantic import ValidationError
 from requests.auth import HTTPBasicAuth
 
 from activities.contract.errors import (
@@ -29,15 +29,18 @@ from activities.contract.errors import (
     WrongArchitectureError,
 )
 from activities.contract.image_reference import DOCKER_HUB, DOCKER_HUB_API, ImageReference
+from activities.contract.model import Model
+from activities.image.manifests import (
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    Manifest,
+    Platform,
+    TagPage,
+    Token,
+)
 
-INDEX_TYPES = (
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-)
-MANIFEST_TYPES = (
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-)
+M = TypeVar("M", bound=Model)
+
 MAX_JSON_BYTES = 8 * 1024 * 1024
 TIMEOUT_SECONDS = (5.0, 20.0)  # to connect, and between two bytes
 TOTAL_SECONDS = 60.0
@@ -83,17 +86,17 @@ def resolve(
     """
     with _Conversation(reference, credentials, insecure) as registry:
         digest, manifest = registry.manifest(reference.version)
-        if manifest.get("mediaType") in INDEX_TYPES or "manifests" in manifest:
+        if manifest.is_index:
             chosen = _choose_platform(reference, manifest, architecture)
             digest, manifest = registry.manifest(chosen)
-        if "config" not in manifest:
+        if manifest.config is None:
             raise ImageNotFoundError(
                 f"{reference} is in a format that is not an image (manifest of "
-                f"{manifest.get('mediaType', 'schema 1')})"
+                f"{manifest.media_type or 'schema 1'})"
             )
-        config_digest = str(manifest["config"]["digest"])
-        _require_platform(reference, registry.blob(config_digest), architecture)
-    layers = {str(layer["digest"]): int(layer["size"]) for layer in manifest.get("layers", ())}
+        config_digest = manifest.config.digest
+        _require_platform(reference, registry.platform(config_digest), architecture)
+    layers = {layer.digest: layer.size for layer in manifest.layers or ()}
     return RemoteImage(reference, digest, config_digest, architecture, layers)
 
 
@@ -156,28 +159,28 @@ class _Conversation:
     def __exit__(self, *_: object) -> None:
         self._session.close()
 
-    def manifest(self, version: str) -> tuple[str, dict[str, Any]]:
+    def manifest(self, version: str) -> tuple[str, Manifest]:
         """Return a manifest or index with the digest of what was received."""
         body = self._get(f"manifests/{version}", ", ".join((*MANIFEST_TYPES, *INDEX_TYPES)))
         digest = "sha256:" + hashlib.sha256(body).hexdigest()
         if DIGEST.fullmatch(version) and digest != version:
             raise RegistryUnavailableError(f"{self._reference.name}: {version} came damaged")
-        return digest, self._parse(body)
+        return digest, self._parse(body, Manifest)
 
-    def blob(self, digest: str) -> dict[str, Any]:
-        """Return a JSON blob, checked against its digest."""
+    def platform(self, digest: str) -> Platform:
+        """Return what an image's config says it runs on; the config is checked by its digest."""
         body = self._get(f"blobs/{digest}", "*/*")
         if "sha256:" + hashlib.sha256(body).hexdigest() != digest:
             raise RegistryUnavailableError(f"{self._reference.name}: blob {digest} came damaged")
-        return self._parse(body)
+        return self._parse(body, Platform)
 
     def tags(self) -> list[str]:
         """Return the repository's tags, by pages."""
         tags: list[str] = []
         last = ""
         while True:
-            page = self._parse(self._get(f"tags/list?n={TAGS_A_PAGE}{last}", "*/*"))
-            names = page.get("tags") or []
+            page = self._parse(self._get(f"tags/list?n={TAGS_A_PAGE}{last}", "*/*"), TagPage)
+            names = page.tags or ()
             tags += names
             if len(names) < TAGS_A_PAGE:
                 return tags
@@ -194,16 +197,13 @@ class _Conversation:
         """Delete a manifest with all its tags."""
         self._get(f"manifests/{digest}", "*/*", method="DELETE")
 
-    def _parse(self, body: bytes) -> dict[str, Any]:
+    def _parse(self, body: bytes, kind: type[M]) -> M:
         try:
-            parsed = json.loads(body)
-        except ValueError:
-            parsed = None
-        if not isinstance(parsed, dict):
+            return kind.model_validate_json(body)
+        except ValidationError:
             raise RegistryUnavailableError(
                 f"{self._reference.registry} answered with something that is not a manifest"
-            )
-        return parsed
+            ) from None
 
     def _get(self, path: str, accept: str, method: str = "GET") -> bytes:
         url = f"{self._base}/{path}"
@@ -218,11 +218,22 @@ class _Conversation:
             return self._read(response)
 
     def _request(
-        self, url: str, headers: dict[str, str], method: str = "GET", **more: Any
+        self,
+        url: str,
+        headers: dict[str, str],
+        method: str = "GET",
+        params: dict[str, str] | None = None,
+        auth: HTTPBasicAuth | None = None,
     ) -> requests.Response:
         try:
             return self._session.request(
-                method, url, headers=headers, timeout=TIMEOUT_SECONDS, stream=True, **more
+                method,
+                url,
+                headers=headers,
+                params=params,
+                auth=auth,
+                timeout=TIMEOUT_SECONDS,
+                stream=True,
             )
         except requests.RequestException as error:
             raise RegistryUnavailableError(
@@ -271,8 +282,7 @@ class _Conversation:
         asked = {"service": parameters.get("service", ""), "scope": scope}
         with self._request(realm, {}, params=asked, auth=basic) as response:
             self._require_success(response)
-            answer = self._parse(self._read(response))
-        return str(answer.get("token") or answer.get("access_token") or "")
+            return self._parse(self._read(response), Token).value
 
     def _require_success(self, response: requests.Response) -> None:
         if response.status_code in (requests.codes.ok, requests.codes.accepted):
@@ -306,22 +316,26 @@ def _raise_for(
     )
 
 
-def _choose_platform(reference: ImageReference, index: Mapping[str, Any], architecture: str) -> str:
-    found = [
-        entry.get("platform", {}) | {"digest": entry["digest"]} for entry in index["manifests"]
+def _choose_platform(reference: ImageReference, index: Manifest, architecture: str) -> str:
+    found = [(entry.platform or Platform(), entry.digest) for entry in index.manifests or ()]
+    fitting = [
+        (platform.variant or "", digest)
+        for platform, digest in found
+        if _fits(platform, architecture)
     ]
-    fitting = [p for p in found if (p.get("os"), p.get("architecture")) == ("linux", architecture)]
     if not fitting:
-        raise _wrong_platform(reference, {_platform_name(p) for p in found}, architecture)
+        raise _wrong_platform(reference, {str(platform) for platform, _ in found}, architecture)
     # The plainest variant runs everywhere: none before v1 before v2.
-    return str(min(fitting, key=lambda p: str(p.get("variant", "")))["digest"])
+    return min(fitting, key=lambda candidate: candidate[0])[1]
 
 
-def _require_platform(
-    reference: ImageReference, config: Mapping[str, Any], architecture: str
-) -> None:
-    if (config.get("os"), config.get("architecture")) != ("linux", architecture):
-        raise _wrong_platform(reference, {_platform_name(config)}, architecture)
+def _fits(platform: Platform, architecture: str) -> bool:
+    return (platform.os, platform.architecture) == ("linux", architecture)
+
+
+def _require_platform(reference: ImageReference, platform: Platform, architecture: str) -> None:
+    if not _fits(platform, architecture):
+        raise _wrong_platform(reference, {str(platform)}, architecture)
 
 
 def _wrong_platform(
@@ -331,10 +345,6 @@ def _wrong_platform(
     return WrongArchitectureError(
         f"{reference} is for {names}; this host runs linux/{architecture}"
     )
-
-
-def _platform_name(platform: Mapping[str, Any]) -> str:
-    return f"{platform.get('os', 'unknown')}/{platform.get('architecture', 'unknown')}"
 
 
 def _api_host(reference: ImageReference) -> str:
