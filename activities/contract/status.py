@@ -95,7 +95,7 @@ class BuildStatus(Model):
     timeline: tuple[StepRecord, ...]
     failure: BuildFailure | None = None
     published: PublishedTemplate | None = None
-    is_login_left_out: bool = False
+    is_login_left_out: bool = Field(default=False, exclude_if=lambda left_out: not left_out)
     """In an archive: whether the config had a registry login, which is not kept there."""
 
 

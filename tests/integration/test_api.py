@@ -41,6 +41,8 @@ from activities.contract.errors import (
 )
 from activities.contract.inputs import PullImageInput
 from activities.contract.names import Step, build_workflow_id
+from activities.contract.registry_logins import PasswordLogin
+from activities.contract.sources import FromImage
 from activities.contract.status import BuildState, BuildStatus, LogEntry, LogLevel
 from activities.process.clock import utc_now
 from activities.process.health import temporal_readiness
@@ -58,7 +60,7 @@ from api.pb import template_manager_pb2 as pb
 from api.server import logs as build_logs
 from api.server.server import running_server
 from tests.support.example_template import metadata
-from tests.support.recording_host import Journal, RecordingHost, running_host
+from tests.support.recording_host import Journal, RecordingHost, running_host, workflow_worker
 from tests.support.running_api import (
     OPTIONS,
     Api,
@@ -69,7 +71,6 @@ from tests.support.running_api import (
     template_of,
 )
 from workflows.build_template import BuildTemplate
-from workflows.worker import workflow_worker
 
 # Temporal deletes a workflow when its queues say that they are done with it: by default after 30 s.
 QUICK_DELETES = tuple(
@@ -605,7 +606,7 @@ async def pull_of_retry(api: Api, bucket: Bucket, build_id: str) -> PullImageInp
 
 
 def password_of(api: Api, pull: PullImageInput) -> str:
-    assert pull.auth is not None and pull.auth.secret is not None
+    assert isinstance(pull.auth, PasswordLogin)
     return Sealer(api.settings.secret_keys).open(pull.auth.secret, pull.scope.build_id)
 
 
@@ -636,7 +637,9 @@ async def test_a_private_image_s_build_is_retried_while_no_worker_answers(
     let_registry_fail(api)
     build_id = await failed_without_workers(api, empty_bucket, from_image_registry=LOGIN)
     archived = read_archived_log(empty_bucket, build_id)
-    assert archived is not None and archived[0].config.registry_auth is None
+    assert archived is not None
+    assert isinstance(archived[0].config.source, FromImage)
+    assert archived[0].config.source.login is None
 
     await api.client.retry(build_id)
     pull = await pull_of_retry(api, empty_bucket, build_id)
