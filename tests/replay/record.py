@@ -1,7 +1,8 @@
 """Record the histories that `test_replay.py` replays: `python -m tests.replay.record [KIND…]`.
 
 Run it only when a new kind of history is needed. An old history stays as it is: it stands for the
-builds that are running while the workers are upgraded.
+builds that are running while the workers are upgraded. Stack traces are written as if the
+repository were at /opt/template-manager.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ from tests.workflows.test_delete_template import delete, delete_of
 from workflows.build_template import BuildTemplate
 
 DIRECTORY = Path(__file__).parent / "histories"
+REPOSITORY = Path(__file__).parents[2]
+# What stands in a stack trace in the place of this machine's own paths.
+NEUTRAL = {sys.prefix: "/opt/template-manager/.venv", str(REPOSITORY): "/opt/template-manager"}
 
 
 @asynccontextmanager
@@ -127,6 +131,13 @@ KINDS: dict[str, Callable[[Client], Awaitable[WorkflowHandle[Any, Any]]]] = {
 }
 
 
+def without_own_paths(history: str) -> str:
+    """Return a history without the paths of the machine that records it."""
+    for own, neutral in NEUTRAL.items():
+        history = history.replace(f"{own}/", f"{neutral}/")
+    return history
+
+
 async def main() -> None:
     DIRECTORY.mkdir(exist_ok=True)
     async with await WorkflowEnvironment.start_local(
@@ -139,7 +150,8 @@ async def main() -> None:
                 continue
             handle = await record(environment.client)
             history = await handle.fetch_history()
-            (DIRECTORY / f"{kind}.json").write_text(history.to_json() + "\n")
+            text = without_own_paths(history.to_json())
+            (DIRECTORY / f"{kind}.json").write_text(text + "\n")
             print(f"{kind}: {len(history.events)} events")
 
 

@@ -6,6 +6,7 @@ change with `workflow.patched`. The histories are recorded by `tests/replay/reco
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,12 @@ def test_there_is_a_history_of_every_kind() -> None:
 async def test_a_recorded_history_replays(path: Path) -> None:
     verdict = await replay(history_from_file(path))
     assert verdict.fits, verdict.difference
+
+
+@pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
+def test_a_history_has_no_path_of_the_machine_that_recorded_it(path: Path) -> None:
+    files = re.findall(r'File \\"(.*?)\\"', path.read_text())
+    assert [file for file in files if not file.startswith("/opt/template-manager/")] == []
 
 
 async def test_a_history_that_does_not_fit_is_told_with_its_event(tmp_path: Path) -> None:
