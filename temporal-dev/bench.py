@@ -46,7 +46,8 @@ from rich.table import Table
 sys.path.insert(0, str(REPOSITORY))
 
 import requests
-from devstack.workbench import Layer, Registry, Workbench, running_registry, workbench
+from devstack.registry import Layer, Registry, running_registry
+from devstack.workbench import Workbench, workbench
 from google.cloud import storage
 from temporalio.testing import ActivityEnvironment
 

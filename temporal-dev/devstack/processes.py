@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -21,7 +20,6 @@ from pathlib import Path
 
 import psutil
 
-OWN_PORTS = range(20_000, 32_000)
 POLL_SECONDS = 0.02
 LOG_TAIL_LINES = 20
 
@@ -185,22 +183,6 @@ def answers(port: int, host: str = "127.0.0.1") -> bool:
     with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
         return True
     return False
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now, all different.
-
-    Below those that the kernel gives to outgoing connections: one of these could take a port while
-    its server is being restarted.
-    """
-    found: list[int] = []
-    for port in random.sample(OWN_PORTS, len(OWN_PORTS)):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            found.append(port)
-        if len(found) == count:
-            break
-    return found
 
 
 def port_owner(port: int) -> str | None:

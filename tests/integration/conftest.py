@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from devstack.registry import Registry, running_registry
 from devstack.stack import Stack
-from devstack.workbench import Registry, running_registry
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment

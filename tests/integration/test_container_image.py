@@ -13,8 +13,8 @@ import docker
 import images
 import psutil
 import pytest
+from devstack.ports import free_port
 from devstack.stack import Stack
-from devstack.workbench import free_port
 from docker.models.containers import Container
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment

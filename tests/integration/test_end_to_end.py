@@ -21,7 +21,8 @@ import docker
 import images
 import pytest
 import requests
-from devstack.workbench import Layer, Registry, free_port
+from devstack.ports import free_port
+from devstack.registry import Layer, Registry
 
 from activities.contract.names import Step
 from activities.microvm.network import in_network

@@ -14,15 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from devstack.workbench import (
-    Layer,
-    Registry,
-    Workbench,
-    free_port,
-    resources,
-    running_registry,
-    workbench,
-)
+from devstack.ports import free_port
+from devstack.registry import Layer, Registry, running_registry
+from devstack.workbench import Workbench, workbench
 from temporalio.testing import ActivityEnvironment
 
 from activities.contract.errors import (
@@ -37,6 +31,7 @@ from activities.contract.errors import (
 from activities.contract.inputs import PullImageInput
 from activities.contract.registry_logins import AwsLogin, PasswordLogin
 from tests.support.fake_ecr import running_ecr
+from tests.support.host_resources import all_resources
 from tests.support.local_http import QuietHandler, serving
 
 USER = "robot"
@@ -47,11 +42,11 @@ HTPASSWD = f"{USER}:$2b$04$VrQMl5EQRxMnyzstjuvi9uoOacZkFwiD58Y5YCm7NLIFoqF7XHyzi
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Workbench]:
-    before = resources()
+    before = all_resources()
     made = workbench(tmp_path)
     yield made
     made.remove_images()
-    assert resources() == before
+    assert all_resources() == before
 
 
 def small_layer(content: bytes = b"hello\n") -> bytes:

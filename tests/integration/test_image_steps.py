@@ -14,7 +14,8 @@ from typing import Any
 
 import docker
 import pytest
-from devstack.workbench import Layer, Registry, Workbench, resources, workbench
+from devstack.registry import Layer, Registry
+from devstack.workbench import Workbench, workbench
 from temporalio.testing import ActivityEnvironment
 
 from activities.contract.errors import FilesMissingError, ImageStepError, TemplateNotFoundError
@@ -27,6 +28,7 @@ from activities.image.docker_steps import STEP_REPOSITORY, DockerImageStepActivi
 from activities.store.bucket import Bucket
 from activities.store.files import files_name, tar_of_context
 from tests.support.file_trees import Entry, tree_of_ext4, tree_of_image
+from tests.support.host_resources import all_resources
 
 
 class StepHost:
@@ -68,7 +70,7 @@ class StepHost:
 
 @pytest.fixture
 def host(tmp_path: Path, empty_bucket: Bucket) -> Iterator[StepHost]:
-    before = resources()
+    before = all_resources()
     made = StepHost(workbench(tmp_path / "data"), empty_bucket, tmp_path)
     yield made
     client = made.bench.client
@@ -77,7 +79,7 @@ def host(tmp_path: Path, empty_bucket: Bucket) -> Iterator[StepHost]:
             with contextlib.suppress(docker.errors.APIError):
                 client.remove_image(found["Id"], force=True)
     made.bench.remove_images()
-    assert resources() == before
+    assert all_resources() == before
     work = tmp_path / "data" / "work"
     assert not work.exists() or list(work.iterdir()) == []
 

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from devstack.environment import FIRECRACKER_VERSION, environment
-from devstack.workbench import Layer, Registry, Workbench, workbench
+from devstack.registry import Layer, Registry
+from devstack.workbench import Workbench, workbench
 from temporalio.testing import ActivityEnvironment
 
 from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint

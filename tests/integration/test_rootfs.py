@@ -16,7 +16,8 @@ from typing import Any
 
 import psutil
 import pytest
-from devstack.workbench import BUSYBOX, Layer, Registry, Workbench, resources, workbench
+from devstack.registry import BUSYBOX, Layer, Registry
+from devstack.workbench import Workbench, workbench
 from temporalio.testing import ActivityEnvironment
 
 from activities.contract.errors import (
@@ -40,6 +41,7 @@ from tests.support.file_trees import (
     tree_of_ext4,
     tree_of_image,
 )
+from tests.support.host_resources import all_resources
 from tests.support.small_disk import small_disk
 
 MIB = 1024 * 1024
@@ -49,11 +51,11 @@ CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Workbench]:
-    before = resources()
+    before = all_resources()
     made = workbench(tmp_path / "data")
     yield made
     made.remove_images()
-    assert resources() == before
+    assert all_resources() == before
     work = tmp_path / "data" / "work"
     assert not work.exists() or list(work.iterdir()) == []
     assert list((tmp_path / "data" / "steps").glob("*/*.tmp.*")) == []
@@ -266,18 +268,18 @@ async def test_the_file_system_is_clean(host: Workbench, registry: Registry) -> 
 async def test_too_large_says_both_sizes_before_any_copy(
     tmp_path: Path, registry: Registry
 ) -> None:
-    before = resources()
+    before = all_resources()
     host = workbench(tmp_path / "data", max_rootfs_mb=64)
     image = await pulled(host, registry, "large-40", Layer().add("large", os.urandom(40 * MIB)))
     with pytest.raises(RootfsTooLargeError, match=r"image 42 MiB, free space 200 MiB.*64 MiB"):
         await host.build_rootfs(image, disk_size_mb=200)
     host.remove_images()
-    assert resources() == before
+    assert all_resources() == before
 
 
 async def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, registry: Registry) -> None:
     """The data directory is on a small file system of its own."""
-    before = resources()
+    before = all_resources()
     with small_disk(tmp_path, 100) as point:
         host = workbench(point / "data")
         image = await pulled(host, registry, "large-40", Layer().add("large", os.urandom(40 * MIB)))
@@ -288,7 +290,7 @@ async def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, registry: 
         assert "sweep" in error.value.hint
         assert not [p for p in (point / "data/steps").rglob("*") if p.is_file()]
         host.remove_images()
-    assert resources() == before
+    assert all_resources() == before
 
 
 async def test_an_unknown_user_fails_with_its_name(host: Workbench, registry: Registry) -> None:

@@ -11,7 +11,8 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from devstack.workbench import Layer, Registry, workbench
+from devstack.registry import Layer, Registry
+from devstack.workbench import workbench
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

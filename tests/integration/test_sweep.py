@@ -13,7 +13,8 @@ from pathlib import Path
 import docker
 import psutil
 import pytest
-from devstack.workbench import HOST, Layer, Registry, Workbench, resources, workbench
+from devstack.registry import Layer, Registry
+from devstack.workbench import HOST, Workbench, workbench
 from temporalio.client import WorkflowExecutionStatus
 from temporalio.testing import ActivityEnvironment
 
@@ -32,7 +33,7 @@ from activities.microvm.vm_process import SUPERVISOR
 from activities.step.checkpoints import CheckpointStore, fingerprint
 from activities.store.bucket import Bucket
 from activities.store.lease_numbers import LeaseObjects, lease_name
-from tests.support.host_resources import HostResources
+from tests.support.host_resources import HostResources, all_resources
 
 RUNNING = WorkflowExecutionStatus.RUNNING
 FAILED = WorkflowExecutionStatus.FAILED
@@ -86,13 +87,13 @@ class Swept:
 
 @pytest.fixture
 def host(tmp_path: Path, empty_bucket: Bucket) -> Iterator[Swept]:
-    before = resources()
+    before = all_resources()
     made = Swept(workbench(tmp_path / "data"), empty_bucket)
     yield made
     for name in networks_of():
         subprocess.run(["ip", "netns", "delete", name], check=False)
     made.bench.remove_images()
-    assert resources() == before
+    assert all_resources() == before
 
 
 def make_vm(host: Swept, scope: BuildScope, *, directory: bool = True) -> int:

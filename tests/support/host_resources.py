@@ -11,6 +11,8 @@ import docker
 import psutil
 from pyroute2 import netns
 
+from activities.image.docker_daemon import make_docker_client
+
 VM_PROGRAMS = ("qemu-system", "firecracker", "vm_supervisor")
 SETTLE_SECONDS = 10.0
 # It has VMs of its own, and runs beside tests that count.
@@ -52,6 +54,19 @@ class HostResources:
         left = {name: getattr(now, name) - getattr(self, name) for name in names}
         gone = {name: getattr(self, name) - getattr(now, name) for name in names}
         return f"left: {_some(left)}; gone: {_some(gone)}"
+
+
+def all_resources() -> dict[str, list[str]]:
+    """Return all mounts, loop devices and containers of this machine, whosever they are."""
+    mounts = [line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    loops = [path.read_text() for path in Path("/sys/block").glob("loop*/loop/backing_file")]
+    containers = make_docker_client().containers(all=True)
+    return {
+        # Docker's own come and go with containers, which are counted.
+        "mounts": sorted(mount for mount in mounts if not mount.startswith("/var/lib/docker/")),
+        "loops": sorted(loops),
+        "containers": sorted(container["Id"] for container in containers),
+    }
 
 
 def _some(found: dict[str, frozenset[str]]) -> dict[str, list[str]]:
