@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.chaos.chaos import CELLS, Cell, ChaosProduct, running_chaos_product
+from tests.support.chaos import CELLS, Cell, ChaosProduct, running_chaos_product
 
 RESULTS = pytest.StashKey[dict[str, str]]()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.chaos.chaos import ChaosProduct
+from tests.support.chaos import ChaosProduct
 from tests.support.real_stack import nothing_left
 
 OTHER = "host-b"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.chaos import TRUE_CAUSES, Cell, ChaosProduct
+from tests.support.chaos import TRUE_CAUSES, Cell, ChaosProduct
 from tests.support.real_stack import nothing_left
 
 TRIES = 3  # at hitting a step that may be over before we see it

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from activities.contract.names import build_workflow_id
-from tests.chaos.chaos import STEPS, ChaosProduct
+from tests.support.chaos import STEPS, ChaosProduct
 from tests.support.real_stack import nothing_left
 from tests.support.resetting import reset_before
 from tests.support.small_disk import small_disk

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,22 +10,17 @@ import pytest_asyncio
 from devstack.registry import Registry, running_registry
 from devstack.stack import Stack
 from temporalio.client import Client
-from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.testing import WorkflowEnvironment
 
-from activities.contract.scope import BuildScope, HostLease
-from activities.process.settings import Settings
 from activities.process.temporal import register_search_attributes
-from activities.step.checkpoints import CheckpointStore
-from activities.step.ledger import LeaseLedger
 from activities.store.bucket import Bucket
 from activities.store.lease_numbers import LeaseObjects
 from api.client.client import TemplateClient
 from api.server.server import running_server
+from tests.support.example_template import BUILD
+from tests.support.held_build import HeldBuild, hold
 from tests.support.recording_host import Journal, RecordingHost, running_stack
 from tests.support.running_api import Api, forget, serving, settings_for
-
-BUILD = "11111111-1111-4111-8111-111111111111"
+from tests.support.temporal_server import start_temporal
 
 
 @pytest.fixture(scope="session")
@@ -54,33 +47,6 @@ def empty_bucket(storage: Stack, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     return bucket
 
 
-@dataclass(frozen=True)
-class HeldBuild:
-    """A host that holds a build."""
-
-    settings: Settings
-    ledger: LeaseLedger
-    store: CheckpointStore
-    scope: BuildScope
-
-
-def hold(data_dir: Path, number: int = 1, build_id: str = BUILD) -> HeldBuild:
-    """Let a host with that data directory hold a build by that lease number."""
-    settings = Settings(data_dir=data_dir, host="h1", upload_chunk_mb=1)
-    ledger = LeaseLedger(data_dir)
-    ledger.put(
-        build_id=build_id,
-        template_id="web",
-        workflow_id=f"template-build-{build_id}",
-        number=number,
-        lifetime_seconds=600,
-    )
-    scope = BuildScope(
-        build_id=build_id, template_id="web", lease=HostLease(host="h1", number=number)
-    )
-    return HeldBuild(settings, ledger, CheckpointStore(data_dir, "h1"), scope)
-
-
 @pytest.fixture
 def held(tmp_path: Path, empty_bucket: Bucket) -> HeldBuild:
     """A build that this host holds, by a lease number from the bucket."""
@@ -91,10 +57,7 @@ def held(tmp_path: Path, empty_bucket: Bucket) -> HeldBuild:
 @pytest_asyncio.fixture(scope="session")
 async def temporal() -> AsyncIterator[Client]:
     """A Temporal dev server that does not know our search attributes yet."""
-    async with await WorkflowEnvironment.start_local(
-        data_converter=pydantic_data_converter,
-        dev_server_existing_path=shutil.which("temporal"),
-    ) as environment:
+    async with await start_temporal() as environment:
         yield environment.client
 
 

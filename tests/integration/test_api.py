@@ -10,7 +10,6 @@ import base64
 import contextlib
 import itertools
 import re
-import shutil
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -70,6 +69,7 @@ from tests.support.running_api import (
     settings_for,
     template_of,
 )
+from tests.support.temporal_server import start_temporal
 from workflows.build_template import BuildTemplate
 
 # Temporal deletes a workflow when its queues say that they are done with it: by default after 30 s.
@@ -88,10 +88,8 @@ async def api_alone(storage: Stack, empty_bucket: Bucket) -> AsyncIterator[Api]:
     """The API with a Temporal of its own that no worker works for, but in `workers`."""
     settings = settings_for(storage)
     async with (
-        await WorkflowEnvironment.start_local(
-            data_converter=pydantic_data_converter,
-            dev_server_existing_path=shutil.which("temporal"),
-            dev_server_extra_args=QUICK_DELETES,
+        await start_temporal(
+            extra_args=QUICK_DELETES
         ) as fresh,  # it does not know our search attributes: the API registers them
         running_server(fresh.client, settings) as server,
         TemplateClient(server.address) as client,
@@ -826,12 +824,7 @@ async def test_while_temporal_is_away_calls_are_unavailable_and_health_says_so(
     database = str(tmp_path / "temporal.db")
 
     async def start(port: int | None = None) -> WorkflowEnvironment:
-        return await WorkflowEnvironment.start_local(
-            data_converter=pydantic_data_converter,
-            dev_server_existing_path=shutil.which("temporal"),
-            dev_server_database_filename=database,
-            port=port,
-        )
+        return await start_temporal(database=database, port=port)
 
     environment = await start()
     address = environment.client.service_client.config.target_host

@@ -41,8 +41,8 @@ from activities.store.lease_numbers import LeaseObjects
 from activities.store.metadata import read_metadata, wrong_objects
 from activities.template.artifacts import BucketArtifactActivities, discard_upload, parts_prefix
 from activities.template.upload import PartSender
-from tests.integration.conftest import BUILD, HeldBuild, hold
-from tests.support.example_template import pulled_image, template_config
+from tests.support.example_template import BUILD, pulled_image, template_config
+from tests.support.held_build import HeldBuild, hold
 
 MIB = 1024 * 1024
 NAMES = tuple(ArtifactName)

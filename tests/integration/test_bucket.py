@@ -16,7 +16,7 @@ from activities.contract.errors import (
 )
 from activities.store.bucket import Bucket, PreconditionFailedError
 from activities.store.lease_numbers import LeaseObjects, lease_name
-from tests.integration.conftest import BUILD
+from tests.support.example_template import BUILD
 
 MIB = 1024 * 1024
 

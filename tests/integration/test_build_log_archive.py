@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from datetime import timedelta
 
 from temporalio import workflow
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.contrib.workflow_streams import WorkflowStream
-from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from activities.contract.inputs import ArchiveLogInput
@@ -20,8 +17,8 @@ from activities.contract.sources import FromImage
 from activities.contract.status import BuildState, BuildStatus, LogEntry, LogLevel
 from activities.store.bucket import Bucket
 from activities.store.log_archive import BucketLogActivities, archived_log_name, read_archived_log
-from tests.integration.conftest import BUILD
-from tests.support.example_template import registry_login, template_config
+from tests.support.example_template import BUILD, registry_login, template_config
+from tests.support.temporal_server import start_temporal
 
 LINES = 3000
 LINE_CHARS = 1000  # so that it takes several pages
@@ -65,10 +62,7 @@ async def test_every_line_of_a_long_log_is_archived_without_growing_the_history(
 ) -> None:
     archive = ArchiveLogInput(build_id=BUILD, final_status=final_status())
     async with (
-        await WorkflowEnvironment.start_local(
-            data_converter=pydantic_data_converter,
-            dev_server_existing_path=shutil.which("temporal"),
-        ) as environment,
+        await start_temporal() as environment,
         Worker(
             environment.client,
             task_queue="log",

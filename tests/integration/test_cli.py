@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import sys
 import uuid
-from collections.abc import Mapping
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -17,34 +15,10 @@ import pytest
 from activities.contract.errors import StartCommandError
 from activities.contract.status import LogLevel
 from activities.process.sealing import Sealer
-from tests.support.real_stack import Ended
+from tests.support.command_line import cli, started
 from tests.support.running_api import Api, publish, serving
 
 BUILD = ("build", "--image", "127.0.0.1:5000/web:1", "--start-command", "serve")
-REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-async def started(
-    *arguments: str, env: Mapping[str, str] | None = None
-) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "api.cli.main",
-        *arguments,
-        cwd=REPOSITORY,
-        env={**os.environ, "COLUMNS": "120", "PYTHONFAULTHANDLER": "1", **(env or {})},
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-
-
-async def cli(*arguments: str, stdin: str = "", env: Mapping[str, str] | None = None) -> Ended:
-    process = await started(*arguments, env=env)
-    out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 80)
-    assert process.returncode is not None
-    return Ended(process.returncode, out.decode(), err.decode())
 
 
 async def test_a_build_is_followed_and_ends_with_all_about_it(api: Api) -> None:

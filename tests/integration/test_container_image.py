@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import docker
 import images
 import psutil
 import pytest
+from devstack.environment import REPOSITORY
 from devstack.ports import free_port
 from devstack.stack import Stack
 from docker.models.containers import Container
-from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.testing import WorkflowEnvironment
 
 from api.client.client import TemplateClient
 from tests.support.recording_host import Journal, RecordingHost, running_host
 from tests.support.running_api import SECRET_KEYS, serving, template_of
+from tests.support.temporal_server import start_temporal
 
-REPOSITORY = Path(__file__).parents[2]
 TAG = "template-manager:test"
 
 
@@ -93,10 +90,7 @@ def healthy(running: Container, limit_seconds: float = 60) -> None:
 async def test_api_and_worker_run_in_containers(
     client: docker.DockerClient, image: str, storage: Stack
 ) -> None:
-    async with await WorkflowEnvironment.start_local(
-        data_converter=pydantic_data_converter,
-        dev_server_existing_path=shutil.which("temporal"),
-    ) as temporal:
+    async with await start_temporal() as temporal:
         address = f"127.0.0.1:{free_port()}"
         environment = {
             "TEMPORAL_ADDRESS": temporal.client.service_client.config.target_host,

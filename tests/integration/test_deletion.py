@@ -31,8 +31,7 @@ from activities.store.bucket import Bucket
 from activities.store.lease_numbers import LeaseObjects, lease_name
 from activities.store.log_archive import archived_log_name, read_archived_log, to_jsonl
 from activities.template.deletion import BucketDeletionActivities
-from tests.integration.conftest import BUILD
-from tests.support.example_template import template_config
+from tests.support.example_template import BUILD, template_config
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 KEY = "k:" + base64.b64encode(bytes(32)).decode()

@@ -8,7 +8,7 @@ from devstack.environment import environment
 from devstack.stack import Stack
 from temporalio.client import Client
 
-from tests.integration.test_cli import cli
+from tests.support.command_line import cli
 
 
 def findings(out: str) -> dict[str, dict[str, str]]:

@@ -21,6 +21,7 @@ import docker
 import images
 import pytest
 import requests
+from devstack.environment import REPOSITORY
 from devstack.ports import free_port
 from devstack.registry import Layer, Registry
 
@@ -460,9 +461,8 @@ def test_an_upgrade_in_the_middle_of_a_build(
 
 def _changed_code(directory: Path) -> Path:
     """Copy the product with a change of the workflow that is guarded as it must be."""
-    repository = Path(__file__).parents[2]
     for name in ("activities", "api", "workflows"):
-        shutil.copytree(repository / name, directory / name)
+        shutil.copytree(REPOSITORY / name, directory / name)
     path = directory / "workflows" / "build_template.py"
     before = "        verify = VerifySnapshotInput("
     changed = (

@@ -23,8 +23,8 @@ from urllib.parse import quote
 import pytest
 import requests
 import requests_unixsocket
+from devstack.environment import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 FIRECRACKER = os.environ.get("FIRECRACKER_BINARY", str(REPOSITORY / "temporal-dev/firecracker"))
 KERNELS = Path("/var/lib/template-manager-dev/fc-kernels")
 NETNS_PREFIX = f"fc-api-{os.getpid()}-"

@@ -31,7 +31,7 @@ from api.pb import template_manager_pb2 as pb
 from api.server.access import hash_token
 from api.server.server import BindError, require_safe_address, running_server, serve
 from api.server.tls import server_credentials
-from tests.integration.test_cli import cli
+from tests.support.command_line import cli
 from tests.support.example_template import metadata
 from tests.support.running_api import Api, template_of
 

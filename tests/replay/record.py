@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
-from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.testing import WorkflowEnvironment
 
 from activities.contract.errors import ReadyTimeoutError, StorageUnavailableError
 from activities.contract.image_steps import Run
@@ -28,8 +25,8 @@ from activities.contract.names import delete_workflow_id
 from activities.contract.search_attributes import SEARCH_ATTRIBUTES
 from tests.support.recording_host import Journal, RecordingHost, running_stack
 from tests.support.resetting import reset_before
-from tests.workflows.test_build_template import OPTIONS, Handle, config, start
-from tests.workflows.test_delete_template import delete, delete_of
+from tests.support.temporal_server import start_temporal
+from tests.support.workflow_runs import OPTIONS, Handle, config, delete, delete_of, start
 from workflows.build_template import BuildTemplate
 
 DIRECTORY = Path(__file__).parent / "histories"
@@ -140,11 +137,7 @@ def without_own_paths(history: str) -> str:
 
 async def main() -> None:
     DIRECTORY.mkdir(exist_ok=True)
-    async with await WorkflowEnvironment.start_local(
-        data_converter=pydantic_data_converter,
-        dev_server_existing_path=shutil.which("temporal"),
-        search_attributes=SEARCH_ATTRIBUTES,
-    ) as environment:
+    async with await start_temporal(search_attributes=SEARCH_ATTRIBUTES) as environment:
         for kind, record in KINDS.items():
             if kind not in (sys.argv[1:] or KINDS):
                 continue

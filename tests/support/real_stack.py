@@ -11,7 +11,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from activities.store.bucket import Bucket
 from api.cli.json_output import status_json
 from api.pb import template_manager_pb2 as pb
 from api.pb import template_manager_pb2_grpc as pb_grpc
+from tests.support.command_line import Ended
 from tests.support.host_resources import HostResources
 from tests.support.local_http import HTTPD, HTTPD_ANSWERS
 from tests.support.otlp_collector import Collector
@@ -32,20 +32,6 @@ CLI = Path(sys.executable).with_name("template-manager")
 PARTS = tuple(part for part in ALL_PARTS if part != "docker")
 ASK_SECONDS = 30
 ENDED = ("completed", "failed", "cancelled")
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended, and what it said."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """Its standard output as JSON."""
-        return json.loads(self.out)
 
 
 class Product:

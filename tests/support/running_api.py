@@ -17,7 +17,6 @@ from temporalio.contrib.workflow_streams import WorkflowStreamClient
 from temporalio.service import RPCError
 
 from activities.contract.names import LOG_TOPIC, build_workflow_id, delete_workflow_id
-from activities.contract.requests import BuildOptions
 from activities.contract.status import LogEntry, LogLevel
 from activities.process.clock import utc_now
 from activities.process.settings import Settings
@@ -25,16 +24,8 @@ from api.client.client import TemplateClient
 from api.pb import template_manager_pb2 as pb
 from api.server.server import ApiServer
 from tests.support.recording_host import Journal, RecordingHost
+from tests.support.workflow_runs import OPTIONS
 
-OPTIONS = BuildOptions(
-    heartbeat_timeout_seconds=3,
-    lease_grace_seconds=4,
-    lease_wait_seconds=20,
-    teardown_timeout_seconds=10,
-    retry_attempts=2,
-    retry_initial_seconds=0.1,
-    retry_maximum_seconds=0.2,
-)
 SECRET_KEYS = "k1:" + "A" * 43 + "="
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 import pytest_asyncio
-from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.client import Client, WorkflowFailureError
 from temporalio.exceptions import ApplicationError, CancelledError
 
 from activities.contract.errors import (
@@ -23,10 +22,9 @@ from activities.contract.errors import (
 )
 from activities.contract.image_steps import Run, User
 from activities.contract.inputs import BuildInput
-from activities.contract.names import LOG_TOPIC, WORKFLOW_TASK_QUEUE, Step, build_workflow_id
-from activities.contract.requests import BuildOptions, TemplateConfig
+from activities.contract.names import LOG_TOPIC, Step
 from activities.contract.results import BuildCheckpoints, PublishedTemplate
-from activities.contract.sources import FromImage, FromTemplate
+from activities.contract.sources import FromTemplate
 from activities.contract.status import BuildResult, BuildState, LogEntry
 from tests.support.recording_host import (
     Journal,
@@ -40,19 +38,8 @@ from tests.support.recording_host import (
     stored,
     workflow_worker,
 )
+from tests.support.workflow_runs import OPTIONS, Handle, config, start
 from workflows.build_template import BuildTemplate
-
-Handle = WorkflowHandle[BuildTemplate, BuildResult]
-
-OPTIONS = BuildOptions(
-    heartbeat_timeout_seconds=3,
-    lease_grace_seconds=4,
-    lease_wait_seconds=20,
-    teardown_timeout_seconds=10,
-    retry_attempts=2,
-    retry_initial_seconds=0.1,
-    retry_maximum_seconds=0.2,
-)
 
 # Every activity of a build, in order, with what must be undone when it is the one that stops.
 HOST_UNDO: list[str] = ["host released"]
@@ -77,32 +64,6 @@ PIPELINE = [
     ("upload_artifact snapfile", Step.UPLOAD, UPLOAD),
     ("publish_template", Step.UPLOAD, UPLOAD),
 ]
-
-
-def config(**changes: Any) -> TemplateConfig:
-    values: dict[str, Any] = {
-        "template_id": "web",
-        "build_id": str(uuid.uuid4()),
-        "source": FromImage(reference="127.0.0.1:5000/web:1"),
-        "memory_mb": 512,
-        "vcpu_count": 1,
-        "disk_size_mb": 512,
-        "kernel_version": "6.1",
-        "firecracker_version": "v1.13.1",
-        "start_command": "serve",
-        "ready_command": "check",
-    }
-    return TemplateConfig(**(values | changes))
-
-
-async def start(client: Client, build: BuildInput | None = None) -> Handle:
-    build = build or BuildInput(config=config(), options=OPTIONS)
-    return await client.start_workflow(
-        BuildTemplate.run,
-        build,
-        id=build_workflow_id(build.config.build_id),
-        task_queue=WORKFLOW_TASK_QUEUE,
-    )
 
 
 async def result_of(handle: Handle) -> BuildResult:

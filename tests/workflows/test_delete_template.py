@@ -5,37 +5,11 @@ from __future__ import annotations
 import asyncio
 import uuid
 
-from temporalio.client import Client, WithStartWorkflowOperation
-from temporalio.common import WorkflowIDConflictPolicy
+from temporalio.client import Client
 
-from activities.contract.inputs import DeleteTemplateInput
-from activities.contract.names import WORKFLOW_TASK_QUEUE, delete_workflow_id
-from activities.contract.results import DeletedTemplate
+from activities.contract.names import delete_workflow_id
 from tests.support.recording_host import Journal, RecordingHost, running_stack
-from workflows.delete_template import DeleteTemplate
-
-
-def delete_of(host: str, **changes: object) -> DeleteTemplateInput:
-    values: dict[str, object] = {
-        "template_id": "web",
-        "build_id": str(uuid.uuid4()),
-        "host": host,
-        "late_arrival_seconds": 1,
-    }
-    return DeleteTemplateInput.model_validate(values | changes)
-
-
-async def delete(client: Client, what: DeleteTemplateInput) -> DeletedTemplate:
-    operation = WithStartWorkflowOperation(
-        DeleteTemplate.run,
-        what,
-        id=delete_workflow_id(what.build_id),
-        task_queue=WORKFLOW_TASK_QUEUE,
-        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-    )
-    return await client.execute_update_with_start_workflow(
-        DeleteTemplate.wait_deleted, start_workflow_operation=operation
-    )
+from tests.support.workflow_runs import delete, delete_of
 
 
 async def test_delete_answers_when_all_is_gone_and_comes_back_for_late_arrivals(
