@@ -19,7 +19,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "full: only in the whole chaos (make chaos)")
     config.stash[RESULTS] = {}
 
 

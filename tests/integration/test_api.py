@@ -72,6 +72,8 @@ from tests.support.running_api import (
 from tests.support.temporal_server import start_temporal
 from workflows.build_template import BuildTemplate
 
+pytestmark = pytest.mark.counts_nothing
+
 # Temporal deletes a workflow when its queues say that they are done with it: by default after 30 s.
 QUICK_DELETES = tuple(
     argument
@@ -88,9 +90,8 @@ async def api_alone(storage: Stack, empty_bucket: Bucket) -> AsyncIterator[Api]:
     """The API with a Temporal of its own that no worker works for, but in `workers`."""
     settings = settings_for(storage)
     async with (
-        await start_temporal(
-            extra_args=QUICK_DELETES
-        ) as fresh,  # it does not know our search attributes: the API registers them
+        # It does not know our search attributes: the API registers them.
+        await start_temporal(extra_args=QUICK_DELETES) as fresh,
         running_server(fresh.client, settings) as server,
         TemplateClient(server.address) as client,
     ):

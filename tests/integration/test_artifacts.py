@@ -44,6 +44,8 @@ from activities.template.upload import PartSender
 from tests.support.example_template import BUILD, pulled_image, template_config
 from tests.support.held_build import HeldBuild, hold
 
+pytestmark = pytest.mark.counts_nothing
+
 MIB = 1024 * 1024
 NAMES = tuple(ArtifactName)
 

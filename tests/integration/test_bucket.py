@@ -18,6 +18,8 @@ from activities.store.bucket import Bucket, PreconditionFailedError
 from activities.store.lease_numbers import LeaseObjects, lease_name
 from tests.support.example_template import BUILD
 
+pytestmark = pytest.mark.counts_nothing
+
 MIB = 1024 * 1024
 
 

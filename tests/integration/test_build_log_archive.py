@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
+import pytest
 from temporalio import workflow
 from temporalio.contrib.workflow_streams import WorkflowStream
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
@@ -19,6 +20,8 @@ from activities.store.bucket import Bucket
 from activities.store.log_archive import BucketLogActivities, archived_log_name, read_archived_log
 from tests.support.example_template import BUILD, registry_login, template_config
 from tests.support.temporal_server import start_temporal
+
+pytestmark = pytest.mark.counts_nothing
 
 LINES = 3000
 LINE_CHARS = 1000  # so that it takes several pages

@@ -18,6 +18,8 @@ from activities.process.sealing import Sealer
 from tests.support.command_line import cli, started
 from tests.support.running_api import Api, publish, serving
 
+pytestmark = pytest.mark.counts_nothing
+
 BUILD = ("build", "--image", "127.0.0.1:5000/web:1", "--start-command", "serve")
 
 

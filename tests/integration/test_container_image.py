@@ -21,6 +21,8 @@ from tests.support.recording_host import Journal, RecordingHost, running_host
 from tests.support.running_api import SECRET_KEYS, serving, template_of
 from tests.support.temporal_server import start_temporal
 
+pytestmark = [pytest.mark.counts_nothing, pytest.mark.comes_first]
+
 TAG = "template-manager:test"
 
 

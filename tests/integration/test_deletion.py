@@ -33,6 +33,8 @@ from activities.store.log_archive import archived_log_name, read_archived_log, t
 from activities.template.deletion import BucketDeletionActivities
 from tests.support.example_template import BUILD, template_config
 
+pytestmark = pytest.mark.counts_nothing
+
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 KEY = "k:" + base64.b64encode(bytes(32)).decode()
 

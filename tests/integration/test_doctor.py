@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from devstack.environment import environment
 from devstack.stack import Stack
 from temporalio.client import Client
 
 from tests.support.command_line import cli
+
+pytestmark = pytest.mark.counts_host
 
 
 def findings(out: str) -> dict[str, dict[str, str]]:

@@ -8,7 +8,11 @@ import sys
 import uuid
 from pathlib import Path
 
+import pytest
+
 from tests.support.running_api import Api
+
+pytestmark = pytest.mark.counts_nothing
 
 CLIENT = Path(__file__).parents[1] / "support" / "e2b_client.py"
 

@@ -33,6 +33,8 @@ from tests.support.otlp_collector import running_collector
 from tests.support.real_stack import Product, nothing_left, running_product
 from tests.support.small_disk import small_disk
 
+pytestmark = pytest.mark.counts_host
+
 # A host that is restarted lets its steps go on for 10 s, and must be back within the grace.
 OPTIONS = (
     '{"heartbeat_timeout_seconds": 4, "lease_grace_seconds": 20, "retry_attempts": 2, '

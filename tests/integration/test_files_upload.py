@@ -21,6 +21,8 @@ from api.client.files_upload import upload_files
 from api.pb import template_manager_pb2 as pb
 from tests.support.running_api import Api
 
+pytestmark = pytest.mark.counts_nothing
+
 SIZE_BYTES = 3 * 1024 * 1024 + 17
 
 

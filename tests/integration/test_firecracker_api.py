@@ -47,7 +47,11 @@ NOT_AFTER_START = "The requested operation is not supported after starting the m
 
 Json = dict[str, Any]
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+pytestmark = [
+    pytest.mark.counts_nothing,
+    pytest.mark.comes_first,
+    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
+]
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:

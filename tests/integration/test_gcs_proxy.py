@@ -19,6 +19,8 @@ from google.cloud.storage import Client
 from google.cloud.storage.exceptions import DataCorruption
 from google.cloud.storage.retry import DEFAULT_RETRY
 
+pytestmark = pytest.mark.counts_nothing
+
 PATIENT = DEFAULT_RETRY.with_delay(initial=0.05, maximum=0.2).with_timeout(20)
 CHUNK_BYTES = 256 * 1024
 # The client sends content up to 8 MiB in one piece, whatever its chunk size.

@@ -22,6 +22,8 @@ from devstack.environment import state_dir
 
 from activities.rootfs.guest_files import GUEST_FILES
 
+pytestmark = pytest.mark.counts_host
+
 BUSYBOX = Path("/bin/busybox")
 BOOT_ID = "0" * 32
 INIT = f"""#!/.template/busybox sh

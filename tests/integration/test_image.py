@@ -34,6 +34,8 @@ from tests.support.fake_ecr import running_ecr
 from tests.support.host_resources import all_resources
 from tests.support.local_http import QuietHandler, serving
 
+pytestmark = pytest.mark.counts_host
+
 USER = "robot"
 PASSWORD = "s3cret-pass-word-1234"
 # Of the user and password above, by bcrypt: the only form that docker-registry reads.

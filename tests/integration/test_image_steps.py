@@ -30,6 +30,8 @@ from activities.store.files import files_name, tar_of_context
 from tests.support.file_trees import Entry, tree_of_ext4, tree_of_image
 from tests.support.host_resources import all_resources
 
+pytestmark = pytest.mark.counts_host
+
 
 class StepHost:
     """A host with a bucket, and the images that its steps have made."""

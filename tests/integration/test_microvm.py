@@ -52,6 +52,8 @@ from activities.process.settings import Settings
 from tests.support.host_resources import HostResources
 from tests.support.local_http import HTTPD, HTTPD_ANSWERS, get_page
 
+pytestmark = pytest.mark.counts_host
+
 
 class VmHost:
     """One host's activities, and the builds that a test has made with them."""

@@ -27,6 +27,8 @@ from activities.microvm.network import (
     remove_network,
 )
 
+pytestmark = pytest.mark.counts_host
+
 TUNSETIFF = 0x400454CA  # linux/if_tun.h
 IFF_TAP_NO_PI = 0x1002
 

@@ -44,6 +44,8 @@ from tests.support.file_trees import (
 from tests.support.host_resources import all_resources
 from tests.support.small_disk import small_disk
 
+pytestmark = pytest.mark.counts_host
+
 MIB = 1024 * 1024
 # cap_net_bind_service=ep: struct vfs_ns_cap_data revision 2 (linux/capability.h)
 CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)

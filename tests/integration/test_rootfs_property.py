@@ -11,12 +11,15 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from devstack.registry import Layer, Registry
 from devstack.workbench import workbench
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.file_trees import difference, tree_of_ext4, tree_of_image
+
+pytestmark = pytest.mark.counts_host
 
 EXAMPLES = 15
 XATTR_NAMES = ("user.a", "user.colour", "user.ünïcode", "trusted.x", "security.example")

@@ -35,6 +35,8 @@ from tests.support.command_line import cli
 from tests.support.example_template import metadata
 from tests.support.running_api import Api, template_of
 
+pytestmark = pytest.mark.counts_nothing
+
 
 class Authority:
     """A certificate authority of the test."""

@@ -35,6 +35,8 @@ from activities.store.bucket import Bucket
 from activities.store.lease_numbers import LeaseObjects, lease_name
 from tests.support.host_resources import HostResources, all_resources
 
+pytestmark = pytest.mark.counts_host
+
 RUNNING = WorkflowExecutionStatus.RUNNING
 FAILED = WorkflowExecutionStatus.FAILED
 COMPLETED = WorkflowExecutionStatus.COMPLETED

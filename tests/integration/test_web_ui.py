@@ -16,6 +16,8 @@ from playwright.sync_api import Error, Page, expect, sync_playwright
 from activities.contract.names import build_workflow_id
 from tests.support.real_stack import Product, nothing_left, running_product
 
+pytestmark = pytest.mark.counts_host
+
 CHROMIUM = "/usr/bin/chromium"
 COLUMNS = ("Status", "TemplateId", "TemplateImage", "BuildState", "BuildStep", "KvmHost")
 WAIT_MS = 30_000
