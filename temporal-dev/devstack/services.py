@@ -15,7 +15,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -194,9 +194,15 @@ SERVICES = (
 
 
 def app_service(
-    kind: str, name: str | None = None, env: Mapping[str, str] | None = None
+    kind: str,
+    name: str | None = None,
+    env: Mapping[str, str] | None = None,
+    program: Sequence[str] = (),
 ) -> Service:
-    """One of the product's processes; several hosts may run side by side under other names."""
+    """One of the product's processes; several hosts may run side by side under other names.
+
+    `program` is what runs it, the `template-manager` of this environment unless it is given.
+    """
     own = name or kind
     address = (env or {}).get("TEMPLATE_MANAGER_API_ADDRESS")
 
@@ -207,7 +213,7 @@ def app_service(
 
     return Service(
         own,
-        lambda stack: [_tool("template-manager"), kind],
+        lambda stack: [*(program or [_tool("template-manager")]), kind],
         ready,
         ("api",) if kind == "api" and address is None else (),
         env or {},

@@ -259,16 +259,19 @@ class Stack:
         """The environment of the product's processes in this stack."""
         return self.environment.variables()
 
-    def start_app(self, kind: str, name: str | None = None, **env: str) -> None:
-        """Start one of the product's processes.
+    def start_app(
+        self, kind: str, name: str | None = None, *, program: Sequence[str] = (), **env: str
+    ) -> None:
+        """Start one of the product's processes, in the place of one that runs otherwise.
 
         Under another name it is a further host, with a name and a data directory of its own.
+        `program` runs it, if it is not this environment's `template-manager`.
         """
         if kind == "host" and name:
             data = self.environment.state_dir / f"data-{name}"
             own = {"TEMPLATE_MANAGER_HOST": name, "TEMPLATE_MANAGER_DATA_DIR": str(data)}
             env = own | env
-        service = app_service(kind, name, env)
+        service = app_service(kind, name, env, program)
         self._services[service.name] = service
         start(self.environment, [service], self._progress)
 

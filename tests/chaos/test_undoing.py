@@ -171,4 +171,4 @@ def test_reset(product: ChaosProduct, step: str) -> None:
 
 
 async def _reset(product: ChaosProduct, build_id: str, activity: str) -> str:
-    return await reset_before(await product.client(), build_workflow_id(build_id), activity)
+    return await reset_before(await product.temporal(), build_workflow_id(build_id), activity)

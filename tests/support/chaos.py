@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,12 +19,7 @@ import psutil
 from devstack.environment import environment
 from devstack.processes import ServiceError
 from devstack.stack import APPS, Stack, start_services
-from temporalio.api.enums.v1 import PendingActivityState
-from temporalio.client import Client
-from temporalio.service import RPCError
 
-from activities.contract.names import build_workflow_id
-from activities.disk.sparse_files import sha256_of
 from activities.image.docker_daemon import make_docker_client
 from tests.support.real_stack import ENDED, PARTS, Product
 
@@ -39,7 +32,6 @@ OPTIONS = {
     "teardown_timeout_seconds": 60,
     "ready_timeout_seconds": 90,
 }
-ARTIFACTS = ("rootfs.ext4", "memfile", "snapfile")
 # A step of the table, and the activity that is running when it is hit.
 STEPS = {
     "lease": "hold_host",
@@ -153,46 +145,7 @@ class ChaosProduct(Product):
 
     def hit(self, build_id: str, step: str, act: Callable[[], None]) -> bool:
         """Act when the build's activity of that step is running; False if it ended before."""
-        return asyncio.run(self._hit(build_id, STEPS[step], act))
-
-    async def _hit(self, build_id: str, activity: str, act: Callable[[], None]) -> bool:
-        client = await self.client()
-        handle = client.get_workflow_handle(build_workflow_id(build_id))
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            try:
-                description = await handle.describe()
-            except RPCError:  # not created yet
-                await asyncio.sleep(0.02)
-                continue
-            raw: Any = description.raw_description
-            running = {
-                pending.activity_type.name
-                for pending in raw.pending_activities
-                if pending.state == PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
-            }
-            if activity in running:
-                await asyncio.to_thread(act)
-                return True
-            if description.close_time is not None:
-                return False
-            await asyncio.sleep(0.01)
-        raise AssertionError(f"build {build_id} neither reached {activity} nor ended")
-
-    async def client(self) -> Client:
-        """Connect to the stack's Temporal."""
-        return await Client.connect(self.stack.variables["TEMPORAL_ADDRESS"])
-
-    def require_template(self, build_id: str) -> None:
-        """Pull the template; its files are those of the host's checkpoint, byte for byte."""
-        with tempfile.TemporaryDirectory() as place:
-            pulled = self.cli("pull", build_id, place)
-            assert pulled.code == 0, pulled.err
-            hashes = {name: sha256_of(Path(place) / name, lambda: None) for name in ARTIFACTS}
-        manifests = (self.data_dir / "steps" / "boot_and_snapshot").glob("*/manifest.json")
-        made = [json.loads(path.read_text())["files"] for path in manifests]
-        kept = [{name: files[name]["sha256"] for name in ARTIFACTS} for files in made]
-        assert hashes in kept
+        return self.during(build_id, STEPS[step], act)
 
     def ended_somehow(self, build_id: str, seconds: float = 180) -> dict[str, Any]:
         """Wait for the end of a build, whatever is away meanwhile."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,12 @@ import docker
 import grpc
 from devstack.services import ALL_PARTS
 from devstack.stack import Stack
+from temporalio.api.enums.v1 import PendingActivityState
+from temporalio.client import Client, WorkflowExecutionDescription
+from temporalio.service import RPCError
 
+from activities.contract.names import build_workflow_id
+from activities.disk.sparse_files import sha256_of
 from activities.store.bucket import Bucket
 from api.cli.json_output import status_json
 from api.pb import template_manager_pb2 as pb
@@ -31,6 +37,8 @@ from tests.support.otlp_collector import Collector
 CLI = Path(sys.executable).with_name("template-manager")
 PARTS = tuple(part for part in ALL_PARTS if part != "docker")
 ASK_SECONDS = 30
+REACH_SECONDS = 120
+ARTIFACTS = ("rootfs.ext4", "memfile", "snapfile")
 ENDED = ("completed", "failed", "cancelled")
 
 
@@ -94,8 +102,12 @@ class Product:
             process.wait(30)
 
     def build(self, image: str, *more: str, start: str = HTTPD, ready: str = HTTPD_ANSWERS) -> str:
-        """Start a build; returns its id."""
-        arguments = ["--image", image, "--memory", "256", "--disk", "64", "--no-follow"]
+        """Start a build of an image; returns its id."""
+        return self.build_from("--image", image, *more, start=start, ready=ready)
+
+    def build_from(self, *more: str, start: str = HTTPD, ready: str = HTTPD_ANSWERS) -> str:
+        """Start a build of what the arguments say; returns its id."""
+        arguments = ["--memory", "256", "--disk", "64", "--no-follow"]
         arguments += ["--start-command", start, "--ready-command", ready]
         if "--build-id" not in more:
             arguments += ["--build-id", str(uuid.uuid4())]
@@ -129,6 +141,42 @@ class Product:
             time.sleep(0.2)
         return status
 
+    def during(self, build_id: str, activity: str, act: Callable[[], None]) -> bool:
+        """Act when that activity of a build is running; False if the build ended before."""
+        return asyncio.run(self._during(build_id, activity, act))
+
+    async def _during(self, build_id: str, activity: str, act: Callable[[], None]) -> bool:
+        handle = (await self.temporal()).get_workflow_handle(build_workflow_id(build_id))
+        deadline = time.monotonic() + REACH_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                description = await handle.describe()
+            except RPCError:  # not created yet
+                await asyncio.sleep(0.02)
+                continue
+            if activity in _running_activities(description):
+                await asyncio.to_thread(act)
+                return True
+            if description.close_time is not None:
+                return False
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"build {build_id} neither reached {activity} nor ended")
+
+    async def temporal(self) -> Client:
+        """Connect to the stack's Temporal."""
+        return await Client.connect(self.stack.variables["TEMPORAL_ADDRESS"])
+
+    def require_template(self, build_id: str) -> None:
+        """Pull the template; its files are those of the host's checkpoint, byte for byte."""
+        with tempfile.TemporaryDirectory() as place:
+            pulled = self.cli("pull", build_id, place)
+            assert pulled.code == 0, pulled.err
+            hashes = {name: sha256_of(Path(place) / name, lambda: None) for name in ARTIFACTS}
+        manifests = (self.data_dir / "steps" / "boot_and_snapshot").glob("*/manifest.json")
+        made = [json.loads(path.read_text())["files"] for path in manifests]
+        kept = [{name: files[name]["sha256"] for name in ARTIFACTS} for files in made]
+        assert hashes in kept
+
     @contextmanager
     def only_host_on(self, data_dir: Path) -> Iterator[None]:
         """Let another host, with that data directory, be the only one for a block."""
@@ -159,6 +207,15 @@ class Product:
             time.sleep(0.02)
 
 
+def _running_activities(description: WorkflowExecutionDescription) -> set[str]:
+    raw: Any = description.raw_description
+    return {
+        pending.activity_type.name
+        for pending in raw.pending_activities
+        if pending.state == PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
+    }
+
+
 def _kept(name: str, prefixes: tuple[str, ...]) -> bool:
     return name.startswith(prefixes)
 
@@ -175,7 +232,7 @@ def _forget_images(registry: str) -> None:
         for image in client.api.images():
             for name in [*(image["RepoTags"] or ()), *(image["RepoDigests"] or ())]:
                 if name.startswith(f"{registry}/"):
-                    with contextlib.suppress(docker.errors.ImageNotFound):
+                    with suppress(docker.errors.ImageNotFound):
                         client.api.remove_image(name)
     finally:
         client.close()
