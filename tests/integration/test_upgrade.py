@@ -1,0 +1,245 @@
+"""Builds of an earlier version, taken over by the present one while they run.
+
+The processes of the commit in `tests/upgrade-from` build; then api, worker and host are replaced
+one after the other. Every build ends as if nothing had happened, whatever it was doing.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import images
+import psutil
+import pytest
+from devstack.environment import REPOSITORY
+from devstack.stack import APPS
+
+from activities.contract.names import Step
+from activities.microvm.network import GUEST_ADDRESS, in_network
+from tests.support.earlier_code import EarlierCode, code_of, earlier_code, upgrade_from
+from tests.support.local_http import HTTPD
+from tests.support.real_stack import Product, nothing_left, running_product
+
+pytestmark = [pytest.mark.counts_host, pytest.mark.timeout(400)]
+
+OPTIONS = (
+    '{"heartbeat_timeout_seconds": 4, "lease_grace_seconds": 40, "retry_attempts": 4, '
+    '"retry_initial_seconds": 0.5, "retry_maximum_seconds": 1}'
+)
+GATE = 9000
+# Not ready until somebody has called.
+HELD = f"/bin/busybox nc -l -p {GATE} </dev/null; {HTTPD}"
+REFUSED = {
+    "kind": "status",
+    "status": 403,
+    "operation": "compose",
+    "path": "memfile",
+    "count": None,
+}
+
+
+@dataclass
+class Upgrade:
+    """A product whose code is being replaced, and its builds by what they do meanwhile."""
+
+    product: Product
+    code: EarlierCode
+    source: Sequence[str]
+    """What is built, unless a build says it itself."""
+    builds: dict[str, str] = field(default_factory=dict)
+
+    def build(self, what: str, *more: str, source: Sequence[str] = (), start: str = HTTPD) -> str:
+        """Start a build and remember it by what it is for; returns its id."""
+        build_id = self.product.build_from(*(source or self.source), *more, start=start)
+        self.builds[what] = build_id
+        return build_id
+
+    def build_held(self, what: str) -> None:
+        """Have a build whose guest has booted and does not become ready."""
+        build_id = self.build(what, "--env", f"CASE={what}", start=HELD)
+        self.product.until_logged(build_id, "guest is up")
+
+    def let_go(self, what: str) -> None:
+        """Let that guest become ready."""
+        [vm] = (self.product.data_dir / "vms").glob(f"*{self.builds[what]}*")
+        in_network(vm.name, lambda: socket.create_connection((GUEST_ADDRESS, GATE)).close())
+
+    def start_earlier(self, app: str) -> None:
+        """Start a process of the earlier code."""
+        self.product.stack.start_app(app, program=self.code.program, **self.code.variables)
+        assert self.code_of(app) == self.code.directory
+
+    def replace(self, app: str) -> None:
+        """Restart a process with the present code."""
+        self.product.stack.start_app(app)
+        assert self.code_of(app) == REPOSITORY
+
+    def code_of(self, app: str) -> Path:
+        """Return where a process has its code from."""
+        pid = self.product.stack.pid(app)
+        assert pid is not None
+        return code_of(pid)
+
+    def supervisor(self, what: str) -> psutil.Process:
+        """Return the process that watches a build's VM. It is the earlier code's."""
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                command = " ".join(process.cmdline())
+                if self.builds[what] in command and str(self.code.directory) in command:
+                    return process
+        raise AssertionError("no VM of the earlier code runs")
+
+    def completed(self, what: str) -> set[str]:
+        """Wait for a build; its template is whole. Returns the steps that were reused."""
+        status = self.product.ended(self.builds[what])
+        assert status["state"] == "completed", status
+        self.product.require_template(self.builds[what])
+        return {row["step"] for row in status["timeline"] if row.get("reused")}
+
+    def log(self, what: str) -> list[str]:
+        """Return a build's log."""
+        return self.product.log(self.builds[what])
+
+
+def everything_that_can_be_asked_for(directory: Path, image: str) -> list[str]:
+    """Return options of a build with a login, and with a step of every kind on the image."""
+    (directory / "index.html").write_text("from a Dockerfile\n")
+    (directory / "Dockerfile").write_text(
+        f"FROM {image}\nARG WHOM=us\nENV GREETING=hello\nWORKDIR /srv\nCOPY index.html .\n"
+        "RUN touch made\nUSER root\n"
+    )
+    password = directory / "password"
+    password.write_text("of a registry that wants none")
+    login = ["--registry-user", "me", "--registry-password-file", str(password)]
+    return ["--dockerfile", str(directory), *login]
+
+
+@pytest.fixture(scope="module")
+def upgrade(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upgrade]:
+    """An upgrade that is over, with builds of the earlier code in every state."""
+    with (
+        earlier_code(upgrade_from()) as code,
+        running_product((), TEMPLATE_MANAGER_BUILD=OPTIONS) as product,
+    ):
+        image = images.make_and_push("alpine-like", product.registry, lambda _: None)
+        asked = everything_that_can_be_asked_for(tmp_path_factory.mktemp("context"), image)
+        upgrade = Upgrade(product, code, asked)
+        for app in APPS:
+            upgrade.start_earlier(app)
+        with nothing_left(product, keep=("files/",)):
+            build_with_earlier_code(upgrade)
+            replace_api_and_worker(upgrade)
+            replace_host(upgrade)
+            yield upgrade
+            for build_id in upgrade.builds.values():
+                assert product.cli("delete", build_id).code == 0
+
+
+def build_with_earlier_code(upgrade: Upgrade) -> None:
+    """One build ends well, one badly; two guests boot and fill the host; one build waits."""
+    product = upgrade.product
+    completed = product.ended(upgrade.build("complete"))
+    assert completed["state"] == "completed", completed
+    with product.stack.faults(REFUSED):
+        failed = product.ended(upgrade.build("failed"))
+    assert failed["reason"]["error_type"] == "StorageDeniedError"
+    upgrade.build_held("booting until the worker is new")
+    upgrade.build_held("booting until the host is new")
+    upgrade.build("waiting since before the API was new")
+
+
+def replace_api_and_worker(upgrade: Upgrade) -> None:
+    """The new API asks the earlier worker, then the new worker asks the earlier host."""
+    product = upgrade.product
+    upgrade.replace("api")
+    waiting = ("waiting since before the API was new", "waiting since the API was new")
+    upgrade.build(waiting[1])
+    for what in waiting:
+        product.until(upgrade.builds[what], lambda status: status["step"] == Step.LEASE)
+    upgrade.replace("worker")
+    upgrade.let_go("booting until the worker is new")
+    for what in ("booting until the worker is new", *waiting):
+        assert product.ended(upgrade.builds[what])["state"] == "completed"
+
+
+def replace_host(upgrade: Upgrade) -> None:
+    """The host is killed while it makes a root file system and a guest boots on it."""
+    product = upgrade.product
+    in_rootfs = upgrade.build("in rootfs", source=("--from-template", upgrade.builds["complete"]))
+    assert product.during(in_rootfs, "build_rootfs", partial(product.stack.kill, "host"))
+    upgrade.build("waiting for the new host")
+    upgrade.replace("host")
+
+
+def test_a_guest_that_boots_is_taken_up_by_the_new_host(upgrade: Upgrade) -> None:
+    supervisor = upgrade.supervisor("booting until the host is new")
+    upgrade.let_go("booting until the host is new")
+    upgrade.completed("booting until the host is new")
+    assert not supervisor.is_running()
+    log = upgrade.log("booting until the host is new")
+    assert sum(line.startswith("VM started") for line in log) == 1
+
+
+def test_a_root_file_system_whose_maker_was_killed_is_made_by_the_new_host(
+    upgrade: Upgrade,
+) -> None:
+    upgrade.completed("in rootfs")
+    made = [
+        line["attempt"]
+        for line in upgrade.product.process_log("host")
+        if line.get("build_id") == upgrade.builds["in rootfs"]
+        and (line["event"], line["activity"]) == ("activity started", "build_rootfs")
+    ]
+    assert made == [1, 2]
+
+
+def test_a_build_that_waits_for_a_host_gets_the_new_one(upgrade: Upgrade) -> None:
+    upgrade.completed("waiting for the new host")
+
+
+def test_what_the_earlier_code_has_made_of_the_same_is_used_again(upgrade: Upgrade) -> None:
+    """Unless the same inputs give something else now: then this is the place to say so."""
+    assert {Step.ROOTFS, Step.BOOT} <= upgrade.completed("waiting for the new host")
+
+
+def test_a_new_worker_gets_on_with_an_earlier_host(upgrade: Upgrade) -> None:
+    upgrade.completed("booting until the worker is new")
+    log = upgrade.log("booting until the worker is new")
+    assert sum(line.startswith("VM started") for line in log) == 1
+
+
+def test_builds_that_waited_while_the_workers_were_replaced_had_their_turn(
+    upgrade: Upgrade,
+) -> None:
+    for what in ("waiting since before the API was new", "waiting since the API was new"):
+        assert {Step.ROOTFS, Step.BOOT} <= upgrade.completed(what)
+
+
+def test_a_failed_build_is_retried_with_the_checkpoints_of_the_earlier_code(
+    upgrade: Upgrade,
+) -> None:
+    retried = upgrade.product.cli("retry", upgrade.builds["failed"])
+    assert retried.code == 0, retried.err
+    reused = upgrade.completed("failed")
+    assert {Step.PULL, Step.ROOTFS, Step.BOOT, Step.VERIFY} <= reused
+
+
+def test_a_template_of_the_earlier_code_is_pulled_whole(upgrade: Upgrade) -> None:
+    upgrade.completed("complete")
+
+
+def test_the_processes_may_be_replaced_in_any_order(upgrade: Upgrade) -> None:
+    """The new host gets on with an earlier API and worker, the new worker with an earlier API."""
+    for app in ("api", "worker"):
+        upgrade.start_earlier(app)
+    upgrade.build("with the host first", "--env", "CASE=host-first")
+    upgrade.completed("with the host first")
+    upgrade.replace("worker")
+    for what in ("complete", "with the host first"):
+        upgrade.completed(what)
+    upgrade.replace("api")
