@@ -61,7 +61,6 @@ from api.server.server import running_server
 from tests.support.example_template import metadata
 from tests.support.recording_host import Journal, RecordingHost, running_host, workflow_worker
 from tests.support.running_api import (
-    OPTIONS,
     Api,
     messages,
     publish,
@@ -70,6 +69,7 @@ from tests.support.running_api import (
     template_of,
 )
 from tests.support.temporal_server import start_temporal
+from tests.support.workflow_runs import OPTIONS
 from workflows.build_template import BuildTemplate
 
 pytestmark = pytest.mark.counts_nothing

@@ -43,15 +43,12 @@ from activities.template.artifacts import BucketArtifactActivities, discard_uplo
 from activities.template.upload import PartSender
 from tests.support.example_template import BUILD, pulled_image, template_config
 from tests.support.held_build import HeldBuild, hold
+from tests.support.step_checks import go_on
 
 pytestmark = pytest.mark.counts_nothing
 
 MIB = 1024 * 1024
 NAMES = tuple(ArtifactName)
-
-
-def go_on() -> None:
-    """Never stops anything."""
 
 
 def activities(held: HeldBuild, bucket: Bucket) -> BucketArtifactActivities:

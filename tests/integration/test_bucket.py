@@ -17,14 +17,11 @@ from activities.contract.errors import (
 from activities.store.bucket import Bucket, PreconditionFailedError
 from activities.store.lease_numbers import LeaseObjects, lease_name
 from tests.support.example_template import BUILD
+from tests.support.step_checks import Stopped, stop_at
 
 pytestmark = pytest.mark.counts_nothing
 
 MIB = 1024 * 1024
-
-
-class Stopped(Exception):
-    """Stands for a step that was cancelled."""
 
 
 @pytest.mark.parametrize("size", [0, 100, 9 * MIB])
@@ -169,16 +166,8 @@ def test_an_error_sent_with_status_200_is_never_taken_for_an_answer(
 
 
 def test_an_upload_stops_between_two_pieces(empty_bucket: Bucket) -> None:
-    calls = 0
-
-    def check() -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise Stopped
-
     with pytest.raises(Stopped):
-        empty_bucket.write_object("a", b"x" * (20 * MIB), if_generation_match=0, check=check)
+        empty_bucket.write_object("a", b"x" * (20 * MIB), if_generation_match=0, check=stop_at(2))
     assert empty_bucket.stat_object("a") is None
 
 

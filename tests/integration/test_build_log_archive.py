@@ -13,12 +13,12 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from activities.contract.inputs import ArchiveLogInput
 from activities.contract.interface import LogActivities
 from activities.contract.names import LOG_TOPIC, Step
-from activities.contract.results import BuildCheckpoints, StoredObject
+from activities.contract.results import StoredObject
 from activities.contract.sources import FromImage
-from activities.contract.status import BuildState, BuildStatus, LogEntry, LogLevel
+from activities.contract.status import BuildState, LogEntry, LogLevel
 from activities.store.bucket import Bucket
 from activities.store.log_archive import BucketLogActivities, archived_log_name, read_archived_log
-from tests.support.example_template import BUILD, registry_login, template_config
+from tests.support.example_template import BUILD, build_status, registry_login, template_config
 from tests.support.temporal_server import start_temporal
 
 pytestmark = pytest.mark.counts_nothing
@@ -46,24 +46,12 @@ class TalkingWorkflow:
         )
 
 
-def final_status() -> BuildStatus:
-    return BuildStatus(
-        config=template_config(
-            source=FromImage(reference="registry/web:1", login=registry_login())
-        ),
-        state=BuildState.COMPLETED,
-        step=Step.RELEASE,
-        host=None,
-        lease_number=None,
-        done=BuildCheckpoints(),
-        timeline=(),
-    )
-
-
 async def test_every_line_of_a_long_log_is_archived_without_growing_the_history(
     empty_bucket: Bucket,
 ) -> None:
-    archive = ArchiveLogInput(build_id=BUILD, final_status=final_status())
+    config = template_config(registry_auth=registry_login())
+    status = build_status(BuildState.COMPLETED, Step.RELEASE, config)
+    archive = ArchiveLogInput(build_id=BUILD, final_status=status)
     async with (
         await start_temporal() as environment,
         Worker(

@@ -22,8 +22,8 @@ from activities.contract.image_reference import ImageReference
 from activities.contract.inputs import DeleteTemplateInput
 from activities.contract.names import Step
 from activities.contract.registry_logins import GoogleKeyLogin, PasswordLogin, RegistryLogin
-from activities.contract.results import BuildCheckpoints, DeletedTemplate
-from activities.contract.status import BuildState, BuildStatus, LogEntry, LogLevel
+from activities.contract.results import DeletedTemplate
+from activities.contract.status import BuildState, LogEntry, LogLevel
 from activities.image.registry import Credentials, delete_tag
 from activities.process.clock import utc_now
 from activities.process.sealing import Sealer
@@ -31,7 +31,7 @@ from activities.store.bucket import Bucket
 from activities.store.lease_numbers import LeaseObjects, lease_name
 from activities.store.log_archive import archived_log_name, read_archived_log, to_jsonl
 from activities.template.deletion import BucketDeletionActivities
-from tests.support.example_template import BUILD, template_config
+from tests.support.example_template import BUILD, build_status, template_config
 
 pytestmark = pytest.mark.counts_nothing
 
@@ -137,15 +137,7 @@ async def test_a_delete_that_stumbles_ends_at_the_next_try(
 
 def test_an_archived_log_is_read_back(empty_bucket: Bucket) -> None:
     config = template_config(start_command="echo 'a\u2028b\x85c'")
-    status = BuildStatus(
-        config=config,
-        state=BuildState.FAILED,
-        step=Step.PULL,
-        host=None,
-        lease_number=None,
-        done=BuildCheckpoints(),
-        timeline=(),
-    )
+    status = build_status(BuildState.FAILED, Step.PULL, config)
     lines = [
         LogEntry(timestamp=utc_now(), level=LogLevel.INFO, message=m) for m in ("a", "é\u2028")
     ]

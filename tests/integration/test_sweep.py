@@ -34,6 +34,7 @@ from activities.step.checkpoints import CheckpointStore, fingerprint
 from activities.store.bucket import Bucket
 from activities.store.lease_numbers import LeaseObjects, lease_name
 from tests.support.host_resources import HostResources, all_resources
+from tests.support.step_checks import go_on
 
 pytestmark = pytest.mark.counts_host
 
@@ -41,10 +42,6 @@ RUNNING = WorkflowExecutionStatus.RUNNING
 FAILED = WorkflowExecutionStatus.FAILED
 COMPLETED = WorkflowExecutionStatus.COMPLETED
 SHORT = BuildOptions(lease_grace_seconds=0.05, heartbeat_timeout_seconds=0.1)
-
-
-def go_on() -> None:
-    """Never stops anything."""
 
 
 class Swept:

@@ -15,6 +15,7 @@ from activities.contract.names import Step
 from activities.contract.registry_logins import PasswordLogin, Sealed
 from activities.contract.requests import TemplateConfig
 from activities.contract.results import (
+    BuildCheckpoints,
     ImageConfig,
     PulledImage,
     StoredObject,
@@ -23,7 +24,7 @@ from activities.contract.results import (
 )
 from activities.contract.scope import BuildScope, HostLease
 from activities.contract.sources import FromImage, Source
-from activities.contract.status import StepRecord
+from activities.contract.status import BuildState, BuildStatus, StepRecord
 from activities.process.clock import utc_now
 from activities.store.metadata import TemplateMetadata, metadata_of
 
@@ -73,6 +74,19 @@ def pulled_image() -> PulledImage:
         size_bytes=1,
         layer_count=1,
         config=ImageConfig(env=("A=b",)),
+    )
+
+
+def build_status(state: BuildState, step: Step, config: TemplateConfig) -> BuildStatus:
+    """Return the last status of a build that has ended without a host."""
+    return BuildStatus(
+        config=config,
+        state=state,
+        step=step,
+        host=None,
+        lease_number=None,
+        done=BuildCheckpoints(),
+        timeline=(),
     )
 
 

@@ -57,7 +57,6 @@ from activities.contract.names import (
 from activities.contract.results import (
     DeletedTemplate,
     DiscardedUpload,
-    ImageConfig,
     PublishedTemplate,
     PulledImage,
     StoredObject,
@@ -66,9 +65,8 @@ from activities.contract.results import (
 )
 from activities.contract.scope import BuildScope, HostLease, VmRef
 from activities.process.temporal import ErrorInterceptor, make_worker
+from tests.support.example_template import pulled_image
 from workflows.worker import WORKFLOWS, sandbox
-
-DIGEST = "sha256:" + "a" * 64
 
 
 class Journal:
@@ -126,18 +124,6 @@ def rootfs_checkpoint(host: str) -> RootfsCheckpoint:
 def snapshot_checkpoint(host: str) -> SnapshotCheckpoint:
     files = dict.fromkeys(ArtifactName, FILE)
     return SnapshotCheckpoint(fingerprint="f" * 64, host=host, files=files)
-
-
-def pulled_image() -> PulledImage:
-    return PulledImage(
-        reference=f"registry/x@{DIGEST}",
-        digest=DIGEST,
-        image_id="sha256:" + "b" * 64,
-        architecture="amd64",
-        size_bytes=1,
-        layer_count=1,
-        config=ImageConfig(),
-    )
 
 
 def stored(name: str) -> StoredObject:

@@ -26,11 +26,11 @@ from activities.contract.names import LOG_TOPIC, Step
 from activities.contract.results import BuildCheckpoints, PublishedTemplate
 from activities.contract.sources import FromTemplate
 from activities.contract.status import BuildResult, BuildState, LogEntry
+from tests.support.example_template import pulled_image
 from tests.support.recording_host import (
     Journal,
     RecordingHost,
     RecordingLog,
-    pulled_image,
     rootfs_checkpoint,
     running_host,
     running_stack,
@@ -257,7 +257,7 @@ async def test_a_lost_host_costs_its_grace_and_another_host_builds(
         result = await result_of(handle)
     assert [r.outcome for r in result.timeline if r.step is Step.BOOT] == ["rewound", "done"]
     pulls = [argument.image for name, argument in journal.arguments if name == "pull_image"]
-    assert pulls[1].startswith("registry/x@sha256:")  # the same image, though the tag may move
+    assert pulls[1].startswith("registry/web@sha256:")  # the same image, though the tag may move
     assert result.timeline[-1].host == second.name
 
 

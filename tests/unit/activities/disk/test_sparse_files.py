@@ -8,12 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from activities.disk.sparse_files import CHUNK_BYTES, allocated_bytes, copy_private, sha256_of
+from tests.support.step_checks import Stopped, go_on, stop_at
 
 MIB = 1024 * 1024
-
-
-def go_on() -> None:
-    """Never stops anything."""
 
 
 def write(path: Path, size: int, pieces: list[tuple[int, bytes]]) -> None:
@@ -61,13 +58,5 @@ def test_writing_to_the_copy_leaves_the_source_alone(tmp_path: Path) -> None:
 def test_a_copy_stops_when_it_is_told_to(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"x" * (3 * CHUNK_BYTES))
-    calls = 0
-
-    def check() -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        copy_private(source, tmp_path / "target", check)
+    with pytest.raises(Stopped):
+        copy_private(source, tmp_path / "target", stop_at(2))

@@ -10,6 +10,7 @@ from activities.contract.errors import CheckpointLostError
 from activities.contract.names import ArtifactName, Step
 from activities.contract.scope import BuildScope, HostLease
 from activities.step.checkpoints import CheckpointStore, fingerprint
+from tests.support.step_checks import go_on
 
 BUILD = "11111111-1111-4111-8111-111111111111"
 OTHER = "22222222-2222-4222-8222-222222222222"
@@ -19,10 +20,6 @@ EMPTY = RootfsCheckpoint(fingerprint=KEY, host="h1", facts=RootfsFacts(files=7))
 
 def scope(build_id: str = BUILD) -> BuildScope:
     return BuildScope(build_id=build_id, template_id="web", lease=HostLease(host="h1", number=1))
-
-
-def go_on() -> None:
-    """Never stops anything."""
 
 
 @pytest.fixture

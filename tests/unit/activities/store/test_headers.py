@@ -22,13 +22,10 @@ from activities.store.headers import (
     parse_header,
 )
 from activities.template.upload import NAME_SAFE, Scan, part_name, scan
+from tests.support.step_checks import go_on
 
 BUILD = uuid.UUID("11111111-2222-4333-8444-555555555555")
 BLOCK = 4096
-
-
-def go_on() -> None:
-    """Never stops anything."""
 
 
 def header_of(found: Scan, block_size: int = BLOCK) -> Header:
