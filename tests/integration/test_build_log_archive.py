@@ -49,7 +49,7 @@ class TalkingWorkflow:
 async def test_every_line_of_a_long_log_is_archived_without_growing_the_history(
     empty_bucket: Bucket,
 ) -> None:
-    config = template_config(registry_auth=registry_login())
+    config = template_config(source=FromImage(reference="registry/web:1", login=registry_login()))
     status = build_status(BuildState.COMPLETED, Step.RELEASE, config)
     archive = ArchiveLogInput(build_id=BUILD, final_status=status)
     async with (
