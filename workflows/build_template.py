@@ -28,12 +28,13 @@ from activities.contract.interface import CheckpointActivities, LogActivities
 from activities.contract.names import WORKFLOW_TASK_QUEUE, Step
 from activities.contract.scope import HostLease
 from activities.contract.status import BuildResult, BuildState, BuildStatus
+from activities.contract.units import MIB
 from workflows.calling import call
 from workflows.compensations import Compensations, shielded
 from workflows.host_loop import HostLoop
 from workflows.kept import Kept
 from workflows.leased_host import LeasedHost
-from workflows.steps import MIB, BuildSteps
+from workflows.steps import BuildSteps
 from workflows.telling import Telling, failure_text
 
 T = TypeVar("T")

@@ -35,13 +35,12 @@ from activities.contract.results import PublishedTemplate, PulledImage, Verifica
 from activities.contract.scope import BuildScope, VmShape
 from activities.contract.sources import FromTemplate
 from activities.contract.status import BuildState
+from activities.contract.units import MIB
 from workflows.calling import call
 from workflows.compensations import Compensations, Undo
 from workflows.kept import Kept
 from workflows.leased_host import LeasedHost
 from workflows.telling import Telling
-
-MIB = 1024 * 1024
 
 
 class BuildSteps:

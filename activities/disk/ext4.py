@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from activities.contract.errors import FilesystemDamagedError, FilesystemToolError
+from activities.contract.units import MIB
 from activities.disk.sparse_files import data_extents
 
 BLOCK = 4096
@@ -27,10 +28,10 @@ FEATURES = (
 MIN_INODES = 1024
 BYTES_PER_INODE = 16384  # mke2fs's usual ratio, so that the free space can be used for files too
 SPARE_INODES = 256
-MIN_BYTES = 8 * 1024 * 1024
+MIN_BYTES = 8 * MIB
 MAX_RESERVED_CLUSTERS = 4096  # ext4_calculate_resv_clusters: 2 % of the blocks, at most this
 CHECK_EVERY_ENTRIES = 256
-LARGE_FILE_BYTES = 1024 * 1024
+LARGE_FILE_BYTES = MIB
 IN_INODE_SYMLINK_BYTES = 60  # ext4(5): a shorter target lives in the inode
 IN_INODE_XATTR_BYTES = 92  # what a 256-byte inode has left, less the header
 EXTENTS_IN_INODE = 4
@@ -87,7 +88,7 @@ def measure(root: Path, check: Callable[[], None]) -> Content:
 def bytes_for(content: Content, free_bytes: int) -> int:
     """Return a first guess at the size of a file system with `free_bytes` left to root."""
     inodes = inodes_for(content, content.bytes + free_bytes)
-    total = content.bytes + free_bytes + inodes * INODE_BYTES + 2 * 1024 * 1024
+    total = content.bytes + free_bytes + inodes * INODE_BYTES + 2 * MIB
     reserved = min(total // BLOCK // 50, MAX_RESERVED_CLUSTERS) * BLOCK
     return _whole_blocks(max(total + reserved, MIN_BYTES))
 

@@ -9,8 +9,10 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from activities.contract.units import MIB
+
 FICLONE = 0x40049409  # linux/fs.h
-CHUNK_BYTES = 4 * 1024 * 1024
+CHUNK_BYTES = 4 * MIB
 ZEROS = bytes(CHUNK_BYTES)
 COPY_ERRORS_WITHOUT_REFLINK = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY)
 

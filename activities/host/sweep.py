@@ -30,6 +30,7 @@ from activities.contract.inputs import SweepInput
 from activities.contract.interface import BucketSweepActivities, HostSweepActivities
 from activities.contract.names import UUID_PATTERN, build_workflow_id, parse_vm_name
 from activities.contract.results import StoredObject, SweepReport, SweptItem
+from activities.contract.units import MIB
 from activities.disk import mounts
 from activities.disk.locks import remove_lock
 from activities.image.containers import BUILD_LABEL, DATA_DIR_LABEL, LEASE_LABEL, remove_container
@@ -299,7 +300,7 @@ class HostSweep(HostSweepActivities):
         """Checkpoints that no running build uses: the too old, and the oldest of too many."""
         kept = await asyncio.to_thread(self._store.all)
         total = sum(checkpoint.bytes for checkpoint in kept)
-        limit = self._settings.checkpoint_max_mb * 1024 * 1024
+        limit = self._settings.checkpoint_max_mb * MIB
         oldest_allowed = time.time() - self._settings.checkpoint_max_age_hours * 3600
         evicted = []
         for checkpoint in sorted(kept, key=lambda checkpoint: checkpoint.used_at):

@@ -32,6 +32,7 @@ from activities.contract.model import Model
 from activities.contract.names import Step
 from activities.contract.registry_logins import Sealed
 from activities.contract.results import ImageConfig, PulledImage
+from activities.contract.units import MIB
 from activities.image.docker_daemon import (
     ContainerConfig,
     InspectedImage,
@@ -53,7 +54,6 @@ from activities.step.running_step import RunningStep, running_step
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 POLL_SECONDS = 0.2
-MIB = 1024 * 1024
 SHORTEST_SECRET_LINE = 16
 
 

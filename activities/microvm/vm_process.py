@@ -19,12 +19,13 @@ from pathlib import Path
 
 from activities.contract.errors import VmmError
 from activities.contract.scope import VmRef
+from activities.contract.units import MIB
 from activities.microvm.client import FirecrackerClient
 from activities.microvm.network import is_superseded
 from activities.microvm.vm_supervisor import start_ticks
 
 SUPERVISOR = Path(__file__).with_name("vm_supervisor.py")
-CONSOLE_BYTES = 8 * 1024 * 1024
+CONSOLE_BYTES = 8 * MIB
 SOCKET = "api.sock"
 KILL_SECONDS = 10.0
 POLL_SECONDS = 0.02

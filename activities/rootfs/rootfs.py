@@ -33,6 +33,7 @@ from activities.contract.inputs import BuildRootfsInput
 from activities.contract.interface import RootfsActivities
 from activities.contract.names import ArtifactName, Step
 from activities.contract.scope import BuildScope
+from activities.contract.units import MIB
 from activities.disk import ext4, mounts
 from activities.disk.archives import TAR
 from activities.image.containers import remove_container, remove_containers
@@ -60,10 +61,7 @@ from activities.step.work_directories import (
 PROVISIONING_VERSION = 1
 
 
-MIB = 1024 * 1024
-
-
-PIPE_BYTES = 1024 * 1024
+PIPE_BYTES = MIB
 
 
 MAX_NAMES_BYTES = 512 * 1024  # of large files, on a command line

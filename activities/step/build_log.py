@@ -24,11 +24,12 @@ from temporalio.contrib.workflow_streams import WorkflowStreamClient
 from activities.contract.errors import LOG_TAIL_LINES
 from activities.contract.names import LOG_TOPIC, Step
 from activities.contract.status import LogEntry, LogLevel
+from activities.contract.units import MIB
 from activities.process.clock import utc_now
 
 BATCH_INTERVAL = timedelta(seconds=1)
 MAX_STREAM_LINES = 5_000
-MAX_STREAM_BYTES = 16 * 1024 * 1024
+MAX_STREAM_BYTES = 16 * MIB
 MAX_LINE_CHARS = 4_096
 FLUSH_LIMIT_SECONDS = 10.0
 LOG_DIRECTORY = "logs"

@@ -32,6 +32,7 @@ from activities.contract.errors import (
     StorageUnavailableError,
 )
 from activities.contract.results import StoredObject
+from activities.contract.units import MIB
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 30.0
@@ -39,7 +40,7 @@ TIMEOUT = (CONNECT_SECONDS, READ_SECONDS)
 RETRY_SECONDS = 20.0
 MAX_RETRY_DELAY_SECONDS = 3.0
 MAX_COMPOSE_SOURCES = 32  # of one compose request, by Google's documentation
-PIECE_BYTES = 8 * 1024 * 1024
+PIECE_BYTES = 8 * MIB
 """What one request of a large upload carries; between two of them it can be stopped."""
 CONNECTIONS = 64
 DELETERS = 8

@@ -17,12 +17,13 @@ from activities.contract.errors import (
 )
 from activities.contract.names import ArtifactName
 from activities.contract.results import UploadedArtifact
+from activities.contract.units import MIB
 from activities.disk.sparse_files import sha256_of, sync_directory
 from activities.store.bucket import Bucket
 from activities.store.headers import Extent, HeaderError, parse_header
 from activities.store.metadata import TemplateMetadata, read_metadata, wrong_objects
 
-RANGE_BYTES = 8 * 1024 * 1024
+RANGE_BYTES = 8 * MIB
 WORKERS = 4
 METADATA = "metadata.json"
 

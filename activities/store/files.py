@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from activities.contract.errors import FilesMissingError, StorageCorruptionError
+from activities.contract.units import MIB
 from activities.store.bucket import Bucket, Crc32c
 
 FILES = "files/"
 KEPT_SECONDS = 30 * 24 * 3600.0
 """So long after its upload a tar stays in the bucket."""
-RANGE_BYTES = 8 * 1024 * 1024
+RANGE_BYTES = 8 * MIB
 
 
 def files_name(sha256: str) -> str:

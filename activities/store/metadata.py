@@ -24,11 +24,11 @@ from activities.contract.results import (
     Verification,
 )
 from activities.contract.status import StepRecord
+from activities.contract.units import MIB
 from activities.process.clock import utc_now
 from activities.store.bucket import Bucket
 
 FORMAT_VERSION = 1
-MIB = 1024 * 1024
 
 
 def metadata_name(build_id: str) -> str:

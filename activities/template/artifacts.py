@@ -35,6 +35,7 @@ from activities.contract.results import (
     UploadedArtifact,
 )
 from activities.contract.scope import BuildScope
+from activities.contract.units import MIB
 from activities.disk.locks import locked, remove_lock
 from activities.process.settings import Settings
 from activities.step.checkpoints import CheckpointStore
@@ -48,7 +49,6 @@ from activities.template.upload import PartSender, Scan, compose_tree, scan
 
 T = TypeVar("T")
 
-MIB = 1024 * 1024
 WITHOUT_HEADER = ArtifactName.SNAPFILE
 PUBLISH_TRIES = 3
 

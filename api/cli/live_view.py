@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from activities.contract.names import Step
-from api.cli.report import MIB, amount, duration, log_line, seconds_of
+from activities.contract.units import MIB
+from api.cli.report import amount, duration, log_line, seconds_of
 from api.client.client import CallError, TemplateClient
 from api.pb import template_manager_pb2 as pb
 

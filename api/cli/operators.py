@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from activities.contract.units import MIB
 from api.cli.console import (
     EXAMPLE_BUILD,
     AsJson,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from workflows.replay import Verdict
 
 OPERATIONS = "Operations"
-MIB = 1024 * 1024
 
 app = typer.Typer()
 

@@ -11,10 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from activities.contract.units import MIB
 from api.client.client import CallError
 from api.pb import template_manager_pb2 as pb
 
-MIB = 1024 * 1024
 LEVEL_STYLES = {pb.Debug: "dim", pb.Info: "", pb.Warn: "yellow", pb.Error: "bold red"}
 STATE_STYLES = {"completed": "green", "failed": "red", "cancelled": "yellow"}
 # What a bad field is called on the command line.

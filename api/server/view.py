@@ -17,11 +17,11 @@ from activities.contract.requests import TemplateConfig
 from activities.contract.results import BuildCheckpoints, UploadedArtifact
 from activities.contract.search_attributes import BUILD_STEP, KVM_HOST, TEMPLATE_ID
 from activities.contract.status import BuildFailure, BuildState, BuildStatus, Progress, StepRecord
+from activities.contract.units import MIB
 
 if TYPE_CHECKING:
     from activities.store.metadata import TemplateMetadata
 
-MIB = 1024 * 1024
 HOLD_ACTIVITY = "hold_host"
 
 CLOSED_STATES = {
