@@ -10,6 +10,7 @@ import structlog
 from temporalio.worker import Worker
 
 from activities.process.health import Readiness, health_endpoint
+from activities.process.ready_file import shown_as_ready
 from activities.process.settings import Settings
 
 _log = structlog.get_logger(__name__)
@@ -37,20 +38,10 @@ async def _run(workers: Sequence[Worker], settings: Settings, stopped: asyncio.E
         loop.add_signal_handler(number, stopped.set)
     running = [asyncio.create_task(worker.run()) for worker in workers]
     waiting = asyncio.create_task(stopped.wait())
-    _mark_ready(settings, True)
-    _log.info("ready", task_queues=[worker.task_queue for worker in workers])
-    await asyncio.wait([*running, waiting], return_when=asyncio.FIRST_COMPLETED)
-    _mark_ready(settings, False)
+    with shown_as_ready(settings):
+        _log.info("ready", task_queues=[worker.task_queue for worker in workers])
+        await asyncio.wait([*running, waiting], return_when=asyncio.FIRST_COMPLETED)
     _log.info("stopping")
     await asyncio.gather(*(worker.shutdown() for worker in workers), return_exceptions=True)
     waiting.cancel()
     await asyncio.gather(*running)
-
-
-def _mark_ready(settings: Settings, ready: bool) -> None:
-    if settings.ready_file is None:
-        return
-    if ready:
-        settings.ready_file.touch()
-    else:
-        settings.ready_file.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from temporalio.client import Client
 
 from activities.process.health import health_endpoint
 from activities.process.metrics import runtime_for
+from activities.process.ready_file import shown_as_ready
 from activities.process.settings import Settings
 from activities.process.temporal import connect
 from activities.process.tracing import is_tracing
@@ -183,11 +184,8 @@ async def serve(settings: Settings, *, insecure: bool = False) -> None:
         health_endpoint(settings, server.readiness),
     ):
         _log.info("serving", address=server.address)
-        if settings.ready_file:
-            settings.ready_file.touch()
-        await signals.next()
-        if settings.ready_file:
-            settings.ready_file.unlink(missing_ok=True)
+        with shown_as_ready(settings):
+            await signals.next()
         await _first(server.drain(), signals.next())
     _log.info("stopped")
 
