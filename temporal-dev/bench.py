@@ -56,6 +56,7 @@ from activities.contract.inputs import UploadArtifactInput
 from activities.contract.names import ArtifactName, Step
 from activities.contract.results import ImageConfig, PulledImage
 from activities.disk import mounts
+from activities.disk.namespaces import in_mount_namespace
 from activities.rootfs.rootfs import image_layers
 from activities.store.bucket import Bucket
 from activities.store.lease_numbers import LeaseObjects
@@ -367,7 +368,7 @@ def _with_merged(
         with mounts.merged_layers(root, [*layers, str(empty)], merged):
             return function(merged)
 
-    return mounts.in_mount_namespace(run)
+    return in_mount_namespace(run)
 
 
 def _by_cp(bench: Workbench, image: PulledImage, place: Path, size: int) -> None:
@@ -403,7 +404,7 @@ def _by_export(bench: Workbench, image: PulledImage, place: Path, size: int) -> 
             export.wait()
 
     try:
-        mounts.in_mount_namespace(unpack)
+        in_mount_namespace(unpack)
     finally:
         with contextlib.suppress(docker.errors.NotFound):
             bench.client.remove_container(container, force=True)

@@ -1,4 +1,4 @@
-"""Mounts that cannot leak: each in a mount namespace of its own, which dies with its thread.
+"""Mounts that cannot leak: made in a mount namespace (`namespaces`), which dies with its thread.
 
 Whatever ends the thread or its process (an error, a cancel, SIGKILL), the kernel takes the mounts
 and their loop devices away with the namespace.
@@ -9,16 +9,11 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
-T = TypeVar("T")
-
-# linux/sched.h and linux/mount.h
-CLONE_NEWNS = 0x00020000
+# linux/mount.h
 MS_RDONLY = 0x1
 MS_NOATIME = 0x400
 MS_REC = 0x4000
@@ -30,32 +25,6 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 class MountError(OSError):
     """A mount or unmount that the kernel refused."""
-
-
-def in_mount_namespace(function: Callable[[], T]) -> T:
-    """Run `function` in a thread of its own whose mounts, root and working directory are its own.
-
-    Blocking. Returns what it returns and raises what it raises.
-    """
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            _check(_libc.unshare(CLONE_NEWNS), "unshare the mount namespace")
-            # Ours must not show on the host; unmounts there must still reach us, or we would keep
-            # other containers' file systems busy.
-            mount("none", Path("/"), "", MS_REC | MS_SLAVE)
-            results.append(function())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="mount-namespace")
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
 
 
 def mount(source: str, target: Path, kind: str, flags: int, options: str = "") -> None:
@@ -104,23 +73,6 @@ def mounted_image(image: Path, target: Path, *options: str) -> Iterator[None]:
         sync_filesystem(target)
     finally:
         unmount(target)
-
-
-@contextmanager
-def changed_root(root: Path) -> Iterator[None]:
-    """Make `root` the thread's root directory, so that no symlink in it leads out of it.
-
-    Call it inside `in_mount_namespace`, where the root directory is the thread's own.
-    """
-    before = os.open("/", os.O_PATH | os.O_DIRECTORY)
-    try:
-        os.chroot(root)
-        os.chdir("/")
-        yield
-    finally:
-        os.fchdir(before)
-        os.chroot(".")
-        os.close(before)
 
 
 def sync_filesystem(path: Path) -> None:

@@ -43,6 +43,7 @@ from activities.contract.scope import BuildScope
 from activities.disk import mounts
 from activities.disk.archives import TAR
 from activities.disk.locks import locked
+from activities.disk.namespaces import in_mount_namespace
 from activities.image.containers import DEFAULT_PATH, labels_of, remove_container, wait_for_exit
 from activities.image.copy_layout import CopyInstruction, lay_out
 from activities.image.docker_daemon import InspectedImage, docker_errors, find_image
@@ -357,7 +358,7 @@ class DockerImageStepActivities(ImageStepActivities):
             pull_rootfs(self._bucket, metadata, place / ArtifactName.ROOTFS, tell)
             (place / "root").mkdir(exist_ok=True)
             draft = f"{name}.draft"
-            mounts.in_mount_namespace(lambda: self._stream_into_docker(running, place, draft))
+            in_mount_namespace(lambda: self._stream_into_docker(running, place, draft))
             # Only now: an archive that ended too early would be an image too.
             repository, _, tag = name.partition(":")
             self._docker.tag(draft, repository, tag)

@@ -8,7 +8,6 @@ network namespace, gives it a name, and configures it with a plain pyroute2 sock
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
 import os
 import re
@@ -26,12 +25,12 @@ from activities.contract.errors import HostFaultError
 from activities.contract.interface import NetworkActivities
 from activities.contract.names import parse_vm_name
 from activities.contract.scope import VmRef
+from activities.disk.namespaces import Namespace, in_own_thread, unshare
 from activities.process.settings import Settings
 from activities.step.ledger import LeaseLedger
 
 T = TypeVar("T")
 
-CLONE_NEWNET = 0x40000000  # linux/sched.h
 NETNS_DIRECTORY = Path("/run/netns")
 TAP = "tap0"
 HOST_ADDRESS = "169.254.0.22"
@@ -42,8 +41,7 @@ GUEST_MAC = "02:FC:00:00:00:05"
 NAME_PREFIX = "tm-"
 PASSING_NAME = re.compile(r"tm-run-(?P<pid>\d+)-[0-9a-f]+")
 BUSY_SECONDS = 10.0
-
-_libc = ctypes.CDLL(None, use_errno=True)
+THREAD = "netns"
 
 
 class NetnsNetworkActivities(NetworkActivities):
@@ -81,7 +79,7 @@ def create_network(name: str) -> None:
         if name in netns.listnetns():
             in_network(name, _configure)
         else:
-            _in_thread(lambda: _create(name))
+            in_own_thread(lambda: _create(name), THREAD)
     except (OSError, NetlinkError) as error:
         raise HostFaultError(f"cannot make the network {name}: {error}") from error
 
@@ -147,13 +145,11 @@ def in_network(name: str, function: Callable[[], T]) -> T:
         netns.setns(name, flags=0)  # the default flags fork
         return function()
 
-    return _in_thread(run)
+    return in_own_thread(run, THREAD)
 
 
 def _create(name: str) -> None:
-    if _libc.unshare(CLONE_NEWNET) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"unshare the network namespace: {os.strerror(code)}")
+    unshare(Namespace.NETWORK)
     netns.attach(name, threading.get_native_id())
     _configure()
 
@@ -171,22 +167,3 @@ def _configure() -> None:
             if error.code != errno.EEXIST:
                 raise
         route.link("set", index=found[0], state="up")
-
-
-def _in_thread(function: Callable[[], T]) -> T:
-    # A thread of its own: a namespace belongs to a thread, and a pooled one would keep it.
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(function())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="netns")
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]

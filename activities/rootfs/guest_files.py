@@ -27,7 +27,7 @@ from activities.contract.errors import (
 from activities.contract.inputs import BuildRootfsInput
 from activities.contract.requests import IMAGE_COMMAND
 from activities.contract.results import ImageConfig
-from activities.disk.mounts import changed_root
+from activities.disk.namespaces import changed_root
 from activities.image.containers import DEFAULT_PATH
 from activities.process.settings import Settings
 

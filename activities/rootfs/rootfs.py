@@ -36,6 +36,7 @@ from activities.contract.scope import BuildScope
 from activities.contract.units import MIB
 from activities.disk import ext4, mounts
 from activities.disk.archives import TAR
+from activities.disk.namespaces import in_mount_namespace
 from activities.image.containers import remove_container, remove_containers
 from activities.image.docker_daemon import docker_errors
 from activities.process.settings import Settings
@@ -191,7 +192,7 @@ class HostRootfsActivities(RootfsActivities):
             directory.mkdir(parents=True)
         facts = self._provision(step, build, place)
         image = work / ArtifactName.ROOTFS
-        made = mounts.in_mount_namespace(lambda: self._flatten(step, build, key, image, place))
+        made = in_mount_namespace(lambda: self._flatten(step, build, key, image, place))
         made = self._correct_size(step, build, image, made)
         step.log.debug(f"flattened into {made.size_bytes // MIB} MiB")
         step.progress("checking the file system")

@@ -13,6 +13,7 @@ from typing import TypeVar
 import docker
 
 from activities.disk import mounts
+from activities.disk.namespaces import in_mount_namespace
 from activities.rootfs.rootfs import image_layers
 
 T = TypeVar("T")
@@ -84,7 +85,7 @@ def tree_of_image(client: docker.APIClient, image: str, place: Path) -> dict[str
         with mounts.merged_layers(root, [*layers, str(empty)], merged):
             return read_tree(merged)
 
-    return mounts.in_mount_namespace(read)
+    return in_mount_namespace(read)
 
 
 def tree_of_ext4(image: Path, place: Path) -> dict[str, Entry]:
@@ -100,7 +101,7 @@ def in_mounted_ext4(image: Path, place: Path, function: Callable[[], T]) -> T:
         with mounts.mounted_image(image, place, "ro"):
             return function()
 
-    return mounts.in_mount_namespace(run)
+    return in_mount_namespace(run)
 
 
 def _walk(root: bytes) -> Iterator[bytes]:
