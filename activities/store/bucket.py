@@ -13,12 +13,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Protocol
 
 import google_crc32c
 import requests
 from google.api_core import exceptions as google_errors
-from google.api_core.retry import Retry
+from google.api_core.page_iterator import Page
 from google.auth import exceptions as auth_errors
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
@@ -47,7 +48,13 @@ DELETERS = 8
 # Google answers 403 both for what is forbidden for good and for what passes.
 PASSING_REASONS = frozenset({"rateLimitExceeded", "userRateLimitExceeded"})
 
+# What Google's client takes for transient, with our patience.
+RETRY = DEFAULT_RETRY.with_delay(
+    initial=0.2, maximum=MAX_RETRY_DELAY_SECONDS, multiplier=2
+).with_timeout(RETRY_SECONDS)
+
 Check = Callable[[], None]
+Request = Callable[..., object]
 
 
 class PreconditionFailedError(HostFaultError):
@@ -57,11 +64,18 @@ class PreconditionFailedError(HostFaultError):
     """
 
 
+class _Checksum(Protocol):
+    """What we use of `google_crc32c.Checksum`, which is untyped."""
+
+    def update(self, chunk: bytes) -> None: ...
+    def digest(self) -> bytes: ...
+
+
 class Crc32c:
     """A running CRC32C, written as Google Cloud Storage does: base64 of the big-endian bytes."""
 
     def __init__(self) -> None:
-        self._checksum: Any = google_crc32c.Checksum()  # type: ignore[no-untyped-call] # the package is untyped
+        self._checksum: _Checksum = google_crc32c.Checksum()  # type: ignore[no-untyped-call] # untyped upstream
 
     def update(self, data: bytes) -> None:
         """Go on with more data."""
@@ -86,7 +100,7 @@ class Bucket:
         self.name = name
         client = _client()
         _widen_pool(client)
-        self._bucket: Any = client.bucket(name)
+        self._bucket: storage.Bucket = client.bucket(name)
 
     def read_object(self, name: str) -> tuple[bytes, int] | None:
         """Return content and generation, or None when there is no such object.
@@ -215,7 +229,7 @@ class Bucket:
         with _errors(f"list {prefix or glob or 'all objects'}"):
             return [(_stored(blob), blob.updated.timestamp()) for blob in self._blobs(prefix, glob)]
 
-    def _blobs(self, prefix: str | None, glob: str | None = None) -> Iterator[Any]:
+    def _blobs(self, prefix: str | None, glob: str | None = None) -> Iterator[storage.Blob]:
         blobs = self._bucket.list_blobs(
             prefix=prefix, match_glob=glob, timeout=TIMEOUT, retry=_retry()
         )
@@ -253,16 +267,13 @@ class _Checked(io.BytesIO):
         return super().read(size)
 
 
-def _retry(check: Check = lambda: None) -> Retry:
-    """Ride out a blip; longer waits are the workflow's business, where they can be seen."""
-    return Retry(
-        predicate=DEFAULT_RETRY._predicate,  # what Google's client takes for transient
-        initial=0.2,
-        multiplier=2,
-        maximum=MAX_RETRY_DELAY_SECONDS,
-        timeout=RETRY_SECONDS,
-        on_error=lambda _: check(),
-    )
+def _retry(check: Check = lambda: None) -> Callable[[Request], Request]:
+    """Ride out a blip; longer waits are the workflow's business, where they can be seen.
+
+    The client calls it with a request and gets the request that is tried again. `check` is called
+    before each further try.
+    """
+    return partial(RETRY, on_error=lambda _: check())
 
 
 def _require_same(stored: StoredObject, size_bytes: int, checksum: str) -> None:
@@ -270,14 +281,14 @@ def _require_same(stored: StoredObject, size_bytes: int, checksum: str) -> None:
         raise StorageCorruptionError(f"{stored.name} did not arrive as it was sent")
 
 
-def _require_listing(page: Any) -> Any:
+def _require_listing(page: Page) -> Page:
     # An error sent with status 200 would read as an empty bucket, and a template as gone.
     if page.raw_page.get("kind") != "storage#objects":
         raise ValueError("not a listing")
     return page
 
 
-def _client() -> Any:
+def _client() -> storage.Client:
     if os.environ.get("STORAGE_EMULATOR_HOST"):
         credentials = AnonymousCredentials()  # type: ignore[no-untyped-call] # untyped upstream
         return storage.Client(project="emulator", credentials=credentials)
@@ -287,14 +298,15 @@ def _client() -> Any:
         raise StorageDeniedError(f"no Google credentials: {error}") from error
 
 
-def _widen_pool(client: Any) -> None:
-    # Otherwise parallel parts share ten connections, and urllib3 warns about each one more.
+def _widen_pool(client: storage.Client) -> None:
+    # Otherwise parallel parts share ten connections, and urllib3 warns about each one more. The
+    # client has no public way to its session: `_http`, also as an argument of its own, is all.
     adapter = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=CONNECTIONS)
     for scheme in ("http://", "https://"):
         client._http.mount(scheme, adapter)
 
 
-def _stored(blob: Any) -> StoredObject:
+def _stored(blob: storage.Blob) -> StoredObject:
     if blob.generation is None or blob.size is None:
         raise ValueError("the answer describes no object")
     return StoredObject(
