@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from activities.process.sealing import Sealer
 from activities.process.settings import Settings
 from activities.process.temporal import missing_search_attributes
 from activities.store.bucket import Bucket
+from activities.store.objects import probe_name
 
 KVM = Path("/dev/kvm")
 MIN_FREE_GIB = 10
@@ -196,7 +196,7 @@ def _secrets(settings: Settings) -> Finding:
 
 
 def _bucket(settings: Settings) -> Finding:
-    name = f".doctor/{uuid.uuid4()}"
+    name = probe_name()
     try:
         bucket = Bucket(settings.bucket)
         written = bucket.write_object(name, b"x")

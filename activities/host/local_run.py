@@ -20,6 +20,7 @@ from activities.microvm.network import GUEST_ADDRESS, create_network, passing_na
 from activities.microvm.vm_process import VmProcess
 from activities.process.settings import Settings
 from activities.store.metadata import TemplateMetadata
+from activities.store.objects import METADATA
 
 POLL_SECONDS = 0.2
 
@@ -59,11 +60,11 @@ def run_template(directory: Path, settings: Settings, show: Callable[[LocalRun],
 
 def _read(directory: Path) -> TemplateMetadata:
     try:
-        metadata = TemplateMetadata.model_validate_json((directory / "metadata.json").read_text())
+        metadata = TemplateMetadata.model_validate_json((directory / METADATA).read_text())
     except FileNotFoundError:
-        raise TemplateNotFoundError(f"{directory} has no metadata.json: pull it first") from None
+        raise TemplateNotFoundError(f"{directory} has no {METADATA}: pull it first") from None
     except ValidationError as error:
-        raise TemplateDamagedError(f"{directory}/metadata.json cannot be read") from error
+        raise TemplateDamagedError(f"{directory}/{METADATA} cannot be read") from error
     missing = [name for name in ArtifactName if not (directory / name).is_file()]
     if missing:
         raise TemplateNotFoundError(f"{directory} has no {missing[0]}: pull it again")

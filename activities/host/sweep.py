@@ -13,7 +13,7 @@ import contextlib
 import re
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
@@ -51,12 +51,11 @@ from activities.step.checkpoints import CheckpointStore
 from activities.step.ledger import LeaseLedger
 from activities.step.work_directories import WORK, remove_work_directory
 from activities.store.bucket import Bucket
-from activities.store.files import FILES, KEPT_SECONDS
-from activities.store.lease_numbers import LEASES, LeaseObjects
+from activities.store.files import KEPT_SECONDS
+from activities.store.lease_numbers import LeaseObjects
+from activities.store.objects import FILES, LEASES, PARTS_GLOB, ObjectKind, parse_object_name
 
 WORK_NAME = re.compile(rf"\.tmp\.(?P<build_id>{UUID_PATTERN})\.(?P<number>\d+)\.")
-PARTS = "*/.parts/**"
-PARTS_NAME = "/.parts/"
 KILL_SECONDS = 10.0
 LOCK_SECONDS = 24 * 3600.0
 
@@ -374,33 +373,34 @@ class BucketSweep(BucketSweepActivities):
     async def sweep_bucket(self, sweep: SweepInput, /) -> SweepReport:
         """Remove parts and leases of builds that can no longer use them."""
         owners = Owners(self._describe, LeaseObjects(self._bucket))
-        listed = await asyncio.to_thread(self._list)
-        found = [self._found(stored, written_at) for stored, written_at in listed]
+        found = await asyncio.to_thread(self._list)
         orphans = [thing for thing in found if await self._is_orphan(thing, owners)]
         return await asyncio.to_thread(_remove_all, orphans, sweep.dry_run)
 
-    def _list(self) -> list[tuple[StoredObject, float]]:
+    def _list(self) -> list[Found]:
+        bucket, old = self._bucket, time.time() - KEPT_SECONDS
         # Looked at again: a server that does not know globs lists everything.
-        parts = [one for one in self._bucket.list_dated(glob=PARTS) if PARTS_NAME in one[0].name]
-        old = time.time() - KEPT_SECONDS
-        files = [one for one in self._bucket.list_dated(prefix=FILES) if one[1] < old]
-        return [*parts, *self._bucket.list_dated(prefix=LEASES), *files]
+        parts = self._of_kind(ObjectKind.PART, bucket.list_dated(glob=PARTS_GLOB))
+        leases = self._of_kind(ObjectKind.LEASE, bucket.list_dated(prefix=LEASES))
+        files = self._of_kind(ObjectKind.FILES, bucket.list_dated(prefix=FILES))
+        return [*parts, *leases, *(thing for thing in files if thing.made_at < old)]
 
-    def _found(self, stored: StoredObject, written_at: float) -> Found:
-        remove = partial(self._bucket.delete_object, stored.name, stored.generation)
-        if stored.name.startswith(FILES):
-            return _nobodys("files", stored.name, remove, stored.size_bytes)
-        is_lease = stored.name.startswith(LEASES)
-        build_id = stored.name.removeprefix(LEASES) if is_lease else stored.name.split("/")[0]
-        return Found(
-            "lease object" if is_lease else "part",
-            stored.name,
-            build_id,
-            stored.generation if is_lease else None,
-            written_at,
-            remove,
-            stored.size_bytes,
-        )
+    def _of_kind(
+        self, kind: ObjectKind, listed: Iterable[tuple[StoredObject, float]]
+    ) -> Iterator[Found]:
+        for stored, written_at in listed:
+            named = parse_object_name(stored.name)
+            if named is None or named.kind is not kind:
+                continue
+            yield Found(
+                kind,
+                stored.name,
+                named.build_id,
+                stored.generation if kind is ObjectKind.LEASE else None,
+                written_at,
+                partial(self._bucket.delete_object, stored.name, stored.generation),
+                stored.size_bytes,
+            )
 
     async def _is_orphan(self, thing: Found, owners: Owners) -> bool:
         if time.time() - thing.made_at < self._late_arrival_seconds:

@@ -108,7 +108,7 @@ class HostMicrovmActivities(MicrovmActivities):
             return
         vm.remove()
         rootfs = self._store.require(start.rootfs, start.vm.scope.build_id)
-        running.progress("copying rootfs.ext4")
+        running.progress(f"copying {ArtifactName.ROOTFS}")
         vm.directory.mkdir(parents=True)
         _copy(rootfs / ArtifactName.ROOTFS, vm.directory / ArtifactName.ROOTFS, running.check)
         (vm.directory / "kernel").symlink_to(self._settings.kernel_path(start.shape.kernel_version))
@@ -389,7 +389,7 @@ def _copy(source: Path, target: Path, check: Callable[[], None]) -> None:
 
 def _is_clean(rootfs: Path, running: RunningStep) -> bool:
     """Check the disk as the snapshot has it. The guest has synced it, but it is still mounted."""
-    running.progress("checking rootfs.ext4")
+    running.progress(f"checking {ArtifactName.ROOTFS}")
     try:
         check_filesystem(rootfs)
     except FilesystemDamagedError as error:

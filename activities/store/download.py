@@ -22,10 +22,10 @@ from activities.disk.sparse_files import sha256_of, sync_directory
 from activities.store.bucket import Bucket
 from activities.store.headers import Extent, HeaderError, parse_header
 from activities.store.metadata import TemplateMetadata, read_metadata, wrong_objects
+from activities.store.objects import METADATA
 
 RANGE_BYTES = 8 * MIB
 WORKERS = 4
-METADATA = "metadata.json"
 
 ProgressCallback = Callable[[str, int, int], None]
 """Called with an artifact's name, the bytes that have come and their total."""

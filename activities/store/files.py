@@ -11,16 +11,11 @@ from pathlib import Path
 from activities.contract.errors import FilesMissingError, StorageCorruptionError
 from activities.contract.units import MIB
 from activities.store.bucket import Bucket, Crc32c
+from activities.store.objects import files_name
 
-FILES = "files/"
 KEPT_SECONDS = 30 * 24 * 3600.0
 """So long after its upload a tar stays in the bucket."""
 RANGE_BYTES = 8 * MIB
-
-
-def files_name(sha256: str) -> str:
-    """Return the object's name of a tar of files, by the SHA-256 of its bytes."""
-    return f"{FILES}{sha256}.tar"
 
 
 def fetch_files(bucket: Bucket, sha256: str, target: Path, check: Callable[[], None]) -> None:

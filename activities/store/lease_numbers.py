@@ -12,14 +12,9 @@ from activities.contract.errors import LeaseLostError
 from activities.contract.names import HostName
 from activities.process.clock import utc_now
 from activities.store.bucket import Bucket, PreconditionFailedError
+from activities.store.objects import lease_name
 
 RACES = 3
-LEASES = ".leases/"
-
-
-def lease_name(build_id: str) -> str:
-    """Return the name of the object whose generation is the build's lease number."""
-    return f"{LEASES}{build_id}"
 
 
 class LeaseObjects:

@@ -24,15 +24,11 @@ from activities.contract.status import BuildStatus, LogEntry, LogLevel
 from activities.process.clock import utc_now
 from activities.process.metrics import count_build
 from activities.store.bucket import Bucket
+from activities.store.objects import archived_log_name
 
 READ_SECONDS = 30.0
 POLL_QUERY = "__temporal_workflow_stream_poll"
 """Of `temporalio.contrib.workflow_streams`, which names it in its README."""
-
-
-def archived_log_name(build_id: str) -> str:
-    """Return the name of a closed build's log."""
-    return f"logs/{build_id}.jsonl"
 
 
 class BucketLogActivities(LogActivities):

@@ -27,13 +27,9 @@ from activities.contract.status import StepRecord
 from activities.contract.units import MIB
 from activities.process.clock import utc_now
 from activities.store.bucket import Bucket
+from activities.store.objects import metadata_name, template_prefix
 
 FORMAT_VERSION = 1
-
-
-def metadata_name(build_id: str) -> str:
-    """Return the name of a template's `metadata.json`."""
-    return f"{build_id}/metadata.json"
 
 
 class ImageMetadata(Model):
@@ -87,7 +83,7 @@ class TemplateMetadata(Model):
         """Return the short form that travels through the workflow."""
         return PublishedTemplate(
             bucket=bucket_name,
-            prefix=f"{self.build_id}/",
+            prefix=template_prefix(self.build_id),
             metadata=stored,
             artifacts=self.artifacts,
         )
@@ -143,7 +139,8 @@ def read_metadata(bucket: Bucket, build_id: str) -> TemplateMetadata | None:
 
 def wrong_objects(bucket: Bucket, metadata: TemplateMetadata) -> list[str]:
     """Return the names of objects that are gone or are not what the metadata says."""
-    there = {stored.name: stored for stored in bucket.list_objects(f"{metadata.build_id}/")}
+    listed = bucket.list_objects(template_prefix(metadata.build_id))
+    there = {stored.name: stored for stored in listed}
     return [stored.name for stored in metadata.objects() if there.get(stored.name) != stored]
 
 

@@ -44,18 +44,22 @@ from activities.step.running_step import RunningStep, running_step
 from activities.store.bucket import Bucket, PreconditionFailedError, crc32c_of
 from activities.store.headers import BLOCK_BYTES, Header
 from activities.store.lease_numbers import LeaseObjects
-from activities.store.metadata import metadata_name, metadata_of, published_template, wrong_objects
+from activities.store.metadata import metadata_of, published_template, wrong_objects
+from activities.store.objects import (
+    artifact_name,
+    build_log_name,
+    header_name,
+    is_metadata,
+    metadata_name,
+    parts_prefix,
+    template_prefix,
+)
 from activities.template.upload import PartSender, Scan, compose_tree, scan
 
 T = TypeVar("T")
 
 WITHOUT_HEADER = ArtifactName.SNAPFILE
 PUBLISH_TRIES = 3
-
-
-def parts_prefix(build_id: str, artifact: str = "") -> str:
-    """Return where the parts of an unfinished upload are."""
-    return f"{build_id}/.parts/" + (f"{artifact}/" if artifact else "")
 
 
 class BucketArtifactActivities(ArtifactActivities):
@@ -212,7 +216,7 @@ class BucketArtifactActivities(ArtifactActivities):
             base_build_id=build_id,
             extents=found.extents,
         )
-        name = f"{_object_name(upload)}.header"
+        name = header_name(upload.scope.build_id, upload.name)
         return self._put(upload.scope, name, header.to_bytes(), running)
 
     def _put(self, scope: BuildScope, name: str, data: bytes, running: RunningStep) -> StoredObject:
@@ -263,7 +267,7 @@ class BucketArtifactActivities(ArtifactActivities):
     def _commit(self, publish: PublishTemplateInput, running: RunningStep) -> None:
         build_id = publish.scope.build_id
         running.log.info("publishing metadata.json")
-        log_name = f"{build_id}/build.log"
+        log_name = build_log_name(build_id)
         log = self._put(publish.scope, log_name, _read(running.log.path), running)
         metadata = metadata_of(publish, log)
         if wrong := wrong_objects(self._bucket, metadata):
@@ -299,7 +303,7 @@ def discard_upload(bucket: Bucket, discard: DiscardUploadInput) -> DiscardedUplo
     if published is not None:
         return DiscardedUpload(published=published)
     keep = parts_prefix(build_id) if discard.keep_parts else None
-    removed = remove_objects(bucket, f"{build_id}/", keep_prefix=keep)
+    removed = remove_objects(bucket, template_prefix(build_id), keep_prefix=keep)
     return DiscardedUpload(published=None, removed_objects=removed)
 
 
@@ -318,7 +322,7 @@ def remove_objects(bucket: Bucket, prefix: str, *, keep_prefix: str | None = Non
 
 def remove_listed(bucket: Bucket, prefix: str, objects: Sequence[StoredObject]) -> int:
     """Delete exactly these objects of a prefix, see `remove_objects`."""
-    first = [stored for stored in objects if stored.name.endswith("/metadata.json")]
+    first = [stored for stored in objects if is_metadata(stored.name)]
     removed = bucket.delete_objects(first)
     removed += bucket.delete_objects(stored for stored in objects if stored not in first)
     left = set(bucket.list_objects(prefix) if objects else ()).intersection(objects)
@@ -332,7 +336,7 @@ def _is(stored: StoredObject, found: Scan) -> bool:
 
 
 def _object_name(upload: UploadArtifactInput) -> str:
-    return f"{upload.scope.build_id}/{upload.name}"
+    return artifact_name(upload.scope.build_id, upload.name)
 
 
 def _require_unchanged(upload: UploadArtifactInput, found: Scan) -> None:

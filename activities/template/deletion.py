@@ -15,8 +15,8 @@ from activities.image.registry import delete_tag
 from activities.image.registry_login import credentials_of, from_docker_config
 from activities.process.sealing import Sealer
 from activities.store.bucket import Bucket
-from activities.store.lease_numbers import LeaseObjects, lease_name
-from activities.store.log_archive import archived_log_name
+from activities.store.lease_numbers import LeaseObjects
+from activities.store.objects import archived_log_name, lease_name, template_prefix
 from activities.template.artifacts import remove_listed, remove_objects
 
 
@@ -81,4 +81,4 @@ class BucketDeletionActivities(DeletionActivities):
 
 
 def _prefixes(build_id: str) -> tuple[str, str]:
-    return f"{build_id}/", archived_log_name(build_id)
+    return template_prefix(build_id), archived_log_name(build_id)

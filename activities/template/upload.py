@@ -28,6 +28,7 @@ from activities.store.bucket import (
     crc32c_of,
 )
 from activities.store.headers import Extent, ExtentBuilder, nonzero_blocks
+from activities.store.objects import composed_part_name, part_name
 
 PART_TRIES = 3  # at a part whose checksum is wrong
 
@@ -230,15 +231,6 @@ class PartSender:
             self._bucket.delete_object(name, found.generation)
 
 
-def part_name(prefix: str, number: int, crc32c: str, size_bytes: int) -> str:
-    """Name a part by its position and content: an equal name is an equal part."""
-    return f"{prefix}{number:06d}-{crc32c.translate(NAME_SAFE)}-{size_bytes}"
-
-
-# Base64 in object names without characters that need escaping.
-NAME_SAFE = str.maketrans("+/=", "-_.")
-
-
 def compose_tree(
     bucket: Bucket, name: str, parts: Sequence[StoredObject], prefix: str, check: Check
 ) -> StoredObject:
@@ -254,7 +246,7 @@ def compose_tree(
             for start in range(0, len(names), MAX_COMPOSE_SOURCES)
         ]
         names = [
-            _compose_group(bucket, f"{prefix}level{level}-{number:04d}", group, check)
+            _compose_group(bucket, prefix, (level, number), group, check)
             for number, group in enumerate(groups)
         ]
         level += 1
@@ -262,10 +254,12 @@ def compose_tree(
     return bucket.compose(name, names)
 
 
-def _compose_group(bucket: Bucket, stem: str, group: Sequence[str], check: Check) -> str:
+def _compose_group(
+    bucket: Bucket, prefix: str, place: tuple[int, int], group: Sequence[str], check: Check
+) -> str:
     check()
     key = hashlib.sha256("\n".join(group).encode()).hexdigest()[:16]
-    name = f"{stem}-{key}"
+    name = composed_part_name(prefix, *place, key)
     with contextlib.suppress(PreconditionFailedError):  # the same parts: the same content
         bucket.compose(name, group)
     return name

@@ -8,6 +8,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from activities.contract.status import BuildStatus, LogEntry
+from activities.store.objects import files_name, template_prefix
 
 if TYPE_CHECKING:  # loading Google's client takes longer than starting the rest of the API
     from activities.store.bucket import Bucket
@@ -50,7 +51,7 @@ class TemplateBucket:
         """Return whether anything of a build is there, such as the parts of half an upload."""
 
         def read() -> bool:
-            return bool(self._connect().list_objects(f"{build_id}/"))
+            return bool(self._connect().list_objects(template_prefix(build_id)))
 
         return await asyncio.to_thread(read)
 
@@ -58,8 +59,6 @@ class TemplateBucket:
         """Return whether the tar of a COPY's files is there."""
 
         def look() -> bool:
-            from activities.store.files import files_name
-
             return self._connect().stat_object(files_name(sha256)) is not None
 
         return await asyncio.to_thread(look)

@@ -47,13 +47,8 @@ from activities.process.clock import utc_now
 from activities.process.health import temporal_readiness
 from activities.process.sealing import Sealer
 from activities.store.bucket import Bucket
-from activities.store.log_archive import (
-    BucketLogActivities,
-    archived_log_name,
-    read_archived_log,
-    to_jsonl,
-)
-from activities.store.metadata import metadata_name
+from activities.store.log_archive import BucketLogActivities, read_archived_log, to_jsonl
+from activities.store.objects import archived_log_name, metadata_name
 from api.client.client import CallError, TemplateClient
 from api.pb import template_manager_pb2 as pb
 from api.server import logs as build_logs

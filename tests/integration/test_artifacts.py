@@ -39,7 +39,8 @@ from activities.store.download import pull_template
 from activities.store.headers import parse_header
 from activities.store.lease_numbers import LeaseObjects
 from activities.store.metadata import read_metadata, wrong_objects
-from activities.template.artifacts import BucketArtifactActivities, discard_upload, parts_prefix
+from activities.store.objects import parts_prefix
+from activities.template.artifacts import BucketArtifactActivities, discard_upload
 from activities.template.upload import PartSender
 from tests.support.example_template import BUILD, pulled_image, template_config
 from tests.support.held_build import HeldBuild, hold

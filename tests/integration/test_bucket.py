@@ -15,7 +15,8 @@ from activities.contract.errors import (
     StorageUnavailableError,
 )
 from activities.store.bucket import Bucket, PreconditionFailedError
-from activities.store.lease_numbers import LeaseObjects, lease_name
+from activities.store.lease_numbers import LeaseObjects
+from activities.store.objects import lease_name
 from tests.support.example_template import BUILD
 from tests.support.step_checks import Stopped, stop_at
 

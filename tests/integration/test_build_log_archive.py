@@ -17,7 +17,8 @@ from activities.contract.results import StoredObject
 from activities.contract.sources import FromImage
 from activities.contract.status import BuildState, LogEntry, LogLevel
 from activities.store.bucket import Bucket
-from activities.store.log_archive import BucketLogActivities, archived_log_name, read_archived_log
+from activities.store.log_archive import BucketLogActivities, read_archived_log
+from activities.store.objects import archived_log_name
 from tests.support.example_template import BUILD, build_status, registry_login, template_config
 from tests.support.temporal_server import start_temporal
 

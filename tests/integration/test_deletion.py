@@ -28,8 +28,9 @@ from activities.image.registry import Credentials, delete_tag
 from activities.process.clock import utc_now
 from activities.process.sealing import Sealer
 from activities.store.bucket import Bucket
-from activities.store.lease_numbers import LeaseObjects, lease_name
-from activities.store.log_archive import archived_log_name, read_archived_log, to_jsonl
+from activities.store.lease_numbers import LeaseObjects
+from activities.store.log_archive import read_archived_log, to_jsonl
+from activities.store.objects import archived_log_name, lease_name
 from activities.template.deletion import BucketDeletionActivities
 from tests.support.example_template import BUILD, build_status, template_config
 

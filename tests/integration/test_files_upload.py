@@ -14,7 +14,7 @@ from devstack.stack import Stack
 
 from activities.store import files as image_files
 from activities.store.bucket import Bucket
-from activities.store.files import files_name
+from activities.store.objects import files_name
 from api.client import files_upload
 from api.client.client import CallError
 from api.client.files_upload import upload_files

@@ -26,7 +26,8 @@ from activities.contract.scope import BuildScope
 from activities.image.docker_daemon import make_docker_client
 from activities.image.docker_steps import STEP_REPOSITORY, DockerImageStepActivities
 from activities.store.bucket import Bucket
-from activities.store.files import files_name, tar_of_context
+from activities.store.files import tar_of_context
+from activities.store.objects import files_name
 from tests.support.file_trees import Entry, tree_of_ext4, tree_of_image
 from tests.support.host_resources import all_resources
 

@@ -24,7 +24,7 @@ from activities.contract.sources import FromImage, FromTemplate, Source
 from activities.process.settings import Settings
 from activities.process.temporal import connect
 from activities.store.bucket import Bucket
-from activities.store.metadata import metadata_name
+from activities.store.objects import metadata_name
 from api.client.client import CallError, TemplateClient
 from api.client.credentials import ClientCredentials
 from api.pb import template_manager_pb2 as pb

@@ -32,7 +32,8 @@ from activities.microvm.network import create_network, network_marks, networks_o
 from activities.microvm.vm_process import SUPERVISOR
 from activities.step.checkpoints import CheckpointStore, fingerprint
 from activities.store.bucket import Bucket
-from activities.store.lease_numbers import LeaseObjects, lease_name
+from activities.store.lease_numbers import LeaseObjects
+from activities.store.objects import lease_name
 from tests.support.host_resources import HostResources, all_resources
 from tests.support.step_checks import go_on
 

@@ -21,7 +21,8 @@ from activities.store.headers import (
     nonzero_blocks,
     parse_header,
 )
-from activities.template.upload import NAME_SAFE, Scan, part_name, scan
+from activities.store.objects import NAME_SAFE, part_name
+from activities.template.upload import Scan, scan
 from tests.support.step_checks import go_on
 
 BUILD = uuid.UUID("11111111-2222-4333-8444-555555555555")

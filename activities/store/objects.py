@@ -1,0 +1,130 @@
+"""The map of the bucket: the name of every object, and what a name says.
+
+Templates lie under `<build_id>/`, everything else beside them. No other module spells a name.
+All of them stand in buckets that earlier and later versions read: what is here stays.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from enum import StrEnum
+from typing import NamedTuple
+
+from activities.contract.names import UUID_PATTERN, ArtifactName
+
+METADATA = "metadata.json"
+"""The commit mark; also the name of its copy beside a template that was pulled."""
+LEASES = ".leases/"
+LOGS = "logs/"
+FILES = "files/"
+PROBES = ".doctor/"
+PARTS_GLOB = "*/.parts/**"
+"""All parts of all builds (`**` crosses slashes)."""
+
+_PARTS = ".parts/"
+# Base64 in object names, without the characters that need escaping.
+NAME_SAFE = str.maketrans("+/=", "-_.")
+
+
+class ObjectKind(StrEnum):
+    """What an object is; the names are what a sweep reports."""
+
+    TEMPLATE = "template"
+    PART = "part"
+    LEASE = "lease object"
+    LOG = "log"
+    FILES = "files"
+    PROBE = "probe"
+
+
+class ObjectName(NamedTuple):
+    """What the name of an object says. `build_id` is '' for what belongs to no build."""
+
+    kind: ObjectKind
+    build_id: str
+
+
+def template_prefix(build_id: str) -> str:
+    """Return what the names of all objects of a template, parts included, begin with."""
+    return f"{build_id}/"
+
+
+def artifact_name(build_id: str, artifact: ArtifactName) -> str:
+    """Name an artifact's data."""
+    return f"{template_prefix(build_id)}{artifact}"
+
+
+def header_name(build_id: str, artifact: ArtifactName) -> str:
+    """Name an artifact's header, see `headers`."""
+    return f"{artifact_name(build_id, artifact)}.header"
+
+
+def build_log_name(build_id: str) -> str:
+    """Name the whole build log of a template."""
+    return f"{template_prefix(build_id)}build.log"
+
+
+def metadata_name(build_id: str) -> str:
+    """Name a template's `metadata.json`."""
+    return f"{template_prefix(build_id)}{METADATA}"
+
+
+def is_metadata(name: str) -> bool:
+    """Whether an object is the `metadata.json` of some template."""
+    return name.endswith(f"/{METADATA}")
+
+
+def parts_prefix(build_id: str, artifact: ArtifactName | None = None) -> str:
+    """Return what the names of the parts of an unfinished upload begin with."""
+    prefix = f"{template_prefix(build_id)}{_PARTS}"
+    return f"{prefix}{artifact}/" if artifact else prefix
+
+
+def part_name(prefix: str, number: int, crc32c: str, size_bytes: int) -> str:
+    """Name a part by its position and content: an equal name is an equal part."""
+    return f"{prefix}{number:06d}-{crc32c.translate(NAME_SAFE)}-{size_bytes}"
+
+
+def composed_part_name(prefix: str, level: int, number: int, key: str) -> str:
+    """Name what a group of parts is composed into; `key` is a hash of their names."""
+    return f"{prefix}level{level}-{number:04d}-{key}"
+
+
+def lease_name(build_id: str) -> str:
+    """Name the object whose generation is the build's lease number."""
+    return f"{LEASES}{build_id}"
+
+
+def archived_log_name(build_id: str) -> str:
+    """Name the log of a closed build."""
+    return f"{LOGS}{build_id}.jsonl"
+
+
+def files_name(sha256: str) -> str:
+    """Name a tar of files by the SHA-256 of its bytes, in hex."""
+    return f"{FILES}{sha256}.tar"
+
+
+def probe_name() -> str:
+    """Name an object that is written only to see whether that works."""
+    return f"{PROBES}{uuid.uuid4()}"
+
+
+def parse_object_name(name: str) -> ObjectName | None:
+    """Tell what an object is by its name; None for one that is not ours."""
+    for kind, pattern in _PATTERNS.items():
+        if found := pattern.fullmatch(name):
+            return ObjectName(kind, found.groupdict().get("build_id", ""))
+    return None
+
+
+_BUILD = f"(?P<build_id>{UUID_PATTERN})"
+_PATTERNS = {
+    ObjectKind.PART: re.compile(rf"{_BUILD}/{re.escape(_PARTS)}.+"),
+    ObjectKind.TEMPLATE: re.compile(rf"{_BUILD}/[^/]+"),
+    ObjectKind.LEASE: re.compile(rf"{re.escape(LEASES)}{_BUILD}"),
+    ObjectKind.LOG: re.compile(rf"{LOGS}{_BUILD}\.jsonl"),
+    ObjectKind.FILES: re.compile(rf"{FILES}[0-9a-f]{{64}}\.tar"),
+    ObjectKind.PROBE: re.compile(rf"{re.escape(PROBES)}.+"),
+}
