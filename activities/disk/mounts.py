@@ -92,28 +92,6 @@ def mounts_under(directory: Path) -> list[Path]:
     return [Path(point) for point in reversed(points) if point.startswith(prefix)]
 
 
-def loop_devices_of(marker: str) -> list[Path]:
-    """Return the loop devices whose file's path contains `marker`."""
-    return [device for device, backing in loop_devices() if marker in backing]
-
-
-def loop_devices() -> list[tuple[Path, str]]:
-    """Return the loop devices in use with the paths of their files."""
-    found = []
-    for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
-        try:
-            backing = entry.read_text()
-        except OSError:  # detached while we looked
-            continue
-        found.append((Path("/dev") / entry.parent.parent.name, backing.strip()))
-    return found
-
-
-def detach_loop_device(device: Path) -> None:
-    """Detach a loop device; one that is still mounted goes when it is unmounted."""
-    subprocess.run(["losetup", "--detach", device], check=False, capture_output=True)
-
-
 def _run_mount(command: list[str | Path]) -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode != 0:

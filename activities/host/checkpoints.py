@@ -11,13 +11,13 @@ from activities.contract.checkpoints import SnapshotCheckpoint
 from activities.contract.inputs import FindSnapshotInput
 from activities.contract.interface import CheckpointActivities
 from activities.contract.names import Step
+from activities.disk.data_dir import DataDir
 from activities.microvm.microvm import require_host, snapshot_fingerprint
 from activities.process.settings import Settings
-from activities.step.build_log import log_path
+from activities.step.build_log import remove_build_log
 from activities.step.checkpoints import CheckpointStore
 from activities.step.ledger import LeaseLedger
 from activities.step.running_step import RunningStep, running_step
-from activities.step.work_directories import work_of
 
 
 class HostCheckpointActivities(CheckpointActivities):
@@ -25,14 +25,14 @@ class HostCheckpointActivities(CheckpointActivities):
 
     def __init__(self, settings: Settings, ledger: LeaseLedger, store: CheckpointStore) -> None:
         self._settings = settings
+        self._data_dir = DataDir(settings.data_dir)
         self._ledger = ledger
         self._store = store
 
     @activity.defn(name="find_snapshot")
     async def find_snapshot(self, find: FindSnapshotInput, /) -> SnapshotCheckpoint | None:
         """Return the snapshot that an earlier build of the same inputs left, if it is whole."""
-        data_dir = self._settings.data_dir
-        async with running_step(data_dir, self._ledger, find.scope, Step.BOOT) as running:
+        async with running_step(self._data_dir, self._ledger, find.scope, Step.BOOT) as running:
             return await running.in_thread(self._find, find, running)
 
     @activity.defn(name="discard_checkpoints")
@@ -47,7 +47,5 @@ class HostCheckpointActivities(CheckpointActivities):
 
     def _discard(self, build_id: str) -> None:
         self._store.release(build_id)
-        shutil.rmtree(work_of(self._settings.data_dir, build_id), ignore_errors=True)
-        path = log_path(self._settings.data_dir, build_id)
-        for leftover in (path, path.with_suffix(".streamed")):
-            leftover.unlink(missing_ok=True)
+        shutil.rmtree(self._data_dir.work_of(build_id), ignore_errors=True)
+        remove_build_log(self._data_dir, build_id)

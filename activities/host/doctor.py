@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,9 +173,8 @@ def _disk(settings: Settings) -> Finding:
     directory = settings.data_dir
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / f".doctor.{os.getpid()}"
-        probe.write_bytes(b"x")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=directory) as probe:
+            probe.write(b"x")
     except OSError as error:
         return Finding("disk", "wrong", f"{directory}: {error.strerror}", f"mkdir -p {directory}")
     free = shutil.disk_usage(directory).free / GIB

@@ -12,12 +12,11 @@ from temporalio import activity
 from activities.contract.inputs import HostRequest
 from activities.contract.interface import HostFactsActivities
 from activities.contract.results import HostBuild, HostFacts
+from activities.disk.data_dir import DataDir
 from activities.host.admission import Admission
 from activities.process.settings import Settings
 from activities.step.checkpoints import CheckpointStore
 from activities.step.ledger import LeaseLedger
-
-DRAINING = "draining"
 
 
 class KvmHostFactsActivities(HostFactsActivities):
@@ -31,6 +30,7 @@ class KvmHostFactsActivities(HostFactsActivities):
         store: CheckpointStore,
     ) -> None:
         self._settings = settings
+        self._data_dir = DataDir(settings.data_dir)
         self._ledger = ledger
         self._admission = admission
         self._store = store
@@ -39,7 +39,7 @@ class KvmHostFactsActivities(HostFactsActivities):
     async def tell_host(self, request: HostRequest, /) -> HostFacts:
         """Drain or resume if that is asked for, then tell slots, builds, disk and versions."""
         if request.draining is not None:
-            set_draining(self._settings.data_dir, request.draining)
+            set_draining(self._data_dir, request.draining)
             self._admission.open = not request.draining
         return await asyncio.to_thread(self._facts)
 
@@ -52,7 +52,7 @@ class KvmHostFactsActivities(HostFactsActivities):
         ]
         return HostFacts(
             host=settings.host,
-            draining=is_draining(settings.data_dir),
+            draining=is_draining(self._data_dir),
             slots=settings.host_slots,
             builds=tuple(builds),
             disk_free_bytes=disk.free,
@@ -64,17 +64,17 @@ class KvmHostFactsActivities(HostFactsActivities):
         )
 
 
-def is_draining(data_dir: Path) -> bool:
+def is_draining(data_dir: DataDir) -> bool:
     """Whether the host takes no new builds; it stays so over a restart."""
-    return (data_dir / DRAINING).exists()
+    return data_dir.draining_mark.exists()
 
 
-def set_draining(data_dir: Path, draining: bool) -> None:
+def set_draining(data_dir: DataDir, draining: bool) -> None:
     """Let the host take no new builds any more, or again."""
     if draining:
-        (data_dir / DRAINING).touch()
+        data_dir.draining_mark.touch()
     else:
-        (data_dir / DRAINING).unlink(missing_ok=True)
+        data_dir.draining_mark.unlink(missing_ok=True)
 
 
 def _versions(directory: Path, name: str) -> tuple[str, ...]:

@@ -86,7 +86,7 @@ def _require_same_machine(metadata: TemplateMetadata, firecracker: Path) -> None
 def _vm() -> Iterator[VmProcess]:
     name = passing_name()
     with tempfile.TemporaryDirectory(prefix=name) as parent:
-        vm = VmProcess(Path(parent), name)
+        vm = VmProcess(Path(parent) / name)
         vm.directory.mkdir()
         create_network(name)
         try:

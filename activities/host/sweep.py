@@ -32,30 +32,29 @@ from activities.contract.names import UUID_PATTERN, build_workflow_id, parse_vm_
 from activities.contract.results import StoredObject, SweepReport, SweptItem
 from activities.contract.units import MIB
 from activities.disk import mounts
+from activities.disk.data_dir import DataDir, maker_of
 from activities.disk.locks import remove_lock
+from activities.disk.loop_devices import detach_loop_device, loop_devices
 from activities.image.containers import BUILD_LABEL, DATA_DIR_LABEL, LEASE_LABEL, remove_container
 from activities.image.docker_daemon import docker_errors
 from activities.image.docker_steps import STEP_REPOSITORY, TEMPLATE_REPOSITORY
 from activities.image.pulled_images import PulledImages
 from activities.microvm.network import (
     NETNS_DIRECTORY,
-    network_marks,
     owner_of_passing,
     remove_network,
 )
 from activities.microvm.vm_process import SUPERVISOR, VmProcess
 from activities.process.metrics import count_sweep
 from activities.process.settings import Settings
-from activities.step.build_log import LOG_DIRECTORY
 from activities.step.checkpoints import CheckpointStore
 from activities.step.ledger import LeaseLedger
-from activities.step.work_directories import WORK, remove_work_directory
+from activities.step.work_directories import lease_of_work_directory, remove_work_directory
 from activities.store.bucket import Bucket
 from activities.store.files import KEPT_SECONDS
 from activities.store.lease_numbers import LeaseObjects
 from activities.store.objects import FILES, LEASES, PARTS_GLOB, ObjectKind, parse_object_name
 
-WORK_NAME = re.compile(rf"\.tmp\.(?P<build_id>{UUID_PATTERN})\.(?P<number>\d+)\.")
 KILL_SECONDS = 10.0
 LOCK_SECONDS = 24 * 3600.0
 
@@ -152,11 +151,12 @@ class HostSweep(HostSweepActivities):
         describe: Describe,
     ) -> None:
         self._settings = settings
+        self._data_dir = DataDir(settings.data_dir)
         self._ledger = ledger
         self._store = store
         self._leases = leases
         self._docker = docker_client
-        self._pulled = PulledImages(settings.data_dir)
+        self._pulled = PulledImages(self._data_dir)
         self._describe = describe
         self._lock = asyncio.Lock()
 
@@ -206,23 +206,23 @@ class HostSweep(HostSweepActivities):
         ]
 
     def _vms(self) -> Iterator[Found]:
-        for path in _entries(self._settings.data_dir / "vms"):
-            remove = VmProcess(path.parent, path.name).remove
+        for path in _entries(self._data_dir.vms):
+            remove = VmProcess(path).remove
             yield from _of_vm("VM", path.name, _made_at(path), remove, _size(path))
 
     def _stray_vms(self) -> Iterator[Found]:
         """VMs whose directory is gone: their supervisor has the name as its argument."""
         for process in psutil.process_iter(["cmdline", "create_time"]):
             command = process.info["cmdline"] or []
-            if str(SUPERVISOR) not in command or not _is_in(process, self._settings.data_dir):
+            if str(SUPERVISOR) not in command or not _is_in(process, self._data_dir):
                 continue
             name = command[command.index(str(SUPERVISOR)) + 1]
-            if not (self._settings.data_dir / "vms" / name).exists():
+            if not self._data_dir.vm(name).exists():
                 started = float(process.info["create_time"])
                 yield from _of_vm("process", name, started, partial(_kill, process))
 
     def _networks(self) -> Iterator[Found]:
-        for mark in _entries(network_marks(self._settings.data_dir)):
+        for mark in _entries(self._data_dir.networks):
             yield from _of_vm("netns", mark.name, _made_at(mark), partial(_remove_marked, mark))
         for path in _entries(NETNS_DIRECTORY):
             owner = owner_of_passing(path.name)
@@ -231,7 +231,7 @@ class HostSweep(HostSweepActivities):
 
     def _containers(self) -> Iterator[Found]:
         with docker_errors():
-            own = f"{DATA_DIR_LABEL}={self._settings.data_dir}"
+            own = f"{DATA_DIR_LABEL}={self._data_dir.root}"
             listed = self._docker.containers(all=True, filters={"label": [BUILD_LABEL, own]})
         for container in listed:
             labels, names = container["Labels"], container["Names"]
@@ -245,29 +245,28 @@ class HostSweep(HostSweepActivities):
             )
 
     def _loop_devices(self) -> Iterator[Found]:
-        for device, backing in mounts.loop_devices():
-            if backing.startswith(str(self._settings.data_dir)):
+        for device, backing in loop_devices():
+            if self._data_dir.contains(backing):
                 path = Path(backing.removesuffix(" (deleted)"))
-                remove = partial(mounts.detach_loop_device, device)
+                remove = partial(detach_loop_device, device)
                 yield from _of_step(("loop device", str(device)), path, backing, remove)
 
     def _unfinished(self) -> Iterator[Found]:
         """Checkpoints that were never finished."""
-        for step in _entries(self._settings.data_dir / "steps"):
+        for step in _entries(self._data_dir.steps):
             for path in _entries(step):
                 remove = partial(shutil.rmtree, path, ignore_errors=True)
                 what = ("unfinished step", path.name)
-                yield from _of_step(what, path, f"{path.name}.", remove, _size(path))
+                yield from _of_step(what, path, path.name, remove, _size(path))
 
     def _work(self) -> Iterator[Found]:
-        for build in _entries(self._settings.data_dir / WORK):
+        for build in _entries(self._data_dir.work):
             for path in _entries(build):
-                number = path.name.split(".")[1] if path.name.count(".") == 2 else "0"
                 yield Found(
                     "work directory",
                     f"{build.name}/{path.name}",
                     build.name,
-                    int(number) if number.isdigit() else 0,
+                    lease_of_work_directory(path) or 0,
                     _made_at(path),
                     partial(_unmount_and_remove, path),
                     _size(path),
@@ -285,13 +284,13 @@ class HostSweep(HostSweepActivities):
             yield _of_build("reference", name, build_id, path)
 
     def _logs(self) -> Iterator[Found]:
-        for path in _entries(self._settings.data_dir / LOG_DIRECTORY):
+        for path in _entries(self._data_dir.logs):
             build_id = path.name.partition(".")[0]
             if re.fullmatch(UUID_PATTERN, build_id):
                 yield _of_build("log", path.name, build_id, path, _size(path))
 
     def _locks(self) -> Iterator[Found]:
-        for path in _entries(self._settings.data_dir / "locks"):
+        for path in _entries(self._data_dir.locks):
             if time.time() - _made_at(path) > LOCK_SECONDS:
                 yield _nobodys("lock", path.name, partial(remove_lock, path))
 
@@ -438,10 +437,9 @@ def _of_step(
     what: tuple[str, str], path: Path, text: str, remove: Callable[[], object], size_bytes: int = 0
 ) -> Iterator[Found]:
     """Yield what has the name of an unfinished step in `text`; nothing when it has not."""
-    named = WORK_NAME.search(text)
-    if named:
-        build_id, number = named["build_id"], int(named["number"])
-        yield Found(*what, build_id, number, _made_at(path), remove, size_bytes)
+    maker = maker_of(text)
+    if maker:
+        yield Found(*what, *maker, _made_at(path), remove, size_bytes)
 
 
 def _of_build(kind: str, name: str, build_id: str, path: Path, size_bytes: int = 0) -> Found:
@@ -480,9 +478,9 @@ def _size(path: Path) -> int:
     return total
 
 
-def _is_in(process: psutil.Process, directory: Path) -> bool:
+def _is_in(process: psutil.Process, data_dir: DataDir) -> bool:
     try:
-        return process.cwd().startswith(str(directory))
+        return data_dir.contains(process.cwd())
     except (psutil.Error, OSError):
         return False
 

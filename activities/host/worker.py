@@ -24,6 +24,7 @@ from activities.contract.names import (
     lease_task_queue,
     step_task_queue,
 )
+from activities.disk.data_dir import DataDir
 from activities.host.admission import Admission
 from activities.host.facts import KvmHostFactsActivities, is_draining
 from activities.host.hold import KvmHostActivities
@@ -69,11 +70,12 @@ class Host:
 def assemble(settings: Settings, describe: Describe) -> Host:
     """Make a host of its settings: clients, ledger, checkpoints and activities."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    ledger = LeaseLedger(settings.data_dir)
+    data_dir = DataDir(settings.data_dir)
+    ledger = LeaseLedger(data_dir)
     admission = Admission(ledger, settings.host_slots)
     bucket = Bucket(settings.bucket)
     leases = LeaseObjects(bucket)
-    store = CheckpointStore(settings.data_dir, settings.host)
+    store = CheckpointStore(data_dir, settings.host)
     hold = KvmHostActivities(settings.host, ledger, leases, admission)
     facts = KvmHostFactsActivities(settings, ledger, admission, store)
     docker_client = make_docker_client()
@@ -169,7 +171,7 @@ async def open_for_builds(client: Client, host: Host) -> None:
         if not await is_open(client, entry.workflow_id):
             _log.info("build has ended while this host was away", build_id=entry.build_id)
             host.ledger.remove(entry.build_id, entry.number)
-    host.admission.open = not is_draining(host.settings.data_dir)
+    host.admission.open = not is_draining(DataDir(host.settings.data_dir))
     _log.info("taking builds", slots=host.settings.host_slots, free=host.admission.free)
     await _sweep_at_start(host)
 

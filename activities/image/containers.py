@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import docker
 import docker.errors
 
 from activities.contract.errors import DockerUnavailableError
 from activities.contract.scope import BuildScope
+from activities.disk.data_dir import DataDir
 
 BUILD_LABEL = "template-manager.build-id"
 LEASE_LABEL = "template-manager.lease"
@@ -19,12 +19,12 @@ DATA_DIR_LABEL = "template-manager.data-dir"
 POLL_SECONDS = 0.05
 
 
-def labels_of(scope: BuildScope, data_dir: Path) -> dict[str, str]:
+def labels_of(scope: BuildScope, data_dir: DataDir) -> dict[str, str]:
     """Return what every container of a build carries, so that it is found and removed."""
     return {
         BUILD_LABEL: scope.build_id,
         LEASE_LABEL: str(scope.lease.number),
-        DATA_DIR_LABEL: str(data_dir),  # which host of this machine made it
+        DATA_DIR_LABEL: str(data_dir.root),  # which host of this machine made it
     }
 
 

@@ -42,6 +42,7 @@ from activities.contract.results import ImageConfig, PulledImage
 from activities.contract.scope import BuildScope
 from activities.disk import mounts
 from activities.disk.archives import TAR
+from activities.disk.data_dir import DataDir
 from activities.disk.locks import locked
 from activities.disk.namespaces import in_mount_namespace
 from activities.image.containers import DEFAULT_PATH, labels_of, remove_container, wait_for_exit
@@ -105,6 +106,7 @@ class DockerImageStepActivities(ImageStepActivities):
         docker_client: docker.APIClient,
     ) -> None:
         self._settings = settings
+        self._data_dir = DataDir(settings.data_dir)
         self._ledger = ledger
         self._bucket = bucket
         self._docker = docker_client
@@ -122,7 +124,7 @@ class DockerImageStepActivities(ImageStepActivities):
             return await step.in_thread(self._import, step, take)
 
     def _running(self, scope: BuildScope) -> contextlib.AbstractAsyncContextManager[RunningStep]:
-        return running_step(self._settings.data_dir, self._ledger, scope, Step.PULL)
+        return running_step(self._data_dir, self._ledger, scope, Step.PULL)
 
     # ---- Steps
 
@@ -157,7 +159,7 @@ class DockerImageStepActivities(ImageStepActivities):
         if not isinstance(step, ChangesFiles):
             return after
         name = f"{STEP_REPOSITORY}:{key}"
-        with locked(self._settings.data_dir / "locks" / f"image.{key}", running.check):
+        with locked(self._data_dir.lock(f"image.{key}"), running.check):
             kept = find_image(self._docker, name)
             if kept is not None:
                 running.log.info(f"step {number}, {step}: an earlier build's is used again")
@@ -201,7 +203,7 @@ class DockerImageStepActivities(ImageStepActivities):
             working_dir=state.working_dir,
             environment=state.variables,
             healthcheck={"test": ["NONE"]},
-            labels=labels_of(scope, self._settings.data_dir),
+            labels=labels_of(scope, self._data_dir),
             host_config=self._docker.create_host_config(
                 mem_limit=memory,
                 memswap_limit=memory,
@@ -251,7 +253,7 @@ class DockerImageStepActivities(ImageStepActivities):
         destination = _absolute(state, step.destination)
         copy = CopyInstruction(step.source, destination, uid, gid, step.mode or "")
         which = step.files_sha256[:12]
-        with working_in(self._settings.data_dir, scope, "files", which) as place:
+        with working_in(self._data_dir, scope, "files", which) as place:
             fetch_files(self._bucket, step.files_sha256, place / "files.tar", running.check)
             laid_out = place / "laid-out.tar"
             lay_out(
@@ -326,7 +328,7 @@ class DockerImageStepActivities(ImageStepActivities):
         name = f"{TEMPLATE_REPOSITORY}:{take.build_id}"
         with (
             docker_errors(),
-            locked(self._settings.data_dir / "locks" / f"template.{take.build_id}", running.check),
+            locked(self._data_dir.lock(f"template.{take.build_id}"), running.check),
         ):
             if find_image(self._docker, name) is None:
                 self._import_as(running, take, metadata, name)
@@ -354,7 +356,7 @@ class DockerImageStepActivities(ImageStepActivities):
             running.check()
             running.progress(f"downloading {artifact}", done, total, "bytes")
 
-        with working_in(self._settings.data_dir, take.scope, "base", "1") as place:
+        with working_in(self._data_dir, take.scope, "base", "1") as place:
             pull_rootfs(self._bucket, metadata, place / ArtifactName.ROOTFS, tell)
             (place / "root").mkdir(exist_ok=True)
             draft = f"{name}.draft"

@@ -33,6 +33,7 @@ from activities.contract.names import Step
 from activities.contract.registry_logins import Sealed
 from activities.contract.results import ImageConfig, PulledImage
 from activities.contract.units import MIB
+from activities.disk.data_dir import DataDir
 from activities.image.docker_daemon import (
     ContainerConfig,
     InspectedImage,
@@ -68,17 +69,16 @@ class DockerImageActivities(ImageActivities):
         make_docker_client: Callable[[], docker.APIClient],
     ) -> None:
         """`make_docker_client` gives a client of its own to each pull, so that it can be cut."""
-        self._settings = settings
+        self._data_dir = DataDir(settings.data_dir)
         self._ledger = ledger
         self._sealer = sealer
         self._make_docker_client = make_docker_client
-        self._pulled = PulledImages(settings.data_dir)
+        self._pulled = PulledImages(self._data_dir)
 
     @activity.defn(name="pull_image")
     async def pull_image(self, pull: PullImageInput, /) -> PulledImage:
         """Bring the image to the host and resolve it to a digest."""
-        data_dir = self._settings.data_dir
-        async with running_step(data_dir, self._ledger, pull.scope, Step.PULL) as step:
+        async with running_step(self._data_dir, self._ledger, pull.scope, Step.PULL) as step:
             return await step.in_thread(self._pull, step, pull)
 
     def _pull(self, step: RunningStep, pull: PullImageInput) -> PulledImage:

@@ -14,14 +14,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-IMAGES = "images"
+from activities.disk.data_dir import DataDir
 
 
 class PulledImages:
     """The list of one host. Safe to use by several threads and processes."""
 
-    def __init__(self, data_dir: Path) -> None:
-        self._directory = data_dir / IMAGES
+    def __init__(self, data_dir: DataDir) -> None:
+        self._directory = data_dir.images
 
     def add(self, reference: str) -> None:
         """Note that this host pulls `reference` (`name@digest`), before it does."""

@@ -36,6 +36,7 @@ from activities.contract.interface import MicrovmActivities
 from activities.contract.names import ArtifactName, Step
 from activities.contract.results import Verification
 from activities.contract.scope import VmRef, VmShape
+from activities.disk.data_dir import DataDir
 from activities.disk.ext4 import check_filesystem
 from activities.disk.sparse_files import copy_private
 from activities.microvm.client import can_set_clock
@@ -63,7 +64,7 @@ class HostMicrovmActivities(MicrovmActivities):
         self._settings = settings
         self._ledger = ledger
         self._store = store
-        self._vms = settings.data_dir / "vms"
+        self._data_dir = DataDir(settings.data_dir)
 
     @activity.defn(name="start_vm")
     async def start_vm(self, start: StartVmInput, /) -> None:
@@ -93,16 +94,16 @@ class HostMicrovmActivities(MicrovmActivities):
     @activity.defn(name="kill_vm")
     async def kill_vm(self, vm: VmRef, /) -> None:
         """Kill the VM and those of its earlier leases, and remove their directories."""
-        await asyncio.to_thread(remove_vms_until, self._vms, vm)
+        await asyncio.to_thread(remove_vms_until, vm, self._data_dir)
 
     def _running(self, vm: VmRef, step: Step) -> AbstractAsyncContextManager[RunningStep]:
-        return running_step(self._settings.data_dir, self._ledger, vm.scope, step)
+        return running_step(self._data_dir, self._ledger, vm.scope, step)
 
     # ---- Boot
 
     def _start(self, start: StartVmInput, running: RunningStep) -> None:
         firecracker = require_host(self._settings, start.shape)
-        vm = VmProcess(self._vms, start.vm.name)
+        vm = VmProcess(self._data_dir.vm(start.vm.name))
         if vm.is_running() and _is_booted(vm):
             running.log.info("the VM is already running: taking it up again")
             return
@@ -133,7 +134,7 @@ class HostMicrovmActivities(MicrovmActivities):
     # ---- Wait
 
     def _wait(self, wait: WaitUntilReadyInput, running: RunningStep) -> None:
-        vm = VmProcess(self._vms, wait.vm.name)
+        vm = VmProcess(self._data_dir.vm(wait.vm.name))
         console, guest = ConsoleReader(vm.console), GuestReadiness(running.log)
         # By the VM's own age: a worker that took it up again does not start the clock anew.
         deadline = _started_at(vm) + wait.timeout_seconds
@@ -162,7 +163,7 @@ class HostMicrovmActivities(MicrovmActivities):
     ) -> SnapshotCheckpoint:
         key = snapshot_fingerprint(self._settings, snapshot.rootfs, snapshot.shape)
         scope = snapshot.vm.scope
-        vm = VmProcess(self._vms, snapshot.vm.name)
+        vm = VmProcess(self._data_dir.vm(snapshot.vm.name))
         if not vm.is_running():
             return self._published_before(key, snapshot, running)
         facts = self._take(vm, snapshot, running)
@@ -227,7 +228,7 @@ class HostMicrovmActivities(MicrovmActivities):
     def _verify(self, verify: VerifySnapshotInput, running: RunningStep) -> Verification:
         firecracker = require_host(self._settings, verify.shape)
         snapshot = self._store.require(verify.snapshot, verify.vm.scope.build_id)
-        vm = VmProcess(self._vms, verify.vm.name)
+        vm = VmProcess(self._data_dir.vm(verify.vm.name))
         vm.remove()
         vm.directory.mkdir(parents=True)
         try:

@@ -25,6 +25,7 @@ from activities.contract.errors import HostFaultError
 from activities.contract.interface import NetworkActivities
 from activities.contract.names import parse_vm_name
 from activities.contract.scope import VmRef
+from activities.disk.data_dir import DataDir
 from activities.disk.namespaces import Namespace, in_own_thread, unshare
 from activities.process.settings import Settings
 from activities.step.ledger import LeaseLedger
@@ -48,7 +49,7 @@ class NetnsNetworkActivities(NetworkActivities):
     """Makes and removes the networks of this host's VMs. See `interface` for the contract."""
 
     def __init__(self, settings: Settings, ledger: LeaseLedger) -> None:
-        self._settings = settings
+        self._data_dir = DataDir(settings.data_dir)
         self._ledger = ledger
 
     @activity.defn(name="set_up_network")
@@ -60,11 +61,11 @@ class NetnsNetworkActivities(NetworkActivities):
     @activity.defn(name="tear_down_network")
     async def tear_down_network(self, vm: VmRef, /) -> None:
         """Remove the VM's netns, and that of any earlier lease of the same build and purpose."""
-        await asyncio.to_thread(remove_networks_until, vm, self._settings.data_dir)
+        await asyncio.to_thread(remove_networks_until, vm, self._data_dir)
 
     def _create(self, name: str) -> None:
         # A name in /run/netns does not tell which host of this machine made it.
-        mark = network_marks(self._settings.data_dir) / name
+        mark = self._data_dir.network_mark(name)
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
         create_network(name)
@@ -113,19 +114,14 @@ def networks_of(build_id: str | None = None) -> list[str]:
     return [name for name in netns.listnetns() if name.startswith(prefix)]
 
 
-def network_marks(data_dir: Path) -> Path:
-    """Return the directory with a file for each network that this host has made."""
-    return data_dir / "networks"
-
-
-def remove_networks_until(vm: VmRef, data_dir: Path) -> None:
+def remove_networks_until(vm: VmRef, data_dir: DataDir) -> None:
     """Remove the networks of this VM and of the same VM under earlier leases, and their marks."""
-    marks = network_marks(data_dir)
+    marks = data_dir.networks
     marked = [path.name for path in marks.iterdir()] if marks.is_dir() else []
     for name in {*networks_of(vm.scope.build_id), *marked}:
         if is_superseded(name, vm):
             remove_network(name)
-            (marks / name).unlink(missing_ok=True)
+            data_dir.network_mark(name).unlink(missing_ok=True)
 
 
 def is_superseded(name: str, vm: VmRef) -> bool:

@@ -20,6 +20,7 @@ from pathlib import Path
 from activities.contract.errors import VmmError
 from activities.contract.scope import VmRef
 from activities.contract.units import MIB
+from activities.disk.data_dir import DataDir
 from activities.microvm.client import FirecrackerClient
 from activities.microvm.network import is_superseded
 from activities.microvm.vm_supervisor import start_ticks
@@ -34,10 +35,11 @@ POLL_SECONDS = 0.02
 class VmProcess:
     """One VM of this host, running or not."""
 
-    def __init__(self, vms: Path, name: str) -> None:
-        self.name = name
-        self.directory = vms / name
-        self.console = self.directory / "console"
+    def __init__(self, directory: Path) -> None:
+        """The directory has the VM's name, which is also that of its netns."""
+        self.name = directory.name
+        self.directory = directory
+        self.console = directory / "console"
 
     def start(self, vmm: Path, check: Callable[[], None]) -> None:
         """Start the VMM in the VM's netns and wait until it answers. Raises VmmError."""
@@ -138,13 +140,13 @@ class VmProcess:
             return ""
 
 
-def remove_vms_until(vms: Path, vm: VmRef) -> None:
+def remove_vms_until(vm: VmRef, data_dir: DataDir) -> None:
     """Kill and remove this VM, and the same VM of earlier leases."""
-    if not vms.is_dir():
+    if not data_dir.vms.is_dir():
         return
-    for directory in vms.iterdir():
+    for directory in data_dir.vms.iterdir():
         if is_superseded(directory.name, vm):
-            VmProcess(vms, directory.name).remove()
+            VmProcess(directory).remove()
 
 
 def _short_id(name: str) -> str:

@@ -24,6 +24,7 @@ from activities.contract.errors import (
 from activities.contract.inputs import BuildRootfsInput
 from activities.contract.names import Step
 from activities.contract.scope import BuildScope
+from activities.disk.data_dir import DataDir
 from activities.image.containers import DEFAULT_PATH, labels_of, wait_for_exit
 from activities.process.settings import Settings
 from activities.rootfs.guest_files import IN_GUEST, GuestFacts
@@ -76,7 +77,7 @@ def create_container(
         working_dir="/",
         environment={"PATH": DEFAULT_PATH},
         healthcheck={"test": ["NONE"]},
-        labels=labels_of(build.scope, settings.data_dir),
+        labels=labels_of(build.scope, DataDir(settings.data_dir)),
         host_config=host_config,
     )
     return str(created["Id"])

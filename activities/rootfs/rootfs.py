@@ -36,6 +36,8 @@ from activities.contract.scope import BuildScope
 from activities.contract.units import MIB
 from activities.disk import ext4, mounts
 from activities.disk.archives import TAR
+from activities.disk.data_dir import DataDir
+from activities.disk.loop_devices import detach_loop_device, loop_devices_of
 from activities.disk.namespaces import in_mount_namespace
 from activities.image.containers import remove_container, remove_containers
 from activities.image.docker_daemon import docker_errors
@@ -52,10 +54,10 @@ from activities.step.checkpoints import CheckpointStore, fingerprint
 from activities.step.ledger import LeaseLedger
 from activities.step.running_step import RunningStep, running_step
 from activities.step.work_directories import (
+    lease_of_work_directory,
     remove_if_empty,
     remove_work_directory,
     work_directory,
-    work_of,
 )
 
 # Raise it when the same inputs give another root file system than before.
@@ -87,7 +89,7 @@ class Workplace:
     directory: Path
 
     @classmethod
-    def of(cls, data_dir: Path, scope: BuildScope, attempt: int) -> Workplace:
+    def of(cls, data_dir: DataDir, scope: BuildScope, attempt: int) -> Workplace:
         """Name an attempt's directory."""
         return cls(work_directory(data_dir, scope, "rootfs", str(attempt)))
 
@@ -133,6 +135,7 @@ class HostRootfsActivities(RootfsActivities):
         docker_client: docker.APIClient,
     ) -> None:
         self._settings = settings
+        self._data_dir = DataDir(settings.data_dir)
         self._ledger = ledger
         self._store = store
         self._docker = docker_client
@@ -141,15 +144,13 @@ class HostRootfsActivities(RootfsActivities):
     async def build_rootfs(self, build: BuildRootfsInput, /) -> RootfsCheckpoint:
         """Provision the image in a container and make `rootfs.ext4` of it."""
         attempt = activity.info().attempt
-        async with running_step(
-            self._settings.data_dir, self._ledger, build.scope, Step.ROOTFS
-        ) as step:
+        async with running_step(self._data_dir, self._ledger, build.scope, Step.ROOTFS) as step:
             return await step.in_thread(self._build, step, build, attempt)
 
     @activity.defn(name="clean_up_rootfs")
     async def clean_up_rootfs(self, scope: BuildScope, /) -> None:
         """Remove the containers, mounts, loop devices and half-made files of `build_rootfs`."""
-        async with running_step(self._settings.data_dir, self._ledger, scope, Step.ROOTFS) as step:
+        async with running_step(self._data_dir, self._ledger, scope, Step.ROOTFS) as step:
             await step.in_thread(self._remove_leftovers, scope)
 
     def _build(self, step: RunningStep, build: BuildRootfsInput, attempt: int) -> RootfsCheckpoint:
@@ -166,7 +167,7 @@ class HostRootfsActivities(RootfsActivities):
             if found:
                 return found
             self._remove_leftovers(build.scope)
-            place = Workplace.of(self._settings.data_dir, build.scope, attempt)
+            place = Workplace.of(self._data_dir, build.scope, attempt)
             try:
                 return self._make(step, build, key, work, place)
             finally:
@@ -263,13 +264,13 @@ class HostRootfsActivities(RootfsActivities):
                 f"free space {build.disk_size_mb} MiB); the limit is "
                 f"{self._settings.max_rootfs_mb} MiB"
             )
-        disk = os.statvfs(self._settings.data_dir)
+        disk = os.statvfs(self._data_dir.root)
         free_bytes = disk.f_bavail * disk.f_frsize
         needed_bytes = content.bytes + content.files * ext4.INODE_BYTES + HOST_RESERVE_BYTES
         if needed_bytes > free_bytes:
             raise HostDiskFullError(
                 f"the root file system needs {needed_bytes // MIB} MiB in "
-                f"{self._settings.data_dir}, where {free_bytes // MIB} MiB are free"
+                f"{self._data_dir.root}, where {free_bytes // MIB} MiB are free"
             )
 
     def _correct_size(
@@ -291,13 +292,13 @@ class HostRootfsActivities(RootfsActivities):
         """Remove what attempts of this lease and earlier ones have left."""
         with docker_errors():
             remove_containers(self._docker, scope)
-        work = work_of(self._settings.data_dir, scope.build_id)
+        work = self._data_dir.work_of(scope.build_id)
         for directory in _attempts_until(work, scope.lease.number):
             for point in mounts.mounts_under(directory):
                 mounts.unmount(point)
             remove_work_directory(directory)
-        for device in mounts.loop_devices_of(f".tmp.{scope.build_id}."):
-            mounts.detach_loop_device(device)
+        for device in loop_devices_of(scope.build_id):
+            detach_loop_device(device)
         remove_if_empty(work)
 
 
@@ -453,5 +454,5 @@ def _attempts_until(work: Path, lease: int) -> list[Path]:
     return [
         path
         for path in work.glob("*.*.*")
-        if path.name.split(".")[1].isdigit() and int(path.name.split(".")[1]) <= lease
+        if (number := lease_of_work_directory(path)) is not None and number <= lease
     ]

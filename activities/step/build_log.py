@@ -25,6 +25,7 @@ from activities.contract.errors import LOG_TAIL_LINES
 from activities.contract.names import LOG_TOPIC, Step
 from activities.contract.status import LogEntry, LogLevel
 from activities.contract.units import MIB
+from activities.disk.data_dir import DataDir
 from activities.process.clock import utc_now
 
 BATCH_INTERVAL = timedelta(seconds=1)
@@ -32,16 +33,10 @@ MAX_STREAM_LINES = 5_000
 MAX_STREAM_BYTES = 16 * MIB
 MAX_LINE_CHARS = 4_096
 FLUSH_LIMIT_SECONDS = 10.0
-LOG_DIRECTORY = "logs"
 REDACTED = "[secret]"
 UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
 
 _log = structlog.get_logger(__name__)
-
-
-def log_path(data_dir: Path, build_id: str) -> Path:
-    """Return where a host keeps the whole log of a build."""
-    return data_dir / LOG_DIRECTORY / f"{build_id}.jsonl"
 
 
 class BuildLog:
@@ -112,7 +107,7 @@ class BuildLog:
 
     def _within_bounds(self, size_bytes: int) -> bool:
         """Count what has gone to the stream, over all steps of the build on this host."""
-        counter = self.path.with_suffix(".streamed")
+        counter = _counter_of(self.path)
         try:
             lines, total = json.loads(counter.read_text())
         except (FileNotFoundError, ValueError):
@@ -136,15 +131,14 @@ class BuildLog:
 
 
 @asynccontextmanager
-async def open_build_log(data_dir: Path, build_id: str, step: Step) -> AsyncIterator[BuildLog]:
+async def open_build_log(data_dir: DataDir, build_id: str, step: Step) -> AsyncIterator[BuildLog]:
     """Open the log of the running activity's build, and flush its lines at the end.
 
     A line that cannot be published (the workflow has closed, Temporal is away) is dropped from
     the stream and stays in the file: it never fails the step.
     """
-    path = log_path(data_dir, build_id)
     stream = _stream_of_activity()
-    log = BuildLog(path, step, stream)
+    log = BuildLog(data_dir.log(build_id), step, stream)
     if stream is None:
         yield log
         return
@@ -160,6 +154,13 @@ async def open_build_log(data_dir: Path, build_id: str, step: Step) -> AsyncIter
                 _log.warning("build log lines not published", error=str(error))
 
 
+def remove_build_log(data_dir: DataDir, build_id: str) -> None:
+    """Remove a build's log from this host."""
+    path = data_dir.log(build_id)
+    for file in (path, _counter_of(path)):
+        file.unlink(missing_ok=True)
+
+
 def read_entries(path: Path) -> list[LogEntry]:
     """Read a log file back; a last line that a crash cut short is left out."""
     entries = []
@@ -168,6 +169,11 @@ def read_entries(path: Path) -> list[LogEntry]:
             with contextlib.suppress(ValueError):
                 entries.append(LogEntry.model_validate_json(line))
     return entries
+
+
+def _counter_of(log: Path) -> Path:
+    """Return the file that counts what of a log has gone to the stream."""
+    return log.with_suffix(".streamed")
 
 
 def _stream_of_activity() -> WorkflowStreamClient | None:

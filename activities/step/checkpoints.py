@@ -23,6 +23,7 @@ from activities.contract.checkpoints import Checkpoint, StoredFile
 from activities.contract.errors import CheckpointLostError
 from activities.contract.names import ArtifactName, HostName, Step
 from activities.contract.scope import BuildScope
+from activities.disk.data_dir import DataDir, is_made_by
 from activities.disk.locks import locked
 from activities.disk.sparse_files import allocated_bytes, sha256_of, sync_directory
 
@@ -61,14 +62,13 @@ def fingerprint(step: Step, **inputs: object) -> str:
 class CheckpointStore:
     """The checkpoints of one host."""
 
-    def __init__(self, data_dir: Path, host: HostName) -> None:
-        self._steps = data_dir / "steps"
-        self._locks = data_dir / "locks"
+    def __init__(self, data_dir: DataDir, host: HostName) -> None:
+        self._data_dir = data_dir
         self._host = host
 
     def path(self, step: Step, key: str) -> Path:
         """Return the directory of a checkpoint."""
-        return self._steps / step / key
+        return self._data_dir.checkpoint(step, key)
 
     def file(self, checkpoint: Checkpoint, name: ArtifactName) -> Path:
         """Return the path of one of its files."""
@@ -127,9 +127,8 @@ class CheckpointStore:
         Waits for another attempt at the same key (of this or another build). The directory is
         removed at the end unless `publish` has renamed it.
         """
-        name = f"{key}.tmp.{scope.build_id}.{scope.lease.number}.{attempt}"
-        with locked(self._locks / f"{step}.{key}", check):
-            work = self._steps / step / name
+        with locked(self._data_dir.lock(f"{step}.{key}"), check):
+            work = self._data_dir.unfinished_checkpoint(step, key, scope, attempt)
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)
             try:
@@ -169,7 +168,7 @@ class CheckpointStore:
         """Drop the build's references and its unfinished work."""
         for step in self._step_directories():
             for entry in step.iterdir():
-                if f".tmp.{build_id}." in entry.name:
+                if is_made_by(build_id, entry.name):
                     shutil.rmtree(entry, ignore_errors=True)
                 (entry / REFERENCES / build_id).unlink(missing_ok=True)
 
@@ -203,7 +202,8 @@ class CheckpointStore:
         return [path for path in found if FINGERPRINT.fullmatch(path.name)]
 
     def _step_directories(self) -> list[Path]:
-        return list(self._steps.iterdir()) if self._steps.is_dir() else []
+        steps = self._data_dir.steps
+        return list(steps.iterdir()) if steps.is_dir() else []
 
     def _move_in(self, work: Path, target: Path) -> None:
         old = target.with_name(f"{work.name}.old")

@@ -16,6 +16,7 @@ from activities.contract.errors import LeaseLostError
 from activities.contract.model import Model
 from activities.contract.names import BuildId
 from activities.contract.scope import BuildScope
+from activities.disk.data_dir import DataDir
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -53,8 +54,9 @@ def current_boot_id() -> str:
 class LeaseLedger:
     """The entries on disk. Every write is a rename, so a reader sees all of one or nothing."""
 
-    def __init__(self, data_dir: Path) -> None:
-        self._directory = data_dir / "leases"
+    def __init__(self, data_dir: DataDir) -> None:
+        self._data_dir = data_dir
+        self._directory = data_dir.leases
         self._directory.mkdir(parents=True, exist_ok=True)
 
     def entries(self) -> list[LedgerEntry]:
@@ -69,7 +71,7 @@ class LeaseLedger:
     def get(self, build_id: str) -> LedgerEntry | None:
         """Return the entry of a build, or None when this host does not hold it."""
         try:
-            return LedgerEntry.model_validate_json((self._directory / build_id).read_text())
+            return LedgerEntry.model_validate_json(self._data_dir.lease(build_id).read_text())
         except (FileNotFoundError, ValueError):
             return None
 
@@ -96,14 +98,14 @@ class LeaseLedger:
         )
         temporary = self._directory / f"{build_id}.{os.getpid()}.tmp"
         temporary.write_text(json.dumps(entry.model_dump(mode="json")))
-        temporary.replace(self._directory / build_id)
+        temporary.replace(self._data_dir.lease(build_id))
         return entry
 
     def remove(self, build_id: str, number: int) -> None:
         """Give the slot back, unless a later lease has taken the entry."""
         entry = self.get(build_id)
         if entry is not None and entry.number <= number:
-            (self._directory / build_id).unlink(missing_ok=True)
+            self._data_dir.lease(build_id).unlink(missing_ok=True)
 
     def require(self, scope: BuildScope) -> None:
         """Check that the host may act for `scope` now. Raises LeaseLostError.

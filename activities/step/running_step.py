@@ -7,7 +7,6 @@ import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Literal, ParamSpec, TypeVar
 
 from temporalio import activity
@@ -16,6 +15,7 @@ from activities.contract.errors import TemplateManagerError
 from activities.contract.names import Step
 from activities.contract.scope import BuildScope
 from activities.contract.status import Progress
+from activities.disk.data_dir import DataDir
 from activities.step.build_log import BuildLog, open_build_log
 from activities.step.ledger import LeaseLedger
 
@@ -71,7 +71,7 @@ class RunningStep:
 
 @asynccontextmanager
 async def running_step(
-    data_dir: Path, ledger: LeaseLedger, scope: BuildScope, step: Step
+    data_dir: DataDir, ledger: LeaseLedger, scope: BuildScope, step: Step
 ) -> AsyncIterator[RunningStep]:
     """Check the lease, open the build log and heartbeat while the body runs.
 

@@ -12,18 +12,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from activities.contract.scope import BuildScope
-
-WORK = "work"
-
-
-def work_of(data_dir: Path, build_id: str) -> Path:
-    """Return the directory of all that a build works on."""
-    return data_dir / WORK / build_id
+from activities.disk.data_dir import DataDir
 
 
-def work_directory(data_dir: Path, scope: BuildScope, what: str, which: str) -> Path:
+def work_directory(data_dir: DataDir, scope: BuildScope, what: str, which: str) -> Path:
     """Name one directory of a build; `which` tells attempts or contents apart."""
-    return work_of(data_dir, scope.build_id) / f"{what}.{scope.lease.number}.{which}"
+    return data_dir.work_of(scope.build_id) / f"{what}.{scope.lease.number}.{which}"
+
+
+def lease_of_work_directory(directory: Path) -> int | None:
+    """Return the lease number in a name that `work_directory` has made; None for another name."""
+    parts = directory.name.split(".")
+    return int(parts[1]) if len(parts) == 3 and parts[1].isdigit() else None
 
 
 def remove_work_directory(directory: Path) -> None:
@@ -39,7 +39,7 @@ def remove_if_empty(directory: Path) -> None:
 
 
 @contextmanager
-def working_in(data_dir: Path, scope: BuildScope, what: str, which: str) -> Iterator[Path]:
+def working_in(data_dir: DataDir, scope: BuildScope, what: str, which: str) -> Iterator[Path]:
     """Have such a directory for the length of a block."""
     directory = work_directory(data_dir, scope, what, which)
     directory.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from threading import Lock, Semaphore
 from typing import TypeVar
@@ -36,6 +37,7 @@ from activities.contract.results import (
 )
 from activities.contract.scope import BuildScope
 from activities.contract.units import MIB
+from activities.disk.data_dir import DataDir
 from activities.disk.locks import locked, remove_lock
 from activities.process.settings import Settings
 from activities.step.checkpoints import CheckpointStore
@@ -74,6 +76,7 @@ class BucketArtifactActivities(ArtifactActivities):
         leases: LeaseObjects,
     ) -> None:
         self._settings = settings
+        self._data_dir = DataDir(settings.data_dir)
         self._bucket = bucket
         self._ledger = ledger
         self._store = store
@@ -84,8 +87,7 @@ class BucketArtifactActivities(ArtifactActivities):
     @activity.defn(name="upload_artifact")
     async def upload_artifact(self, upload: UploadArtifactInput, /) -> UploadedArtifact:
         """Send an artifact's non-zero blocks, and its header where it has one."""
-        data_dir = self._settings.data_dir
-        async with running_step(data_dir, self._ledger, upload.scope, Step.UPLOAD) as running:
+        async with self._running(upload.scope) as running:
             return await running.in_thread(
                 self._alone,
                 upload.scope,
@@ -97,8 +99,7 @@ class BucketArtifactActivities(ArtifactActivities):
     @activity.defn(name="publish_template")
     async def publish_template(self, publish: PublishTemplateInput, /) -> PublishedTemplate:
         """Check every object, write `build.log`, and commit by writing `metadata.json`."""
-        data_dir = self._settings.data_dir
-        async with running_step(data_dir, self._ledger, publish.scope, Step.UPLOAD) as running:
+        async with self._running(publish.scope) as running:
             return await running.in_thread(
                 self._alone,
                 publish.scope,
@@ -107,11 +108,14 @@ class BucketArtifactActivities(ArtifactActivities):
                 lambda: self._publish(publish, running),
             )
 
+    def _running(self, scope: BuildScope) -> AbstractAsyncContextManager[RunningStep]:
+        return running_step(self._data_dir, self._ledger, scope, Step.UPLOAD)
+
     def _alone(
         self, scope: BuildScope, what: str, running: RunningStep, work: Callable[[], T]
     ) -> T:
         """Run while no other attempt of this host does the same; the bucket fences other hosts."""
-        lock = self._settings.data_dir / "locks" / f"{Step.UPLOAD}.{scope.build_id}.{what}"
+        lock = self._data_dir.lock(f"{Step.UPLOAD}.{scope.build_id}.{what}")
         try:
             with locked(lock, running.check):
                 return work()

@@ -15,6 +15,7 @@ from activities.contract.names import ArtifactName
 from activities.contract.registry_logins import RegistryLogin
 from activities.contract.results import PulledImage
 from activities.contract.scope import BuildScope, HostLease
+from activities.disk.data_dir import DataDir
 from activities.image.docker_daemon import make_docker_client
 from activities.image.pull import DockerImageActivities
 from activities.process.sealing import Sealer
@@ -36,7 +37,7 @@ class Workbench:
     pulled: list[PulledImage] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        data_dir = self.settings.data_dir
+        data_dir = DataDir(self.settings.data_dir)
         self.ledger = LeaseLedger(data_dir)
         self.store = CheckpointStore(data_dir, self.settings.host)
         self.images = DockerImageActivities(
@@ -99,7 +100,7 @@ class Workbench:
 
     def log_of(self, scope: BuildScope) -> str:
         """Return the build's log file."""
-        return (self.settings.data_dir / "logs" / f"{scope.build_id}.jsonl").read_text()
+        return DataDir(self.settings.data_dir).log(scope.build_id).read_text()
 
     def remove_images(self) -> None:
         """Remove the images that this workbench has pulled."""

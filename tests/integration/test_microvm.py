@@ -42,6 +42,7 @@ from activities.contract.inputs import (
 from activities.contract.names import Step, VmPurpose
 from activities.contract.results import PulledImage, Verification
 from activities.contract.scope import BuildScope, VmRef, VmShape
+from activities.disk.data_dir import DataDir
 from activities.disk.ext4 import check_filesystem
 from activities.host.local_run import run_template
 from activities.microvm.clock import clock_skew_ms
@@ -77,7 +78,7 @@ class VmHost:
         return made
 
     def process(self, vm: VmRef) -> VmProcess:
-        return VmProcess(self.settings.data_dir / "vms", vm.name)
+        return VmProcess(DataDir(self.settings.data_dir).vm(vm.name))
 
     async def rootfs(self, image: PulledImage, vm: VmRef, **more: Any) -> RootfsCheckpoint:
         asked = self.bench.rootfs_input(image, vm.scope, memory_mb=256, **more)

@@ -25,10 +25,11 @@ from activities.contract.names import ArtifactName, Step
 from activities.contract.requests import BuildOptions
 from activities.contract.results import SweepReport
 from activities.contract.scope import BuildScope, HostLease
+from activities.disk.data_dir import DataDir
 from activities.host.sweep import BucketSweep, HostSweep
 from activities.image.docker_daemon import make_docker_client
 from activities.image.docker_steps import STEP_REPOSITORY
-from activities.microvm.network import create_network, network_marks, networks_of
+from activities.microvm.network import create_network, networks_of
 from activities.microvm.vm_process import SUPERVISOR
 from activities.step.checkpoints import CheckpointStore, fingerprint
 from activities.store.bucket import Bucket
@@ -99,7 +100,7 @@ def host(tmp_path: Path, empty_bucket: Bucket) -> Iterator[Swept]:
 def make_vm(host: Swept, scope: BuildScope, *, directory: bool = True) -> int:
     """A VM's netns, directory, supervisor and a process for the VMM; returns its pid."""
     name = f"tm-{scope.build_id}-{scope.lease.number}-boot"
-    marks = network_marks(host.bench.settings.data_dir)
+    marks = host.bench.settings.data_dir / "networks"
     marks.mkdir(exist_ok=True)
     (marks / name).touch()
     create_network(name)
@@ -309,7 +310,7 @@ async def test_old_checkpoints_go_and_used_ones_stay(host: Swept) -> None:
 
 
 def test_a_checkpoint_that_a_build_comes_to_use_is_not_evicted(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path, HOST)
+    store = CheckpointStore(DataDir(tmp_path), HOST)
     path = tmp_path / "steps" / "build_rootfs" / ("a" * 64)
     (path / "refs").mkdir(parents=True)
     (path / "refs" / "known").touch()

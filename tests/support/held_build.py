@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from activities.contract.scope import BuildScope, HostLease
+from activities.disk.data_dir import DataDir
 from activities.process.settings import Settings
 from activities.step.checkpoints import CheckpointStore
 from activities.step.ledger import LeaseLedger
@@ -25,7 +26,7 @@ class HeldBuild:
 def hold(data_dir: Path, number: int = 1, build_id: str = BUILD) -> HeldBuild:
     """Let a host with that data directory hold a build by that lease number."""
     settings = Settings(data_dir=data_dir, host="h1", upload_chunk_mb=1)
-    ledger = LeaseLedger(data_dir)
+    ledger = LeaseLedger(DataDir(data_dir))
     ledger.put(
         build_id=build_id,
         template_id="web",
@@ -36,4 +37,4 @@ def hold(data_dir: Path, number: int = 1, build_id: str = BUILD) -> HeldBuild:
     scope = BuildScope(
         build_id=build_id, template_id="web", lease=HostLease(host="h1", number=number)
     )
-    return HeldBuild(settings, ledger, CheckpointStore(data_dir, "h1"), scope)
+    return HeldBuild(settings, ledger, CheckpointStore(DataDir(data_dir), "h1"), scope)

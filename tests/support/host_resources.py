@@ -11,6 +11,7 @@ import docker
 import psutil
 from pyroute2 import netns
 
+from activities.disk.data_dir import DataDir
 from activities.image.docker_daemon import make_docker_client
 
 VM_PROGRAMS = ("qemu-system", "firecracker", "vm_supervisor")
@@ -120,7 +121,7 @@ def _containers() -> list[str]:
 
 
 def _work_directories(data_dir: Path) -> list[str]:
-    places = [data_dir / "vms", data_dir / "work"]
-    found = [str(path) for place in places if place.is_dir() for path in place.iterdir()]
-    found += [str(path) for path in (data_dir / "steps").glob("*/*.tmp.*")]
-    return found + [str(path) for path in (data_dir / "leases").glob("*")]
+    places = DataDir(data_dir)
+    found = [path for place in (places.vms, places.work) for path in place.glob("*")]
+    found += places.steps.glob("*/*.tmp.*")
+    return [str(path) for path in (*found, *places.leases.glob("*"))]

@@ -8,6 +8,7 @@ import pytest_asyncio
 
 from activities.contract.errors import GuestDiedError, StartCommandError
 from activities.contract.names import Step
+from activities.disk.data_dir import DataDir
 from activities.microvm.console import MAX_LINE_BYTES, ConsoleReader, GuestReadiness
 from activities.step.build_log import BuildLog, open_build_log
 
@@ -16,7 +17,7 @@ BUILD = "11111111-1111-4111-8111-111111111111"
 
 @pytest_asyncio.fixture
 async def log(tmp_path: Path) -> AsyncIterator[BuildLog]:
-    async with open_build_log(tmp_path, BUILD, Step.BOOT) as opened:
+    async with open_build_log(DataDir(tmp_path), BUILD, Step.BOOT) as opened:
         yield opened
 
 

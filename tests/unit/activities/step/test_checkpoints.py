@@ -9,6 +9,7 @@ from activities.contract.checkpoints import RootfsCheckpoint, RootfsFacts
 from activities.contract.errors import CheckpointLostError
 from activities.contract.names import ArtifactName, Step
 from activities.contract.scope import BuildScope, HostLease
+from activities.disk.data_dir import DataDir
 from activities.step.checkpoints import CheckpointStore, fingerprint
 from tests.support.step_checks import go_on
 
@@ -24,7 +25,7 @@ def scope(build_id: str = BUILD) -> BuildScope:
 
 @pytest.fixture
 def store(tmp_path: Path) -> CheckpointStore:
-    return CheckpointStore(tmp_path, "h1")
+    return CheckpointStore(DataDir(tmp_path), "h1")
 
 
 def make(store: CheckpointStore, content: bytes = b"content") -> RootfsCheckpoint:

@@ -6,6 +6,7 @@ import pytest
 
 from activities.contract.errors import LeaseLostError
 from activities.contract.scope import BuildScope, HostLease
+from activities.disk.data_dir import DataDir
 from activities.step import ledger as leases
 from activities.step.ledger import LeaseLedger
 
@@ -14,7 +15,7 @@ BUILD = "11111111-1111-4111-8111-111111111111"
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> LeaseLedger:
-    return LeaseLedger(tmp_path)
+    return LeaseLedger(DataDir(tmp_path))
 
 
 def hold(ledger: LeaseLedger, number: int, lifetime: float = 60) -> None:
