@@ -23,7 +23,6 @@ from activities.contract.inputs import (
 )
 from activities.contract.interface import (
     ArtifactActivities,
-    CheckpointActivities,
     ImageActivities,
     ImageStepActivities,
     MicrovmActivities,
@@ -130,7 +129,7 @@ class BuildSteps:
         snapshot = None
         if not self._config.force:
             snapshot = await host.run(
-                CheckpointActivities.find_snapshot,
+                MicrovmActivities.find_snapshot,
                 FindSnapshotInput(scope=host.scope, rootfs=rootfs, shape=shape),
                 "look for a snapshot of the same inputs",
             )

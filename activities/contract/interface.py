@@ -66,11 +66,6 @@ class HostReleaseActivities(ABC):
 class CheckpointActivities(ABC):
     """Checkpoints of one host (queue `kvm-host.<host>`)."""
 
-    @activity.defn(name="find_snapshot")
-    @abstractmethod
-    async def find_snapshot(self, find: FindSnapshotInput, /) -> SnapshotCheckpoint | None:
-        """Return the snapshot that an earlier build of the same inputs left, if it is whole."""
-
     @activity.defn(name="discard_checkpoints")
     @abstractmethod
     async def discard_checkpoints(self, build_id: str, /) -> None:
@@ -130,6 +125,11 @@ class NetworkActivities(ABC):
 
 class MicrovmActivities(ABC):
     """The VM itself (queue `kvm-host.<host>`)."""
+
+    @activity.defn(name="find_snapshot")
+    @abstractmethod
+    async def find_snapshot(self, find: FindSnapshotInput, /) -> SnapshotCheckpoint | None:
+        """Return the snapshot that an earlier build of the same inputs left, if it is whole."""
 
     @activity.defn(name="start_vm")
     @abstractmethod

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import docker
 from temporalio.client import Client
 
-from activities.host.checkpoints import HostCheckpointActivities
+from activities.disk.data_dir import DataDir
 from activities.host.sweep import BucketSweep, describe_with
 from activities.image.docker_daemon import make_docker_client
 from activities.image.docker_steps import DockerImageStepActivities
@@ -18,6 +18,7 @@ from activities.process.sealing import Sealer
 from activities.process.settings import Settings
 from activities.rootfs.rootfs import HostRootfsActivities
 from activities.step.checkpoints import CheckpointStore
+from activities.step.discarding import HostCheckpointActivities
 from activities.step.ledger import LeaseLedger
 from activities.store.bucket import Bucket
 from activities.store.lease_numbers import LeaseObjects
@@ -54,7 +55,7 @@ def step_activities(  # noqa: PLR0917 # what a host has, in the order in which i
         HostRootfsActivities(settings, ledger, store, docker_client),
         NetnsNetworkActivities(settings, ledger),
         HostMicrovmActivities(settings, ledger, store),
-        HostCheckpointActivities(settings, ledger, store),
+        HostCheckpointActivities(DataDir(settings.data_dir), store),
         BucketArtifactActivities(settings, bucket, ledger, store, leases),
     )
 

@@ -27,6 +27,7 @@ from activities.contract.errors import (
     VmmError,
 )
 from activities.contract.inputs import (
+    FindSnapshotInput,
     SnapshotVmInput,
     StartVmInput,
     VerifySnapshotInput,
@@ -66,6 +67,12 @@ class HostMicrovmActivities(MicrovmActivities):
         self._store = store
         self._data_dir = DataDir(settings.data_dir)
 
+    @activity.defn(name="find_snapshot")
+    async def find_snapshot(self, find: FindSnapshotInput, /) -> SnapshotCheckpoint | None:
+        """Return the snapshot that an earlier build of the same inputs left, if it is whole."""
+        async with running_step(self._data_dir, self._ledger, find.scope, Step.BOOT) as running:
+            return await running.in_thread(self._find, find, running)
+
     @activity.defn(name="start_vm")
     async def start_vm(self, start: StartVmInput, /) -> None:
         """Start Firecracker in the VM's netns and boot a private copy of the rootfs."""
@@ -99,7 +106,12 @@ class HostMicrovmActivities(MicrovmActivities):
     def _running(self, vm: VmRef, step: Step) -> AbstractAsyncContextManager[RunningStep]:
         return running_step(self._data_dir, self._ledger, vm.scope, step)
 
-    # ---- Boot
+    # ---- Boot, unless that has been done
+
+    def _find(self, find: FindSnapshotInput, running: RunningStep) -> SnapshotCheckpoint | None:
+        require_host(self._settings, find.shape)
+        key = snapshot_fingerprint(self._settings, find.rootfs, find.shape)
+        return self._store.find(SnapshotCheckpoint, key, find.scope.build_id, running.check)
 
     def _start(self, start: StartVmInput, running: RunningStep) -> None:
         firecracker = require_host(self._settings, start.shape)
