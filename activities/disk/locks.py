@@ -7,9 +7,15 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+from activities.disk.data_dir import DataDir
+from activities.disk.leftovers import Leftover, entries, made_at
+
 POLL_SECONDS = 0.05
+OLD_SECONDS = 24 * 3600.0
+"""A lock's file that is older is swept: whoever comes next makes it anew."""
 
 
 @contextmanager
@@ -44,6 +50,13 @@ def remove_lock(path: Path) -> None:
         return
     finally:
         os.close(descriptor)
+
+
+def leftover_locks(data_dir: DataDir) -> Iterator[Leftover]:
+    """Yield the files of locks that are old; one that is held stays all the same."""
+    for path in entries(data_dir.locks):
+        if time.time() - made_at(path) > OLD_SECONDS:
+            yield Leftover("lock", path.name, partial(remove_lock, path))
 
 
 def _wait_for(descriptor: int, check: Callable[[], None]) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from activities.disk.data_dir import is_made_by
+from activities.disk.data_dir import DataDir, is_made_by, maker_of
+from activities.disk.leftovers import Leftover, made_at
 
 
 def loop_devices() -> list[tuple[Path, str]]:
@@ -23,6 +26,17 @@ def loop_devices() -> list[tuple[Path, str]]:
 def loop_devices_of(build_id: str) -> list[Path]:
     """Return the loop devices whose files are in unfinished checkpoints of a build."""
     return [device for device, backing in loop_devices() if is_made_by(build_id, backing)]
+
+
+def leftover_loop_devices(data_dir: DataDir) -> Iterator[Leftover]:
+    """Yield the loop devices on unfinished checkpoints of this host."""
+    for device, backing in loop_devices():
+        maker = maker_of(backing)
+        if maker and data_dir.contains(backing):
+            made = made_at(Path(backing.removesuffix(" (deleted)")))
+            yield Leftover(
+                "loop device", str(device), partial(detach_loop_device, device), *maker, made
+            )
 
 
 def detach_loop_device(device: Path) -> None:

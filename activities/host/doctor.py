@@ -22,7 +22,7 @@ from activities.process.sealing import Sealer
 from activities.process.settings import Settings
 from activities.process.temporal import missing_search_attributes
 from activities.store.bucket import Bucket
-from activities.store.objects import probe_name
+from activities.store.probe import probe_bucket
 
 KVM = Path("/dev/kvm")
 MIN_FREE_GIB = 10
@@ -196,11 +196,8 @@ def _secrets(settings: Settings) -> Finding:
 
 
 def _bucket(settings: Settings) -> Finding:
-    name = probe_name()
     try:
-        bucket = Bucket(settings.bucket)
-        written = bucket.write_object(name, b"x")
-        bucket.delete_object(name, written.generation)
+        probe_bucket(Bucket(settings.bucket))
     except TemplateManagerError as error:
         return Finding("bucket", "wrong", error.message, error.hint)
     return Finding("bucket", "ok", f"{settings.bucket}: an object was written and deleted")

@@ -8,7 +8,8 @@ import docker
 from temporalio.client import Client
 
 from activities.disk.data_dir import DataDir
-from activities.host.sweep import BucketSweep, describe_with
+from activities.host.bucket_sweep import BucketSweep
+from activities.host.orphans import describe_with
 from activities.image.docker_daemon import make_docker_client
 from activities.image.docker_steps import DockerImageStepActivities
 from activities.image.pull import DockerImageActivities

@@ -28,8 +28,9 @@ from activities.disk.data_dir import DataDir
 from activities.host.admission import Admission
 from activities.host.facts import KvmHostFactsActivities, is_draining
 from activities.host.hold import KvmHostActivities
+from activities.host.orphans import Describe, describe_with
 from activities.host.served import Activity, served_by, step_activities
-from activities.host.sweep import Describe, HostSweep, describe_with
+from activities.host.sweep import HostSweep
 from activities.image.docker_daemon import make_docker_client
 from activities.process.health import Readiness, temporal_readiness
 from activities.process.lifecycle import run_until_signalled

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import docker
 import docker.errors
@@ -12,6 +13,8 @@ import docker.errors
 from activities.contract.errors import DockerUnavailableError
 from activities.contract.scope import BuildScope
 from activities.disk.data_dir import DataDir
+from activities.disk.leftovers import Leftover
+from activities.image.docker_daemon import docker_errors
 
 BUILD_LABEL = "template-manager.build-id"
 LEASE_LABEL = "template-manager.lease"
@@ -56,6 +59,23 @@ def remove_containers(client: docker.APIClient, scope: BuildScope) -> None:
         remove_container(client, container["Id"])
 
 
+def leftover_containers(client: docker.APIClient, data_dir: DataDir) -> Iterator[Leftover]:
+    """Yield the containers of builds of this host. Raises DockerUnavailableError."""
+    own = f"{DATA_DIR_LABEL}={data_dir.root}"
+    with docker_errors():
+        listed = client.containers(all=True, filters={"label": [BUILD_LABEL, own]})
+    for container in listed:
+        labels, names = container["Labels"], container["Names"]
+        yield Leftover(
+            "container",
+            names[0].lstrip("/") if names else container["Id"][:12],
+            partial(_remove_leftover, client, container["Id"]),
+            labels[BUILD_LABEL],
+            int(labels.get(LEASE_LABEL, 0)),
+            float(container["Created"]),
+        )
+
+
 def remove_container(client: docker.APIClient, container_id: str) -> None:
     """Kill and remove a container with its volumes; one that is gone is fine."""
     for _ in range(50):
@@ -68,6 +88,11 @@ def remove_container(client: docker.APIClient, container_id: str) -> None:
                 raise
         time.sleep(POLL_SECONDS)
     raise DockerUnavailableError(f"container {container_id[:12]} cannot be removed")
+
+
+def _remove_leftover(client: docker.APIClient, container_id: str) -> None:
+    with docker_errors():
+        remove_container(client, container_id)
 
 
 def _is_running(client: docker.APIClient, container_id: str, reader: threading.Thread) -> bool:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import assert_never
 
@@ -43,6 +44,7 @@ from activities.contract.scope import BuildScope
 from activities.disk import mounts
 from activities.disk.archives import TAR
 from activities.disk.data_dir import DataDir
+from activities.disk.leftovers import Leftover
 from activities.disk.locks import locked
 from activities.disk.namespaces import in_mount_namespace
 from activities.image.containers import DEFAULT_PATH, labels_of, remove_container, wait_for_exit
@@ -455,3 +457,24 @@ def _relay(output: Iterable[bytes], running: RunningStep, source: str) -> None:
                 running.log.info(line.decode(errors="replace").rstrip("\r"), source=source)
     if rest:
         running.log.info(rest.decode(errors="replace"), source=source)
+
+
+def old_step_images(client: docker.APIClient, made_before: float) -> Iterator[Leftover]:
+    """Yield the images of steps and templates from before then: who misses one makes it again.
+
+    Raises DockerUnavailableError.
+    """
+    with docker_errors():
+        repositories = (STEP_REPOSITORY, TEMPLATE_REPOSITORY)
+        listed = [image for name in repositories for image in client.images(name=name)]
+    for image in listed:
+        if image["Created"] < made_before:
+            names = image["RepoTags"]
+            yield Leftover("image", names[0], partial(_untag, client, names), bytes=image["Size"])
+
+
+def _untag(client: docker.APIClient, names: list[str]) -> None:
+    # A tag alone: Docker keeps what a container or another image needs.
+    with docker_errors(), contextlib.suppress(docker.errors.NotFound):
+        for name in names:
+            client.remove_image(name)

@@ -12,9 +12,16 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
+from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 
+import docker
+import docker.errors
+
 from activities.disk.data_dir import DataDir
+from activities.disk.leftovers import Leftover
+from activities.image.docker_daemon import docker_errors
 
 
 class PulledImages:
@@ -47,12 +54,40 @@ class PulledImages:
                     if used_at < moment and path.name == _name(reference := path.read_text()):
                         yield reference, used_at
 
+    def old(self, client: docker.APIClient, unused_since: float) -> Iterator[Leftover]:
+        """Yield the images that no build has used since then; one that misses it pulls it again.
+
+        Raises DockerUnavailableError.
+        """
+        for reference, _ in self.unused_since(unused_since):
+            remove = partial(self._remove_image, client, reference)
+            yield Leftover("image", reference, remove, bytes=_size_of(client, reference))
+
     def remove(self, reference: str) -> None:
         """Take a reference off the list."""
         self._path(reference).unlink(missing_ok=True)
 
+    def _remove_image(self, client: docker.APIClient, reference: str) -> None:
+        with docker_errors():
+            try:
+                client.remove_image(reference)
+            except docker.errors.NotFound:
+                pass
+            except docker.errors.APIError as error:
+                # A container of somebody else's has it: then it is theirs from now on.
+                if error.status_code != HTTPStatus.CONFLICT:
+                    raise
+        self.remove(reference)
+
     def _path(self, reference: str) -> Path:
         return self._directory / _name(reference)
+
+
+def _size_of(client: docker.APIClient, reference: str) -> int:
+    with docker_errors(), contextlib.suppress(docker.errors.NotFound):
+        inspected = client.inspect_image(reference)  # type: ignore[no-untyped-call] # untyped upstream
+        return int(inspected["Size"])
+    return 0
 
 
 def _name(reference: str) -> str:

@@ -14,19 +14,22 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
 from pyroute2 import IPRoute, NetlinkError, netns
 from temporalio import activity
 
 from activities.contract.errors import HostFaultError
 from activities.contract.interface import NetworkActivities
-from activities.contract.names import parse_vm_name
 from activities.contract.scope import VmRef
 from activities.disk.data_dir import DataDir
+from activities.disk.leftovers import Leftover, entries, made_at
 from activities.disk.namespaces import Namespace, in_own_thread, unshare
+from activities.microvm.vm_names import is_superseded, leftover_of_vm
 from activities.process.settings import Settings
 from activities.step.ledger import LeaseLedger
 
@@ -124,14 +127,14 @@ def remove_networks_until(vm: VmRef, data_dir: DataDir) -> None:
             data_dir.network_mark(name).unlink(missing_ok=True)
 
 
-def is_superseded(name: str, vm: VmRef) -> bool:
-    """Whether `name` is that of this VM, or of the same VM under an earlier lease."""
-    named = parse_vm_name(name)
-    return (
-        named is not None
-        and (named.build_id, named.purpose) == (vm.scope.build_id, vm.purpose)
-        and named.lease_number <= vm.scope.lease.number
-    )
+def leftover_networks(data_dir: DataDir) -> Iterator[Leftover]:
+    """Yield the networks that this host has made, and passing ones whose process has ended."""
+    for mark in entries(data_dir.networks):
+        yield from leftover_of_vm("netns", mark.name, partial(_remove_marked, mark), made_at(mark))
+    for path in entries(NETNS_DIRECTORY):
+        owner = owner_of_passing(path.name)
+        if owner is not None and not psutil.pid_exists(owner):
+            yield Leftover("netns", path.name, partial(remove_network, path.name))
 
 
 def in_network(name: str, function: Callable[[], T]) -> T:
@@ -142,6 +145,11 @@ def in_network(name: str, function: Callable[[], T]) -> T:
         return function()
 
     return in_own_thread(run, THREAD)
+
+
+def _remove_marked(mark: Path) -> None:
+    remove_network(mark.name)
+    mark.unlink(missing_ok=True)
 
 
 def _create(name: str) -> None:

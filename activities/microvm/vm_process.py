@@ -14,15 +14,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+
+import psutil
 
 from activities.contract.errors import VmmError
 from activities.contract.scope import VmRef
 from activities.contract.units import MIB
 from activities.disk.data_dir import DataDir
+from activities.disk.leftovers import Leftover, disk_bytes, entries, made_at
 from activities.microvm.client import FirecrackerClient
-from activities.microvm.network import is_superseded
+from activities.microvm.vm_names import is_superseded, leftover_of_vm
 from activities.microvm.vm_supervisor import start_ticks
 
 SUPERVISOR = Path(__file__).with_name("vm_supervisor.py")
@@ -147,6 +151,32 @@ def remove_vms_until(vm: VmRef, data_dir: DataDir) -> None:
     for directory in data_dir.vms.iterdir():
         if is_superseded(directory.name, vm):
             VmProcess(directory).remove()
+
+
+def leftover_vms(data_dir: DataDir) -> Iterator[Leftover]:
+    """Yield the VMs of this host that have a directory."""
+    for path in entries(data_dir.vms):
+        remove = VmProcess(path).remove
+        yield from leftover_of_vm("VM", path.name, remove, made_at(path), disk_bytes(path))
+
+
+def leftover_supervisors(data_dir: DataDir) -> Iterator[Leftover]:
+    """Yield the VMs whose directory is gone, by their supervisors."""
+    for process in psutil.process_iter(["cmdline", "create_time"]):
+        command = process.info["cmdline"] or []
+        if str(SUPERVISOR) not in command or not _is_in(process, data_dir):
+            continue
+        name = command[command.index(str(SUPERVISOR)) + 1]
+        if not data_dir.vm(name).exists():
+            remove = partial(_kill, process.pid, _ticks(process.pid))  # its VMM dies with it
+            yield from leftover_of_vm("process", name, remove, process.info["create_time"])
+
+
+def _is_in(process: psutil.Process, data_dir: DataDir) -> bool:
+    try:
+        return data_dir.contains(process.cwd())
+    except (psutil.Error, OSError):
+        return False
 
 
 def _short_id(name: str) -> str:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import threading
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -22,10 +24,11 @@ from temporalio import activity
 from temporalio.contrib.workflow_streams import WorkflowStreamClient
 
 from activities.contract.errors import LOG_TAIL_LINES
-from activities.contract.names import LOG_TOPIC, Step
+from activities.contract.names import LOG_TOPIC, UUID_PATTERN, Step
 from activities.contract.status import LogEntry, LogLevel
 from activities.contract.units import MIB
 from activities.disk.data_dir import DataDir
+from activities.disk.leftovers import Leftover, disk_bytes, entries, made_at
 from activities.process.clock import utc_now
 
 BATCH_INTERVAL = timedelta(seconds=1)
@@ -159,6 +162,16 @@ def remove_build_log(data_dir: DataDir, build_id: str) -> None:
     path = data_dir.log(build_id)
     for file in (path, _counter_of(path)):
         file.unlink(missing_ok=True)
+
+
+def leftover_logs(data_dir: DataDir) -> Iterator[Leftover]:
+    """Yield the logs of builds that this host keeps, with what counts their lines."""
+    for path in entries(data_dir.logs):
+        build_id = path.name.partition(".")[0]
+        if re.fullmatch(UUID_PATTERN, build_id):
+            remove = partial(path.unlink, missing_ok=True)
+            size_bytes = disk_bytes(path)
+            yield Leftover("log", path.name, remove, build_id, None, made_at(path), size_bytes)
 
 
 def read_entries(path: Path) -> list[LogEntry]:

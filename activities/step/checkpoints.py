@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,7 +24,8 @@ from activities.contract.checkpoints import Checkpoint, StoredFile
 from activities.contract.errors import CheckpointLostError
 from activities.contract.names import ArtifactName, HostName, Step
 from activities.contract.scope import BuildScope
-from activities.disk.data_dir import DataDir, is_made_by
+from activities.disk.data_dir import DataDir, is_made_by, maker_of
+from activities.disk.leftovers import Leftover, disk_bytes, entries, made_at
 from activities.disk.locks import locked
 from activities.disk.sparse_files import allocated_bytes, sha256_of, sync_directory
 
@@ -166,20 +168,53 @@ class CheckpointStore:
 
     def release(self, build_id: str) -> None:
         """Drop the build's references and its unfinished work."""
-        for step in self._step_directories():
-            for entry in step.iterdir():
-                if is_made_by(build_id, entry.name):
-                    shutil.rmtree(entry, ignore_errors=True)
-                (entry / REFERENCES / build_id).unlink(missing_ok=True)
+        for entry in self._in_steps():
+            if is_made_by(build_id, entry.name):
+                shutil.rmtree(entry, ignore_errors=True)
+            (entry / REFERENCES / build_id).unlink(missing_ok=True)
 
     def all(self) -> list[KeptCheckpoint]:
         """Return all finished checkpoints."""
         return [kept for path in self._finished() if (kept := _look_at(path)) is not None]
 
-    def references(self) -> list[tuple[str, Path]]:
-        """Return (build id, reference's path) of every build's use of a checkpoint."""
-        paths = [path for kept in self._finished() for path in (kept / REFERENCES).glob("*")]
-        return [(path.name, path) for path in paths]
+    def unfinished(self) -> Iterator[Leftover]:
+        """Yield what is, or will never be, made a checkpoint of."""
+        for path in self._in_steps():
+            if maker := maker_of(path.name):
+                remove = partial(shutil.rmtree, path, ignore_errors=True)
+                size_bytes = disk_bytes(path)
+                yield Leftover(
+                    "unfinished step", path.name, remove, *maker, made_at(path), size_bytes
+                )
+
+    def references(self) -> Iterator[Leftover]:
+        """Yield the builds' references to checkpoints."""
+        for path in (path for kept in self._finished() for path in (kept / REFERENCES).glob("*")):
+            name = f"{path.parent.parent.name[:12]} by {path.name}"
+            remove = partial(path.unlink, missing_ok=True)
+            yield Leftover("reference", name, remove, path.name, made_at=made_at(path))
+
+    def evictable(
+        self,
+        kept: Sequence[KeptCheckpoint],
+        running: Collection[str],
+        *,
+        max_bytes: int,
+        unused_since: float,
+    ) -> Iterator[Leftover]:
+        """Yield those of `kept` that are too old, and the oldest of too many.
+
+        One that a build of `running` uses stays. `unused_since` is wall clock seconds.
+        """
+        total = sum(checkpoint.bytes for checkpoint in kept)
+        for checkpoint in sorted(kept, key=lambda checkpoint: checkpoint.used_at):
+            if checkpoint.used_at >= unused_since and total <= max_bytes:
+                return
+            if not set(checkpoint.users).isdisjoint(running):
+                continue
+            total -= checkpoint.bytes
+            evict = partial(self.evict, checkpoint.path, checkpoint.users)
+            yield Leftover("checkpoint", checkpoint.name, evict, bytes=checkpoint.bytes)
 
     def evict(self, path: Path, users: Collection[str]) -> bool:
         """Remove a checkpoint, unless a build that is not of `users` has come to use it."""
@@ -198,12 +233,10 @@ class CheckpointStore:
         return True
 
     def _finished(self) -> list[Path]:
-        found = [path for step in self._step_directories() for path in step.iterdir()]
-        return [path for path in found if FINGERPRINT.fullmatch(path.name)]
+        return [path for path in self._in_steps() if FINGERPRINT.fullmatch(path.name)]
 
-    def _step_directories(self) -> list[Path]:
-        steps = self._data_dir.steps
-        return list(steps.iterdir()) if steps.is_dir() else []
+    def _in_steps(self) -> list[Path]:
+        return [path for step in entries(self._data_dir.steps) for path in entries(step)]
 
     def _move_in(self, work: Path, target: Path) -> None:
         old = target.with_name(f"{work.name}.old")

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from activities.contract.errors import LeaseLostError
@@ -17,6 +19,7 @@ from activities.contract.model import Model
 from activities.contract.names import BuildId
 from activities.contract.scope import BuildScope
 from activities.disk.data_dir import DataDir
+from activities.disk.leftovers import Leftover
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -106,6 +109,13 @@ class LeaseLedger:
         entry = self.get(build_id)
         if entry is not None and entry.number <= number:
             self._data_dir.lease(build_id).unlink(missing_ok=True)
+
+    def leftovers(self) -> Iterator[Leftover]:
+        """Yield the entries."""
+        for entry in self.entries():
+            build_id, number = entry.build_id, entry.number
+            remove = partial(self.remove, build_id, number)
+            yield Leftover("lease", build_id, remove, build_id, number, entry.taken_at)
 
     def require(self, scope: BuildScope) -> None:
         """Check that the host may act for `scope` now. Raises LeaseLostError.

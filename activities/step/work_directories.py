@@ -9,10 +9,13 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from activities.contract.scope import BuildScope
 from activities.disk.data_dir import DataDir
+from activities.disk.leftovers import Leftover, disk_bytes, entries, made_at
+from activities.disk.mounts import mounts_under, unmount
 
 
 def work_directory(data_dir: DataDir, scope: BuildScope, what: str, which: str) -> Path:
@@ -38,6 +41,21 @@ def remove_if_empty(directory: Path) -> None:
         directory.rmdir()
 
 
+def leftover_work(data_dir: DataDir) -> Iterator[Leftover]:
+    """Yield the work directories of this host."""
+    for build in entries(data_dir.work):
+        for path in entries(build):
+            yield Leftover(
+                "work directory",
+                f"{build.name}/{path.name}",
+                partial(_unmount_and_remove, path),
+                build.name,
+                lease_of_work_directory(path) or 0,
+                made_at(path),
+                disk_bytes(path),
+            )
+
+
 @contextmanager
 def working_in(data_dir: DataDir, scope: BuildScope, what: str, which: str) -> Iterator[Path]:
     """Have such a directory for the length of a block."""
@@ -47,3 +65,9 @@ def working_in(data_dir: DataDir, scope: BuildScope, what: str, which: str) -> I
         yield directory
     finally:
         remove_work_directory(directory)
+
+
+def _unmount_and_remove(directory: Path) -> None:
+    for point in mounts_under(directory):
+        unmount(point)
+    remove_work_directory(directory)

@@ -34,6 +34,8 @@ from activities.contract.errors import (
 )
 from activities.contract.results import StoredObject
 from activities.contract.units import MIB
+from activities.disk.leftovers import Leftover
+from activities.store.objects import ObjectKind, parse_object_name
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 30.0
@@ -228,6 +230,20 @@ class Bucket:
         """
         with _errors(f"list {prefix or glob or 'all objects'}"):
             return [(_stored(blob), blob.updated.timestamp()) for blob in self._blobs(prefix, glob)]
+
+    def leftovers(
+        self, kind: ObjectKind, *, prefix: str | None = None, glob: str | None = None
+    ) -> Iterator[Leftover]:
+        """Yield the objects of a kind among those of a listing, each removed by its generation."""
+        for stored, written_at in self.list_dated(prefix=prefix, glob=glob):
+            named = parse_object_name(stored.name)
+            # Looked at again: a server that does not know globs lists everything.
+            if named is None or named.kind is not kind:
+                continue
+            remove = partial(self.delete_object, stored.name, stored.generation)
+            yield Leftover(
+                kind, stored.name, remove, named.build_id, None, written_at, stored.size_bytes
+            )
 
     def _blobs(self, prefix: str | None, glob: str | None = None) -> Iterator[storage.Blob]:
         blobs = self._bucket.list_blobs(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from activities.contract.errors import FilesMissingError, StorageCorruptionError
 from activities.contract.units import MIB
+from activities.disk.leftovers import Leftover
 from activities.store.bucket import Bucket, Crc32c
-from activities.store.objects import files_name
+from activities.store.objects import FILES, ObjectKind, files_name
 
 KEPT_SECONDS = 30 * 24 * 3600.0
 """So long after its upload a tar stays in the bucket."""
@@ -41,6 +42,16 @@ def fetch_files(bucket: Bucket, sha256: str, target: Path, check: Callable[[], N
     if digest.hexdigest() != sha256:
         bucket.delete_object(stored.name, stored.generation)
         raise FilesMissingError(f"{stored.name} was not what its name says, and has been removed")
+
+
+def leftover_files(bucket: Bucket) -> Iterator[Leftover]:
+    """Yield the tars that have been kept long enough: they are removed whatever they were for.
+
+    Raises StorageUnavailableError and StorageDeniedError.
+    """
+    for tar in bucket.leftovers(ObjectKind.FILES, prefix=FILES):
+        if time.time() - tar.made_at > KEPT_SECONDS:
+            yield tar
 
 
 def tar_of_context(root: Path, names: list[str], target: Path) -> str:

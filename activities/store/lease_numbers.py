@@ -7,12 +7,15 @@ grow, also over a delete, so a later lease always has the higher number.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from functools import partial
 
 from activities.contract.errors import LeaseLostError
 from activities.contract.names import HostName
+from activities.disk.leftovers import Leftover
 from activities.process.clock import utc_now
 from activities.store.bucket import Bucket, PreconditionFailedError
-from activities.store.objects import lease_name
+from activities.store.objects import LEASES, lease_name, parse_object_name
 
 RACES = 3
 
@@ -59,6 +62,20 @@ class LeaseObjects:
     def release(self, build_id: str, number: int) -> None:
         """Give a lease back. A later one is left alone."""
         self._bucket.delete_object(lease_name(build_id), number)
+
+    def leftovers(self) -> Iterator[Leftover]:
+        """Yield all leases. Raises StorageUnavailableError and StorageDeniedError."""
+        for stored, written_at in self._bucket.list_dated(prefix=LEASES):
+            if named := parse_object_name(stored.name):
+                yield Leftover(
+                    named.kind,
+                    stored.name,
+                    partial(self.release, named.build_id, stored.generation),
+                    named.build_id,
+                    stored.generation,
+                    written_at,
+                    stored.size_bytes,
+                )
 
     def bury(self, build_id: str) -> int:
         """Outdate every lease of a deleted build by a tombstone; returns its generation."""

@@ -18,6 +18,7 @@ from threading import Lock, Semaphore
 
 from activities.contract.errors import StorageCorruptionError
 from activities.contract.results import StoredObject
+from activities.disk.leftovers import Leftover
 from activities.disk.sparse_files import CHUNK_BYTES, ZEROS, data_extents
 from activities.store.bucket import (
     MAX_COMPOSE_SOURCES,
@@ -28,7 +29,7 @@ from activities.store.bucket import (
     crc32c_of,
 )
 from activities.store.headers import Extent, ExtentBuilder, nonzero_blocks
-from activities.store.objects import composed_part_name, part_name
+from activities.store.objects import PARTS_GLOB, ObjectKind, composed_part_name, part_name
 
 PART_TRIES = 3  # at a part whose checksum is wrong
 
@@ -229,6 +230,11 @@ class PartSender:
                 self._there[name] = found
         else:
             self._bucket.delete_object(name, found.generation)
+
+
+def leftover_parts(bucket: Bucket) -> Iterator[Leftover]:
+    """Yield the parts of all uploads. Raises StorageUnavailableError and StorageDeniedError."""
+    yield from bucket.leftovers(ObjectKind.PART, glob=PARTS_GLOB)
 
 
 def compose_tree(

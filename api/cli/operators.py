@@ -157,7 +157,7 @@ def sweep(
 
 async def _sweep(settings: Settings, dry_run: bool) -> SweepReport:
     from activities.contract.inputs import SweepInput
-    from activities.host.sweep import describe_with
+    from activities.host.orphans import describe_with
     from activities.host.worker import assemble
 
     with err.status("looking for what no live build owns"):

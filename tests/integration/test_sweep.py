@@ -26,7 +26,8 @@ from activities.contract.requests import BuildOptions
 from activities.contract.results import SweepReport
 from activities.contract.scope import BuildScope, HostLease
 from activities.disk.data_dir import DataDir
-from activities.host.sweep import BucketSweep, HostSweep
+from activities.host.bucket_sweep import BucketSweep
+from activities.host.sweep import HostSweep
 from activities.image.docker_daemon import make_docker_client
 from activities.image.docker_steps import STEP_REPOSITORY
 from activities.microvm.network import create_network, networks_of
@@ -34,7 +35,7 @@ from activities.microvm.vm_process import SUPERVISOR
 from activities.step.checkpoints import CheckpointStore, fingerprint
 from activities.store.bucket import Bucket
 from activities.store.lease_numbers import LeaseObjects
-from activities.store.objects import lease_name
+from activities.store.objects import files_name, lease_name, probe_name
 from tests.support.host_resources import HostResources, all_resources
 from tests.support.step_checks import go_on
 
@@ -346,6 +347,20 @@ async def test_the_bucket_is_swept_of_parts_and_leases(empty_bucket: Bucket) -> 
     kept |= {lease_name(states["running"])}
     assert left == kept
     assert kinds(report) == {"part", "lease object"}
+
+
+async def test_what_is_young_or_not_ours_stays_in_the_bucket(empty_bucket: Bucket) -> None:
+    async def describe(build_id: str) -> WorkflowExecutionStatus | None:
+        return None
+
+    young = [files_name("ab" * 32), f"{uuid.uuid4()}/metadata.json", "web/.parts/x", ".leases/web"]
+    for name in [*young, probe_name()]:
+        empty_bucket.write_object(name, b"x")
+    sweeper = BucketSweep(empty_bucket, describe, late_arrival_seconds=0.05)
+    time.sleep(0.2)
+    report = await ActivityEnvironment().run(sweeper.sweep_bucket, SweepInput())
+    assert kinds(report) == {"probe"}  # a doctor was killed
+    assert [stored.name for stored in empty_bucket.list_objects("")] == sorted(young)
 
 
 async def test_old_images_of_steps_go(host: Swept, registry: Registry) -> None:
