@@ -14,8 +14,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -115,19 +116,9 @@ class VmProcess:
         return {role: (int(pid), int(ticks)) for role, (pid, ticks) in found.items()}
 
     def _strays(self) -> list[int]:
-        """Find a supervisor that has not written its pids yet, by its working directory."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                here = str((entry / "cwd").readlink()).startswith(str(self.directory))
-                # Not the shell of a person who looks at the VM's files.
-                if here and self.name in (entry / "cmdline").read_text(errors="replace"):
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-        return [pid for pid in found if pid != os.getpid()]
+        """Find a supervisor that has not written its pids yet."""
+        vms = self.directory.parent
+        return [process.pid for process, name in _supervisors(vms) if name == self.name]
 
     def _require_no_exit(self, check: Callable[[], None]) -> None:
         check()
@@ -162,21 +153,34 @@ def leftover_vms(data_dir: DataDir) -> Iterator[Leftover]:
 
 def leftover_supervisors(data_dir: DataDir) -> Iterator[Leftover]:
     """Yield the VMs whose directory is gone, by their supervisors."""
-    for process in psutil.process_iter(["cmdline", "create_time"]):
-        command = process.info["cmdline"] or []
-        if str(SUPERVISOR) not in command or not _is_in(process, data_dir):
-            continue
-        name = command[command.index(str(SUPERVISOR)) + 1]
+    for process, name in _supervisors(data_dir.vms):
         if not data_dir.vm(name).exists():
             remove = partial(_kill, process.pid, _ticks(process.pid))  # its VMM dies with it
-            yield from leftover_of_vm("process", name, remove, process.info["create_time"])
+            yield from leftover_of_vm("process", name, remove, process.create_time())
 
 
-def _is_in(process: psutil.Process, data_dir: DataDir) -> bool:
-    try:
-        return data_dir.contains(process.cwd())
-    except (psutil.Error, OSError):
-        return False
+def _supervisors(vms: Path) -> Iterator[tuple[psutil.Process, str]]:
+    """Yield the supervisors of VMs in a directory, with the names of the VMs.
+
+    The file name of the program counts, not its path: an earlier version had it elsewhere, and
+    what that has started goes on. The working directory tells whose VM it is, also when gone.
+    """
+    for process in psutil.process_iter():
+        try:
+            name = _supervised_by(process.cmdline())
+            directory = process.cwd().removesuffix(" (deleted)") if name else ""
+        except (psutil.Error, OSError):  # it has just ended
+            continue
+        if name and directory == str(vms.resolve() / name):
+            yield process, name
+
+
+def _supervised_by(command: Sequence[str]) -> str:
+    """Return the VM of a supervisor's command line; '' when it is of another program."""
+    for program, name in pairwise(command):
+        if Path(program).name == SUPERVISOR.name:
+            return name
+    return ""
 
 
 def _short_id(name: str) -> str:

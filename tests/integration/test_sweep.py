@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -21,17 +22,18 @@ from temporalio.testing import ActivityEnvironment
 from activities.contract.checkpoints import RootfsCheckpoint
 from activities.contract.errors import TemporalUnavailableError
 from activities.contract.inputs import SweepInput
-from activities.contract.names import ArtifactName, Step
+from activities.contract.names import ArtifactName, Step, VmPurpose
 from activities.contract.requests import BuildOptions
 from activities.contract.results import SweepReport
-from activities.contract.scope import BuildScope, HostLease
+from activities.contract.scope import BuildScope, HostLease, VmRef
 from activities.disk.data_dir import DataDir
 from activities.host.bucket_sweep import BucketSweep
 from activities.host.sweep import HostSweep
 from activities.image.docker_daemon import make_docker_client
 from activities.image.docker_steps import STEP_REPOSITORY
+from activities.microvm.microvm import HostMicrovmActivities
 from activities.microvm.network import create_network, networks_of
-from activities.microvm.vm_process import SUPERVISOR
+from activities.microvm.vm_process import SUPERVISOR, VmProcess
 from activities.step.checkpoints import CheckpointStore, fingerprint
 from activities.store.bucket import Bucket
 from activities.store.lease_numbers import LeaseObjects
@@ -98,7 +100,9 @@ def host(tmp_path: Path, empty_bucket: Bucket) -> Iterator[Swept]:
     assert all_resources() == before
 
 
-def make_vm(host: Swept, scope: BuildScope, *, directory: bool = True) -> int:
+def make_vm(
+    host: Swept, scope: BuildScope, *, directory: bool = True, supervisor: Path = SUPERVISOR
+) -> int:
     """A VM's netns, directory, supervisor and a process for the VMM; returns its pid."""
     name = f"tm-{scope.build_id}-{scope.lease.number}-boot"
     marks = host.bench.settings.data_dir / "networks"
@@ -107,10 +111,8 @@ def make_vm(host: Swept, scope: BuildScope, *, directory: bool = True) -> int:
     create_network(name)
     place = host.bench.settings.data_dir / "vms" / name
     place.mkdir(parents=True)
-    command = [sys.executable, "-I", "-S", str(SUPERVISOR), name, "1000"]
-    supervisor = subprocess.Popen(
-        [*command, "/bin/sleep", "1000"], cwd=place, start_new_session=True
-    )
+    command = [sys.executable, "-I", "-S", str(supervisor), name, "1000"]
+    process = subprocess.Popen([*command, "/bin/sleep", "1000"], cwd=place, start_new_session=True)
     while not (place / "vmm.json").exists():
         time.sleep(0.01)
     if not directory:
@@ -118,7 +120,7 @@ def make_vm(host: Swept, scope: BuildScope, *, directory: bool = True) -> int:
         place.rmdir() if not list(place.iterdir()) else subprocess.run(
             ["rm", "-r", place], check=True
         )
-    return supervisor.pid
+    return process.pid
 
 
 def is_alive(pid: int) -> bool:
@@ -246,6 +248,58 @@ async def test_a_vm_whose_directory_is_gone_is_found(host: Swept) -> None:
     pid = make_vm(host, scope, directory=False)
     assert "process" in kinds(await host.sweep())
     assert not is_alive(pid)
+
+
+@pytest.fixture
+def old_supervisor(tmp_path: Path) -> Path:
+    """The supervisor where versions before had it: their VMs run on when a host is upgraded."""
+    place = tmp_path / "before" / "activities" / "vm_supervisor.py"
+    place.parent.mkdir(parents=True)
+    return Path(shutil.copy(SUPERVISOR, place))
+
+
+async def test_a_vm_of_a_version_before_is_found_without_its_directory(
+    host: Swept, old_supervisor: Path
+) -> None:
+    pid = make_vm(host, host.build(None), directory=False, supervisor=old_supervisor)
+    owned = make_vm(host, host.build(RUNNING), directory=False, supervisor=old_supervisor)
+    assert "process" in kinds(await host.sweep())
+    assert not is_alive(pid)
+    assert is_alive(owned)
+    host.states.clear()
+    assert "process" in kinds(await host.sweep())
+
+
+async def test_a_vm_of_a_version_before_is_adopted_and_killed(
+    host: Swept, old_supervisor: Path
+) -> None:
+    scope = host.build(RUNNING)
+    pid = make_vm(host, scope, supervisor=old_supervisor)
+    counted = HostResources.count(host.bench.settings.data_dir).processes
+    assert f"{pid} " in " ".join(counted)
+    ref = VmRef(scope=scope, purpose=VmPurpose.BOOT)
+    vm = VmProcess(DataDir(host.bench.settings.data_dir).vm(ref.name))
+    assert vm.is_running()
+    assert not vm.has_ended()
+
+    (vm.directory / "vmm.json").unlink()  # it was killed before it could say which pids it has
+    vms = HostMicrovmActivities(host.bench.settings, host.bench.ledger, host.bench.store)
+    await ActivityEnvironment().run(vms.kill_vm, ref)
+    assert not is_alive(pid)
+    assert not vm.directory.exists()
+    del host.states[scope.build_id]
+    await host.sweep()
+
+
+async def test_a_person_who_looks_at_a_vm_is_not_taken_for_its_supervisor(host: Swept) -> None:
+    scope = host.build(None)
+    make_vm(host, scope)
+    place = DataDir(host.bench.settings.data_dir).vm(VmRef(scope=scope, purpose="boot").name)
+    looking = subprocess.Popen(["/bin/sleep", "1000"], cwd=place)
+    await host.sweep()
+    assert is_alive(looking.pid)
+    looking.kill()
+    looking.wait()
 
 
 async def test_a_failed_build_keeps_what_its_retry_needs(host: Swept) -> None:
