@@ -3,13 +3,20 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup setup-tests demo demo-down test chaos lint types proto proto-check bench
+.PHONY: help venv setup setup-tests demo demo-down check test chaos lint types proto \
+  proto-check bench
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/\t/' | expand -t 14
 
+venv:  ## Make .venv from the pinned requirements; needs no root
+	@temporal-dev/install venv
+
 setup:  ## Install Debian packages and .venv
 	@temporal-dev/install
+
+setup-tests:  ## Install what only the tests need, too
+	@temporal-dev/install tests
 
 demo: setup  ## Set everything up and build two templates, end to end
 	@$(PYTHON) temporal-dev/demo.py
@@ -17,8 +24,8 @@ demo: setup  ## Set everything up and build two templates, end to end
 demo-down:  ## Stop all that demo has started
 	@$(PYTHON) temporal-dev/devstack down
 
-setup-tests:
-	@temporal-dev/install tests
+check: lint types  ## What needs no root and no service: lint, types, quick tests (minutes)
+	@pytest -q tests/unit tests/replay tests/workflows
 
 test: setup-tests  ## Lint, types, stubs and all tests, on real parts
 	@temporal-dev/run-tests
@@ -27,13 +34,13 @@ chaos: setup-tests  ## Kill everything in every step of a build; prints a table 
 	@$(PYTHON) temporal-dev/devstack run --only docker,kernel,firecracker -- \
 	  pytest tests/chaos --chaos=full
 
-lint: setup  ## ruff
-	@ruff check . && ruff format --check .
+lint: venv  ## ruff, and the walls between rooms
+	@ruff check . && ruff format --check . && lint-imports
 
-types: setup  ## mypy --strict
+types: venv  ## mypy --strict
 	@mypy
 
-proto: setup  ## Generate the stubs in api/pb
+proto: venv  ## Generate the stubs in api/pb
 	@$(PYTHON) -m grpc_tools.protoc -Iapi/pb=proto --python_out=. --pyi_out=. \
 	  --grpc_python_out=. --mypy_grpc_out=. proto/template_manager.proto
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -33,6 +34,9 @@ def test_each_process_has_one() -> None:
     }
 
 
+@pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="no systemd: `make setup-tests` installs it"
+)
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
 def test_systemd_understands_it(path: Path, tmp_path: Path) -> None:
     # Its own paths are not on this machine.
