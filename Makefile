@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help venv setup setup-tests demo demo-down check test chaos lint types proto \
+.PHONY: help venv setup setup-tests demo demo-down check test chaos lint types docs proto \
   proto-check bench
 
 help:  ## List the targets
@@ -24,7 +24,7 @@ demo: setup  ## Set everything up and build two templates, end to end
 demo-down:  ## Stop all that demo has started
 	@$(PYTHON) temporal-dev/devstack down
 
-check: lint types  ## What needs no root and no service: lint, types, quick tests (minutes)
+check: lint types  ## What needs no root and no service: lint, types, docs, quick tests (minutes)
 	@pytest -q tests/unit tests/replay tests/workflows
 
 test: setup-tests  ## Lint, types, stubs and all tests, on real parts
@@ -39,6 +39,9 @@ lint: venv  ## ruff, and the walls between rooms
 
 types: venv  ## mypy --strict
 	@mypy
+
+docs: venv  ## Write the pages of docs/ that are made from the code
+	@$(PYTHON) temporal-dev/reference.py
 
 proto: venv  ## Generate the stubs in api/pb
 	@$(PYTHON) -m grpc_tools.protoc -Iapi/pb=proto --python_out=. --pyi_out=. \

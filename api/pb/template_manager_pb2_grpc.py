@@ -140,7 +140,8 @@ class TemplateServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def HealthStatus(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Whether this process takes calls, or is about to end.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')

@@ -57,6 +57,7 @@ class TemplateServiceStub:
     TemplateBuildList: _grpc.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateBuildListRequest, _template_manager_pb2.TemplateBuildListResponse]
     """The builds that Temporal remembers, latest first. A build that has just begun may be missing."""
     HealthStatus: _grpc.UnaryUnaryMultiCallable[_empty_pb2.Empty, _template_manager_pb2.HealthStatusResponse]
+    """Whether this process takes calls, or is about to end."""
     InitLayerFileUpload: _grpc.UnaryUnaryMultiCallable[_template_manager_pb2.InitLayerFileUploadRequest, _template_manager_pb2.InitLayerFileUploadResponse]
     """Where to put the files of COPY steps, unless the bucket has them: an address for one PUT of
     their tar, which needs no login. Ask again when the PUT fails.
@@ -88,6 +89,7 @@ class TemplateServiceAsyncStub(TemplateServiceStub):
     TemplateBuildList: _aio.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateBuildListRequest, _template_manager_pb2.TemplateBuildListResponse]  # type: ignore[assignment]
     """The builds that Temporal remembers, latest first. A build that has just begun may be missing."""
     HealthStatus: _aio.UnaryUnaryMultiCallable[_empty_pb2.Empty, _template_manager_pb2.HealthStatusResponse]  # type: ignore[assignment]
+    """Whether this process takes calls, or is about to end."""
     InitLayerFileUpload: _aio.UnaryUnaryMultiCallable[_template_manager_pb2.InitLayerFileUploadRequest, _template_manager_pb2.InitLayerFileUploadResponse]  # type: ignore[assignment]
     """Where to put the files of COPY steps, unless the bucket has them: an address for one PUT of
     their tar, which needs no login. Ask again when the PUT fails.
@@ -163,7 +165,8 @@ class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _empty_pb2.Empty,
         context: _ServicerContext,
-    ) -> _typing.Union[_template_manager_pb2.HealthStatusResponse, _abc.Awaitable[_template_manager_pb2.HealthStatusResponse]]: ...
+    ) -> _typing.Union[_template_manager_pb2.HealthStatusResponse, _abc.Awaitable[_template_manager_pb2.HealthStatusResponse]]:
+        """Whether this process takes calls, or is about to end."""
 
     @_abc_1.abstractmethod
     def InitLayerFileUpload(
