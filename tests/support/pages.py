@@ -80,13 +80,13 @@ def links(page: Path) -> Iterator[str]:
 
 
 def code(page: Path) -> Iterator[str]:
-    """Yield each code span of a page, and each line of its code blocks."""
+    """Yield each code span of a page, and each line of its code blocks, whole if it goes on."""
     for token in _inline(page):
         if token.type == "code_inline":
             yield token.content
     for token in PARSER.parse(page.read_text()):
         if token.type in ("fence", "code_block"):
-            yield from token.content.splitlines()
+            yield from token.content.replace("\\\n", " ").splitlines()
 
 
 def _inline(page: Path) -> Iterator[Token]:
