@@ -1,7 +1,6 @@
 """The contract of the whole system: every activity's name, input and output, in pipeline order.
 
-Workflows call these by class and method; the modules that implement them (`host`, `image`,
-`rootfs`, `network`, `microvm`, `artifacts`, `build_log`, `deletion`) are loaded by workers only.
+Workflows call these by class and method; the rooms that implement them are loaded by workers only.
 Every activity may run twice, half, after a crash, or twice at the same time.
 """
 

@@ -1,4 +1,4 @@
-"""The one place for settings: environment variables `TEMPLATE_MANAGER_…` and a `.env` file.
+"""The one place for settings: environment variables `TEMPLATE_MANAGER_…`.
 
 Temporal's own connection is not here: `temporalio.envconfig` reads `TEMPORAL_…` and the same TOML
 profiles as Temporal's CLI. The bucket's emulator, if any, is Google's own `STORAGE_EMULATOR_HOST`,

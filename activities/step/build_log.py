@@ -1,7 +1,7 @@
 """The build log: what users read of a build, line by line.
 
-Each line goes to a file on the host (`<data>/logs/<build_id>.jsonl`, one JSON object a line,
-`models.LogEntry`) and, in batches, to the workflow's durable stream, where a client follows it
+Each line goes to a file on the host (`<data>/logs/<build_id>.jsonl`, one JSON object a line, a
+`LogEntry`) and, in batches, to the workflow's durable stream, where a client follows it
 from any offset. The stream is bounded; the file has everything and is uploaded as `build.log`.
 """
 
