@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
-from collections.abc import Iterator
 from pathlib import Path
 
 from temporalio import workflow
 
 from activities.contract import interface, names
+from activities.contract.names import ArtifactName
 from activities.contract.search_attributes import SEARCH_ATTRIBUTES
-from activities.store.download import ARTIFACTS
-from activities.store.files import files_name
-from activities.store.lease_numbers import lease_name
-from activities.store.log_archive import archived_log_name
-from activities.store.metadata import TemplateMetadata, metadata_name
-from activities.template.artifacts import WITHOUT_HEADER, parts_prefix
-from tests.support.pages import DOCS, ROOT, code_in, table_under, tables
+from activities.disk.data_dir import DataDir
+from activities.store import objects
+from activities.store.metadata import TemplateMetadata
+from activities.template.artifacts import WITHOUT_HEADER
+from tests.support.pages import DOCS, code_in, table_under, tables
 from workflows.worker import WORKFLOWS
 
 FORMATS = DOCS / "formats.md"
-CODE = ("activities", "api", "workflows")
+BUILD = "<build_id>"
+PART = f"{objects.parts_prefix(BUILD)}<artifact>/<part>"
+OBJECTS = {
+    "artifact_name": [objects.artifact_name(BUILD, artifact) for artifact in ArtifactName],
+    "header_name": [
+        objects.header_name(BUILD, artifact)
+        for artifact in ArtifactName
+        if artifact != WITHOUT_HEADER
+    ],
+    "build_log_name": [objects.build_log_name(BUILD)],
+    "metadata_name": [objects.metadata_name(BUILD)],
+    "part_name": [PART],
+    "composed_part_name": [],  # a part like the others
+    "lease_name": [objects.lease_name(BUILD)],
+    "archived_log_name": [objects.archived_log_name(BUILD)],
+    "files_name": [objects.files_name("<sha256>")],
+    "probe_name": [f"{objects.PROBES}<uuid>"],
+}
 
 
 def first_column(heading: str) -> list[str]:
@@ -36,20 +50,10 @@ def column_of(head: str) -> list[str]:
 
 
 def test_each_object_is_told() -> None:
-    build = "<build_id>"
-    headers = [f"{build}/{name}.header" for name in ARTIFACTS if name != WITHOUT_HEADER]
+    functions = {name for name, _ in inspect.getmembers(objects, inspect.isfunction)}
+    assert {name for name in functions if name.endswith("_name")} == {*OBJECTS, "parse_object_name"}
     assert sorted(first_column("Bucket")) == sorted(
-        [
-            *(f"{build}/{name}" for name in ARTIFACTS),
-            *headers,
-            f"{build}/build.log",
-            metadata_name(build),
-            f"{parts_prefix(build, '<artifact>')}<part>",
-            lease_name(build),
-            archived_log_name(build),
-            files_name("<sha256>"),
-            ".doctor/<uuid>",  # of the doctor alone, which has no function for it
-        ]
+        name for named in OBJECTS.values() for name in named
     )
 
 
@@ -58,46 +62,10 @@ def test_each_field_of_the_metadata_is_told() -> None:
 
 
 def test_each_path_of_a_host_is_told() -> None:
-    told = {name.removeprefix("<data>/").split("/")[0] for name in first_column("Host")}
-    assert told == set(names_in_data_directory())
-
-
-def names_in_data_directory() -> Iterator[str]:
-    """Yield what the code puts into the data directory: each `… data_dir / name`."""
-    trees = [ast.parse(path.read_text()) for folder in CODE for path in python_files(folder)]
-    constants = {name: value for tree in trees for name, value in string_constants(tree)}
-    for tree in trees:
-        for node in ast.walk(tree):
-            if (
-                isinstance(node, ast.BinOp)
-                and isinstance(node.op, ast.Div)
-                and is_data_dir(node.left)
-            ):
-                yield value_of(node.right, constants)
-
-
-def python_files(folder: str) -> list[Path]:
-    return sorted((ROOT / folder).rglob("*.py"))
-
-
-def string_constants(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-            for target in node.targets:
-                if isinstance(target, ast.Name) and isinstance(node.value.value, str):
-                    yield target.id, node.value.value
-
-
-def is_data_dir(node: ast.expr) -> bool:
-    name = node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
-    return name == "data_dir"
-
-
-def value_of(node: ast.expr, constants: dict[str, str]) -> str:
-    if isinstance(node, ast.Name):
-        return constants[node.id]
-    assert isinstance(node, ast.Constant)
-    return str(node.value)
+    data = DataDir(Path("<data>"))
+    places = [name for name, value in vars(DataDir).items() if isinstance(value, property)]
+    told = {"/".join(name.split("/")[:2]) for name in first_column("Host")}
+    assert told == {str(getattr(data, name)) for name in places}
 
 
 def test_each_workflow_is_told() -> None:
