@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 from urllib.parse import quote
 
 import requests
@@ -149,8 +148,8 @@ class FirecrackerClient:
         self._call("PUT", "/snapshot/load", body, SNAPSHOT_SECONDS)
 
     def _call(
-        self, method: str, path: str, body: Any = None, seconds: float = CALL_SECONDS
-    ) -> dict[str, Any]:
+        self, method: str, path: str, body: object = None, seconds: float = CALL_SECONDS
+    ) -> dict[str, object]:
         try:
             response = self._session.request(method, self._base + path, json=body, timeout=seconds)
         except requests.RequestException as error:
@@ -165,7 +164,7 @@ def _fault(response: requests.Response) -> str:
     return f"HTTP {response.status_code}: {message}"
 
 
-def _json(response: requests.Response) -> dict[str, Any]:
+def _json(response: requests.Response) -> dict[str, object]:
     try:
         parsed = response.json()
     except ValueError:

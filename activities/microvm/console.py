@@ -7,7 +7,6 @@ cannot pose as one of ours.
 
 from __future__ import annotations
 
-import os
 import re
 from collections import deque
 from dataclasses import dataclass, field
@@ -62,7 +61,7 @@ class ConsoleReader:
         """Keep how far the lines have been dealt with."""
         temporary = self._mark.with_suffix(".new")
         temporary.write_text(str(self._position))
-        os.replace(temporary, self._mark)  # noqa: PTH105
+        temporary.replace(self._mark)
 
     def _read_mark(self) -> int:
         try:

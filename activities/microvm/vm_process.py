@@ -7,6 +7,7 @@ process that got the same pid later is never taken for a VM.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -117,8 +119,8 @@ class VmProcess:
 
     def _strays(self) -> list[int]:
         """Find a supervisor that has not written its pids yet."""
-        vms = self.directory.parent
-        return [process.pid for process, name in _supervisors(vms) if name == self.name]
+        supervisors = _supervisors(self.directory.parent)
+        return [found.pid for found in supervisors if found.vm == self.name]
 
     def _require_no_exit(self, check: Callable[[], None]) -> None:
         check()
@@ -153,26 +155,31 @@ def leftover_vms(data_dir: DataDir) -> Iterator[Leftover]:
 
 def leftover_supervisors(data_dir: DataDir) -> Iterator[Leftover]:
     """Yield the VMs whose directory is gone, by their supervisors."""
-    for process, name in _supervisors(data_dir.vms):
-        if not data_dir.vm(name).exists():
-            remove = partial(_kill, process.pid, _ticks(process.pid))  # its VMM dies with it
-            yield from leftover_of_vm("process", name, remove, process.create_time())
+    for found in _supervisors(data_dir.vms):
+        if not data_dir.vm(found.vm).exists():
+            remove = partial(_kill, found.pid, _ticks(found.pid))  # its VMM dies with it
+            yield from leftover_of_vm("process", found.vm, remove, found.started_at)
 
 
-def _supervisors(vms: Path) -> Iterator[tuple[psutil.Process, str]]:
-    """Yield the supervisors of VMs in a directory, with the names of the VMs.
+class _Supervisor(NamedTuple):
+    """A running supervisor; `started_at` is wall clock seconds."""
+
+    pid: int
+    vm: str
+    started_at: float
+
+
+def _supervisors(vms: Path) -> Iterator[_Supervisor]:
+    """Yield the supervisors of VMs in a directory.
 
     The file name of the program counts, not its path: an earlier version had it elsewhere, and
     what that has started goes on. The working directory tells whose VM it is, also when gone.
     """
     for process in psutil.process_iter():
-        try:
+        with contextlib.suppress(psutil.Error, OSError):  # it has just ended
             name = _supervised_by(process.cmdline())
-            directory = process.cwd().removesuffix(" (deleted)") if name else ""
-        except (psutil.Error, OSError):  # it has just ended
-            continue
-        if name and directory == str(vms.resolve() / name):
-            yield process, name
+            if name and process.cwd().removesuffix(" (deleted)") == str(vms.resolve() / name):
+                yield _Supervisor(process.pid, name, process.create_time())
 
 
 def _supervised_by(command: Sequence[str]) -> str:

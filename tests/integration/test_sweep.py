@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -251,11 +252,13 @@ async def test_a_vm_whose_directory_is_gone_is_found(host: Swept) -> None:
 
 
 @pytest.fixture
-def old_supervisor(tmp_path: Path) -> Path:
+def old_supervisor() -> Iterator[Path]:
     """The supervisor where versions before had it: their VMs run on when a host is upgraded."""
-    place = tmp_path / "before" / "activities" / "vm_supervisor.py"
-    place.parent.mkdir(parents=True)
-    return Path(shutil.copy(SUPERVISOR, place))
+    # Not in pytest's directory: what has that in its command line is not counted.
+    with tempfile.TemporaryDirectory(prefix="version-before-") as before:
+        place = Path(before) / "activities" / "vm_supervisor.py"
+        place.parent.mkdir()
+        yield Path(shutil.copy(SUPERVISOR, place))
 
 
 async def test_a_vm_of_a_version_before_is_found_without_its_directory(
