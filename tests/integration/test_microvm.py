@@ -14,12 +14,9 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from devstack.environment import FIRECRACKER_VERSION, environment
 from devstack.registry import Layer, Registry
-from devstack.workbench import Workbench, workbench
 from temporalio.testing import ActivityEnvironment
 
-from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint
 from activities.contract.errors import (
     CheckpointLostError,
     FirecrackerMissingError,
@@ -34,112 +31,27 @@ from activities.contract.errors import (
     TemplateNotFoundError,
 )
 from activities.contract.inputs import (
-    SnapshotVmInput,
     StartVmInput,
-    VerifySnapshotInput,
     WaitUntilReadyInput,
 )
 from activities.contract.names import Step, VmPurpose
-from activities.contract.results import PulledImage, Verification
-from activities.contract.scope import BuildScope, VmRef, VmShape
-from activities.disk.data_dir import DataDir
+from activities.contract.results import PulledImage
 from activities.disk.ext4 import check_filesystem
 from activities.host.local_run import run_template
 from activities.microvm.clock import clock_skew_ms
 from activities.microvm.microvm import HostMicrovmActivities, require_host, resume
-from activities.microvm.network import NetnsNetworkActivities, in_network
-from activities.microvm.vm_process import VmProcess
+from activities.microvm.network import in_network
 from activities.process.settings import Settings
-from tests.support.host_resources import HostResources
 from tests.support.local_http import HTTPD, HTTPD_ANSWERS, get_page
+from tests.support.vm_host import VmHost, run, vm_host
 
 pytestmark = pytest.mark.counts_host
 
 
-class VmHost:
-    """One host's activities, and the builds that a test has made with them."""
-
-    def __init__(self, bench: Workbench) -> None:
-        self.bench = bench
-        self.settings = bench.settings
-        self.networks = NetnsNetworkActivities(bench.settings, bench.ledger)
-        self.vms = HostMicrovmActivities(bench.settings, bench.ledger, bench.store)
-        self.shape = VmShape(
-            memory_mb=256,
-            vcpu_count=1,
-            kernel_version=environment().kernel_version or "none",
-            firecracker_version=FIRECRACKER_VERSION,
-        )
-        self._made: list[VmRef] = []
-
-    def vm(self, scope: BuildScope | None = None, purpose: VmPurpose = VmPurpose.BOOT) -> VmRef:
-        made = VmRef(scope=scope or self.bench.scope(), purpose=purpose)
-        self._made.append(made)
-        return made
-
-    def process(self, vm: VmRef) -> VmProcess:
-        return VmProcess(DataDir(self.settings.data_dir).vm(vm.name))
-
-    async def rootfs(self, image: PulledImage, vm: VmRef, **more: Any) -> RootfsCheckpoint:
-        asked = self.bench.rootfs_input(image, vm.scope, memory_mb=256, **more)
-        made: RootfsCheckpoint = await run(self.bench.rootfs.build_rootfs, asked)
-        return made
-
-    async def start(self, vm: VmRef, rootfs: RootfsCheckpoint, **shape: Any) -> None:
-        await run(self.networks.set_up_network, vm)
-        asked = StartVmInput(vm=vm, rootfs=rootfs, shape=self.shape.model_copy(update=shape))
-        await run(self.vms.start_vm, asked)
-
-    async def wait(self, vm: VmRef, timeout_seconds: float = 60) -> None:
-        await run(
-            self.vms.wait_until_ready, WaitUntilReadyInput(vm=vm, timeout_seconds=timeout_seconds)
-        )
-
-    async def boot(self, image: PulledImage, **more: Any) -> tuple[VmRef, RootfsCheckpoint]:
-        vm = self.vm()
-        rootfs = await self.rootfs(image, vm, **more)
-        await self.start(vm, rootfs)
-        await self.wait(vm)
-        return vm, rootfs
-
-    async def snapshot(self, vm: VmRef, rootfs: RootfsCheckpoint) -> SnapshotCheckpoint:
-        asked = SnapshotVmInput(vm=vm, rootfs=rootfs, shape=self.shape)
-        made: SnapshotCheckpoint = await run(self.vms.snapshot_vm, asked)
-        return made
-
-    async def verify(self, vm: VmRef, snapshot: SnapshotCheckpoint) -> Verification:
-        verifying = self.vm(vm.scope, VmPurpose.VERIFY)
-        await run(self.networks.set_up_network, verifying)
-        asked = VerifySnapshotInput(vm=verifying, snapshot=snapshot, shape=self.shape)
-        found: Verification = await run(self.vms.verify_snapshot, asked)
-        return found
-
-    async def remove_all(self) -> None:
-        for vm in self._made:
-            await run(self.vms.kill_vm, vm)
-            await run(self.networks.tear_down_network, vm)
-
-
-async def run(activity: Any, *arguments: Any) -> Any:
-    return await ActivityEnvironment().run(activity, *arguments)
-
-
 @pytest_asyncio.fixture
 async def host(tmp_path: Path) -> AsyncIterator[VmHost]:
-    stack = environment()
-    bench = workbench(
-        tmp_path / "data",
-        kernels_dir=stack.kernels,
-        firecracker_dir=stack.firecracker.parent.parent,
-    )
-    before = HostResources.count(bench.settings.data_dir)
-    made = VmHost(bench)
-    yield made
-    await made.remove_all()
-    bench.remove_images()
-    for lease in (bench.settings.data_dir / "leases").glob("*"):
-        lease.unlink()
-    before.assert_unchanged(bench.settings.data_dir)
+    async with vm_host(tmp_path / "data") as made:
+        yield made
 
 
 @pytest_asyncio.fixture

@@ -1,0 +1,115 @@
+"""A host's activities on real VMs, and the builds that a test makes with them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from devstack.environment import FIRECRACKER_VERSION, environment
+from devstack.workbench import Workbench, workbench
+from temporalio.testing import ActivityEnvironment
+
+from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint
+from activities.contract.inputs import (
+    SnapshotVmInput,
+    StartVmInput,
+    VerifySnapshotInput,
+    WaitUntilReadyInput,
+)
+from activities.contract.names import VmPurpose
+from activities.contract.results import PulledImage, Verification
+from activities.contract.scope import BuildScope, VmRef, VmShape
+from activities.disk.data_dir import DataDir
+from activities.microvm.microvm import HostMicrovmActivities
+from activities.microvm.network import NetnsNetworkActivities
+from activities.microvm.vm_process import VmProcess
+from tests.support.host_resources import HostResources
+
+
+class VmHost:
+    """One host's activities, and the builds that a test has made with them."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self.bench = bench
+        self.settings = bench.settings
+        self.networks = NetnsNetworkActivities(bench.settings, bench.ledger)
+        self.vms = HostMicrovmActivities(bench.settings, bench.ledger, bench.store)
+        self.shape = VmShape(
+            memory_mb=256,
+            vcpu_count=1,
+            kernel_version=environment().kernel_version or "none",
+            firecracker_version=FIRECRACKER_VERSION,
+        )
+        self._made: list[VmRef] = []
+
+    def vm(self, scope: BuildScope | None = None, purpose: VmPurpose = VmPurpose.BOOT) -> VmRef:
+        made = VmRef(scope=scope or self.bench.scope(), purpose=purpose)
+        self._made.append(made)
+        return made
+
+    def process(self, vm: VmRef) -> VmProcess:
+        return VmProcess(DataDir(self.settings.data_dir).vm(vm.name))
+
+    async def rootfs(self, image: PulledImage, vm: VmRef, **more: Any) -> RootfsCheckpoint:
+        asked = self.bench.rootfs_input(image, vm.scope, memory_mb=256, **more)
+        made: RootfsCheckpoint = await run(self.bench.rootfs.build_rootfs, asked)
+        return made
+
+    async def start(self, vm: VmRef, rootfs: RootfsCheckpoint, **shape: Any) -> None:
+        await run(self.networks.set_up_network, vm)
+        asked = StartVmInput(vm=vm, rootfs=rootfs, shape=self.shape.model_copy(update=shape))
+        await run(self.vms.start_vm, asked)
+
+    async def wait(self, vm: VmRef, timeout_seconds: float = 60) -> None:
+        await run(
+            self.vms.wait_until_ready, WaitUntilReadyInput(vm=vm, timeout_seconds=timeout_seconds)
+        )
+
+    async def boot(self, image: PulledImage, **more: Any) -> tuple[VmRef, RootfsCheckpoint]:
+        vm = self.vm()
+        rootfs = await self.rootfs(image, vm, **more)
+        await self.start(vm, rootfs)
+        await self.wait(vm)
+        return vm, rootfs
+
+    async def snapshot(self, vm: VmRef, rootfs: RootfsCheckpoint) -> SnapshotCheckpoint:
+        asked = SnapshotVmInput(vm=vm, rootfs=rootfs, shape=self.shape)
+        made: SnapshotCheckpoint = await run(self.vms.snapshot_vm, asked)
+        return made
+
+    async def verify(self, vm: VmRef, snapshot: SnapshotCheckpoint) -> Verification:
+        verifying = self.vm(vm.scope, VmPurpose.VERIFY)
+        await run(self.networks.set_up_network, verifying)
+        asked = VerifySnapshotInput(vm=verifying, snapshot=snapshot, shape=self.shape)
+        found: Verification = await run(self.vms.verify_snapshot, asked)
+        return found
+
+    async def remove_all(self) -> None:
+        for vm in self._made:
+            await run(self.vms.kill_vm, vm)
+            await run(self.networks.tear_down_network, vm)
+
+
+async def run(activity: Any, *arguments: Any) -> Any:
+    return await ActivityEnvironment().run(activity, *arguments)
+
+
+@asynccontextmanager
+async def vm_host(data_dir: Path) -> AsyncIterator[VmHost]:
+    """Have such a host for a block; nothing of it is left at the end."""
+    stack = environment()
+    bench = workbench(
+        data_dir,
+        kernels_dir=stack.kernels,
+        firecracker_dir=stack.firecracker.parent.parent,
+    )
+    before = HostResources.count(bench.settings.data_dir)
+    made = VmHost(bench)
+    yield made
+    await made.remove_all()
+    bench.remove_images()
+    for lease in (bench.settings.data_dir / "leases").glob("*"):
+        lease.unlink()
+    before.assert_unchanged(bench.settings.data_dir)
