@@ -8,7 +8,9 @@ cannot pose as one of ours.
 from __future__ import annotations
 
 import re
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,14 +21,19 @@ from activities.contract.errors import (
     StartCommandError,
     TemplateManagerError,
 )
-from activities.step.build_log import BuildLog
+from activities.step.build_log import BuildLog, readable, without_escapes
 
 PREFIX = "@tm@ "
 READ_BYTES = 256 * 1024
 MAX_LINE_BYTES = 16 * 1024
-ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 PANIC = "Kernel panic"
+INIT_ENDED = re.compile(r"Attempted to kill init! exitcode=0x(?P<status>[0-9a-f]+)")
 EXIT_MEANINGS = {126: " (not executable)", 127: " (not found)"}
+NOT_RUNNABLE = frozenset(EXIT_MEANINGS)
+# So often in a row a ready command is not found before that is told as a warning.
+NOT_FOUND_ATTEMPTS = 3
+# A line whose end does not come is told after so long.
+PART_SECONDS = 1.0
 
 
 class ConsoleReader:
@@ -55,7 +62,8 @@ class ConsoleReader:
             whole, newline, rest = rest, b"", b""
         self._position += len(whole) + len(newline)
         self._rest = rest
-        return [_clean(line) for line in whole.split(b"\n")] if whole else []
+        lines = whole.decode(errors="replace").split("\n") if whole else []
+        return [without_escapes(line).removesuffix("\r") for line in lines]
 
     def remember(self) -> None:
         """Keep how far the lines have been dealt with."""
@@ -71,6 +79,25 @@ class ConsoleReader:
 
 
 @dataclass
+class LineParts:
+    """The beginning of a line whose end has not come yet, as a prompt's never does."""
+
+    text: str = ""
+    since: float = 0.0
+    """Monotonic clock, seconds, of the last part."""
+
+    def add(self, part: str) -> None:
+        """Take a part; of an endless line only the end is kept."""
+        self.text = (self.text + part)[-MAX_LINE_BYTES:]
+        self.since = time.monotonic()
+
+    def take(self) -> str:
+        """Return what has come, made readable, and begin anew."""
+        text, self.text = readable(self.text), ""
+        return text
+
+
+@dataclass
 class GuestReadiness:
     """What has been heard of the guest so far; logs it on the way."""
 
@@ -80,23 +107,48 @@ class GuestReadiness:
     last_attempt_code: int | None = None
     failure: TemplateManagerError | None = None
     panic: str = ""
+    init: str = ""
+    """What is the guest's first process, such as `other /sbin/init`."""
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_TAIL_LINES))
     console_tail: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_TAIL_LINES))
+    _parts: dict[str, LineParts] = field(
+        default_factory=lambda: {"stdout": LineParts(), "stderr": LineParts()}
+    )
+    _ready_out: str = ""
+    _not_found: int = 0
 
     def hear(self, line: str) -> None:
-        """Take one line."""
+        """Take one line. What a guest says is a claim: a line that makes no sense is left out."""
         if not line.startswith(PREFIX):
-            self._hear_console(line)
+            self._hear_console(readable(line))
             return
         kind, _, text = line[len(PREFIX) :].partition(" ")
-        handler = getattr(self, f"_hear_{kind.replace('-', '_')}", None)
-        if handler is not None:
-            handler(text)
+        handlers: dict[str, Callable[[str], None]] = {
+            "start": self._hear_start,
+            "out": lambda text: self._hear_output("stdout", text),
+            "err": lambda text: self._hear_output("stderr", text),
+            "out-part": self._parts["stdout"].add,
+            "err-part": self._parts["stderr"].add,
+            "start-exit": self._hear_start_exit,
+            "ready-out": self._hear_ready_out,
+            "ready-attempt": self._hear_ready_attempt,
+            "ready": self._hear_ready,
+            "failed": self._hear_failed,
+        }
+        if kind in handlers:
+            handlers[kind](text)
+
+    def tell_parts(self, *, now: bool = False) -> None:
+        """Log beginnings of lines that have stood for a while; with `now` all of them."""
+        for stream, parts in self._parts.items():
+            if parts.text and (now or time.monotonic() - parts.since > PART_SECONDS):
+                self._hear_output(stream, "")
 
     def timed_out(self, seconds: float) -> ReadyTimeoutError:
         """Return the error for a guest that was not ready in time."""
-        tried = f"; the ready command was tried {self.attempts} times"
+        self.tell_parts(now=True)
         code = self.last_attempt_code
+        tried = f"; the ready command was tried {self.attempts} times" if self.attempts else ""
         last = f", the last ended with exit code {code}{_meaning(code)}" if code is not None else ""
         return ReadyTimeoutError(
             f"the guest was not ready within {seconds:.0f} s{tried}{last}",
@@ -105,33 +157,42 @@ class GuestReadiness:
 
     def died(self, reason: str) -> TemplateManagerError:
         """Return the error for a guest that ended."""
+        self.tell_parts(now=True)
         if self.failure is not None:
             return self.failure
         what = self.panic or f"the VM ended ({reason})"
+        ended = INIT_ENDED.search(self.panic)
+        if ended:
+            what = f"its init ({self.init or 'unknown'}) ended with {_wait_status(ended['status'])}"
         return GuestDiedError(
             f"the guest died before it was ready: {what}", log_tail=[*self.console_tail]
         )
 
     def _hear_console(self, line: str) -> None:
-        if PANIC in line and not self.panic:
-            self.panic = line  # a long trace follows
-        if line.strip():
+        if not line.strip():
+            return
+        if not self.panic:  # after it a long trace follows, and nobody's last words
             self.console_tail.append(line)
-            self.log.debug(line, source="console")
+        if PANIC in line and not self.panic:
+            self.panic = line
+        self.log.debug(line, source="console")
 
     def _hear_start(self, init: str) -> None:
-        self.log.info(f"guest is up (init: {init})", source="guest")
+        self.init = readable(init)
+        self.log.info(f"guest is up (init: {self.init})", source="guest")
 
-    def _hear_out(self, text: str) -> None:
-        self.tail.append(text)
-        self.log.info(text, source="start command", stream="stdout")
-
-    def _hear_err(self, text: str) -> None:
-        self.tail.append(text)
-        self.log.info(text, source="start command", stream="stderr")
+    def _hear_output(self, stream: str, text: str) -> None:
+        parts = self._parts[stream]
+        parts.add(text)
+        line = parts.take()
+        self.tail.append(line)
+        self.log.info(line, source="start command", stream=stream)
 
     def _hear_start_exit(self, text: str) -> None:
-        code = int(text.strip() or 0)
+        self.tell_parts(now=True)
+        code = _number(text)
+        if code is None:
+            return
         self.log.info(f"start command ended with exit code {code}", source="guest")
         if code != 0 and not self.ready:
             self.failure = StartCommandError(
@@ -140,25 +201,53 @@ class GuestReadiness:
             )
 
     def _hear_ready_out(self, text: str) -> None:
-        self.tail.append(f"ready command: {text}")
-        self.log.info(text, source="ready command")
+        self._ready_out = readable(text)
+        self.tail.append(f"ready command: {self._ready_out}")
+        self.log.info(self._ready_out, source="ready command")
 
     def _hear_ready_attempt(self, text: str) -> None:
-        number, _, code = text.partition(" ")
-        self.attempts, self.last_attempt_code = int(number), int(code or 0)
+        told_number, _, told_code = text.partition(" ")
+        number, code = _number(told_number), _number(told_code)
+        if number is None or code is None:
+            return
+        self.attempts, self.last_attempt_code = number, code
         self.log.debug(f"ready command, attempt {number}: exit code {code}", source="guest")
+        self._not_found = self._not_found + 1 if code in NOT_RUNNABLE else 0
+        if self._not_found == NOT_FOUND_ATTEMPTS:
+            self.log.warn(
+                f"the ready command cannot be run, exit code {code}{_meaning(code)}: "
+                f"{self._ready_out or 'it says nothing'}; it is tried on",
+                source="guest",
+            )
 
-    def _hear_ready(self, _: str) -> None:
+    def _hear_ready(self, text: str) -> None:
+        self.tell_parts(now=True)
         self.ready = True
         self.log.info("guest is ready", source="guest")
+        if text.endswith(" time"):
+            self.log.warn(
+                "there is no ready command: the guest counts as ready when its start command has "
+                "run for a second, whatever it may do then",
+                source="guest",
+            )
 
     def _hear_failed(self, text: str) -> None:
-        self.failure = self.failure or StartCommandError(text, log_tail=[*self.tail])
+        self.tell_parts(now=True)
+        self.failure = self.failure or StartCommandError(readable(text), log_tail=[*self.tail])
 
 
 def _meaning(code: int | None) -> str:
     return EXIT_MEANINGS.get(code or 0, "")
 
 
-def _clean(line: bytes) -> str:
-    return ESCAPES.sub("", line.decode(errors="replace"))
+def _number(text: str) -> int | None:
+    """Read a small number that a guest says; None when it is none."""
+    plain = text.strip()
+    return int(plain) if plain.isascii() and plain.isdigit() and len(plain) < 10 else None
+
+
+def _wait_status(status: str) -> str:
+    """Say what a process's status (hexadecimal, wait(2)) means."""
+    value = int(status, 16)
+    signal = value & 0x7F
+    return f"signal {signal}" if signal else f"exit code {value >> 8 & 0xFF}"

@@ -39,7 +39,28 @@ FLUSH_LIMIT_SECONDS = 10.0
 REDACTED = "[secret]"
 UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
 
+# Of terminals (ECMA-48): control sequences, strings such as titles, and other escapes.
+ESCAPES = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[PX^_\]][^\x07\x1b]*(?:\x07|\x1b\\|$)|[ -/]*[0-~])"
+)
+
 _log = structlog.get_logger(__name__)
+
+
+def without_escapes(text: str) -> str:
+    """Return a text without what only steers a terminal."""
+    return ESCAPES.sub("", text)
+
+
+def readable(text: str) -> str:
+    """Return what a terminal would show of a line: no escapes, and the last of a progress bar.
+
+    What is no character that can be shown becomes U+FFFD.
+    """
+    plain = without_escapes(text)
+    if "\r" in plain:
+        plain = next((part for part in reversed(plain.split("\r")) if part), "")
+    return "".join(c if c == "\t" or c.isprintable() else UNPRINTABLE for c in plain)
 
 
 class BuildLog:
@@ -103,7 +124,7 @@ class BuildLog:
     def _clean(self, text: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, REDACTED)
-        text = "".join(c if c == "\t" or c.isprintable() else UNPRINTABLE for c in text)
+        text = readable(text)
         if len(text) <= MAX_LINE_CHARS:
             return text
         return text[:MAX_LINE_CHARS] + f"… [{len(text) - MAX_LINE_CHARS} more characters cut]"

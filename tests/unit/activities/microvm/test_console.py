@@ -8,9 +8,11 @@ import pytest_asyncio
 
 from activities.contract.errors import GuestDiedError, StartCommandError
 from activities.contract.names import Step
+from activities.contract.status import LogLevel
 from activities.disk.data_dir import DataDir
+from activities.microvm import console as console_module
 from activities.microvm.console import MAX_LINE_BYTES, ConsoleReader, GuestReadiness
-from activities.step.build_log import BuildLog, open_build_log
+from activities.step.build_log import BuildLog, open_build_log, read_entries
 
 BUILD = "11111111-1111-4111-8111-111111111111"
 
@@ -120,3 +122,129 @@ async def test_unknown_words_of_ours_are_passed_over(log: BuildLog) -> None:
     guest.hear("@tm@ from-a-later-version x")
     guest.hear("@tm@")
     assert guest.failure is None
+
+
+def logged(log: BuildLog) -> list[str]:
+    return [entry.message for entry in read_entries(log.path)]
+
+
+async def test_a_prompt_without_an_end_of_line_is_told_when_the_guest_fails(log: BuildLog) -> None:
+    guest = GuestReadiness(log)
+    guest.hear("@tm@ out license")
+    guest.hear("@tm@ out-part accept? ")
+    error = guest.timed_out(5)
+    assert error.log_tail == ("license", "accept? ")
+    assert logged(log) == ["license", "accept? "]
+
+
+async def test_a_part_is_told_when_nothing_follows_it_for_a_while(
+    log: BuildLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = GuestReadiness(log)
+    guest.hear("@tm@ err-part waiting for ")
+    guest.tell_parts()
+    assert logged(log) == []
+    monkeypatch.setattr(console_module, "PART_SECONDS", 0.0)
+    guest.tell_parts()
+    assert logged(log) == ["waiting for "]
+
+
+async def test_the_parts_of_a_line_are_one_line(log: BuildLog) -> None:
+    guest = GuestReadiness(log)
+    guest.hear("@tm@ out-part one, ")
+    guest.hear("@tm@ err another stream")
+    guest.hear("@tm@ out-part two, ")
+    guest.hear("@tm@ out three")
+    assert logged(log) == ["another stream", "one, two, three"]
+
+
+async def test_of_an_endless_line_the_end_is_kept(log: BuildLog) -> None:
+    guest = GuestReadiness(log)
+    for _ in range(2000):
+        guest.hear("@tm@ out-part " + "x" * 4096)
+    guest.hear("@tm@ out the end")
+    [line] = logged(log)
+    assert len(line) < 2 * MAX_LINE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("\x1b[31mred\x1b[0m and \x1b[1;4mloud\x1b[m", "red and loud"),
+        ("10 %\r50 %\r100 %", "100 %"),
+        ("100 %\r", "100 %"),
+        ("\x1b]0;title\x07after \x1b]52;c;AAAA\x1b\\it", "after it"),
+        (
+            "bell\x07 and null\x00",
+            "bell\N{REPLACEMENT CHARACTER} and null\N{REPLACEMENT CHARACTER}",
+        ),
+    ],
+)
+async def test_what_is_said_to_a_terminal_becomes_text(log: BuildLog, said: str, told: str) -> None:
+    GuestReadiness(log).hear(f"@tm@ out {said}")
+    assert logged(log) == [told]
+
+
+async def test_an_escape_that_comes_in_two_parts_is_one(log: BuildLog) -> None:
+    guest = GuestReadiness(log)
+    guest.hear("@tm@ out-part \x1b[3")
+    guest.hear("@tm@ out 1mred")
+    assert logged(log) == ["red"]
+
+
+async def test_a_ready_command_that_is_not_found_is_told_soon_and_once(log: BuildLog) -> None:
+    guest = GuestReadiness(log)
+    guest.hear("@tm@ ready-out sh: chekc: not found")
+    for number in range(1, 8):
+        guest.hear(f"@tm@ ready-attempt {number} 127")
+    warnings = [each.message for each in read_entries(log.path) if each.level is LogLevel.WARN]
+    assert len(warnings) == 1
+    assert "chekc" in warnings[0]
+    assert "(not found)" in warnings[0]
+
+
+async def test_a_ready_command_that_is_found_later_is_no_warning(log: BuildLog) -> None:
+    guest = GuestReadiness(log)
+    for number, code in enumerate((127, 127, 1, 127, 127), 1):
+        guest.hear(f"@tm@ ready-attempt {number} {code}")
+    assert not [each for each in read_entries(log.path) if each.level is LogLevel.WARN]
+
+
+async def test_without_a_ready_command_no_attempts_are_told_of(log: BuildLog) -> None:
+    assert GuestReadiness(log).timed_out(3).message == "the guest was not ready within 3 s"
+
+
+async def test_an_init_that_ends_is_named_with_its_last_words(log: BuildLog) -> None:
+    guest = GuestReadiness(log)
+    guest.hear("@tm@ start other /sbin/init")
+    guest.hear("cannot open /etc/service: goodbye")
+    guest.hear("[ 3.1] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000300")
+    guest.hear("[ 3.1] CPU: 0 PID: 1 Comm: init Not tainted")
+    error = guest.died("exit code 0")
+    assert "its init (other /sbin/init) ended with exit code 3" in error.message
+    assert error.log_tail[-2] == "cannot open /etc/service: goodbye"
+    assert "Kernel panic" in error.log_tail[-1]
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        "@tm@ start-exit abc",
+        "@tm@ start-exit " + "9" * 5000,
+        "@tm@ start-exit -1",
+        "@tm@ start-exit \u0663",
+        "@tm@ ready-attempt x y",
+        "@tm@ ready-attempt",
+        "@tm@ ready-attempt 1 " + "1" * 100,
+        "@tm@ start \x1b]0;owned\x07",
+        "@tm@  ",
+        "@tm@ __class__ x",
+    ],
+)
+async def test_a_line_that_makes_no_sense_is_left_out(log: BuildLog, forged: str) -> None:
+    """A guest's root can write lines like ours: a claim, not a reason to fail otherwise."""
+    guest = GuestReadiness(log)
+    guest.hear(forged)
+    assert guest.failure is None
+    assert guest.attempts == 0
+    assert "owned" not in log.path.read_text() if log.path.exists() else True
