@@ -156,6 +156,7 @@ class HostMicrovmActivities(MicrovmActivities):
             lines = console.lines()
             for line in lines:
                 guest.hear(line)
+            guest.tell_parts()
             console.remember()
             running.progress("waiting for the guest", guest.attempts, 0, "attempts")
             if guest.failure is not None:
@@ -309,6 +310,7 @@ def kernel_arguments(dns_server: str) -> str:
             f"ip={address}",
             "init=/.template/init",
             "systemd.firstboot=off systemd.condition-first-boot=no",  # never waits for input
+            "fstab=no",  # as in a container: the devices that it names are not there
         )
     )
 

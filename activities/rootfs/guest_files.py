@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shlex
+import re
 import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from activities.contract.errors import (
@@ -44,17 +45,22 @@ ROOT_MODE = 0o755
 
 
 HOST_NAME = "instance"
+GUEST_ADDRESS = "169.254.0.21"
+LOADER = "ld.so"
+# As ldd says it: `libc.so.6 => /lib/…/libc.so.6 (0x…)`, or the loader's path alone.
+LINKED = re.compile(r"(?:(?P<name>\S+) => )?(?P<path>/\S+) \(0x[0-9a-f]+\)")
+# As an image's command these ask for the image's init, not for a program beside it.
+INITS = frozenset(
+    {"/sbin/init", "/usr/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd"}
+)
 
 
 # Only provisioning needs these.
 NOT_FOR_THE_GUEST = frozenset({"provision.sh", "image.user"})
 
 
-# Mount points and directories that no program expects to be missing.
-NEEDED_DIRECTORIES = {"proc": 0o755, "sys": 0o755, "dev": 0o755, "run": 0o755, "etc": 0o755}
-
-
-TEMPORARY = "tmp"
+# Mount points, and where Docker mounts files: it adds them to a container as well.
+NEEDED_DIRECTORIES = ("proc", "sys", "dev", "etc")
 
 
 @dataclass
@@ -90,7 +96,8 @@ def guest_files_sha256(settings: Settings) -> str:
     Raises AgentMissingError when the configured agent is not there.
     """
     digest = hashlib.sha256()
-    for path in [*_own_files(), settings.busybox_path, settings.guest_agent_path]:
+    programs = [settings.busybox_path, settings.guest_agent_path, *_setpriv_files().values()]
+    for path in [*_own_files(), *programs]:
         if path is None:
             continue
         try:
@@ -109,42 +116,53 @@ def stage_guest_files(directory: Path, settings: Settings, build: BuildRootfsInp
     for path in _own_files():
         _copy_in(path, directory / path.name, 0o755 if path.name == "init" else 0o644)
     _copy_in(settings.busybox_path, directory / "busybox", 0o755)
+    (directory / "setpriv").mkdir()
+    for name, path in _setpriv_files().items():
+        _copy_in(path, directory / "setpriv" / name, 0o755)
     (directory / "bin" / "sh").symlink_to("../busybox")
     if settings.guest_agent_path:
         _copy_in(settings.guest_agent_path, directory / "agent", 0o755)
-    _write_value(directory / "start.command", start_command_of(build))
     _write_value(directory / "ready.command", build.ready_command)
     _write_value(directory / "image.user", build.image.config.user)
     _write_value(directory / "workdir", build.image.config.working_dir or "/")
 
 
-def start_command_of(build: BuildRootfsInput) -> str:
-    """Return the start command; for `image` the image's ENTRYPOINT and CMD, as shell text.
+def image_command(config: ImageConfig) -> tuple[str, ...]:
+    """Return what a container of the image runs: ENTRYPOINT and CMD, as Docker reads them.
 
     Raises StartCommandError when the image has neither.
     """
-    if build.start_command != IMAGE_COMMAND:
-        return build.start_command
-    config = build.image.config
-    words = [*config.entrypoint, *config.cmd]
+    # Docker takes the entrypoint of a single empty word for none.
+    entrypoint = () if config.entrypoint == ("",) else config.entrypoint
+    words = (*entrypoint, *config.cmd)
     if not words:
         raise StartCommandError(
             "the image has neither ENTRYPOINT nor CMD",
             hint="Give a start command (CLI: --start-command) instead of 'image'.",
         )
-    return f"exec {shlex.join(words)}"
+    return words
 
 
 def stage_answers(directory: Path, build: BuildRootfsInput, facts: GuestFacts) -> None:
-    """Add what the guest needs of the provisioning script's answers."""
+    """Add what the guest needs of the provisioning script's answers, and the start command."""
     _write_value(directory / "user", facts.answers["user"] + "\n")
     _write_value(directory / "init.kind", facts.answers["init"] + "\n")
     variables = guest_environment(build.image.config, build.env, facts.answers["home"])
     if not facts.has_shell:
         _add_applets(directory)
-        variables["PATH"] += f":{IN_GUEST}/bin"
     pairs = "".join(f"{name}={value}\0" for name, value in variables.items())
     _write_value(directory / "env", pairs, mode=0o600)
+    _stage_start_command(directory, build, facts)
+
+
+def _stage_start_command(directory: Path, build: BuildRootfsInput, facts: GuestFacts) -> None:
+    if build.start_command != IMAGE_COMMAND:
+        _write_value(directory / "start.command", build.start_command)
+        return
+    words = image_command(build.image.config)
+    if words[0] in INITS and facts.init_kind != "added":
+        return  # the image's command is its init, which the guest runs in any case
+    _write_value(directory / "start.argv", "".join(f"{word}\0" for word in words))
 
 
 def guest_environment(image: ImageConfig, extra: dict[str, str], home: str) -> dict[str, str]:
@@ -167,11 +185,33 @@ def add_to_root(root: Path, staged: Path, workdir: str, dns_server: str) -> list
         _write_tree(content)
         added = [IN_GUEST, *_add_directories(), *_make_workdir(workdir)]
         with _times_kept(ROOT / "etc"):
-            return added + _fill_network_files(dns_server)
+            return added + _write_network_files(dns_server)
 
 
 def _own_files() -> list[Path]:
     return sorted(path for path in GUEST_FILES.iterdir() if path.is_file())
+
+
+@cache
+def _setpriv_files() -> dict[str, Path]:
+    """Return util-linux's setpriv and what it is linked with, by their names in the guest.
+
+    It is what becomes a user by numbers alone, with all groups: busybox cannot, and an image may
+    have no accounts at all. Started by its own loader it needs no library of the image. Raises
+    HostFaultError when the host has none.
+    """
+    program = shutil.which("setpriv")
+    if program is None:
+        raise HostFaultError("this host has no setpriv", hint="apt-get install util-linux")
+    told = subprocess.run(["ldd", program], capture_output=True, text=True, check=True)
+    files = {"setpriv": Path(program).resolve()}
+    for line in told.stdout.splitlines():
+        found = LINKED.fullmatch(line.strip())
+        if found and found["name"]:
+            files[found["name"]] = Path(found["path"]).resolve()
+        elif found:
+            files[LOADER] = Path(found["path"]).resolve()
+    return files
 
 
 def _read_tree(staged: Path) -> list[tuple[str, int, bytes]]:
@@ -209,11 +249,11 @@ def _write_tree(tree: list[tuple[str, int, bytes]]) -> None:
 
 def _add_directories() -> list[str]:
     added = []
-    for name, mode in {**NEEDED_DIRECTORIES, TEMPORARY: 0o1777}.items():
+    for name in NEEDED_DIRECTORIES:
         path = ROOT / name
         if not os.path.lexists(path):
             path.mkdir()
-            path.chmod(mode)
+            path.chmod(ROOT_MODE)
             added.append(str(path))
     return added
 
@@ -229,25 +269,32 @@ def _make_workdir(workdir: str) -> list[str]:
     return [workdir]
 
 
-def _fill_network_files(dns_server: str) -> list[str]:
-    """Fill what Docker bind-mounts over in a container, where the image has nothing of its own."""
+def _write_network_files(dns_server: str) -> list[str]:
+    """Write what Docker mounts over in a container: there nobody sees the image's own either."""
     wanted = {
-        "/etc/hosts": f"127.0.0.1\tlocalhost {HOST_NAME}\n::1\tlocalhost ip6-localhost\n",
+        "/etc/hosts": f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+        f"{GUEST_ADDRESS}\t{HOST_NAME}\n",
         "/etc/hostname": f"{HOST_NAME}\n",
         "/etc/resolv.conf": f"nameserver {dns_server}\n",
     }
-    return [name for name, content in wanted.items() if _fill(Path(name), content)]
+    return [name for name, content in wanted.items() if _replace(Path(name), content)]
 
 
-def _fill(path: Path, content: str) -> bool:
+def _replace(path: Path, content: str) -> bool:
+    """Put a file in the place of whatever is there: a link or a device is not written through."""
+    draft = path.with_name(f".template.{path.name}")
     try:
-        # A link, even to nowhere, is the image's own.
-        if not os.path.lexists(path) or path.lstat().st_size == 0:
-            path.write_text(content)
-            return True
-    except OSError:  # /etc is a file, or a link to nowhere or to itself: the image wants it so
+        draft.unlink(missing_ok=True)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(content)
+        draft.chmod(0o644)
+        draft.replace(path)
+    except OSError:  # /etc is a file, or the path is a directory: the image wants it so
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
         return False
-    return False
+    return True
 
 
 @contextmanager

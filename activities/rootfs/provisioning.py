@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ PIDS_LIMIT = 256
 
 
 MAX_OUTPUT_LINES = 1000
+LOOKED_INTO = [Path("/etc"), Path("/bin"), Path("/sbin"), Path("/lib"), Path("/usr/lib/systemd")]
 
 
 def container_name(scope: BuildScope) -> str:
@@ -56,8 +57,7 @@ def create_container(
     host_config = client.create_host_config(
         mounts=[
             Mount(IN_GUEST, str(staged), type="bind", read_only=True),
-            # Docker would copy the image's files into a volume for each VOLUME.
-            *(Mount(path, None, type="tmpfs") for path in (image["Config"].get("Volumes") or {})),
+            *_empty_volumes(image["Config"].get("Volumes") or {}),
         ],
         cap_drop=["ALL"],
         security_opt=["no-new-privileges"],
@@ -81,6 +81,16 @@ def create_container(
         host_config=host_config,
     )
     return str(created["Id"])
+
+
+def _empty_volumes(volumes: Iterable[str]) -> Iterator[Mount]:
+    """Yield mounts for those volumes that Docker need not fill with the image's files.
+
+    Nobody looks into them here, but for where accounts and inits are.
+    """
+    for path in volumes:
+        if not any(looked.is_relative_to(path) for looked in LOOKED_INTO):
+            yield Mount(path, None, type="tmpfs")
 
 
 def run_container(

@@ -97,25 +97,43 @@ find_init() {
             return
         fi
     done
-    for path in /sbin/init /init; do
-        if [ -x $path ] && [ ! -d $path ] && is_an_init $path; then
+    path=/sbin/init
+    if [ -x $path ] && [ ! -d $path ]; then
+        if is_an_init $path; then
             say init "other $path"
             return
         fi
-    done
+        echo "$path is no init that we know ($($bb readlink -f $path)): ours is used"
+    fi
     say init added
 }
 
-# busybox without an inittab would be an init that does nothing but ask for a login.
+# What is linked or copied to /sbin/init may be anything, such as tini: it ends with what it runs,
+# and the kernel panics when the first process does. busybox and sysvinit live by their inittab.
 is_an_init() {
-    case $($bb readlink -f "$1") in
-        */busybox) [ -e /etc/inittab ] ;;
+    real=$($bb readlink -f "$1")
+    case ${real##*/} in
+        busybox | init) [ -e /etc/inittab ] ;;
+        openrc-init | runit-init | runit | finit | dinit) ;;
+        *) return 1 ;;
     esac
+}
+
+# As in a container, nothing of it is mounted: its devices are not there.
+tell_fstab() {
+    [ -r /etc/fstab ] || return 0
+    while read -r device where kind _ || [ -n "$device" ]; do
+        case $device in
+            '' | '#'*) ;;
+            *) echo "/etc/fstab is not used, as in a container: $device $where $kind" ;;
+        esac
+    done </etc/fstab
 }
 
 resolve_user
 check_workdir
 find_init
+tell_fstab
 if [ -x /bin/sh ]; then say shell /bin/sh; fi
 if [ -x $t/agent ]; then
     version=$($bb timeout 20 $t/agent -version 2>&1) || fail "the agent does not run: $version"

@@ -4,8 +4,6 @@ set -u
 t=/.template
 bb=$t/busybox
 
-account= uid=0 gid=0 groups=
-read -r uid gid groups account <$t/user
 shell=$t/bin/sh
 [ -x /bin/sh ] && shell=/bin/sh
 echo $$ >"$t/run/$1.pid"
@@ -14,32 +12,25 @@ workdir=$($bb cat $t/workdir)
 [ -d "$workdir" ] || $bb mkdir -p -- "$workdir"
 cd -- "$workdir" || exit 126
 
-command=$($bb cat "$t/$1.command")
-set --
+what=$1
+words=$t/$what.argv
+set -- $bb env -i
 while IFS= read -r -d '' variable; do
+    # Only commands of ours to a shell of ours find its applets: the image has no shell.
+    case $variable in
+        PATH=*) [ -e "$words" ] || [ "$shell" = /bin/sh ] || variable=$variable:$t/bin ;;
+    esac
     set -- "$@" "$variable"
 done <$t/env
-set -- $bb env -i "$@" "$shell" -c "$command"
-
-# busybox has no setgroups(2) but in su, which asks glibc's NSS for the groups. The image's
-# nsswitch.conf may name modules that this static busybox cannot load, so it is covered until su has
-# become the user.
-become_account() {
-    covered=
-    if [ -e /etc/nsswitch.conf ]; then
-        $bb mount -o bind $t/nsswitch.conf /etc/nsswitch.conf && covered=yes
-    fi
-    $bb mkfifo "$t/run/became.$$"
-    {
-        read -r _ <"$t/run/became.$$"
-        [ -z "$covered" ] || $bb umount /etc/nsswitch.conf
-        $bb rm -f "$t/run/became.$$"
-    } &
-    $bb chmod 666 "$t/run/became.$$"
-    # -- ends the options: su would take those of the command for its own.
-    exec $bb su -p -s $t/bin/sh -c 'echo >"$0"; exec "$@"' -- "$account" "$t/run/became.$$" "$@"
-}
-
-if [ "$groups" != - ]; then become_account "$@"; fi
-if [ "$uid:$gid" = 0:0 ]; then exec "$@"; fi
-exec $bb start-stop-daemon -S -q -p $t/run/none -c "$uid:$gid" -x "$1" -- "$@"
+if [ -e "$words" ]; then
+    # The image's own: started as Docker starts them, without a shell.
+    while IFS= read -r -d '' word; do
+        set -- "$@" "$word"
+    done <"$words"
+else
+    set -- "$@" "$shell" -c "$($bb cat "$t/$what.command")"
+fi
+read -r uid gid groups _ <$t/user
+[ "$groups" != - ] || groups=
+exec $t/setpriv/ld.so --library-path $t/setpriv $t/setpriv/setpriv \
+    --reuid "$uid" --regid "$gid" --groups "$gid${groups:+,$groups}" -- "$@"

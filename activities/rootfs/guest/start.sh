@@ -1,8 +1,8 @@
 # Runs the start command, waits until the ready command succeeds, and says on the serial console
-# what happens. Argument: what the init is (systemd, other, added).
+# what happens. Arguments: what the init is (systemd, other, added), and its path.
 #
 # Every line that it says is `@tm@ <kind> <text>`, after an empty line: start, out, err, start-exit,
-# ready-out, ready-attempt, ready, failed.
+# ready-out, ready-attempt, ready, failed; out-part and err-part are the beginnings of lines.
 set -u
 t=/.template
 bb=$t/busybox
@@ -10,26 +10,43 @@ state=$t/run
 console=/dev/ttyS0
 ATTEMPT_SECONDS=30
 LINE_CHARS=2000
+CHUNK_BYTES=4096
+newline='
+'
 
 say() { # kind, text
     printf '\n@tm@ %s %s\n' "$1" "$2" >$console
 }
 
-# Control characters could end a line where none ends, so they become spaces. busybox's tr passes on
-# what it has at once.
+# Control characters become spaces, but for tab, the \r of a progress bar, and what colours and titles
+# are made of: the host makes these readable. busybox's tr passes on what it has at once.
 clean() {
-    $bb tr '\000-\010\013-\037\177' ' '
+    $bb tr '\000-\006\010\013\014\016-\032\034-\037\177' ' '
 }
 
-relay() { # kind: says each line of the input
+# Says what comes when it comes: a prompt has no newline, and a program may wait for ever after it.
+relay() { # kind
     clean | {
-        while IFS= read -r -n $LINE_CHARS line || [ -n "$line" ]; do
-            say "$1" "$line"
+        while chunk=$($bb dd bs=$CHUNK_BYTES count=1 2>/dev/null && echo .) && [ "$chunk" != . ]; do
+            say_chunk "$1" "${chunk%.}"
             [ -e $state/is-ready ] && break
         done
         pass_on
     }
     : >"$state/$1.done"
+}
+
+say_chunk() { # kind, text
+    rest=$2
+    while :; do
+        case $rest in
+            *"$newline"*) ;;
+            *) break ;;
+        esac
+        say "$1" "${rest%%"$newline"*}"
+        rest=${rest#*"$newline"}
+    done
+    [ -z "$rest" ] || say "$1-part" "$rest"
 }
 
 # After the snapshot nobody may be reading the console, or its interrupt may be lost. The start
@@ -42,11 +59,17 @@ pass_on() {
 }
 
 run_start_command() {
-    $bb mkfifo $state/out $state/err
+    $bb mkfifo -m 622 $state/out $state/err
+    $bb mkfifo $state/ended
     relay out <$state/out &
     relay err <$state/err &
-    $bb setsid $bb sh $t/run.sh start </dev/null >$state/out 2>$state/err
-    code=$?
+    # Not by `&`: a shell lets what it starts so ignore SIGINT and SIGQUIT.
+    $bb start-stop-daemon -S -b -p $state/none -x $bb -- sh $t/start-command.sh
+    await_end &
+}
+
+await_end() {
+    read -r code <$state/ended
     # Its output comes first. A daemon that it left may hold the pipes open, so not for long.
     tries=0
     while [ $tries -lt 50 ] && ! { [ -e $state/out.done ] && [ -e $state/err.done ]; }; do
@@ -54,8 +77,8 @@ run_start_command() {
         tries=$((tries + 1))
     done
     # Said first: what follows from the file is said after it.
-    say start-exit $code
-    echo $code >$state/start-exit.new
+    say start-exit "$code"
+    echo "$code" >$state/start-exit.new
     $bb mv $state/start-exit.new $state/start-exit
 }
 
@@ -66,6 +89,8 @@ start_has_failed() {
 }
 
 is_ready() { # attempt
+    : >$state/ready-out
+    $bb chmod 622 $state/ready-out
     $bb setsid $bb timeout -k 2 $ATTEMPT_SECONDS $bb sh $t/run.sh ready \
         </dev/null >$state/ready-out 2>&1
     code=$?
@@ -92,47 +117,59 @@ wait_until_ready() {
     pause=200000
     while :; do
         attempt=$((attempt + 1))
-        is_ready $attempt && return 0
+        is_ready $attempt && break
         start_has_failed && return 1
         $bb usleep $pause
         [ $pause -ge 1000000 ] || pause=$((pause + 100000))
     done
+    outlives_its_first_second
 }
 
-wait_a_second() {
-    tries=0
-    while [ $tries -lt 50 ] && [ ! -e $state/start-exit ]; do
+# A ready command that always succeeds, or none, must not hide that there is no such start command.
+outlives_its_first_second() {
+    has_start_command || return 0
+    while [ ! -e $state/start-exit ] && [ "$(age)" -lt 100 ]; do
         $bb usleep 20000
-        tries=$((tries + 1))
     done
     ! start_has_failed
 }
 
+age() { # since the start command was started, in hundredths of a second
+    read -r up _ </proc/uptime
+    echo $((${up%.*}${up#*.} - began))
+}
+
 get_ready() {
+    attempt=0
+    by=
     if [ -s $t/ready.command ]; then
         wait_until_ready
-    elif [ -s $t/start.command ]; then
-        attempt=0
-        wait_a_second
     else
-        attempt=0
+        has_start_command && by=time
+        outlives_its_first_second
     fi
+}
+
+has_start_command() {
+    [ -s $t/start.argv ] || [ -s $t/start.command ]
 }
 
 umask 022
 ulimit -n 1048576 2>/dev/null
 # Held open, so that closing it after a line does not wait for the line to be sent.
 exec 3>$console
-say start "$1"
+say start "$*"
 if [ -e $state/machine-id-is-made ] && { [ "$1" != added ] || [ -e /etc/machine-id ]; }; then
     $bb setsid $bb sh $t/on-fork.sh /dev/kmsg </dev/null >/dev/null 2>&1 &
 fi
-if [ -s $t/start.command ]; then run_start_command & fi
+read -r up _ </proc/uptime
+began=${up%.*}${up#*.}
+if has_start_command; then run_start_command; fi
 if [ -x $t/agent ]; then $bb setsid $t/agent </dev/null >/dev/null 2>&1 & fi
 if get_ready; then
     : >$state/is-ready
     $bb sync
-    say ready $attempt
+    say ready "$attempt $by"
 else
     say failed 'the start command ended before the guest was ready'
 fi

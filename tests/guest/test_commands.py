@@ -1,0 +1,240 @@
+"""How start and ready commands of real guests fare, and how their failures are told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+import pytest_asyncio
+from devstack.workbench import Layer, Registry, running_registry
+
+from activities.contract.errors import (
+    GuestDiedError,
+    ReadyTimeoutError,
+    StartCommandError,
+    TemplateManagerError,
+)
+from activities.contract.requests import IMAGE_COMMAND
+from activities.contract.results import PulledImage
+from activities.contract.scope import VmRef
+from activities.contract.status import LogEntry, LogLevel
+from activities.step.build_log import read_entries
+from tests.guest.images import ACCOUNTS, GROUPS, ProbedImage
+from tests.support.vm_host import VmHost, vm_host
+
+Push = Callable[[ProbedImage], str]
+SOON = "/probe/busybox sleep 1000"
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    with running_registry(tmp_path_factory.mktemp("registry")) as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def host(tmp_path: Path) -> AsyncIterator[VmHost]:
+    async with vm_host(tmp_path / "data") as made:
+        yield made
+
+
+@pytest.fixture
+def push(registry: Registry) -> Iterator[Push]:
+    """Make an image and push it; returns its reference."""
+    made: list[str] = []
+    with closing(docker.from_env(timeout=600)) as client:
+
+        def make_and_push(image: ProbedImage) -> str:
+            image_id = image.make(client)
+            made.append(image_id)
+            repository = f"{registry.address}/commands-{len(made)}-{abs(hash(image.name))}"
+            client.images.get(image_id).tag(repository, "latest")
+            client.images.push(repository, "latest")
+            return f"{repository}:latest"
+
+        yield make_and_push
+        for image_id in made:
+            client.images.remove(image_id, force=True)
+
+
+async def booted(host: VmHost, image: PulledImage, seconds: float = 120, **more: Any) -> VmRef:
+    """Boot an image and wait until it is ready."""
+    vm = host.vm()
+    rootfs = await host.rootfs(image, vm, **more)
+    await host.start(vm, rootfs)
+    await host.wait(vm, seconds)
+    return vm
+
+
+async def failing(
+    host: VmHost, image: PulledImage, seconds: float = 120, **more: Any
+) -> tuple[TemplateManagerError, list[LogEntry]]:
+    """Boot an image that must not become ready; returns why, and its log."""
+    vm = host.vm()
+    rootfs = await host.rootfs(image, vm, **more)
+    await host.start(vm, rootfs)
+    with pytest.raises(TemplateManagerError) as error:
+        await host.wait(vm, seconds)
+    return error.value, log_of(host, vm)
+
+
+def log_of(host: VmHost, vm: VmRef) -> list[LogEntry]:
+    return read_entries(host.bench.settings.data_dir / "logs" / f"{vm.scope.build_id}.jsonl")
+
+
+def messages(log: list[LogEntry], level: LogLevel | None = None) -> list[str]:
+    return [entry.message for entry in log if level in (None, entry.level)]
+
+
+def alpine(name: str, layer: Layer | None = None, **more: Any) -> ProbedImage:
+    return ProbedImage(name, "alpine-like", layer or Layer(), **more)
+
+
+def debian(name: str, layer: Layer | None = None, **more: Any) -> ProbedImage:
+    return ProbedImage(name, "debian", layer or Layer(), **({"cmd": ("/sbin/init",)} | more))
+
+
+@pytest.mark.parametrize("base", [alpine, debian], ids=["busybox", "systemd"])
+async def test_no_such_start_command_is_no_success_whatever_the_ready_command_says(
+    host: VmHost, push: Push, base: Callable[[str], ProbedImage]
+) -> None:
+    image = await host.bench.pull(push(base("missing")))
+    error, log = await failing(host, image, start_command="/nope", ready_command="true")
+    assert isinstance(error, StartCommandError)
+    assert "exit code 127 (not found)" in error.message
+    assert any("/nope" in line for line in error.log_tail)
+    assert any("/nope" in line for line in messages(log))
+
+
+async def test_a_prompt_is_in_the_log_and_in_the_errors_tail(host: VmHost, push: Push) -> None:
+    image = await host.bench.pull(push(alpine("prompt")))
+    start = f"echo the license; printf 'accept? '; {SOON}"
+    error, log = await failing(host, image, 12, start_command=start, ready_command="false")
+    assert isinstance(error, ReadyTimeoutError)
+    assert "accept? " in error.log_tail
+    assert {"the license", "accept? "} <= set(messages(log))
+
+
+async def test_a_ready_command_that_is_not_found_is_named_early(host: VmHost, push: Push) -> None:
+    image = await host.bench.pull(push(alpine("ready")))
+    error, log = await failing(host, image, 15, start_command=SOON, ready_command="chekc -q")
+    [warning] = messages(log, LogLevel.WARN)
+    assert "chekc" in warning
+    assert "exit code 127 (not found)" in error.message
+    told = next(entry.timestamp for entry in log if entry.level is LogLevel.WARN)
+    began = next(entry.timestamp for entry in log if "guest is up" in entry.message)
+    assert (told - began).total_seconds() < 8
+
+
+async def test_without_a_ready_command_the_rule_of_a_second_is_told(
+    host: VmHost, push: Push
+) -> None:
+    image = await host.bench.pull(push(alpine("second")))
+    vm = await booted(host, image, start_command=SOON)
+    [warning] = messages(log_of(host, vm), LogLevel.WARN)
+    assert "no ready command" in warning
+
+
+async def test_progress_and_colours_are_readable(host: VmHost, push: Push) -> None:
+    image = await host.bench.pull(push(alpine("colours")))
+    start = (
+        r"printf '\033[31mred\033[0m\n'; for n in 10 50 100; do printf '%s %%\r' $n; done; "
+        rf"printf 'done \033]0;title\007now\n'; {SOON}"
+    )
+    vm = await booted(host, image, start_command=start, ready_command="sleep 2")
+    told = messages(log_of(host, vm))
+    assert "red" in told
+    assert "done now" in told
+    assert not any("\x1b" in line or "[31m" in line or "\ufffd" in line for line in told)
+
+
+async def test_an_endless_line_is_cut_and_costs_little(host: VmHost, push: Push) -> None:
+    image = await host.bench.pull(push(alpine("endless")))
+    start = f"/probe/busybox head -c 60000000 /dev/zero | /probe/busybox tr '\\0' x; {SOON}"
+    vm = host.vm()
+    rootfs = await host.rootfs(image, vm, start_command=start, ready_command="true")
+    await host.start(vm, rootfs)
+    began = time.monotonic()
+    await host.wait(vm, 120)
+    assert time.monotonic() - began < 60
+    assert all(len(line) < 20_000 for line in messages(log_of(host, vm)))
+
+
+async def test_an_init_that_ends_is_named_with_its_last_words(host: VmHost, push: Push) -> None:
+    layer = Layer().directory("etc").add("etc/inittab", b"# sysvinit's\n")
+    layer.add("sbin/init", b"#!/bin/sh\necho no runlevels here: goodbye\nexit 3\n", mode=0o755)
+    image = await host.bench.pull(push(alpine("ends", layer)))
+    error, _ = await failing(host, image, ready_command="false")
+    assert isinstance(error, GuestDiedError)
+    assert "init (other /sbin/init) ended with exit code 3" in error.message
+    assert any("no runlevels here: goodbye" in line for line in error.log_tail)
+
+
+async def test_what_only_has_the_name_of_an_init_is_not_taken_for_one(
+    host: VmHost, push: Push
+) -> None:
+    layer = Layer().directory("usr").directory("usr/bin").directory("sbin")
+    layer.add("usr/bin/tini", b'#!/bin/sh\nexec "$@"\n', mode=0o755)
+    layer.symlink("sbin/init", "../usr/bin/tini").add("init", b"#!/bin/sh\nexit 1\n", mode=0o755)
+    image = await host.bench.pull(push(alpine("tini", layer)))
+    vm = await booted(host, image, start_command="true", ready_command="true")
+    told = messages(log_of(host, vm))
+    assert any("/sbin/init is no init that we know (/usr/bin/tini)" in line for line in told)
+    assert "guest is up (init: added)" in [line.rstrip() for line in told]
+
+
+async def test_the_start_command_runs_whatever_systemds_default_target_is(
+    host: VmHost, push: Push
+) -> None:
+    own = b"[Unit]\nDescription=Ours\nRequires=basic.target\nAfter=basic.target\nAllowIsolate=yes\n"
+    layer = Layer().directory("etc").directory("etc/systemd").directory("etc/systemd/system")
+    layer.add("etc/systemd/system/ours.target", own)
+    layer.symlink("etc/systemd/system/default.target", "ours.target")
+    image = await host.bench.pull(push(debian("target", layer)))
+    await booted(host, image, start_command=f"touch /here; {SOON}", ready_command="test -e /here")
+
+
+async def test_systemd_does_not_wait_for_the_devices_of_fstab(host: VmHost, push: Push) -> None:
+    fstab = (
+        b"# a comment\n"
+        b"LABEL=cloudimg-rootfs / ext4 defaults 0 1\n"
+        b"LABEL=UEFI /boot/efi vfat umask=0077 0 1\n"
+        b"UUID=9f3c1f0e-0000-4000-8000-000000000000 none swap sw 0 0\n"
+    )
+    image = await host.bench.pull(push(debian("fstab", Layer().add("etc/fstab", fstab))))
+    began = time.monotonic()
+    vm = await booted(host, image, start_command=SOON, ready_command="true")
+    assert time.monotonic() - began < 80
+    told = [line for line in messages(log_of(host, vm)) if "fstab" in line]
+    assert len(told) == 3
+    assert any("LABEL=UEFI /boot/efi vfat" in line for line in told)
+
+
+async def test_an_image_whose_command_is_its_init_needs_no_other(host: VmHost, push: Push) -> None:
+    image = await host.bench.pull(push(debian("init")))
+    vm = await booted(
+        host,
+        image,
+        start_command=IMAGE_COMMAND,
+        ready_command="systemctl is-active basic.target",
+    )
+    assert not any("start command" in line for line in messages(log_of(host, vm)))
+
+
+async def test_a_volume_over_the_accounts_hides_no_user(host: VmHost, push: Push) -> None:
+    layer = Layer().directory("etc").add("etc/passwd", ACCOUNTS).add("etc/group", GROUPS)
+    layer.directory("home/app", uid=1234, gid=1235)
+    image = await host.bench.pull(push(alpine("volume", layer, user="app", volumes=("/etc",))))
+    start = f"/probe/busybox id > /home/app/id; {SOON}"
+    check = "/probe/busybox grep -q '^uid=1234(app) .*4321(extra)' /home/app/id"
+    await booted(host, image, start_command=start, ready_command=check)
+
+
+async def test_an_image_without_files_boots(host: VmHost, push: Push) -> None:
+    image = await host.bench.pull(push(ProbedImage("nothing", cmd=("/probe/busybox", "true"))))
+    await booted(host, image, start_command=IMAGE_COMMAND)
