@@ -19,10 +19,10 @@ from pathlib import Path
 import docker
 import pytest
 import pytest_asyncio
-from devstack.workbench import Registry, running_registry
+from devstack.registry import Registry, running_registry
 
 from activities.contract.requests import IMAGE_COMMAND
-from tests.guest.images import ARGUMENTS, PROBE, ProbedImage, probed_images
+from tests.support.probed_images import ARGUMENTS, PROBE, ProbedImage, probed_images
 from tests.support.vm_host import VmHost, vm_host
 
 TABLE = Path(__file__).parents[2] / "docs" / "guest.md"

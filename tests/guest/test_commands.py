@@ -11,7 +11,7 @@ from typing import Any
 import docker
 import pytest
 import pytest_asyncio
-from devstack.workbench import Layer, Registry, running_registry
+from devstack.registry import Layer, Registry, running_registry
 
 from activities.contract.errors import (
     GuestDiedError,
@@ -24,7 +24,7 @@ from activities.contract.results import PulledImage
 from activities.contract.scope import VmRef
 from activities.contract.status import LogEntry, LogLevel
 from activities.step.build_log import read_entries
-from tests.guest.images import ACCOUNTS, GROUPS, ProbedImage
+from tests.support.probed_images import ACCOUNTS, GROUPS, ProbedImage
 from tests.support.vm_host import VmHost, vm_host
 
 Push = Callable[[ProbedImage], str]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import docker
 import images
-from devstack.workbench import BUSYBOX, Layer
+from devstack.registry import BUSYBOX, Layer
 
 SCRIPT = Path(__file__).with_name("probes.sh")
 PROBE = ("/probe/busybox", "sh", "/probe/probes.sh")
