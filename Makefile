@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help venv setup setup-tests demo demo-down check test chaos lint types docs proto \
+.PHONY: help venv setup setup-tests demo demo-down check test test-guest chaos lint types docs proto \
   proto-check bench
 
 help:  ## List the targets
@@ -29,6 +29,10 @@ check: lint types  ## What needs no root and no service: lint, types, docs, quic
 
 test: setup-tests  ## Lint, types, stubs and all tests, on real parts
 	@temporal-dev/run-tests
+
+test-guest: setup-tests  ## Compare guests with containers: all images and commands (minutes)
+	@$(PYTHON) temporal-dev/devstack run --only docker,kernel,firecracker -- \
+	  pytest --whole tests/guest
 
 chaos: setup-tests  ## Kill everything in every step of a build; prints a table (under an hour)
 	@$(PYTHON) temporal-dev/devstack run --only docker,kernel,firecracker -- \

@@ -14,8 +14,16 @@ HERE = Path(__file__).parent
 COUNT_NOTHING = ("unit", "workflows", "replay")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--whole", action="store_true", help="also run what is marked `whole`")
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--whole"):
+        left_out = [item for item in items if item.get_closest_marker("whole")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     for item in items:
         if item.path.relative_to(HERE).parts[0] in COUNT_NOTHING:
             item.add_marker(pytest.mark.counts_nothing)

@@ -27,6 +27,8 @@ from activities.step.build_log import read_entries
 from tests.support.probed_images import ACCOUNTS, GROUPS, ProbedImage
 from tests.support.vm_host import VmHost, vm_host
 
+pytestmark = pytest.mark.counts_host
+
 Push = Callable[[ProbedImage], str]
 SOON = "/probe/busybox sleep 1000"
 
@@ -120,6 +122,7 @@ async def test_a_prompt_is_in_the_log_and_in_the_errors_tail(host: VmHost, push:
     assert {"the license", "accept? "} <= set(messages(log))
 
 
+@pytest.mark.whole
 async def test_a_ready_command_that_is_not_found_is_named_early(host: VmHost, push: Push) -> None:
     image = await host.bench.pull(push(alpine("ready")))
     error, log = await failing(host, image, 15, start_command=SOON, ready_command="chekc -q")
@@ -131,6 +134,7 @@ async def test_a_ready_command_that_is_not_found_is_named_early(host: VmHost, pu
     assert (told - began).total_seconds() < 8
 
 
+@pytest.mark.whole
 async def test_without_a_ready_command_the_rule_of_a_second_is_told(
     host: VmHost, push: Push
 ) -> None:
@@ -153,6 +157,7 @@ async def test_progress_and_colours_are_readable(host: VmHost, push: Push) -> No
     assert not any("\x1b" in line or "[31m" in line or "\ufffd" in line for line in told)
 
 
+@pytest.mark.whole
 async def test_an_endless_line_is_cut_and_costs_little(host: VmHost, push: Push) -> None:
     image = await host.bench.pull(push(alpine("endless")))
     start = f"/probe/busybox head -c 60000000 /dev/zero | /probe/busybox tr '\\0' x; {SOON}"
@@ -175,6 +180,7 @@ async def test_an_init_that_ends_is_named_with_its_last_words(host: VmHost, push
     assert any("no runlevels here: goodbye" in line for line in error.log_tail)
 
 
+@pytest.mark.whole
 async def test_what_only_has_the_name_of_an_init_is_not_taken_for_one(
     host: VmHost, push: Push
 ) -> None:
@@ -199,6 +205,7 @@ async def test_the_start_command_runs_whatever_systemds_default_target_is(
     await booted(host, image, start_command=f"touch /here; {SOON}", ready_command="test -e /here")
 
 
+@pytest.mark.whole
 async def test_systemd_does_not_wait_for_the_devices_of_fstab(host: VmHost, push: Push) -> None:
     fstab = (
         b"# a comment\n"
@@ -235,6 +242,7 @@ async def test_a_volume_over_the_accounts_hides_no_user(host: VmHost, push: Push
     await booted(host, image, start_command=start, ready_command=check)
 
 
+@pytest.mark.whole
 async def test_an_image_without_files_boots(host: VmHost, push: Push) -> None:
     image = await host.bench.pull(push(ProbedImage("nothing", cmd=("/probe/busybox", "true"))))
     await booted(host, image, start_command=IMAGE_COMMAND)
