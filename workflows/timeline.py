@@ -5,7 +5,7 @@ from __future__ import annotations
 from temporalio import workflow
 
 from activities.contract.names import Step
-from activities.contract.status import StepRecord
+from activities.contract.status import Outcome, StepRecord
 
 
 class Timeline:
@@ -28,7 +28,7 @@ class Timeline:
         """Record that a step starts now."""
         self._records.append(StepRecord(step=step, started=workflow.now(), host=host))
 
-    def end(self, outcome: str, *, reused: bool = False) -> StepRecord:
+    def end(self, outcome: Outcome, *, reused: bool = False) -> StepRecord:
         """Record how the running step ended."""
         record = self._records[-1].model_copy(
             update={"ended": workflow.now(), "outcome": outcome, "reused": reused}
@@ -36,7 +36,7 @@ class Timeline:
         self._records[-1] = record
         return record
 
-    def stop_running(self, outcome: str) -> None:
+    def stop_running(self, outcome: Outcome) -> None:
         """End the running step, if one runs."""
         if self._records and self._records[-1].ended is None:
             self.end(outcome)

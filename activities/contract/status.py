@@ -67,6 +67,9 @@ class BuildFailure(Model):
     log_tail: tuple[str, ...] = ()
 
 
+Outcome = Literal["running", "done", "failed", "cancelled", "rewound"]
+
+
 class StepRecord(Model):
     """One row of a build's timeline."""
 
@@ -75,7 +78,7 @@ class StepRecord(Model):
     ended: datetime | None = None
     reused: bool = False
     host: str | None = None
-    outcome: Literal["running", "done", "failed", "cancelled", "rewound"] = "running"
+    outcome: Outcome = "running"
 
     @property
     def seconds(self) -> float | None:

@@ -13,10 +13,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from activities.contract.errors import TemplateDamagedError, TemplateNotFoundError, VmmError
+from activities.contract.guest_network import GUEST_ADDRESS
 from activities.contract.names import ArtifactName
 from activities.contract.scope import VmShape
 from activities.microvm.microvm import cpu_model, require_host, resume, vmm_version
-from activities.microvm.network import GUEST_ADDRESS, create_network, passing_name, remove_network
+from activities.microvm.network import create_network, passing_name, remove_network
 from activities.microvm.vm_process import VmProcess
 from activities.process.settings import Settings
 from activities.store.metadata import TemplateMetadata

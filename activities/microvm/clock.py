@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 
 from activities.contract.errors import SnapshotNotResumableError
-from activities.microvm.network import GUEST_ADDRESS, in_network
+from activities.contract.guest_network import GUEST_ADDRESS
+from activities.microvm.network import in_network
 
 ECHO, ECHO_REPLY = 8, 0
 TIMESTAMP, TIMESTAMP_REPLY = 13, 14

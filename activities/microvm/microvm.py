@@ -26,6 +26,14 @@ from activities.contract.errors import (
     TemplateManagerError,
     VmmError,
 )
+from activities.contract.guest_network import (
+    GUEST_ADDRESS,
+    GUEST_MAC,
+    HOST_ADDRESS,
+    HOST_NAME,
+    NETMASK,
+    TAP,
+)
 from activities.contract.inputs import (
     FindSnapshotInput,
     SnapshotVmInput,
@@ -43,7 +51,6 @@ from activities.disk.sparse_files import copy_private
 from activities.microvm.client import can_set_clock
 from activities.microvm.clock import clock_skew_ms, ping_until_answered
 from activities.microvm.console import ConsoleReader, GuestReadiness
-from activities.microvm.network import GUEST_ADDRESS, GUEST_MAC, HOST_ADDRESS, NETMASK, TAP
 from activities.microvm.vm_process import VmProcess, remove_vms_until
 from activities.process.settings import Settings
 from activities.step.checkpoints import CheckpointStore, fingerprint
@@ -298,7 +305,7 @@ def resume(vm: VmProcess, template: Path, firecracker: Path, check: Callable[[],
 
 def kernel_arguments(dns_server: str) -> str:
     """Return the guest's kernel command line."""
-    address = f"{GUEST_ADDRESS}::{HOST_ADDRESS}:{NETMASK}:instance:eth0:off:{dns_server}"
+    address = f"{GUEST_ADDRESS}::{HOST_ADDRESS}:{NETMASK}:{HOST_NAME}:eth0:off:{dns_server}"
     return " ".join(
         (
             "console=ttyS0",

@@ -24,6 +24,7 @@ from pyroute2 import IPRoute, NetlinkError, netns
 from temporalio import activity
 
 from activities.contract.errors import HostFaultError
+from activities.contract.guest_network import HOST_ADDRESS, PREFIX_BITS, TAP
 from activities.contract.interface import NetworkActivities
 from activities.contract.scope import VmRef
 from activities.disk.data_dir import DataDir
@@ -36,12 +37,6 @@ from activities.step.ledger import LeaseLedger
 T = TypeVar("T")
 
 NETNS_DIRECTORY = Path("/run/netns")
-TAP = "tap0"
-HOST_ADDRESS = "169.254.0.22"
-GUEST_ADDRESS = "169.254.0.21"
-PREFIX_BITS = 30
-NETMASK = "255.255.255.252"
-GUEST_MAC = "02:FC:00:00:00:05"
 NAME_PREFIX = "tm-"
 PASSING_NAME = re.compile(r"tm-run-(?P<pid>\d+)-[0-9a-f]+")
 BUSY_SECONDS = 10.0

@@ -25,6 +25,7 @@ from activities.contract.errors import (
     ProvisioningError,
     StartCommandError,
 )
+from activities.contract.guest_network import GUEST_ADDRESS, HOST_NAME
 from activities.contract.inputs import BuildRootfsInput
 from activities.contract.requests import IMAGE_COMMAND
 from activities.contract.results import ImageConfig
@@ -44,8 +45,6 @@ ROOT = Path("/")
 ROOT_MODE = 0o755
 
 
-HOST_NAME = "instance"
-GUEST_ADDRESS = "169.254.0.21"
 LOADER = "ld.so"
 # As ldd says it: `libc.so.6 => /lib/…/libc.so.6 (0x…)`, or the loader's path alone.
 LINKED = re.compile(r"(?:(?P<name>\S+) => )?(?P<path>/\S+) \(0x[0-9a-f]+\)")

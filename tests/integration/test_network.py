@@ -17,9 +17,9 @@ from pyroute2 import IPRoute
 from temporalio.testing import ActivityEnvironment
 
 from activities.contract.errors import LeaseLostError
+from activities.contract.guest_network import GUEST_ADDRESS
 from activities.contract.scope import VmRef
 from activities.microvm.network import (
-    GUEST_ADDRESS,
     NetnsNetworkActivities,
     create_network,
     in_network,

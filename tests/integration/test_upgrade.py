@@ -19,8 +19,9 @@ import pytest
 from devstack.environment import REPOSITORY
 from devstack.stack import APPS
 
+from activities.contract.guest_network import GUEST_ADDRESS
 from activities.contract.names import Step
-from activities.microvm.network import GUEST_ADDRESS, in_network
+from activities.microvm.network import in_network
 from tests.support.earlier_code import EarlierCode, code_of, earlier_code, upgrade_from
 from tests.support.local_http import HTTPD
 from tests.support.real_stack import Product, nothing_left, running_product

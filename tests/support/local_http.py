@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from activities.microvm.network import GUEST_ADDRESS
+from activities.contract.guest_network import GUEST_ADDRESS
 
 HTTPD = "/bin/busybox httpd -f -p 8080 -h /srv"
 HTTPD_ANSWERS = "/bin/busybox wget -q -O /dev/null http://127.0.0.1:8080/index.html"
