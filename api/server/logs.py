@@ -29,14 +29,13 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.contract.names import LOG_TOPIC
 from activities.contract.status import LogEntry
+from activities.store.log_archive import POLL_QUERY
 from api.errors import ApiError, temporal_unavailable
 from api.server.error_translation import to_api_error
 from api.server.finding import QUERY_LIMIT, run_of_build
 from api.server.template_bucket import TemplateBucket
 from api.server.view import BuildView
 
-POLL_QUERY = "__temporal_workflow_stream_poll"
-"""Of `temporalio.contrib.workflow_streams`, which names it in its README."""
 MIN_POLL_SECONDS = 0.25
 MAX_POLL_SECONDS = 2.0
 # So long a follower waits for a Temporal that is away, before it is told to come back.
