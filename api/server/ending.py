@@ -29,7 +29,9 @@ from activities.process.settings import Settings
 from api.errors import RETRY_SECONDS, ApiError, failed_precondition, temporal_unavailable
 from api.server.error_translation import build_not_found
 from api.server.finding import RPC_LIMIT, BuildFinder, run_of_build
+from api.server.history import BuildHistory
 from api.server.template_bucket import TemplateBucket
+from api.server.view import BuildView
 from workflows.delete_template import DeleteTemplate
 
 _log = structlog.get_logger(__name__)
@@ -45,6 +47,7 @@ class BuildEnder:
         self._bucket = bucket
         self._settings = settings
         self._finder = finder
+        self._history = BuildHistory(client)
 
     async def cancel(self, build_id: str, template_id: str = "") -> None:
         """Stop a build and wait until all is undone. A build that is cancelled already is fine.
@@ -112,10 +115,7 @@ class BuildEnder:
             raise build_not_found(build_id, template_id)
         if view is not None and template_id and view.template_id not in ("", template_id):
             raise build_not_found(build_id, template_id)
-        if view is not None and view.config is None:
-            raise temporal_unavailable("no worker answers for this build")
-        source = view.config.source if view and view.config else None
-        own = source if isinstance(source, FromImage) and source.is_own else None
+        own = await self._own_image(view) if view is not None else None
         return DeleteTemplateInput(
             template_id=view.template_id if view else template_id or "unknown",
             build_id=build_id,
@@ -124,6 +124,18 @@ class BuildEnder:
             registry_auth=own.login if own else None,
             late_arrival_seconds=self._settings.late_arrival_seconds,
         )
+
+    async def _own_image(self, view: BuildView) -> FromImage | None:
+        """Return the service's own image that a build was made of, with the registry's login.
+
+        What an archive or a template's metadata tells comes without it: only the history has it.
+        """
+        started = await self._history.started_with(view)
+        config = started.config if started is not None else view.config
+        if config is None:
+            raise temporal_unavailable("no worker answers for this build")
+        source = config.source
+        return source if isinstance(source, FromImage) and source.is_own else None
 
     async def _run_delete(self, delete: DeleteTemplateInput) -> None:
         start = WithStartWorkflowOperation(

@@ -39,7 +39,7 @@ from activities.contract.errors import (
     StartCommandError,
 )
 from activities.contract.inputs import PullImageInput
-from activities.contract.names import Step, build_workflow_id
+from activities.contract.names import Step, build_workflow_id, delete_workflow_id
 from activities.contract.registry_logins import PasswordLogin
 from activities.contract.sources import FromImage
 from activities.contract.status import BuildState, BuildStatus, LogEntry, LogLevel
@@ -54,7 +54,13 @@ from api.pb import template_manager_pb2 as pb
 from api.server import logs as build_logs
 from api.server.server import running_server
 from tests.support.example_template import metadata
-from tests.support.recording_host import Journal, RecordingHost, running_host, workflow_worker
+from tests.support.recording_host import (
+    Journal,
+    RecordingHost,
+    RecordingLog,
+    running_host,
+    workflow_worker,
+)
 from tests.support.running_api import (
     Api,
     messages,
@@ -619,6 +625,16 @@ async def forget_in_temporal(api: Api, build_id: str) -> None:
                 await asyncio.sleep(0.1)
 
 
+async def begun(api: Api, workflow_id: str) -> None:
+    """Wait until Temporal knows a workflow."""
+    async with asyncio.timeout(30):
+        while True:
+            with contextlib.suppress(RPCError):  # NOT_FOUND
+                await api.temporal.get_workflow_handle(workflow_id).describe()
+                return
+            await asyncio.sleep(0.1)
+
+
 def let_registry_fail(api: Api) -> None:
     errors = [RegistryUnavailableError("503")] * OPTIONS.retry_attempts
     api.journal.fail("pull_image", *errors)
@@ -688,6 +704,27 @@ async def test_a_public_image_s_build_is_retried_when_only_the_archive_remembers
     await api.client.retry(build_id)
     pull = await pull_of_retry(api, empty_bucket, build_id)
     assert (pull.image, pull.auth) == ("127.0.0.1:5000/web:1", None)
+
+
+async def test_a_private_image_of_the_service_s_own_is_deleted_with_its_login(
+    api_alone: Api, empty_bucket: Bucket
+) -> None:
+    api = api_alone
+    let_registry_fail(api)
+    build_id = await failed_without_workers(
+        api, empty_bucket, from_image="", from_image_registry=LOGIN
+    )
+    deleting = asyncio.create_task(api.client.delete(build_id))
+    log = RecordingLog(api.journal)
+    removing = (log.delete_objects, log.delete_image_tag, log.remove_late_arrivals)
+    await begun(api, delete_workflow_id(build_id))  # nobody answers what the build was of
+    async with workflow_worker(api.temporal, removing), running_host(api.temporal, api.host):
+        await deleting
+    [delete] = [asked for name, asked in api.journal.arguments if name == "delete_image_tag"]
+    assert delete.own_image == f"{api.settings.registry}/web:{build_id}"
+    assert isinstance(delete.registry_auth, PasswordLogin)
+    sealer = Sealer(api.settings.secret_keys)
+    assert sealer.open(delete.registry_auth.secret, build_id) == PASSWORD
 
 
 async def test_what_was_done_is_not_guessed_when_nothing_tells_it(
