@@ -47,9 +47,11 @@ from activities.disk.data_dir import DataDir
 from activities.disk.leftovers import Leftover
 from activities.disk.locks import locked
 from activities.disk.namespaces import in_mount_namespace
+from activities.image.container_files import lines_of_file
 from activities.image.containers import DEFAULT_PATH, labels_of, remove_container, wait_for_exit
 from activities.image.copy_layout import CopyInstruction, lay_out
 from activities.image.docker_daemon import InspectedImage, docker_errors, find_image
+from activities.image.output_lines import OutputLines
 from activities.process.settings import Settings
 from activities.step.ledger import LeaseLedger
 from activities.step.running_step import RunningStep, running_step
@@ -284,23 +286,12 @@ class DockerImageStepActivities(ImageStepActivities):
         return uid, gid
 
     def _account(self, container: str, file: str, name: str, owner: str) -> list[str]:
-        for line in self._read(container, file).decode(errors="replace").splitlines():
-            fields = line.split(":")
-            if fields[0] == name and len(fields) > 3 - (file == "/etc/group"):
-                return fields
+        with contextlib.closing(lines_of_file(self._docker, container, file)) as lines:
+            for line in lines:
+                fields = line.split(":")
+                if fields[0] == name and len(fields) > 3 - (file == "/etc/group"):
+                    return fields
         raise ImageStepError(f"COPY as {owner}: {file} of the image has no {name}")
-
-    def _read(self, container: str, path: str) -> bytes:
-        try:
-            stream, _ = self._docker.get_archive(container, path)
-        except docker.errors.NotFound:
-            return b""
-        with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:
-            for member in archive:
-                content = archive.extractfile(member)
-                if content is not None:
-                    return content.read()
-        return b""
 
     def _is_directory(self, container: str, path: str) -> bool:
         try:
@@ -448,15 +439,13 @@ def _hex(key: str) -> str:
 
 
 def _relay(output: Iterable[bytes], running: RunningStep, source: str) -> None:
-    rest, lines = b"", 0
+    said, told = OutputLines(), 0
     for part in output:
-        *whole, rest = (rest + part).split(b"\n")
-        for line in whole:
-            lines += 1
-            if lines <= MAX_OUTPUT_LINES:
-                running.log.info(line.decode(errors="replace").rstrip("\r"), source=source)
-    if rest:
-        running.log.info(rest.decode(errors="replace"), source=source)
+        for line in said.add(part)[: MAX_OUTPUT_LINES - told]:
+            told += 1
+            running.log.info(line, source=source)
+    for line in said.finish():
+        running.log.info(line, source=source)
 
 
 def old_step_images(client: docker.APIClient, made_before: float) -> Iterator[Leftover]:

@@ -26,6 +26,7 @@ from activities.contract.names import Step
 from activities.contract.scope import BuildScope
 from activities.disk.data_dir import DataDir
 from activities.image.containers import DEFAULT_PATH, labels_of, wait_for_exit
+from activities.image.output_lines import OutputLines
 from activities.process.settings import Settings
 from activities.rootfs.guest_files import IN_GUEST, GuestFacts
 from activities.step.build_log import BuildLog
@@ -152,17 +153,15 @@ def inspect_image(client: docker.APIClient, build: BuildRootfsInput) -> dict[str
 
 
 def _read_output(output: Any, facts: GuestFacts, log: BuildLog) -> None:
-    lines = {"stdout": b"", "stderr": b""}
+    streams = (OutputLines(), OutputLines())
     written = 0
     for parts in output:
-        for name, part in zip(lines, parts, strict=True):
-            *whole, lines[name] = (lines[name] + (part or b"")).split(b"\n")
-            for line in whole:
+        for stream, part in zip(streams, parts, strict=True):
+            for line in stream.add(part or b""):
                 written += 1
-                _take_line(line.decode(errors="replace"), facts, log, written)
-    for rest in lines.values():
-        if rest:
-            _take_line(rest.decode(errors="replace"), facts, log, written)
+                _take_line(line, facts, log, written)
+    for line in (line for stream in streams for line in stream.finish()):
+        _take_line(line, facts, log, written)
 
 
 def _take_line(line: str, facts: GuestFacts, log: BuildLog, number: int) -> None:

@@ -80,6 +80,7 @@ DIRECTORIES_ADDED = 12  # at most: those that a bare image lacks, and the files 
 
 
 COPY_ERROR_LINES = 20
+COPY_ERROR_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -383,9 +384,15 @@ def copy_tree(
 
 def _require_copied(messages: Path, *processes: subprocess.Popen[bytes]) -> None:
     if any(process.returncode for process in processes):
-        lines = messages.read_text(errors="replace").splitlines()[-COPY_ERROR_LINES:]
+        lines = _last_lines(messages)
         kind = HostDiskFullError if "No space left" in "".join(lines) else FilesystemToolError
         raise kind(f"copying the image failed: {lines[-1] if lines else '?'}", log_tail=lines)
+
+
+def _last_lines(messages: Path) -> list[str]:
+    with messages.open("rb") as file:  # one for each file of the image, if it comes to that
+        file.seek(max(0, messages.stat().st_size - COPY_ERROR_BYTES))
+        return file.read().decode(errors="replace").splitlines()[-COPY_ERROR_LINES:]
 
 
 def _restore_times(source: Path, target: Path, files: list[bytes]) -> None:

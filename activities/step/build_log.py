@@ -2,7 +2,8 @@
 
 Each line goes to a file on the host (`<data>/logs/<build_id>.jsonl`, one JSON object a line, a
 `LogEntry`) and, in batches, to the workflow's durable stream, where a client follows it
-from any offset. The stream is bounded; the file has everything and is uploaded as `build.log`.
+from any offset. Both are bounded: the stream by lines and bytes, the file, which is uploaded as
+`build.log`, by what each step may write. Warnings and errors always get into the file.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from activities.process.clock import utc_now
 BATCH_INTERVAL = timedelta(seconds=1)
 MAX_STREAM_LINES = 5_000
 MAX_STREAM_BYTES = 16 * MIB
+MAX_STEP_BYTES = 8 * MIB
 MAX_LINE_CHARS = 4_096
 FLUSH_LIMIT_SECONDS = 10.0
 REDACTED = "[secret]"
@@ -60,6 +62,8 @@ def readable(text: str) -> str:
     plain = without_escapes(text)
     if "\r" in plain:
         plain = next((part for part in reversed(plain.split("\r")) if part), "")
+    if plain.isprintable():
+        return plain
     return "".join(c if c == "\t" or c.isprintable() else UNPRINTABLE for c in plain)
 
 
@@ -75,6 +79,9 @@ class BuildLog:
         self._lock = threading.Lock()
         self._tail: deque[str] = deque(maxlen=LOG_TAIL_LINES)
         self._secrets: set[str] = set()
+        self._written_bytes = 0
+        self._is_full = False
+        self._is_streamed = True
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def redact(self, secret: str) -> None:
@@ -100,18 +107,15 @@ class BuildLog:
 
     def write(self, level: LogLevel, message: str, **fields: str) -> None:
         """Write one line; longer ones than MAX_LINE_CHARS are cut and say so."""
-        entry = LogEntry(
-            timestamp=utc_now(),
-            level=level,
-            message=self._clean(message),
-            step=self._step,
-            fields={name: self._clean(value) for name, value in fields.items()},
-        )
+        cleaned = self._clean(message)
+        with self._lock:
+            self._tail.append(cleaned)
+            if self._is_full and level not in (LogLevel.WARN, LogLevel.ERROR):
+                return
+        entry = self._entry(level, cleaned, **fields)
         line = entry.model_dump_json() + "\n"
         with self._lock:
-            self._tail.append(entry.message)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(line)
+            self._append(line)
             publish = self._within_bounds(len(line))
         if publish and self._topic and self._loop:
             self._loop.call_soon_threadsafe(self._topic.publish, entry)
@@ -129,14 +133,36 @@ class BuildLog:
             return text
         return text[:MAX_LINE_CHARS] + f"… [{len(text) - MAX_LINE_CHARS} more characters cut]"
 
+    def _entry(self, level: LogLevel, cleaned: str, **fields: str) -> LogEntry:
+        return LogEntry(
+            timestamp=utc_now(),
+            level=level,
+            message=cleaned,
+            step=self._step,
+            fields={name: self._clean(value) for name, value in fields.items()},
+        )
+
+    def _append(self, line: str) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line)
+            self._written_bytes += len(line.encode())
+            if self._written_bytes < MAX_STEP_BYTES or self._is_full:
+                return
+            self._is_full = True
+            full = f"this step has logged {MAX_STEP_BYTES // MIB} MiB: the rest is left out"
+            file.write(self._entry(LogLevel.WARN, full).model_dump_json() + "\n")
+
     def _within_bounds(self, size_bytes: int) -> bool:
         """Count what has gone to the stream, over all steps of the build on this host."""
+        if not self._is_streamed:
+            return False
         counter = _counter_of(self.path)
         try:
             lines, total = json.loads(counter.read_text())
         except (FileNotFoundError, ValueError):
             lines, total = 0, 0
         if lines >= MAX_STREAM_LINES or total >= MAX_STREAM_BYTES:
+            self._is_streamed = False
             return False
         counter.write_text(json.dumps([lines + 1, total + size_bytes]))
         if lines + 1 >= MAX_STREAM_LINES or total + size_bytes >= MAX_STREAM_BYTES:
