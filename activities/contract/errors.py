@@ -94,7 +94,10 @@ class ImageNotFoundError(TemplateManagerError):
 class RegistryAuthError(TemplateManagerError):
     """The registry refused our credentials."""
 
-    hint = "Give valid credentials in from_image_registry (CLI: --registry-user, --registry-…)."
+    hint = (
+        "Give valid credentials in from_image_registry (CLI: --registry-user and "
+        "--registry-password-stdin)."
+    )
 
 
 class RegistryUnavailableError(HostFaultError):
@@ -153,14 +156,20 @@ class FilesMissingError(TemplateManagerError):
 class RootfsTooLargeError(TemplateManagerError):
     """The file system would be larger than the limit."""
 
-    hint = "Make the image or disk_size_mb smaller, or raise TEMPLATE_MANAGER_MAX_ROOTFS_MB."
+    hint = (
+        "Make the image or disk_size_mb (CLI: --disk) smaller, or let an operator raise "
+        "TEMPLATE_MANAGER_MAX_ROOTFS_MB."
+    )
 
 
 class HostDiskFullError(HostFaultError):
     """The host's disk has no room for the build."""
 
     retryable = False
-    hint = "Free space on the host (template-manager sweep) or point the data directory elsewhere."
+    hint = (
+        "Free space on the host (template-manager sweep) or let TEMPLATE_MANAGER_DATA_DIR be on a "
+        "larger disk."
+    )
 
 
 class ProvisioningError(TemplateManagerError):
@@ -187,13 +196,19 @@ class FilesystemToolError(HostFaultError):
 class KernelMissingError(TemplateManagerError):
     """The requested kernel version is not on the host."""
 
-    hint = "Install the kernel on the host at that path, or ask for a version that is there."
+    hint = (
+        "Install the kernel on the host at that path, or ask for a version that template-manager "
+        "hosts shows."
+    )
 
 
 class FirecrackerMissingError(TemplateManagerError):
     """The requested Firecracker version is not on the host."""
 
-    hint = "Install that Firecracker on the host, or ask for a version that is there."
+    hint = (
+        "Install that Firecracker on the host at that path, or ask for a version that "
+        "template-manager hosts shows."
+    )
 
 
 class AgentMissingError(TemplateManagerError):
@@ -231,14 +246,20 @@ class StartCommandError(TemplateManagerError):
 class ReadyTimeoutError(TemplateManagerError):
     """The ready command did not succeed in time."""
 
-    hint = "Check the ready command and the start command's output, or raise the ready timeout."
+    hint = (
+        "Check the ready command and the start command's output, or raise ready_timeout_seconds "
+        "(CLI: --ready-timeout)."
+    )
 
 
 class SnapshotNotResumableError(TemplateManagerError):
     """The snapshot did not resume, or the resumed guest does not answer."""
 
     users_fault = False
-    hint = "Retry the build; if it happens again, the guest does not survive a snapshot."
+    hint = (
+        "Retry the build (template-manager retry); if it happens again, the guest does not "
+        "survive a snapshot."
+    )
 
 
 # ---- Storage
@@ -254,6 +275,15 @@ class StorageDeniedError(TemplateManagerError):
     """The bucket does not exist, or we may not write to it, or its quota is used up."""
 
     hint = "Check the bucket's name, permissions and quota, then retry the build."
+
+
+class PreconditionFailedError(HostFaultError):
+    """An object of the bucket is not as it was last seen: another process was quicker.
+
+    Whoever can tell what that means catches it. Else the activity is tried again, and looks anew.
+    """
+
+    hint = "Retry the build; if it happens again, look for what else writes to the bucket."
 
 
 class StorageCorruptionError(HostFaultError):
@@ -316,7 +346,10 @@ class AddressTakenError(HostFaultError):
     """The process cannot listen where its settings say."""
 
     retryable = False
-    hint = "Correct METRICS_ADDRESS or HEALTH_ADDRESS, or stop what listens there."
+    hint = (
+        "Correct TEMPLATE_MANAGER_METRICS_ADDRESS or TEMPLATE_MANAGER_HEALTH_ADDRESS, or stop what "
+        "listens there."
+    )
 
 
 class HostAwayError(HostFaultError):
@@ -337,6 +370,24 @@ class SealedSecretError(TemplateManagerError):
 
     users_fault = False
     hint = "Give API and hosts the same TEMPLATE_MANAGER_SECRET_KEYS."
+
+
+class StepTimeoutError(HostFaultError):
+    """A time limit has passed: the step took too long, or its host or worker was not there."""
+
+    hint = (
+        "Check the host's load (template-manager hosts) and retry the build; an operator raises "
+        "limits with TEMPLATE_MANAGER_BUILD."
+    )
+
+
+class InternalFaultError(HostFaultError):
+    """Something failed that nobody has foreseen: a fault of this program."""
+
+    hint = (
+        "Tell the operators: the failed activity in the Temporal Web UI says where it happened. "
+        "The build can be retried."
+    )
 
 
 class BuildCancelledError(TemplateManagerError):
@@ -361,15 +412,17 @@ def failure_of(error: BaseException, step: Step | None = None) -> BuildFailure:
     if isinstance(cause, TemplateManagerError):
         failure = cause.failure()
         return failure.model_copy(update={"step": failure.step or step})
-    kind = (
-        cause.type if isinstance(cause, ApplicationError) and cause.type else type(cause).__name__
-    )
-    return BuildFailure(
-        error_type=kind,
-        message=str(cause) or kind,
-        step=step,
-        hint="See the failed activity in the Temporal Web UI; the build can be retried.",
-    )
+    kind = cause.type if isinstance(cause, ApplicationError) else None
+    fault = fault_of(cause).failure()
+    return fault.model_copy(update={"error_type": kind or type(cause).__name__, "step": step})
+
+
+def fault_of(error: BaseException) -> InternalFaultError:
+    """Return the error that says honestly that `error` is none of the typed ones."""
+    kind, told = type(error).__name__, str(error)
+    if told and not isinstance(error, ApplicationError):  # which tells its type itself
+        told = f"{kind}: {told}"
+    return InternalFaultError(f"a fault of ours: {(told or kind)[:LOG_TAIL_LINE_CHARS]}")
 
 
 def error_type_of(error: BaseException) -> str:
@@ -382,12 +435,21 @@ def error_type_of(error: BaseException) -> str:
     return ""
 
 
+_WORKERS_HINT = (
+    "Check that template-manager host and worker run and reach Temporal (template-manager hosts), "
+    "then retry the build."
+)
+# What passed which of Temporal's limits, and another hint than that of the type.
+_TIMEOUTS: dict[str, tuple[str, str | None]] = {
+    "START_TO_CLOSE": ("did not end within its limit", None),
+    "SCHEDULE_TO_CLOSE": ("did not come through within the limit for all its tries", None),
+    "SCHEDULE_TO_START": ("was taken by no worker", _WORKERS_HINT),
+    "HEARTBEAT": ("fell silent, and with it the process that ran it", _WORKERS_HINT),
+}
+
+
 def _timeout_failure(error: ActivityError, step: Step | None) -> BuildFailure:
-    timeout = error.cause
-    kind = getattr(getattr(timeout, "type", None), "name", "TIMEOUT")
-    return BuildFailure(
-        error_type="StepTimeoutError",
-        message=f"{error.activity_type} did not finish in time ({kind.lower()})",
-        step=step,
-        hint="Look at the host's load and the build log; the build can be retried.",
-    )
+    kind = getattr(getattr(error.cause, "type", None), "name", "START_TO_CLOSE")
+    what, hint = _TIMEOUTS.get(kind, ("did not finish in time", None))
+    message = f"{error.activity_type} {what} ({kind.lower()})"
+    return StepTimeoutError(message, step=step, hint=hint).failure()

@@ -17,6 +17,7 @@ from temporalio.api.operatorservice.v1 import (
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig
+from temporalio.exceptions import FailureError
 from temporalio.runtime import Runtime
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import (
@@ -29,7 +30,12 @@ from temporalio.worker import (
 )
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
-from activities.contract.errors import TemplateManagerError, TemporalUnavailableError
+from activities.contract.errors import (
+    InternalFaultError,
+    TemplateManagerError,
+    TemporalUnavailableError,
+    fault_of,
+)
 from activities.contract.search_attributes import SEARCH_ATTRIBUTES
 from activities.process.logging import fields_of_activity
 from activities.process.tracing import client_interceptors
@@ -38,6 +44,19 @@ from activities.process.tracing import client_interceptors
 # long; and a stopping worker gives its activities this long to let go.
 MAX_HEARTBEAT_THROTTLE = timedelta(seconds=2)
 GRACEFUL_SHUTDOWN = timedelta(seconds=10)
+
+# What only a mistake in this program raises, and how often its activity is tried all the same.
+MISTAKES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)
+FAULT_ATTEMPTS = 3
 
 _log = structlog.get_logger(__name__)
 
@@ -171,8 +190,20 @@ class _ErrorActivityInterceptor(ActivityInboundInterceptor):
             except asyncio.CancelledError:
                 _log.info("activity cancelled", seconds=_since(began))
                 raise
+            except FailureError:  # in its wire form already
+                raise
+            except Exception as error:
+                _log.exception("activity failed by a fault of ours", seconds=_since(began))
+                raise _fault(error, info.attempt).to_application_error() from error
             _log.info("activity done", seconds=_since(began))
             return result
+
+
+def _fault(error: Exception, attempt: int) -> InternalFaultError:
+    """Return what an unforeseen error is told as. What is a mistake in a program comes again."""
+    fault = fault_of(error)
+    fault.retryable = attempt < FAULT_ATTEMPTS or not isinstance(error, MISTAKES)
+    return fault
 
 
 def _since(began: float) -> float:

@@ -27,7 +27,7 @@ from google.cloud.storage.exceptions import DataCorruption
 from google.cloud.storage.retry import DEFAULT_RETRY
 
 from activities.contract.errors import (
-    HostFaultError,
+    PreconditionFailedError,
     StorageCorruptionError,
     StorageDeniedError,
     StorageUnavailableError,
@@ -57,13 +57,6 @@ RETRY = DEFAULT_RETRY.with_delay(
 
 Check = Callable[[], None]
 Request = Callable[..., object]
-
-
-class PreconditionFailedError(HostFaultError):
-    """The object's generation is not the expected one: somebody else was there.
-
-    Whoever can tell what that means catches it. Else the activity is tried again, and looks anew.
-    """
 
 
 class _Checksum(Protocol):

@@ -10,11 +10,11 @@ import json
 from collections.abc import Iterator
 from functools import partial
 
-from activities.contract.errors import LeaseLostError
+from activities.contract.errors import LeaseLostError, PreconditionFailedError
 from activities.contract.names import HostName
 from activities.disk.leftovers import Leftover
 from activities.process.clock import utc_now
-from activities.store.bucket import Bucket, PreconditionFailedError
+from activities.store.bucket import Bucket
 from activities.store.objects import LEASES, lease_name, parse_object_name
 
 RACES = 3

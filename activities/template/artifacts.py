@@ -21,6 +21,7 @@ from temporalio import activity
 from activities.contract.errors import (
     CheckpointLostError,
     LeaseLostError,
+    PreconditionFailedError,
     StorageCorruptionError,
     StorageUnavailableError,
     TemplateAlreadyPublishedError,
@@ -43,7 +44,7 @@ from activities.process.settings import Settings
 from activities.step.checkpoints import CheckpointStore
 from activities.step.ledger import LeaseLedger
 from activities.step.running_step import RunningStep, running_step
-from activities.store.bucket import Bucket, PreconditionFailedError, crc32c_of
+from activities.store.bucket import Bucket, crc32c_of
 from activities.store.headers import BLOCK_BYTES, Header
 from activities.store.lease_numbers import LeaseObjects
 from activities.store.metadata import metadata_of, published_template, wrong_objects

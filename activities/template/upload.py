@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, Semaphore
 
-from activities.contract.errors import StorageCorruptionError
+from activities.contract.errors import PreconditionFailedError, StorageCorruptionError
 from activities.contract.results import StoredObject
 from activities.disk.leftovers import Leftover
 from activities.disk.sparse_files import CHUNK_BYTES, ZEROS, data_extents
@@ -25,7 +25,6 @@ from activities.store.bucket import (
     Bucket,
     Check,
     Crc32c,
-    PreconditionFailedError,
     crc32c_of,
 )
 from activities.store.headers import Extent, ExtentBuilder, nonzero_blocks

@@ -10,11 +10,12 @@ from devstack.stack import Stack
 
 from activities.contract.errors import (
     LeaseLostError,
+    PreconditionFailedError,
     StorageCorruptionError,
     StorageDeniedError,
     StorageUnavailableError,
 )
-from activities.store.bucket import Bucket, PreconditionFailedError
+from activities.store.bucket import Bucket
 from activities.store.lease_numbers import LeaseObjects
 from activities.store.objects import lease_name
 from tests.support.example_template import BUILD

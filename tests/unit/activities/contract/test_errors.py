@@ -13,6 +13,7 @@ from temporalio.exceptions import (
 
 from activities.contract import errors
 from activities.contract.errors import (
+    InternalFaultError,
     ReadyTimeoutError,
     RegistryUnavailableError,
     TemplateManagerError,
@@ -80,6 +81,17 @@ def test_a_timeout_says_which_activity_and_which_limit() -> None:
     assert failure.step is Step.BOOT
 
 
-def test_an_unknown_error_still_tells_its_kind() -> None:
+@pytest.mark.parametrize("kind", [*TimeoutType], ids=lambda kind: kind.name)
+def test_each_limit_is_told_in_words_with_what_to_do(kind: TimeoutType) -> None:
+    cause = TimeoutError("timed out", type=kind, last_heartbeat_details=[])
+    failure = failure_of(wrapped(cause), Step.BOOT)
+    assert failure.message.startswith("wait_until_ready ")
+    assert failure.message.endswith(f" ({kind.name.lower()})")
+    assert "template-manager hosts" in failure.hint
+
+
+def test_an_unknown_error_still_tells_its_kind_and_whose_fault_it_is() -> None:
     failure = failure_of(wrapped(ApplicationError("boom", type="KeyError")), Step.PULL)
-    assert (failure.error_type, failure.message) == ("KeyError", "KeyError: boom")
+    assert (failure.error_type, failure.message) == ("KeyError", "a fault of ours: KeyError: boom")
+    assert failure.hint == InternalFaultError.hint
+    assert failure_of(ValueError(), Step.PULL).message == "a fault of ours: ValueError"
