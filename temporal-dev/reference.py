@@ -6,6 +6,7 @@ code does.
 
 from __future__ import annotations
 
+import ast
 import html
 import inspect
 import re
@@ -22,14 +23,16 @@ from api.server.access import NEEDED, Right
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PROTO = ROOT / "proto" / "template_manager.proto"
+ROOMS = ("activities", "workflows", "api")
+EXAMPLES = 2
 MADE = "<!-- Made from the code by `make docs`: change the code, not this page. -->\n\n"
 ERRORS = """\
 # Errors
 
 What a build can fail with. The type is in its status (`error_type`), in the Web UI and in the
-metrics; the message says what happened, the hint what to do next. *Tried again* says whether the
-step is tried again by itself, up to the build's `retry_attempts`. Where nothing is to be done next,
-the workflow does it. A time limit that has passed is told as `StepTimeoutError`.
+metrics; the message says what happened, the hint what to do next. *For example* has messages as the
+code says them, `…` is what they name. *Tried again* says whether the step is tried again by itself,
+up to the build's `retry_attempts`. Where nothing is to be done next, the workflow does it.
 """
 API = """\
 # API
@@ -76,7 +79,7 @@ def rpcs() -> list[Rpc]:
 
 def errors_page() -> str:
     """Return the page of error types."""
-    head = ("type", "what it means", "tried again", "what to do next")
+    head = ("type", "cause", "for example", "tried again", "what to do next")
     return f"{MADE}{ERRORS}\n{_table(head, _error_rows())}"
 
 
@@ -113,10 +116,35 @@ def main() -> None:
 
 
 def _error_rows() -> Iterator[tuple[str, ...]]:
+    said = messages()
     for error in error_types():
-        meaning = (inspect.getdoc(error) or "").partition("\n\n")[0]
+        cause = _one_line((inspect.getdoc(error) or "").partition("\n\n")[0])
+        examples = "; ".join(f"“{text}”" for text in said.get(error.__name__, ())[:EXAMPLES])
         again = "yes" if error.retryable else "no"
-        yield f"`{error.__name__}`", _one_line(meaning), again, error.hint or "–"
+        yield f"`{error.__name__}`", cause, examples or "–", again, error.hint or "–"
+
+
+def messages() -> dict[str, list[str]]:
+    """Return what each type of error is raised with, `…` for what is only known then."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.args:
+                text = text_of(call.args[0])
+                if re.search(r"\w", text) and text not in found.setdefault(call.func.id, []):
+                    found[call.func.id].append(text)
+    return found
+
+
+def text_of(message: ast.expr) -> str:
+    """Return a string as the code has it, '' when it has none there."""
+    match message:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr(values=parts):
+            return re.sub("…+", "…", "".join(text_of(part) or "…" for part in parts))
+        case _:
+            return ""
 
 
 def _rpc_rows() -> Iterator[tuple[str, ...]]:

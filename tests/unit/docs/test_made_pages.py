@@ -22,7 +22,7 @@ def test_each_error_is_told_once() -> None:
     assert sorted(cell.strip("`") for cell in table.column("type")) == sorted(
         ours - {"TemplateManagerError"}  # the base of all: nothing fails with it
     )
-    assert all(table.column("what it means"))
+    assert all(table.column("cause"))
 
 
 def test_each_rpc_is_told_once() -> None:
