@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,7 @@ from activities.contract.errors import DockerUnavailableError
 from activities.contract.model import Model
 
 TIMEOUT_SECONDS = 60
+DEFAULT_ADDRESS = "unix:///var/run/docker.sock"
 
 
 def make_docker_client() -> docker.APIClient:
@@ -30,7 +32,8 @@ def docker_errors() -> Iterator[None]:
     except docker.errors.APIError as error:
         raise DockerUnavailableError(f"Docker refused a call: {error.explanation}") from error
     except (requests.RequestException, docker.errors.DockerException) as error:
-        raise DockerUnavailableError(f"Docker cannot be reached: {error}") from error
+        address = os.environ.get("DOCKER_HOST") or DEFAULT_ADDRESS
+        raise DockerUnavailableError(f"Docker cannot be reached at {address}: {error}") from error
 
 
 class ContainerConfig(Model):

@@ -1,0 +1,236 @@
+"""Each error that a build can fail with is provoked somewhere on real parts: here, or as named."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import reference
+from temporalio.client import Client
+
+from activities.contract.errors import (
+    DockerUnavailableError,
+    FilesystemDamagedError,
+    FilesystemToolError,
+    StorageDriverError,
+    TemplateManagerError,
+)
+from activities.contract.inputs import BuildInput
+from activities.disk.ext4 import check_filesystem, resize_filesystem
+from activities.image.docker_daemon import make_docker_client
+from activities.rootfs.rootfs import image_layers
+from tests.support.pages import ROOT
+from tests.support.recording_host import RecordingHost
+from tests.support.running_api import Api, forget
+from tests.support.workflow_runs import OPTIONS, config, start
+from workflows.build_template import BuildTemplate
+
+pytestmark = pytest.mark.counts_nothing
+
+HERE = "integration/test_errors.py"
+# Where each is provoked. What is named raises the type, or shows it to a user.
+PROVOKED = {
+    "ImageNotFoundError": "integration/test_image.py::test_a_missing_image_says_so",
+    "RegistryAuthError": (
+        "integration/test_image.py::test_without_the_right_password_the_registry_refuses"
+    ),
+    "RegistryUnavailableError": (
+        "integration/test_image.py::test_an_unreachable_registry_can_be_tried_again"
+    ),
+    "WrongArchitectureError": (
+        "integration/test_image.py::test_another_architecture_is_refused_before_unpacking"
+    ),
+    "ImageUnusableError": "integration/test_image.py::test_a_damaged_layer_is_never_taken",
+    "DockerUnavailableError": f"{HERE}::test_a_docker_that_is_away_is_told_with_its_address",
+    "StorageDriverError": f"{HERE}::test_another_storage_driver_is_named",
+    "ImageStepError": (
+        "integration/test_image_steps.py::test_a_failing_step_is_named_with_its_output"
+    ),
+    "FilesMissingError": (
+        "integration/test_image_steps.py::test_missing_files_and_accounts_are_named"
+    ),
+    "RootfsTooLargeError": (
+        "integration/test_rootfs.py::test_too_large_says_both_sizes_before_any_copy"
+    ),
+    "HostDiskFullError": (
+        "integration/test_rootfs.py::test_a_full_disk_is_said_and_leaves_nothing"
+    ),
+    "ProvisioningError": "integration/test_rootfs.py::test_an_unknown_user_fails_with_its_name",
+    "FilesystemDamagedError": f"{HERE}::test_a_damaged_file_system_is_told_with_what_e2fsck_says",
+    "FilesystemToolError": f"{HERE}::test_a_tool_that_fails_is_named",
+    "KernelMissingError": (
+        "integration/test_microvm.py::test_what_the_host_lacks_is_named_before_any_work"
+    ),
+    "FirecrackerMissingError": (
+        "integration/test_microvm.py::test_what_the_host_lacks_is_named_before_any_work"
+    ),
+    "AgentMissingError": ("integration/test_rootfs.py::test_a_missing_agent_fails_before_any_work"),
+    "HugePagesUnsupportedError": (
+        "integration/test_microvm.py::test_what_the_host_lacks_is_named_before_any_work"
+    ),
+    "VmmError": (
+        "unit/activities/microvm/test_client.py::test_what_firecracker_refuses_is_in_the_error"
+    ),
+    "GuestDiedError": "integration/test_microvm.py::test_a_kernel_panic_is_told",
+    "StartCommandError": (
+        "integration/test_microvm.py::test_a_command_that_does_not_exist_fails_at_once"
+    ),
+    "ReadyTimeoutError": (
+        "integration/test_microvm.py::test_a_ready_command_that_hangs_is_bounded_too"
+    ),
+    "SnapshotNotResumableError": (
+        "integration/test_microvm.py::test_a_damaged_snapshot_is_not_resumable_and_not_used_again"
+    ),
+    "StorageUnavailableError": (
+        "integration/test_bucket.py::test_a_bucket_that_cannot_be_reached_is_unavailable"
+    ),
+    "StorageDeniedError": (
+        "integration/test_bucket.py::test_a_bucket_that_does_not_exist_is_named_in_seconds"
+    ),
+    "PreconditionFailedError": (
+        "integration/test_bucket.py::test_a_write_that_expects_another_generation_is_refused"
+    ),
+    "StorageCorruptionError": (
+        "integration/test_artifacts.py::test_a_download_that_is_damaged_leaves_no_file"
+    ),
+    "TemplateAlreadyPublishedError": (
+        "integration/test_artifacts.py::test_another_snapshot_does_not_replace_what_is_published"
+    ),
+    "TemplateNotFoundError": (
+        "integration/test_artifacts.py::test_a_template_that_does_not_exist_is_not_found"
+    ),
+    "TemplateDamagedError": (
+        "integration/test_artifacts.py::test_a_damaged_template_is_not_published"
+    ),
+    "CheckpointLostError": "integration/test_microvm.py::test_a_lost_vm_goes_back_to_the_boot",
+    "LeaseLostError": "integration/test_artifacts.py::test_a_fenced_host_publishes_nothing",
+    "TemporalUnavailableError": (
+        "integration/test_sweep.py::test_when_temporal_is_away_nothing_is_swept"
+    ),
+    "AddressTakenError": (
+        "unit/activities/process/test_health.py::test_an_address_that_is_taken_is_told"
+    ),
+    "HostAwayError": f"{HERE}::test_a_host_that_is_away_is_named",
+    "NoHostError": (
+        "workflows/test_build_template.py::test_without_any_host_the_build_fails_and_says_so"
+    ),
+    "SealedSecretError": ("unit/activities/process/test_sealing.py::test_keys_can_be_rotated"),
+    "StepTimeoutError": f"{HERE}::test_a_step_that_takes_too_long_is_told_with_its_limit",
+    "InternalFaultError": (
+        "unit/activities/process/test_temporal.py::"
+        "test_a_mistake_of_ours_says_so_and_is_not_tried_for_ever"
+    ),
+    "BuildCancelledError": f"{HERE}::test_a_cancelled_build_says_so",
+}
+NOT_PROVOKED = {
+    "HostFaultError": "the base of others",
+    "ImageDamagedError": "takes a dockerd that loses an image between its pull and the next call",
+    "HostRestartingError": "reaches nobody: the workflow waits for the host to come back",
+}
+
+
+def test_each_error_is_provoked_somewhere() -> None:
+    types = {error.__name__ for error in reference.error_types()}
+    assert PROVOKED.keys() | NOT_PROVOKED.keys() == types
+    assert not PROVOKED.keys() & NOT_PROVOKED.keys()
+
+
+@pytest.mark.parametrize(("error", "place"), PROVOKED.items())
+def test_the_named_test_is_there_and_is_about_that_error(error: str, place: str) -> None:
+    file, _, name = place.partition("::")
+    source = (ROOT / "tests" / file).read_text()
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [n for n in ast.walk(ast.parse(source)) if isinstance(n, functions) and n.name == name]
+    assert found, f"there is no {place}"
+    assert error in str(ast.get_source_segment(source, found[0]))
+
+
+def require_helpful(error: TemplateManagerError, *named: str) -> None:
+    """Its message names what is meant, and it says what to do next."""
+    assert all(text in error.message for text in named), error.message
+    assert error.hint
+
+
+def test_a_docker_that_is_away_is_told_with_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///no/docker.sock")
+    with pytest.raises(DockerUnavailableError) as caught:
+        make_docker_client()
+    require_helpful(caught.value, "Docker cannot be reached at unix:///no/docker.sock")
+    assert caught.value.retryable
+
+
+def test_another_storage_driver_is_named() -> None:
+    with pytest.raises(StorageDriverError) as caught:
+        image_layers({"GraphDriver": {"Name": "vfs", "Data": None}})
+    require_helpful(caught.value, "'vfs'")
+
+
+@pytest.fixture
+def filesystem(tmp_path: Path) -> Path:
+    image = tmp_path / "rootfs.ext4"
+    with image.open("wb") as file:
+        file.truncate(16 << 20)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", image], check=True)
+    return image
+
+
+def test_a_damaged_file_system_is_told_with_what_e2fsck_says(filesystem: Path) -> None:
+    check_filesystem(filesystem)
+    with filesystem.open("r+b") as file:
+        file.seek(4096)
+        file.write(os.urandom(256 << 10))
+    with pytest.raises(FilesystemDamagedError) as caught:
+        check_filesystem(filesystem)
+    require_helpful(caught.value, "rootfs.ext4")
+    assert caught.value.log_tail
+
+
+def test_a_tool_that_fails_is_named(filesystem: Path) -> None:
+    filesystem.write_bytes(b"no file system")
+    with pytest.raises(FilesystemToolError) as caught:
+        resize_filesystem(filesystem, 32 << 20)
+    require_helpful(caught.value, "resize2fs")
+
+
+def test_a_host_that_is_away_is_named(temporal: Client, recording_host: RecordingHost) -> None:
+    address = temporal.service_client.config.target_host
+    ended = subprocess.run(
+        [Path(sys.executable).with_name("template-manager"), "hosts", "resume", "nobody"],
+        env={**os.environ, "TEMPORAL_ADDRESS": address, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode != 0
+    assert "HostAwayError" in ended.stderr or "host nobody does not answer" in ended.stderr
+    assert "template-manager hosts" in ended.stderr
+
+
+async def test_a_step_that_takes_too_long_is_told_with_its_limit(api: Api) -> None:
+    forget(api.journal)
+    api.journal.hang("pull_image")
+    short = OPTIONS.model_copy(update={"pull_timeout_seconds": 1, "retry_attempts": 1})
+    asked = config()
+    api.ids.append(asked.build_id)
+    handle = await start(api.temporal, BuildInput(config=asked, options=short))
+    async with asyncio.timeout(30):
+        while (status := await handle.query(BuildTemplate.status)).failure is None:
+            await asyncio.sleep(0.1)
+    assert status.failure.error_type == "StepTimeoutError"
+    assert status.failure.message == ("pull_image did not end within its limit (start_to_close)")
+    assert "TEMPLATE_MANAGER_BUILD" in status.failure.hint
+
+
+async def test_a_cancelled_build_says_so(api: Api) -> None:
+    build_id = await api.running_until("build_rootfs")
+    await api.client.cancel(build_id)
+    status = await api.client.status(build_id)
+    assert status.reason.error_type == "BuildCancelledError"
+    assert (status.reason.message, status.reason.step) == ("cancelled", "build_rootfs")
+    assert status.reason.hint
