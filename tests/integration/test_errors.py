@@ -7,26 +7,36 @@ import asyncio
 import os
 import subprocess
 import sys
+import uuid
+from collections.abc import Awaitable
 from pathlib import Path
 
 import pytest
 import reference
+from pydantic import SecretStr
 from temporalio.client import Client
 
 from activities.contract.errors import (
     DockerUnavailableError,
     FilesystemDamagedError,
     FilesystemToolError,
+    StartCommandError,
     StorageDriverError,
     TemplateManagerError,
 )
 from activities.contract.inputs import BuildInput
 from activities.disk.ext4 import check_filesystem, resize_filesystem
 from activities.image.docker_daemon import make_docker_client
+from activities.process.sealing import Sealer
+from activities.process.settings import Settings
 from activities.rootfs.rootfs import image_layers
+from api.client.client import CallError
+from api.errors import ApiError
+from api.pb import template_manager_pb2 as pb
+from api.server.validation import validate
 from tests.support.pages import ROOT
 from tests.support.recording_host import RecordingHost
-from tests.support.running_api import Api, forget
+from tests.support.running_api import Api, forget, template_of
 from tests.support.workflow_runs import OPTIONS, config, start
 from workflows.build_template import BuildTemplate
 
@@ -234,3 +244,52 @@ async def test_a_cancelled_build_says_so(api: Api) -> None:
     assert status.reason.error_type == "BuildCancelledError"
     assert (status.reason.message, status.reason.step) == ("cancelled", "build_rootfs")
     assert status.reason.hint
+
+
+# ---- What the API refuses
+
+
+async def refused(answer: Awaitable[object]) -> CallError:
+    with pytest.raises(CallError) as caught:
+        await answer
+    assert caught.value.hint
+    return caught.value
+
+
+async def test_a_base_that_is_not_there_or_not_ready_is_named(api: Api) -> None:
+    missing = str(uuid.uuid4())
+    base = pb.FromTemplateConfig(build_id=missing)
+    error = await refused(api.client.create(api.template(from_image=None, from_template=base)))
+    assert (error.reason, missing in error.message) == ("BASE_NOT_FOUND", True)
+
+    running = await api.running_until("build_rootfs")
+    base = pb.FromTemplateConfig(build_id=running)
+    error = await refused(api.client.create(api.template(from_image=None, from_template=base)))
+    assert error.reason == "BASE_NOT_READY"
+    assert f"template-manager status {running} --watch" in error.hint
+    assert error.retry_after_seconds
+
+
+async def test_files_that_nobody_has_sent_are_named_by_their_step(api: Api) -> None:
+    copy = pb.TemplateStep(type="COPY", args=["a", "/a", "", ""], files_hash="a" * 64)
+    error = await refused(api.client.create(api.template(steps=[copy])))
+    assert error.reason == "FILES_NOT_FOUND"
+    assert [violation.field for violation in error.violations] == ["template.steps[0].files_hash"]
+
+
+async def test_a_failed_build_cannot_be_cancelled_and_says_so(api: Api) -> None:
+    api.journal.fail("start_vm", StartCommandError("exit code 1"))
+    build_id = (await api.client.create(api.template())).build_id
+    await api.ended(build_id)
+    error = await refused(api.client.cancel(build_id))
+    assert (error.reason, build_id in error.message) == ("BUILD_ALREADY_FAILED", True)
+
+
+async def test_a_server_without_a_key_says_who_sets_it() -> None:
+    login = pb.FromImageRegistry(general=pb.GeneralRegistry(username="me", password="hunter2"))
+    asked = pb.TemplateCreateRequest(template=template_of(from_image_registry=login))
+    with pytest.raises(ApiError) as caught:
+        validate(asked, Settings(), Sealer(SecretStr("")))
+    assert caught.value.reason == "NO_SECRET_KEY"
+    assert "TEMPLATE_MANAGER_SECRET_KEYS" in caught.value.hint
+    assert "hunter2" not in str(caught.value)

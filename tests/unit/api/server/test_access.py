@@ -142,4 +142,5 @@ def test_the_rate_is_limited_for_each_caller() -> None:
     with pytest.raises(ApiError) as error:
         access.admit("HealthStatus", {}, "ipv4:1.2.3.4")
     assert error.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (error.value.reason, "1.2.3.4" in error.value.message) == ("TOO_MANY_CALLS", True)
     assert error.value.retry_after_seconds
