@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import docker
 import docker.errors
 
-from activities.image.output_lines import OutputLines
+from activities.image.output_lines import lines_in
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -36,10 +36,8 @@ def lines_of_file(
     ):
         member = archive.next()
         content = archive.extractfile(member) if member and member.isfile() else None
-        lines = OutputLines()
-        while content and (part := content.read(READ_BYTES)):
-            yield from lines.add(part)
-        yield from lines.finish()
+        if content:
+            yield from lines_in(iter(lambda: content.read(READ_BYTES), b""))
 
 
 class _Stream(io.RawIOBase):

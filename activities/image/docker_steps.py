@@ -16,6 +16,7 @@ import subprocess
 import tarfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ from docker.types import LogConfig
 from temporalio import activity
 
 from activities.contract.errors import (
+    LOG_TAIL_LINES,
     CheckpointLostError,
     DockerUnavailableError,
     FilesystemToolError,
@@ -51,7 +53,7 @@ from activities.image.container_files import lines_of_file
 from activities.image.containers import DEFAULT_PATH, labels_of, remove_container, wait_for_exit
 from activities.image.copy_layout import CopyInstruction, lay_out
 from activities.image.docker_daemon import InspectedImage, docker_errors, find_image
-from activities.image.output_lines import OutputLines
+from activities.image.output_lines import lines_in
 from activities.process.settings import Settings
 from activities.step.ledger import LeaseLedger
 from activities.step.running_step import RunningStep, running_step
@@ -439,12 +441,18 @@ def _hex(key: str) -> str:
 
 
 def _relay(output: Iterable[bytes], running: RunningStep, source: str) -> None:
-    said, told = OutputLines(), 0
-    for part in output:
-        for line in said.add(part)[: MAX_OUTPUT_LINES - told]:
-            told += 1
+    """Log what a step says: its first lines, and the last, which say why it failed."""
+    last: deque[str] = deque(maxlen=LOG_TAIL_LINES)
+    number = 0
+    for number, line in enumerate(lines_in(output), 1):
+        if number <= MAX_OUTPUT_LINES:
             running.log.info(line, source=source)
-    for line in said.finish():
+        else:
+            last.append(line)
+    left_out = number - MAX_OUTPUT_LINES - len(last)
+    if left_out > 0:
+        running.log.warn(f"{left_out} more lines of output are left out")
+    for line in last:
         running.log.info(line, source=source)
 
 

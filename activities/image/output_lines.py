@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from activities.step.build_log import MAX_LINE_CHARS
 
 MAX_LINE_BYTES = 16 * 1024
 # What a log line has room for beside the words that say what was cut.
 CUT_LINE_CHARS = MAX_LINE_CHARS - 64
+
+
+def lines_in(parts: Iterable[bytes]) -> Iterator[str]:
+    """Yield the lines of a stream, without their ends."""
+    lines = OutputLines()
+    for part in parts:
+        yield from lines.add(part)
+    yield from lines.finish()
 
 
 class OutputLines:

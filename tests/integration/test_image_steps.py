@@ -153,6 +153,43 @@ async def test_copy(host: StepHost, registry: Registry) -> None:
     assert tree["/tmp"].mode == 0o1777
 
 
+async def test_an_account_is_found_behind_lines_of_any_length(
+    host: StepHost, registry: Registry
+) -> None:
+    base = await base_of(host, registry)
+    made = await host.build(
+        base,
+        Run(command="head -c 200000000 /dev/zero | tr '\\0' x >> /etc/passwd"),
+        Run(command="printf '\\nlater:x:79:80::/:/bin/sh' >> /etc/passwd"),
+        Copy(source="a", destination="/a", owner="later", files_sha256=host.files(a="1")),
+    )
+    tree = host.tree(made)
+    assert (tree["/a"].uid, tree["/a"].gid) == (79, 80)
+
+
+async def test_an_endless_line_of_a_step_is_cut_in_no_time(
+    host: StepHost, registry: Registry
+) -> None:
+    base, scope = await base_of(host, registry), host.bench.scope()
+    began = time.monotonic()
+    await host.build(base, Run(command="head -c 60000000 /dev/zero | tr '\\0' x"), scope=scope)
+    assert time.monotonic() - began < 30
+    assert "more bytes cut" in host.bench.log_of(scope)
+    assert len(host.bench.log_of(scope)) < 20_000
+
+
+async def test_of_very_much_output_the_first_and_the_last_lines_are_told(
+    host: StepHost, registry: Registry
+) -> None:
+    base, scope = await base_of(host, registry), host.bench.scope()
+    with pytest.raises(ImageStepError) as caught:
+        await host.build(base, Run(command="seq 30000; echo why; exit 1"), scope=scope)
+    assert caught.value.log_tail[-2:] == ("30000", "why")
+    log = host.bench.log_of(scope)
+    assert '"message":"5000"' in log and '"message":"5001"' not in log
+    assert "24981 more lines of output are left out" in log
+
+
 async def test_each_step_is_a_checkpoint(host: StepHost, registry: Registry) -> None:
     base = await base_of(host, registry)
     first = Run(command="cat /proc/sys/kernel/random/uuid > /first")
