@@ -32,6 +32,7 @@ from activities.host.orphans import Describe, describe_with
 from activities.host.served import Activity, served_by, step_activities
 from activities.host.sweep import HostSweep
 from activities.image.docker_daemon import make_docker_client
+from activities.process.allocator import give_memory_back
 from activities.process.health import Readiness, temporal_readiness
 from activities.process.lifecycle import run_until_signalled
 from activities.process.metrics import runtime_for, show_host
@@ -124,6 +125,7 @@ async def run(settings: Settings) -> None:
 
     Raises TemporalUnavailableError, AddressTakenError, and what a worker fails with.
     """
+    give_memory_back()
     threads = ThreadPoolExecutor(settings.host_slots * THREADS_PER_SLOT + EXTRA_STEPS)
     asyncio.get_running_loop().set_default_executor(threads)
     runtime = runtime_for(settings)
