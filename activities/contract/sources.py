@@ -36,9 +36,14 @@ class FromImage(Model):
     reference: str
     """As the user wrote it; `ImageReference.parse` takes it apart."""
     is_own: bool = False
-    """Whether it is the service's own `<registry>/<template_id>:<build_id>`; only then may delete
-    remove its tag."""
+    """Whether it is the service's own `<registry>/<template_id>:<build_id>`, perhaps at a digest;
+    only then may delete remove its tag."""
     login: RegistryLogin | None = None
+
+    @property
+    def own_tag(self) -> str | None:
+        """The tag that delete removes: without the digest, for a registry forgets names."""
+        return self.reference.partition("@")[0] if self.is_own else None
 
     @property
     def described(self) -> str:

@@ -88,6 +88,17 @@ class TemplateClient:
         request = pb.TemplateCreateRequest(template=template)
         return await self._started(self._stub.TemplateCreate(request, timeout=CALL_SECONDS))
 
+    async def image_of(self, template: pb.TemplateConfig) -> str:
+        """Return the image that a build would be of, by its whole name; nothing is started.
+
+        What TemplateCreate would refuse is refused. Raises CallError.
+        """
+        request = pb.TemplateCreateRequest(template=template)
+        answer: pb.TemplateBuildImageResponse = await self._answer(
+            self._stub.TemplateBuildImage(request, timeout=CALL_SECONDS)
+        )
+        return answer.image
+
     async def retry(self, build_id: str) -> CreatedBuild:
         """Go on with a failed build where it failed. Raises CallError."""
         request = pb.TemplateBuildRetryRequest(build_id=build_id)

@@ -156,6 +156,12 @@ class TemplateCreateRequest(_message.Message):
     version: str
     def __init__(self, template: _Optional[_Union[TemplateConfig, _Mapping]] = ..., cache_scope: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
+class TemplateBuildImageResponse(_message.Message):
+    __slots__ = ("image",)
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    image: str
+    def __init__(self, image: _Optional[str] = ...) -> None: ...
+
 class TemplateStatusRequest(_message.Message):
     __slots__ = ("template_id", "build_id", "offset", "level", "limit", "start", "end", "direction")
     TEMPLATE_ID_FIELD_NUMBER: _ClassVar[int]

@@ -41,6 +41,11 @@ class TemplateServiceStub:
                 request_serializer=api_dot_pb_dot_template__manager__pb2.TemplateCreateRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
+        self.TemplateBuildImage = channel.unary_unary(
+                '/TemplateService/TemplateBuildImage',
+                request_serializer=api_dot_pb_dot_template__manager__pb2.TemplateCreateRequest.SerializeToString,
+                response_deserializer=api_dot_pb_dot_template__manager__pb2.TemplateBuildImageResponse.FromString,
+                _registered_method=True)
         self.TemplateBuildStatus = channel.unary_unary(
                 '/TemplateService/TemplateBuildStatus',
                 request_serializer=api_dot_pb_dot_template__manager__pb2.TemplateStatusRequest.SerializeToString,
@@ -90,6 +95,15 @@ class TemplateServiceServicer:
     def TemplateCreate(self, request, context):
         """Validates the request, starts a durable build and answers at once. Response headers carry
         build-id, workflow-id and run-id. The same build id and config again is the same build.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TemplateBuildImage(self, request, context):
+        """The image that this request would be built from, by its whole name: by default the service's
+        own for the ids, where a client that builds the image itself pushes it. Checks the request as
+        TemplateCreate does, and starts nothing. Empty for a request from a template.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -162,6 +176,11 @@ def add_TemplateServiceServicer_to_server(servicer, server):
                     request_deserializer=api_dot_pb_dot_template__manager__pb2.TemplateCreateRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
+            'TemplateBuildImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.TemplateBuildImage,
+                    request_deserializer=api_dot_pb_dot_template__manager__pb2.TemplateCreateRequest.FromString,
+                    response_serializer=api_dot_pb_dot_template__manager__pb2.TemplateBuildImageResponse.SerializeToString,
+            ),
             'TemplateBuildStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.TemplateBuildStatus,
                     request_deserializer=api_dot_pb_dot_template__manager__pb2.TemplateStatusRequest.FromString,
@@ -231,6 +250,33 @@ class TemplateService:
             '/TemplateService/TemplateCreate',
             api_dot_pb_dot_template__manager__pb2.TemplateCreateRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TemplateBuildImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/TemplateService/TemplateBuildImage',
+            api_dot_pb_dot_template__manager__pb2.TemplateCreateRequest.SerializeToString,
+            api_dot_pb_dot_template__manager__pb2.TemplateBuildImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,11 @@ class TemplateServiceStub:
     """Validates the request, starts a durable build and answers at once. Response headers carry
     build-id, workflow-id and run-id. The same build id and config again is the same build.
     """
+    TemplateBuildImage: _grpc.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateCreateRequest, _template_manager_pb2.TemplateBuildImageResponse]
+    """The image that this request would be built from, by its whole name: by default the service's
+    own for the ids, where a client that builds the image itself pushes it. Checks the request as
+    TemplateCreate does, and starts nothing. Empty for a request from a template.
+    """
     TemplateBuildStatus: _grpc.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateStatusRequest, _template_manager_pb2.TemplateBuildStatusResponse]
     """State, progress, log lines and, on failure, the reason."""
     TemplateBuildDelete: _grpc.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateBuildDeleteRequest, _empty_pb2.Empty]
@@ -71,6 +76,11 @@ class TemplateServiceAsyncStub(TemplateServiceStub):
     TemplateCreate: _aio.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateCreateRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Validates the request, starts a durable build and answers at once. Response headers carry
     build-id, workflow-id and run-id. The same build id and config again is the same build.
+    """
+    TemplateBuildImage: _aio.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateCreateRequest, _template_manager_pb2.TemplateBuildImageResponse]  # type: ignore[assignment]
+    """The image that this request would be built from, by its whole name: by default the service's
+    own for the ids, where a client that builds the image itself pushes it. Checks the request as
+    TemplateCreate does, and starts nothing. Empty for a request from a template.
     """
     TemplateBuildStatus: _aio.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateStatusRequest, _template_manager_pb2.TemplateBuildStatusResponse]  # type: ignore[assignment]
     """State, progress, log lines and, on failure, the reason."""
@@ -106,6 +116,17 @@ class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Validates the request, starts a durable build and answers at once. Response headers carry
         build-id, workflow-id and run-id. The same build id and config again is the same build.
+        """
+
+    @_abc_1.abstractmethod
+    def TemplateBuildImage(
+        self,
+        request: _template_manager_pb2.TemplateCreateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_template_manager_pb2.TemplateBuildImageResponse, _abc.Awaitable[_template_manager_pb2.TemplateBuildImageResponse]]:
+        """The image that this request would be built from, by its whole name: by default the service's
+        own for the ids, where a client that builds the image itself pushes it. Checks the request as
+        TemplateCreate does, and starts nothing. Empty for a request from a template.
         """
 
     @_abc_1.abstractmethod

@@ -44,6 +44,7 @@ NEEDED = {
     "TemplateBuildLogs": Right.READ,
     "TemplateBuildList": Right.READ,
     "TemplateCreate": Right.BUILD,
+    "TemplateBuildImage": Right.BUILD,
     "InitLayerFileUpload": Right.BUILD,
     "TemplateBuildRetry": Right.BUILD,
     "TemplateBuildCancel": Right.BUILD,

@@ -120,7 +120,7 @@ class BuildEnder:
             template_id=view.template_id if view else template_id or "unknown",
             build_id=build_id,
             host=view.host or None if view else None,
-            own_image=own.reference if own else None,
+            own_image=own.own_tag if own else None,
             registry_auth=own.login if own else None,
             late_arrival_seconds=self._settings.late_arrival_seconds,
         )

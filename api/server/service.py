@@ -10,12 +10,14 @@ import grpc
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from activities.contract.sources import FromImage
 from activities.contract.status import BuildState, LogEntry
 from activities.process.sealing import Sealer
 from activities.process.settings import Settings
 from api.errors import ApiError, Violation, draining, invalid_argument
 from api.pb import template_manager_pb2 as pb
 from api.pb import template_manager_pb2_grpc as pb_grpc
+from api.server.access import require_image
 from api.server.ending import BuildEnder
 from api.server.finding import BuildFinder
 from api.server.interceptor import Context
@@ -75,6 +77,16 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         await self._listing.require_room(self._settings.max_running_builds)
         await _send_headers(context, await self._starter.create(valid))
         return Empty()
+
+    async def TemplateBuildImage(
+        self, request: pb.TemplateCreateRequest, context: Context
+    ) -> pb.TemplateBuildImageResponse:
+        """Validate, and say of which image the build would be."""
+        source = validate(request, self._settings, self._sealer).config.source
+        if not isinstance(source, FromImage):
+            return pb.TemplateBuildImageResponse()
+        require_image(source.reference)
+        return pb.TemplateBuildImageResponse(image=source.reference)
 
     async def TemplateBuildRetry(
         self, request: pb.TemplateBuildRetryRequest, context: Context

@@ -316,12 +316,18 @@ class _Validator:
     def _source(self) -> Source:
         if self._base_id is not None:
             return FromTemplate(build_id=self._base_id)
-        own = self._is_own()
-        reference = self._own_image() if own else self._template.from_image
-        return FromImage(reference=reference, is_own=own, login=self._login())
+        reference = self._template.from_image or self._own_image()
+        return FromImage(reference=reference, is_own=self._is_own(), login=self._login())
 
     def _is_own(self) -> bool:
-        return not self._template.from_image and not self._template.HasField("from_template")
+        if self._template.HasField("from_template"):
+            return False
+        return not self._template.from_image or self._is_own_at_a_digest()
+
+    def _is_own_at_a_digest(self) -> bool:
+        """Whether a client has pushed the service's own image, and says which it was."""
+        name, at, _ = self._template.from_image.partition("@")
+        return bool(at) and name == self._own_image()
 
     def _own_image(self) -> str:
         return f"{self._settings.registry}/{self._template.template_id}:{self._build_id}"

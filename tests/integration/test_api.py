@@ -559,6 +559,38 @@ async def test_delete_stops_a_running_build_and_removes_the_service_s_own_tag(ap
     assert delete.own_image == f"{api.settings.registry}/web:{build_id}"
 
 
+async def test_delete_removes_the_tag_of_an_image_that_a_client_has_pushed(api: Api) -> None:
+    build_id = str(uuid.uuid4())
+    own = await api.client.image_of(api.template(build_id=build_id, from_image=""))
+    assert own == f"{api.settings.registry}/web:{build_id}"
+    pinned = f"{own}@sha256:{'a' * 64}"
+    assert await api.completed(build_id=build_id, from_image=pinned) == build_id
+    [pull] = [argument for name, argument in api.journal.arguments if name == "pull_image"]
+    assert pull.image == pinned
+    await api.client.delete(build_id)
+    [delete] = [argument for name, argument in api.journal.arguments if name == "delete_image_tag"]
+    assert delete.own_image == own, "the name alone: a digest is not a tag"
+
+
+# ---- Where images belong
+
+
+async def test_the_image_of_a_request_is_told_and_nothing_started(api: Api) -> None:
+    template = api.template(from_image="")
+    assert (await api.client.image_of(template)).endswith(f"/web:{template.build_id}")
+    given = api.template(from_image="127.0.0.1:5000/mine:1")
+    assert await api.client.image_of(given) == "127.0.0.1:5000/mine:1"
+    base = pb.FromTemplateConfig(build_id=str(uuid.uuid4()))
+    assert await api.client.image_of(api.template(from_template=base)) == ""
+    with pytest.raises(CallError) as caught:
+        await api.client.image_of(api.template(from_image="", memory_mb=511))
+    assert [violation.field for violation in caught.value.violations] == ["template.memory_mb"]
+    for each in (template, given):
+        with pytest.raises(CallError) as caught:
+            await api.client.status(each.build_id)
+        assert caught.value.code is grpc.StatusCode.NOT_FOUND
+
+
 # ---- Retry and list
 
 

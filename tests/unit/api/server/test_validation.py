@@ -276,6 +276,29 @@ def test_what_is_left_out_comes_from_the_settings() -> None:
     assert check(ready_timeout_seconds=7).options.ready_timeout_seconds == 7
 
 
+def test_the_service_s_own_image_may_be_pinned_to_what_was_pushed() -> None:
+    digest = "sha256:" + "a" * 64
+    own = f"registry.test/web:{BUILD}"
+    source = check(from_image=f"{own}@{digest}").config.source
+    assert source == FromImage(reference=f"{own}@{digest}", is_own=True)
+    assert source.own_tag == own
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        f"registry.test/web:{BUILD}",  # as somebody names it: only a default is the service's
+        f"registry.test/web@sha256:{'a' * 64}",
+        f"registry.test/other:{BUILD}@sha256:{'a' * 64}",
+        f"elsewhere.test/web:{BUILD}@sha256:{'a' * 64}",
+    ],
+)
+def test_other_images_are_not_the_service_s_own(image: str) -> None:
+    source = check(from_image=image).config.source
+    assert isinstance(source, FromImage)
+    assert (source.is_own, source.own_tag) == (False, None)
+
+
 def test_huge_pages_cannot_be_had_and_it_says_why() -> None:
     error = refused(huge_pages=True)
     assert error.code is grpc.StatusCode.FAILED_PRECONDITION
