@@ -147,7 +147,7 @@ class ImageStepError(TemplateManagerError):
 class FilesMissingError(TemplateManagerError):
     """The files that a COPY takes are not in the bucket."""
 
-    hint = "Start the build again with template-manager build --dockerfile, which uploads them."
+    hint = "Send them again (InitLayerFileUpload), and start the build again."
 
 
 # ---- Root file system

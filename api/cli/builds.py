@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.core import TyperCommand
 
 from api.cli.console import (
     BUILDS,
@@ -22,11 +22,14 @@ from api.cli.console import (
     out,
     print_json,
     run_call,
-    transfer_bars,
 )
+from api.cli.image_builders import BuilderName
 from api.cli.showing import show_started, show_status, watch_build
 
 if TYPE_CHECKING:
+    from typer._click.core import Context  # typer's command is made of it
+
+    from api.cli.dockerfile import DockerfileRecipe
     from api.client.client import TemplateClient
     from api.pb import template_manager_pb2 as pb
 
@@ -40,17 +43,37 @@ ApiAddress = Annotated[
     ),
 ]
 DEFAULT_API_ADDRESS = "127.0.0.1:5008"
+PASSED_ON = "--"
 
 app = typer.Typer()
 
 
+class BuildCommand(TyperCommand):
+    """A command that keeps what follows `--` for the image builder, unread."""
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Take it away before anything is read."""
+        at = args.index(PASSED_ON) if PASSED_ON in args else len(args)
+        ctx.meta[PASSED_ON] = tuple(args[at + 1 :])
+        return super().parse_args(ctx, args[:at])
+
+    def collect_usage_pieces(self, ctx: Context) -> list[str]:
+        """Tell of it in the usage."""
+        return [*super().collect_usage_pieces(ctx), f"[{PASSED_ON} BUILDER_OPTION...]"]
+
+
 @app.command(
+    cls=BuildCommand,
     rich_help_panel=BUILDS,
     epilog="Example: template-manager build --image 127.0.0.1:5000/web:1 --memory 512 --vcpu 1 "
     "--start-command 'httpd -f -p 8080' --ready-command 'wget -q -O- http://127.0.0.1:8080' "
     "--follow",
 )
 def build(
+    ctx: typer.Context,
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="The context of --file.")
+    ] = None,
     *,
     image: Annotated[
         str,
@@ -59,13 +82,31 @@ def build(
     dockerfile: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="A directory with a Dockerfile: its steps, on top of its FROM."
+            metavar="PATH",
+            help="A Dockerfile, or the directory that has one: your own builder makes and pushes "
+            "its image. What follows -- is passed on to the builder.",
         ),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", "-f", help="The Dockerfile; DIR is the context.", metavar="FILE"),
+    ] = None,
+    builder: Annotated[
+        BuilderName | None,
+        typer.Option(help="What builds the Dockerfile; by default the first that answers."),
     ] = None,
     build_arg: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="For the Dockerfile's ARGs. May be repeated."),
     ] = None,
+    registry: Annotated[
+        str,
+        typer.Option(
+            metavar="REGISTRY",
+            help="Where the builder pushes REGISTRY/TEMPLATE_ID:BUILD_ID; by default as the "
+            "server says.",
+        ),
+    ] = "",
     from_template: Annotated[
         str, typer.Option(metavar="BUILD_ID", help="Start from a template instead of an image.")
     ] = "",
@@ -135,10 +176,10 @@ def build(
         registry_of,
         template_id_of,
     )
-    from api.cli.dockerfile import Translated, translate
+    from api.cli.dockerfile import DockerfileOptions
     from api.pb import template_manager_pb2 as pb
 
-    registry = RegistryOptions(
+    login = RegistryOptions(
         user=registry_user,
         password_stdin=registry_password_stdin,
         password_file=registry_password_file,
@@ -146,63 +187,70 @@ def build(
         google_default=google_default,
         aws_region=aws_region,
     )
-    with tempfile.TemporaryDirectory(prefix="template-manager-") as tars:
-        try:
-            if sum(map(bool, (image, dockerfile, from_template))) > 1:
-                raise OptionError("give one of --image, --dockerfile and --from-template")
-            steps = Translated(image=image)
-            if dockerfile is not None:
-                steps = translate(dockerfile, environment_of(build_arg or ()), Path(tars))
-            template = pb.TemplateConfig(
-                template_id=template_id or template_id_of(steps.image or "template"),
-                build_id=build_id or new_build_id(),
-                from_image=steps.image or None,
-                from_template=(
-                    pb.FromTemplateConfig(build_id=from_template) if from_template else None
-                ),
-                steps=steps.steps,
-                from_image_registry=registry_of(registry),
-                memory_mb=memory,
-                vcpu_count=vcpu,
-                disk_size_mb=disk,
-                kernel_version=kernel,
-                firecracker_version=firecracker,
-                start_command=start_command or steps.start_command,
-                ready_command=ready_command,
-                ready_timeout_seconds=ready_timeout,
-                env=environment_of(env or ()),
-                force=force,
-            )
-        except (OptionError, ValueError) as error:  # ValueError: too large for the wire
-            fail(str(error), "See template-manager build --help.", Exit.USAGE, as_json=as_json)
-
-        async def start() -> None:
-            from api.client.client import TemplateClient
-
-            async with TemplateClient(api_address) as client:
-                for sha256, tar in steps.files.items():
-                    await _send_files(client, template.template_id, tar, sha256)
-                await show_started(client, await client.create(template), follow, as_json)
-
-        run_call(start, as_json)
-
-
-async def _send_files(client: TemplateClient, template_id: str, tar: Path, sha256: str) -> None:
-    """Put the files of a COPY into the bucket, at an address that the API gives."""
-    from api.client.files_upload import upload_files
-
-    size_bytes = tar.stat().st_size
-    with transfer_bars() as show:
-        sent = await upload_files(
-            client,
-            template_id,
-            tar,
-            sha256,
-            lambda done: show("sending files", done, size_bytes),
+    options = DockerfileOptions(
+        dockerfile=dockerfile,
+        file=file,
+        directory=directory,
+        builder=builder,
+        registry=registry,
+        build_args=tuple(build_arg or ()),
+        passed_on=ctx.meta[PASSED_ON],
+    )
+    try:
+        recipe = options.recipe()
+        if sum(map(bool, (image, recipe, from_template))) > 1:
+            raise OptionError("give one of --image, --dockerfile and --from-template")
+        template = pb.TemplateConfig(
+            template_id=template_id
+            or (recipe.template_id if recipe else template_id_of(image or "template")),
+            build_id=build_id or new_build_id(),
+            from_image=image or None,
+            from_template=(
+                pb.FromTemplateConfig(build_id=from_template) if from_template else None
+            ),
+            from_image_registry=registry_of(login),
+            memory_mb=memory,
+            vcpu_count=vcpu,
+            disk_size_mb=disk,
+            kernel_version=kernel,
+            firecracker_version=firecracker,
+            start_command=start_command,
+            ready_command=ready_command,
+            ready_timeout_seconds=ready_timeout,
+            env=environment_of(env or ()),
+            force=force,
         )
-        if not sent:
-            show("files are there", size_bytes, size_bytes)
-    tar.unlink()
+    except (OptionError, ValueError) as error:  # ValueError: too large for the wire
+        fail(str(error), "See template-manager build --help.", Exit.USAGE, as_json=as_json)
+
+    async def start() -> None:
+        from api.client.client import TemplateClient
+
+        if recipe is not None:
+            await _build_image(api_address, template, recipe, as_json)
+        async with TemplateClient(api_address) as client:
+            await show_started(client, await client.create(template), follow, as_json)
+
+    run_call(start, as_json)
+
+
+async def _build_image(
+    api_address: str, template: pb.TemplateConfig, recipe: DockerfileRecipe, as_json: bool
+) -> None:
+    """Have the image of a Dockerfile built and pushed, and let the template be of it."""
+    from activities.contract.requests import IMAGE_COMMAND
+    from api.cli.image_builders import BuilderError, NoBuilderError
+
+    try:
+        pushed = await recipe.build(api_address, template)
+    except NoBuilderError as error:
+        fail(error.message, error.hint, Exit.UNAVAILABLE, as_json=as_json)
+    except BuilderError as error:
+        fail(error.message, error.hint, Exit.BUILD_FAILED, as_json=as_json)
+    err.print(f"pushed {pushed.reference}", soft_wrap=True)
+    template.from_image = pushed.reference
+    if pushed.has_command and not template.start_command:
+        template.start_command = IMAGE_COMMAND
 
 
 @app.command(

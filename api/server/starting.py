@@ -205,7 +205,7 @@ class BuildStarter:
                 grpc.StatusCode.NOT_FOUND,
                 "FILES_NOT_FOUND",
                 "files of a COPY are not in the bucket",
-                hint="Send them first (InitLayerFileUpload, as build --dockerfile does).",
+                hint="Send them first (InitLayerFileUpload).",
                 violations=missing,
             )
 

@@ -27,9 +27,12 @@ from devstack.registry import Layer, Registry
 
 from activities.contract.names import Step
 from activities.microvm.network import in_network
+from api.pb import template_manager_pb2 as pb
+from tests.support.copied_files import tar_of_files
 from tests.support.file_trees import difference, tree_of_ext4, tree_of_image
 from tests.support.local_http import HTTPD, get_page
 from tests.support.otlp_collector import running_collector
+from tests.support.pushed_images import tags_of
 from tests.support.real_stack import Product, nothing_left, running_product
 from tests.support.small_disk import small_disk
 
@@ -285,26 +288,58 @@ def _payloads(part: Any) -> Iterator[str]:
             yield from _payloads(item)
 
 
-def test_a_dockerfile_and_a_template_on_top_of_it(
+def test_a_dockerfile_becomes_a_template_by_the_user_s_own_builder(
     product: Product, busybox: str, tmp_path: Path
 ) -> None:
-    context = tmp_path / "context"
-    (context / "pages").mkdir(parents=True)
-    (context / "pages" / "index.html").write_text("from a Dockerfile\n")
-    (context / "Dockerfile").write_text(
-        f"FROM {busybox}\nENV GREETING='it is here'\nWORKDIR /site\nCOPY pages .\n"
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "index.html").write_text("from a Dockerfile\n")
+    (tmp_path / "Dockerfile").write_text(
+        f"FROM {busybox} AS made\nCOPY pages /site\nFROM {busybox}\nCOPY --from=made /site /site\n"
         'CMD ["/bin/busybox", "httpd", "-f", "-p", "8080", "-h", "/site"]\n'
     )
-    with nothing_left(product, keep=("files/",)):
+    with nothing_left(product):
         ready = "/bin/busybox wget -q -O - http://127.0.0.1:8080/index.html"
-        more = ("--memory", "256", "--disk", "32", "--ready-command", ready, "--no-follow")
-        # The files go where the API says: a client needs no access to the bucket of its own.
+        more = ("--memory", "256", "--disk", "32", "--ready-command", ready, "--template-id", "own")
+        # A client needs no access to the bucket.
         bucket = ("STORAGE_EMULATOR_HOST", "TEMPLATE_MANAGER_BUCKET")
-        started = product.cli("build", "--dockerfile", str(context), *more, without=bucket)
+        arguments = ("build", "--dockerfile", str(tmp_path), *more, "--no-follow")
+        started = product.cli(*arguments, without=bucket)
         assert started.code == 0, started.err
-        first = started.out.strip()
+        build_id = started.out.strip()
+        status = product.ended(build_id)
+        assert status["state"] == "completed", status
+        assert status["image"].startswith(f"{product.registry}/own:{build_id}@sha256:")
+        assert "from a Dockerfile" in product.log(build_id)
+        assert tags_of(product.registry, "own") == [build_id]
+        assert product.cli("delete", build_id).code == 0
+        assert tags_of(product.registry, "own") == []
+
+
+def test_steps_and_a_template_on_top_of_them(
+    product: Product, busybox: str, tmp_path: Path
+) -> None:
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "index.html").write_text("from a COPY\n")
+    sha256 = tar_of_files(tmp_path, ["pages", "pages/index.html"], tmp_path / "files.tar")
+    template = pb.TemplateConfig(
+        template_id="steps",
+        build_id=str(uuid.uuid4()),
+        from_image=busybox,
+        steps=[
+            pb.TemplateStep(type="ENV", args=["GREETING", "it is here"]),
+            pb.TemplateStep(type="WORKDIR", args=["/site"]),
+            pb.TemplateStep(type="COPY", args=["pages", "."], files_hash=sha256),
+        ],
+        memory_mb=256,
+        vcpu_count=1,
+        disk_size_mb=32,
+        start_command="exec /bin/busybox httpd -f -p 8080 -h /site",
+        ready_command="/bin/busybox wget -q -O - http://127.0.0.1:8080/index.html",
+    )
+    with nothing_left(product, keep=("files/",)):
+        first = product.create(template, {sha256: tmp_path / "files.tar"})
         assert product.ended(first)["state"] == "completed"
-        assert "from a Dockerfile" in product.log(first)
+        assert "from a COPY" in product.log(first)
 
         told = 'echo "$GREETING in $(/bin/busybox pwd)"; exec /bin/busybox sleep 1000'
         ready = "/bin/busybox sleep 1"
@@ -320,9 +355,6 @@ def test_a_dockerfile_and_a_template_on_top_of_it(
         assert "/site/index.html" in tree
         for build_id in (first, second):
             assert product.cli("delete", build_id).code == 0
-    refused = product.cli("build", "--dockerfile", str(tmp_path))
-    assert refused.code == 2
-    assert "cannot read" in refused.err
 
 
 def test_a_host_is_drained_before_maintenance(product: Product, busybox: str) -> None:

@@ -26,8 +26,8 @@ from activities.contract.scope import BuildScope
 from activities.image.docker_daemon import make_docker_client
 from activities.image.docker_steps import STEP_REPOSITORY, DockerImageStepActivities
 from activities.store.bucket import Bucket
-from activities.store.files import tar_of_context
 from activities.store.objects import files_name
+from tests.support.copied_files import tar_of_files
 from tests.support.file_trees import Entry, tree_of_ext4, tree_of_image
 from tests.support.host_resources import all_resources
 
@@ -63,7 +63,7 @@ class StepHost:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content)
             names.append(str(path.relative_to(root)))
-        sha256 = tar_of_context(root, names, self.place / "files.tar")
+        sha256 = tar_of_files(root, names, self.place / "files.tar")
         self.bucket.write_object(files_name(sha256), (self.place / "files.tar").read_bytes())
         return sha256
 

@@ -7,7 +7,8 @@ one after the other. Every build ends as if nothing had happened, whatever it wa
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,8 +23,10 @@ from devstack.stack import APPS
 from activities.contract.guest_network import GUEST_ADDRESS
 from activities.contract.names import Step
 from activities.microvm.network import in_network
+from api.pb import template_manager_pb2 as pb
+from tests.support.copied_files import tar_of_files
 from tests.support.earlier_code import EarlierCode, code_of, earlier_code, upgrade_from
-from tests.support.local_http import HTTPD
+from tests.support.local_http import HTTPD, HTTPD_ANSWERS
 from tests.support.real_stack import Product, nothing_left, running_product
 
 pytestmark = [pytest.mark.counts_host, pytest.mark.timeout(400)]
@@ -50,19 +53,31 @@ class Upgrade:
 
     product: Product
     code: EarlierCode
-    source: Sequence[str]
-    """What is built, unless a build says it itself."""
+    asked: pb.TemplateConfig
+    """What is built, unless a build is of a template."""
+    files: Mapping[str, Path]
+    """The tars of its COPYs."""
     builds: dict[str, str] = field(default_factory=dict)
 
-    def build(self, what: str, *more: str, source: Sequence[str] = (), start: str = HTTPD) -> str:
-        """Start a build and remember it by what it is for; returns its id."""
-        build_id = self.product.build_from(*(source or self.source), *more, start=start)
-        self.builds[what] = build_id
-        return build_id
+    def build(self, what: str, *, case: str = "", start: str = HTTPD) -> str:
+        """Start a build and remember it by what it is for; returns its id.
+
+        Those of one case are of the same.
+        """
+        template = pb.TemplateConfig(build_id=str(uuid.uuid4()), start_command=start)
+        template.env.update({"CASE": case} if case else {})
+        template.MergeFrom(self.asked)
+        self.builds[what] = self.product.create(template, self.files)
+        return self.builds[what]
+
+    def build_on(self, what: str, base: str) -> str:
+        """Start a build on the template of another one; returns its id."""
+        self.builds[what] = self.product.build_from("--from-template", self.builds[base])
+        return self.builds[what]
 
     def build_held(self, what: str) -> None:
         """Have a build whose guest has booted and does not become ready."""
-        build_id = self.build(what, "--env", f"CASE={what}", start=HELD)
+        build_id = self.build(what, case=what, start=HELD)
         self.product.until_logged(build_id, "guest is up")
 
     def let_go(self, what: str) -> None:
@@ -107,17 +122,32 @@ class Upgrade:
         return self.product.log(self.builds[what])
 
 
-def everything_that_can_be_asked_for(directory: Path, image: str) -> list[str]:
-    """Return options of a build with a login, and with a step of every kind on the image."""
-    (directory / "index.html").write_text("from a Dockerfile\n")
-    (directory / "Dockerfile").write_text(
-        f"FROM {image}\nARG WHOM=us\nENV GREETING=hello\nWORKDIR /srv\nCOPY index.html .\n"
-        "RUN touch made\nUSER root\n"
+def everything_that_can_be_asked_for(image: str, files_sha256: str) -> pb.TemplateConfig:
+    """Return a request with a login, and with a step of every kind on the image."""
+    login = pb.GeneralRegistry(username="me", password="of a registry that wants none")
+
+    def step(kind: str, *args: str) -> pb.TemplateStep:
+        return pb.TemplateStep(type=kind, args=args)
+
+    copy = step("COPY", "index.html", ".")
+    copy.files_hash = files_sha256
+    return pb.TemplateConfig(
+        template_id="alpine-like",
+        from_image=image,
+        from_image_registry=pb.FromImageRegistry(general=login),
+        steps=[
+            step("ARG", "WHOM", "us"),
+            step("ENV", "GREETING", "hello"),
+            step("WORKDIR", "/srv"),
+            copy,
+            step("RUN", "touch made"),
+            step("USER", "root"),
+        ],
+        memory_mb=256,
+        vcpu_count=1,
+        disk_size_mb=64,
+        ready_command=HTTPD_ANSWERS,
     )
-    password = directory / "password"
-    password.write_text("of a registry that wants none")
-    login = ["--registry-user", "me", "--registry-password-file", str(password)]
-    return ["--dockerfile", str(directory), *login]
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +158,11 @@ def upgrade(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upgrade]:
         running_product((), TEMPLATE_MANAGER_BUILD=OPTIONS) as product,
     ):
         image = images.make_and_push("alpine-like", product.registry, lambda _: None)
-        asked = everything_that_can_be_asked_for(tmp_path_factory.mktemp("context"), image)
-        upgrade = Upgrade(product, code, asked)
+        place = tmp_path_factory.mktemp("files")
+        (place / "index.html").write_text("of a COPY\n")
+        sha256 = tar_of_files(place, ["index.html"], place / "files.tar")
+        asked = everything_that_can_be_asked_for(image, sha256)
+        upgrade = Upgrade(product, code, asked, {sha256: place / "files.tar"})
         for app in APPS:
             upgrade.start_earlier(app)
         with nothing_left(product, keep=("files/",)):
@@ -171,7 +204,7 @@ def replace_api_and_worker(upgrade: Upgrade) -> None:
 def replace_host(upgrade: Upgrade) -> None:
     """The host is killed while it makes a root file system and a guest boots on it."""
     product = upgrade.product
-    in_rootfs = upgrade.build("in rootfs", source=("--from-template", upgrade.builds["complete"]))
+    in_rootfs = upgrade.build_on("in rootfs", "complete")
     assert product.during(in_rootfs, "build_rootfs", partial(product.stack.kill, "host"))
     upgrade.build("waiting for the new host")
     upgrade.replace("host")
@@ -238,7 +271,7 @@ def test_the_processes_may_be_replaced_in_any_order(upgrade: Upgrade) -> None:
     """The new host gets on with an earlier API and worker, the new worker with an earlier API."""
     for app in ("api", "worker"):
         upgrade.start_earlier(app)
-    upgrade.build("with the host first", "--env", "CASE=host-first")
+    upgrade.build("with the host first", case="host-first")
     upgrade.completed("with the host first")
     upgrade.replace("worker")
     for what in ("complete", "with the host first"):

@@ -10,12 +10,11 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import docker
 import grpc
 from devstack.services import ALL_PARTS
 from devstack.stack import Stack
@@ -27,10 +26,13 @@ from activities.contract.names import build_workflow_id
 from activities.disk.sparse_files import sha256_of
 from activities.store.bucket import Bucket
 from api.cli.json_output import status_json
+from api.client.client import TemplateClient
+from api.client.files_upload import upload_files
 from api.pb import template_manager_pb2 as pb
 from api.pb import template_manager_pb2_grpc as pb_grpc
 from tests.support.command_line import Ended
 from tests.support.host_resources import HostResources
+from tests.support.image_builders import forget_images
 from tests.support.local_http import HTTPD, HTTPD_ANSWERS
 from tests.support.otlp_collector import Collector
 
@@ -114,6 +116,16 @@ class Product:
         ended = self.cli("build", *arguments, *more)
         assert ended.code == 0, ended.err
         return ended.out.strip().splitlines()[-1]
+
+    def create(self, template: pb.TemplateConfig, files: Mapping[str, Path]) -> str:
+        """Send the tars of a template's COPYs, by their SHA-256, and start its build."""
+        return asyncio.run(self._create(template, files))
+
+    async def _create(self, template: pb.TemplateConfig, files: Mapping[str, Path]) -> str:
+        async with TemplateClient(self.stack.variables["TEMPLATE_MANAGER_API_ADDRESS"]) as client:
+            for sha256, tar in files.items():
+                await upload_files(client, template.template_id, tar, sha256, lambda _: None)
+            return (await client.create(template)).build_id
 
     def status(self, build_id: str) -> dict[str, Any]:
         """What `status --json` tells. Raises grpc.RpcError.
@@ -225,19 +237,6 @@ def _is_tombstone(bucket: Bucket, name: str) -> bool:
     return found is None or "deleted" in json.loads(found[0])
 
 
-def _forget_images(registry: str) -> None:
-    """Take the names away that a registry of ours has given to images in Docker."""
-    client = docker.from_env()
-    try:
-        for image in client.api.images():
-            for name in [*(image["RepoTags"] or ()), *(image["RepoDigests"] or ())]:
-                if name.startswith(f"{registry}/"):
-                    with suppress(docker.errors.ImageNotFound):
-                        client.api.remove_image(name)
-    finally:
-        client.close()
-
-
 @contextmanager
 def running_product(
     apps: Sequence[str] = ("api", "worker", "host"), **env: str
@@ -248,7 +247,7 @@ def running_product(
         try:
             yield product
         finally:
-            _forget_images(product.registry)
+            forget_images(product.registry)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import pytest
 
 from activities.contract.errors import ImageStepError
 from activities.image.copy_layout import CopyInstruction, lay_out
-from activities.store.files import tar_of_context
+from tests.support.copied_files import tar_of_files
 
 DIRECTORIES = {"/", "/srv", "/srv/there"}
 
@@ -23,7 +23,7 @@ def files(tmp_path: Path) -> Path:
     (root / "a.txt").write_text("a")
     (root / "b.txt").write_text("b")
     names = ["src", "src/main.py", "src/sub", "src/sub/more.py", "src/link", "a.txt", "b.txt"]
-    tar_of_context(root, names, tmp_path / "files.tar")
+    tar_of_files(root, names, tmp_path / "files.tar")
     return tmp_path / "files.tar"
 
 
