@@ -39,6 +39,9 @@ PUSH_HINT = (
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 # The last words of `docker push`; `docker image inspect` knows all digests, not which is this one.
 PUSHED = re.compile(rf"digest: ({DIGEST.pattern})")
+# As `docker buildx inspect` tells of its nodes.
+RUNNING = re.compile(r"^Status: +running$", re.MULTILINE)
+ERROR = re.compile(r"^Error: +(.+)$", re.MULTILINE)
 
 
 class BuilderName(StrEnum):
@@ -205,9 +208,16 @@ class Buildx(ImageBuilder):
 
     async def why_not(self) -> str:
         """Ask for the plugin, and have its builder answer."""
-        return await self._failure_of("buildx", "version") or await self._failure_of(
-            "buildx", "inspect", "--bootstrap", seconds=BOOTSTRAP_SECONDS
-        )
+        missing = await self._failure_of("buildx", "version")
+        if missing:
+            return missing
+        inspect = self._command(["buildx", "inspect", "--bootstrap"])
+        told = await _run_quietly(inspect, BOOTSTRAP_SECONDS)
+        if told.failure or RUNNING.search(told.out):
+            return told.failure
+        # It ends well without any node, too.
+        error = ERROR.search(told.out)
+        return error[1] if error else "its builder does not run"
 
     async def build_and_push(self, build: ImageBuild, place: Path) -> PushedImage:
         """Build and push in one go; the registry is asked for the config."""
@@ -220,8 +230,8 @@ class Buildx(ImageBuilder):
             await self._ask("buildx", "imagetools", "inspect", pushed, "--format={{json .Image}}")
         )
         # Of several platforms: an image by each one's name.
-        config = image.get("config") if "architecture" in image else next(iter(image.values()))
-        return build.pushed(digest, config)
+        one = image if "architecture" in image else next(iter(image.values()))
+        return build.pushed(digest, one.get("config") or {})
 
 
 class Podman(ImageBuilder):

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc
 import pytest
 import pytest_asyncio
 from devstack.registry import Layer, Registry, running_registry
@@ -340,6 +341,19 @@ async def test_leaving_stops_the_builder(building: Building) -> None:
     await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 130
     assert building.pulled() == []
+
+
+async def test_an_api_of_an_earlier_version_wants_to_be_told_the_registry(tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM scratch\n")
+    server = grpc.aio.server()  # knows no rpc at all
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    try:
+        ended = await cli("build", "--dockerfile", str(tmp_path), "--api-address", address)
+    finally:
+        await server.stop(None)
+    assert ended.code == 2
+    assert "--registry" in ended.err
 
 
 async def test_without_a_builder_it_says_which_to_install(
