@@ -112,14 +112,17 @@ def build(
     ] = "",
     start_command: Annotated[
         str,
-        typer.Option(help="What runs in the guest; 'image' is the image's ENTRYPOINT and CMD."),
+        typer.Option(
+            help="What runs in the guest; 'image' is the image's ENTRYPOINT and CMD, the default "
+            "of a Dockerfile that has them."
+        ),
     ] = "",
     ready_command: Annotated[str, typer.Option(help="Succeeds when the guest is ready.")] = "",
     memory: Annotated[int, typer.Option(metavar="MIB", help="Memory, even, 128 to 32768.")] = 512,
     vcpu: Annotated[int, typer.Option(metavar="N", help="vCPUs: 1, or even, up to 32.")] = 1,
     disk: Annotated[int, typer.Option(metavar="MIB", help="Free disk space to add.")] = 512,
     template_id: Annotated[
-        str, typer.Option(help="The template's name; by default made of the image's.")
+        str, typer.Option(help="The template's name; by default made of the image's, or DIR's.")
     ] = "",
     build_id: Annotated[str, typer.Option(help="A UUID; by default a new one.")] = "",
     env: Annotated[
