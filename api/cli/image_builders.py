@@ -288,8 +288,9 @@ async def find_builder(wanted: BuilderName | None = None) -> ImageBuilder:
             if not why_not:
                 return builder
             refused.append(f"{kind.name} ({path}): {why_not}")
-    what = f"{wanted} is not there" if wanted else "no builder of images is there"
-    raise NoBuilderError("; ".join([what, *refused]), INSTALL_HINT)
+    which = f"{wanted} " + ("does not answer" if refused else "is not on PATH")
+    none = "no image builder " + ("answers" if refused else "is on PATH")
+    raise NoBuilderError("; ".join([which if wanted else none, *refused]), INSTALL_HINT)
 
 
 def _programs(name: str) -> Iterator[str]:
