@@ -263,6 +263,7 @@ async def test_options_after_two_dashes_go_to_the_builder(building: Building) ->
     (building.place / "token").write_text(TOKEN)
     context = building.context(
         f"FROM {building.base} AS first\n"
+        f"ENV NOT_CACHED={building.template_id}\n"
         "RUN --mount=type=secret,id=token cp /run/secrets/token /told\n"
         "FROM scratch AS last\n"
     )
