@@ -33,6 +33,16 @@ class RegistryOptions:
     aws_region: str = ""
 
 
+def require_one_source(given: Mapping[str, bool]) -> None:
+    """Raise OptionError unless exactly one of these options says what to build from."""
+    *first, last = given
+    if not any(given.values()):
+        raise OptionError(f"what to build from? Give one of {', '.join(first)} and {last}")
+    if sum(given.values()) > 1:
+        both = " and ".join(name for name, is_given in given.items() if is_given)
+        raise OptionError(f"give {both} apart: a build has one source")
+
+
 def template_id_of(image: str) -> str:
     """Return a template id made of an image's name: the last part of its path."""
     try:

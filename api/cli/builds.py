@@ -77,8 +77,16 @@ def build(
     *,
     image: Annotated[
         str,
-        typer.Option(help="The container image; without it, the service's own for the ids."),
+        typer.Option(metavar="IMAGE", help="The container image: registry/repository:tag."),
     ] = "",
+    own_image: Annotated[
+        bool,
+        typer.Option(
+            "--own-image",
+            help="The image that was pushed to the service's registry as "
+            "TEMPLATE_ID:BUILD_ID, of these options.",
+        ),
+    ] = False,
     dockerfile: Annotated[
         Path | None,
         typer.Option(
@@ -113,31 +121,43 @@ def build(
     start_command: Annotated[
         str,
         typer.Option(
+            metavar="COMMAND",
             help="What runs in the guest; 'image' is the image's ENTRYPOINT and CMD, the default "
-            "of a Dockerfile that has them."
+            "of a Dockerfile that has them.",
         ),
     ] = "",
-    ready_command: Annotated[str, typer.Option(help="Succeeds when the guest is ready.")] = "",
+    ready_command: Annotated[
+        str, typer.Option(metavar="COMMAND", help="Succeeds when the guest is ready.")
+    ] = "",
     memory: Annotated[int, typer.Option(metavar="MIB", help="Memory, even, 128 to 32768.")] = 512,
     vcpu: Annotated[int, typer.Option(metavar="N", help="vCPUs: 1, or even, up to 32.")] = 1,
     disk: Annotated[int, typer.Option(metavar="MIB", help="Free disk space to add.")] = 512,
     template_id: Annotated[
-        str, typer.Option(help="The template's name; by default made of the image's, or DIR's.")
+        str,
+        typer.Option(
+            metavar="NAME", help="The template's name; by default made of the image's, or DIR's."
+        ),
     ] = "",
-    build_id: Annotated[str, typer.Option(help="A UUID; by default a new one.")] = "",
+    build_id: Annotated[
+        str, typer.Option(metavar="UUID", help="The build's id; by default a new one.")
+    ] = "",
     env: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Environment of both commands. May be repeated."),
     ] = None,
-    kernel: Annotated[str, typer.Option(help="Guest kernel; by default the server's.")] = "",
+    kernel: Annotated[
+        str, typer.Option(metavar="VERSION", help="Guest kernel; by default the server's.")
+    ] = "",
     firecracker: Annotated[
-        str, typer.Option(help="Firecracker version; by default the server's.")
+        str, typer.Option(metavar="VERSION", help="Firecracker; by default the server's.")
     ] = "",
     ready_timeout: Annotated[
         int, typer.Option(metavar="SECONDS", min=0, help="Limit until ready; 0 is the server's.")
     ] = 0,
     force: Annotated[bool, typer.Option("--force", help="Use no checkpoint.")] = False,
-    registry_user: Annotated[str, typer.Option(help="User of the image's registry.")] = "",
+    registry_user: Annotated[
+        str, typer.Option(metavar="NAME", help="User of the image's registry.")
+    ] = "",
     registry_password_stdin: Annotated[
         bool,
         typer.Option(
@@ -147,16 +167,20 @@ def build(
         ),
     ] = False,
     registry_password_file: Annotated[
-        Path | None, typer.Option(help="A file that holds the password.")
+        Path | None, typer.Option(metavar="FILE", help="A file that holds the password.")
     ] = None,
     google_key_file: Annotated[
-        Path | None, typer.Option(help="A Google service account's key in JSON.")
+        Path | None, typer.Option(metavar="FILE", help="A Google service account's key in JSON.")
     ] = None,
     google_default: Annotated[
         bool, typer.Option("--google-default", help="Use the KVM host's Google credentials.")
     ] = False,
     aws_region: Annotated[
-        str, typer.Option(help="Log in to ECR there; AWS_ACCESS_KEY_ID and its secret are read.")
+        str,
+        typer.Option(
+            metavar="REGION",
+            help="Log in to ECR there; AWS_ACCESS_KEY_ID and its secret are read.",
+        ),
     ] = "",
     follow: Annotated[
         bool | None,
@@ -177,6 +201,7 @@ def build(
         environment_of,
         new_build_id,
         registry_of,
+        require_one_source,
         template_id_of,
     )
     from api.cli.dockerfile import DockerfileOptions
@@ -201,8 +226,16 @@ def build(
     )
     try:
         recipe = options.recipe()
-        if sum(map(bool, (image, recipe, from_template))) > 1:
-            raise OptionError("give one of --image, --dockerfile and --from-template")
+        require_one_source(
+            {
+                "--image": bool(image),
+                "--dockerfile": recipe is not None,
+                "--from-template": bool(from_template),
+                "--own-image": own_image,
+            }
+        )
+        if own_image and not (template_id and build_id):
+            raise OptionError("--own-image needs --template-id and --build-id: its name")
         template = pb.TemplateConfig(
             template_id=template_id
             or (recipe.template_id if recipe else template_id_of(image or "template")),
@@ -293,11 +326,18 @@ def logs(
         bool, typer.Option("--follow", "-f", help="Go on until the build ends.")
     ] = False,
     level: Annotated[
-        str, typer.Option(help="The lowest level to show: debug, info, warn, error.")
+        str,
+        typer.Option(metavar="LEVEL", help="The lowest level to show: debug, info, warn, error."),
     ] = "debug",
-    cursor: Annotated[int, typer.Option(min=0, help="Where to start; 0 is the beginning.")] = 0,
+    cursor: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Where to start; 0 is the beginning.")
+    ] = 0,
     run_id: Annotated[
-        str, typer.Option(help="The run that the cursor is of: a reset or retry has begun another.")
+        str,
+        typer.Option(
+            metavar="RUN_ID",
+            help="The run that the cursor is of: a reset or retry has begun another.",
+        ),
     ] = "",
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a line, with next_cursor and run_id.")
@@ -339,17 +379,27 @@ def list_builds(
     *,
     state: Annotated[
         list[str] | None,
-        typer.Option(help="building, cancelling, completed, failed, cancelled. May be repeated."),
+        typer.Option(
+            metavar="STATE",
+            help="building, cancelling, completed, failed, cancelled. May be repeated.",
+        ),
     ] = None,
-    template_id: Annotated[str, typer.Option(help="Only builds of this template.")] = "",
+    template_id: Annotated[
+        str, typer.Option(metavar="NAME", help="Only builds of this template.")
+    ] = "",
     since: Annotated[
         datetime | None,
-        typer.Option(help="Only builds started at this time, of this machine's zone, or later."),
+        typer.Option(
+            metavar="TIME",
+            help="Only builds started at this time, of this machine's zone, or later: "
+            "2026-11-01 or 2026-11-01T09:30:00.",
+        ),
     ] = None,
     until: Annotated[
-        datetime | None, typer.Option(help="Only builds started before this time.")
+        datetime | None,
+        typer.Option(metavar="TIME", help="Only builds started before this time."),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many to show.")] = 50,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="How many to show.")] = 50,
     as_json: AsJson = False,
     api_address: ApiAddress = DEFAULT_API_ADDRESS,
 ) -> None:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib.metadata
 import os
 import sys
+from typing import Annotated
 
 import typer
 
 from api.cli import builds, development, operators, processes, templates
+from api.cli.help_text import CommandPanels
 
 EXIT_CODES = (
     "Exit codes: 0 success; 1 the build failed or was cancelled, or the template is damaged; "
@@ -22,13 +25,31 @@ EXIT_CODES = (
 
 app = typer.Typer(
     name="template-manager",
-    help="Builds Firecracker VM templates from container images.",
-    epilog=EXIT_CODES,
+    cls=CommandPanels,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 for panel in (builds, templates, processes, operators, development):
     app.add_typer(panel.app)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"template-manager {importlib.metadata.version('template-manager')}")
+        raise typer.Exit
+
+
+@app.callback(epilog=EXIT_CODES)
+def template_manager(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", is_eager=True, callback=_show_version
+        ),
+    ] = False,
+) -> None:
+    """Build Firecracker VM templates from container images."""
 
 
 def main() -> None:

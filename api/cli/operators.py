@@ -23,6 +23,7 @@ from api.cli.console import (
     run_to_end,
     template_errors,
 )
+from api.cli.help_text import CommandPanels
 
 if TYPE_CHECKING:
     from temporalio.client import Client, WorkflowHistory
@@ -107,10 +108,13 @@ def health(
 )
 def token(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; audit lines say it.")],
-    right: Annotated[str, typer.Option(help="read, build or admin.")] = "build",
+    right: Annotated[str, typer.Option(metavar="RIGHT", help="read, build or admin.")] = "build",
     image: Annotated[
         list[str] | None,
-        typer.Option(help="Images that it may build from, as a shell pattern. May be repeated."),
+        typer.Option(
+            metavar="PATTERN",
+            help="Images that it may build from, as a shell pattern. May be repeated.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -250,7 +254,9 @@ async def _history(what: str) -> WorkflowHistory:
 
 
 hosts = typer.Typer(
-    help="Show the KVM hosts, and drain one before maintenance.", invoke_without_command=True
+    cls=CommandPanels,
+    help="Show the KVM hosts, and drain one before maintenance.",
+    invoke_without_command=True,
 )
 HostArgument = Annotated[str, typer.Argument(metavar="HOST", help="As `hosts` lists it.")]
 DRAIN_POLL_SECONDS = 2.0

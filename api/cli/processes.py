@@ -27,14 +27,21 @@ def api(
         str, typer.Option(metavar="HOST:PORT", help="Where to listen; by default the settings'.")
     ] = "",
     tls_cert: Annotated[
-        Path | None, typer.Option(help="Certificate chain (PEM); with --tls-key it speaks TLS.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Certificate chain (PEM); with --tls-key it speaks TLS."),
     ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="The certificate's key (PEM).")] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The certificate's key (PEM).")
+    ] = None,
     tls_client_ca: Annotated[
-        Path | None, typer.Option(help="Take only clients with a certificate of this authority.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Take only clients with a certificate of this authority."
+        ),
     ] = None,
     tokens_file: Annotated[
-        Path | None, typer.Option(help="Bearer tokens and their rights; see `token`.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Bearer tokens and their rights; see `token`."),
     ] = None,
     insecure: Annotated[
         bool,

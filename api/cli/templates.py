@@ -32,7 +32,12 @@ def pull(
     build_id: BuildIdArgument,
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write it.")],
     bucket: Annotated[
-        str, typer.Option(envvar="TEMPLATE_MANAGER_BUCKET", help="By default the settings' one.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            envvar="TEMPLATE_MANAGER_BUCKET",
+            help="By default the settings' one.",
+        ),
     ] = "",
     as_json: AsJson = False,
 ) -> None:

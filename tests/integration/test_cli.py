@@ -34,6 +34,23 @@ async def test_a_build_is_followed_and_ends_with_all_about_it(api: Api) -> None:
         assert told in ended.out
 
 
+async def test_a_build_without_a_source_starts_nothing(api: Api) -> None:
+    ended = await cli("build", *at(api))
+    assert (ended.code, ended.out) == (2, "")
+    assert "--image" in ended.err
+    assert api.journal.calls == []
+
+
+async def test_the_services_own_image_is_asked_for_by_name(api: Api) -> None:
+    build_id = str(uuid.uuid4())
+    api.ids.append(build_id)
+    ids = ("--template-id", "web", "--build-id", build_id)
+    ended = await cli("build", "--own-image", *ids, "--follow", *at(api))
+    assert ended.code == 0, ended.err
+    [pull] = [argument for name, argument in api.journal.arguments if name == "pull_image"]
+    assert pull.image == f"{api.settings.registry}/web:{build_id}"
+
+
 async def test_without_follow_it_prints_the_id_and_leaves(api: Api) -> None:
     ended = await cli(*BUILD, *at(api))
     assert ended.code == 0
