@@ -45,6 +45,8 @@ class Progress(Model):
     done: int = 0
     total: int = 0
     unit: Literal["bytes", "files", "layers", "attempts", ""] = ""
+    per_second: float = 0.0
+    """How much is done in a second, since `what` began; 0 when that is not known."""
 
 
 class BuildState(StrEnum):

@@ -31,19 +31,28 @@ def data_extents(descriptor: int, size_bytes: int) -> Iterator[tuple[int, int]]:
         yield start, min(position, size_bytes) - start
 
 
-def copy_private(source: Path, target: Path, check: Callable[[], None]) -> None:
+def copy_private(
+    source: Path,
+    target: Path,
+    check: Callable[[], None],
+    copied: Callable[[int], None] = lambda _: None,
+) -> None:
     """Copy a file so that writing to the copy leaves the source alone.
 
     A reflink where the disk can (no data is copied), else only the data between the holes.
-    `check` is called about every 4 MiB and ends the copy by raising. Raises OSError.
+    `check` is called about every 4 MiB and ends the copy by raising; `copied` is told the bytes
+    of data that have been copied in all. Raises OSError.
     """
     with source.open("rb") as reader, target.open("wb") as writer:
         if _reflink(reader.fileno(), writer.fileno()):
             return
         size_bytes = os.fstat(reader.fileno()).st_size
         writer.truncate(size_bytes)
+        done = 0
         for start, length in data_extents(reader.fileno(), size_bytes):
-            _copy_extent(reader.fileno(), writer.fileno(), start, length, check)
+            for more in _copy_extent(reader.fileno(), writer.fileno(), start, length, check):
+                done += more
+                copied(done)
 
 
 def sha256_of(path: Path, check: Callable[[], None]) -> str:
@@ -86,7 +95,8 @@ def _reflink(source: int, target: int) -> bool:
 
 def _copy_extent(
     source: int, target: int, start: int, length: int, check: Callable[[], None]
-) -> None:
+) -> Iterator[int]:
+    """Copy, yielding how many bytes each time."""
     done = 0
     while done < length:
         check()
@@ -95,6 +105,7 @@ def _copy_extent(
         if copied == 0:
             raise OSError(errno.EIO, "the source file became shorter while it was copied")
         done += copied
+        yield copied
 
 
 def _hash_extent(

@@ -47,7 +47,7 @@ from activities.contract.results import Verification
 from activities.contract.scope import VmRef, VmShape
 from activities.disk.data_dir import DataDir
 from activities.disk.ext4 import check_filesystem
-from activities.disk.sparse_files import copy_private
+from activities.disk.sparse_files import allocated_bytes, copy_private
 from activities.microvm.client import can_set_clock
 from activities.microvm.clock import clock_skew_ms, ping_until_answered
 from activities.microvm.console import ConsoleReader, GuestReadiness
@@ -128,9 +128,13 @@ class HostMicrovmActivities(MicrovmActivities):
             return
         vm.remove()
         rootfs = self._store.require(start.rootfs, start.vm.scope.build_id)
-        running.progress(f"copying {ArtifactName.ROOTFS}")
         vm.directory.mkdir(parents=True)
-        _copy(rootfs / ArtifactName.ROOTFS, vm.directory / ArtifactName.ROOTFS, running.check)
+        _copy(
+            rootfs / ArtifactName.ROOTFS,
+            vm.directory / ArtifactName.ROOTFS,
+            running.check,
+            _teller(running),
+        )
         (vm.directory / "kernel").symlink_to(self._settings.kernel_path(start.shape.kernel_version))
         running.check()
         running.progress("starting the VMM")
@@ -252,7 +256,7 @@ class HostMicrovmActivities(MicrovmActivities):
         vm.remove()
         vm.directory.mkdir(parents=True)
         try:
-            resumed = resume(vm, snapshot, firecracker, running.check)
+            resumed = resume(vm, snapshot, firecracker, running.check, _teller(running))
             skew = clock_skew_ms(vm.name, running.check)
             _require_right_clock(resumed, skew)
         except SnapshotNotResumableError as error:
@@ -281,16 +285,28 @@ class Resumed:
         self.at = time.time()
 
 
-def resume(vm: VmProcess, template: Path, firecracker: Path, check: Callable[[], None]) -> Resumed:
+Tell = Callable[[str, int, int], None]
+"""Told what is done now, the bytes of it that are done, and of how many; 0 of 0 is not known."""
+
+
+def resume(
+    vm: VmProcess,
+    template: Path,
+    firecracker: Path,
+    check: Callable[[], None],
+    tell: Tell = lambda what, done, total: None,
+) -> Resumed:
     """Resume the snapshot in `template` in the VM's own directory and netns.
 
-    The disk is a private copy; memory and state are only read. Raises SnapshotNotResumableError;
-    VmmError when the VMM does not even start, which is not the snapshot's fault.
+    The disk is a private copy; memory and state are only read. `tell` is told what it does. Raises
+    SnapshotNotResumableError; VmmError when the VMM does not even start, which is not the
+    snapshot's fault.
     """
-    _copy(template / ArtifactName.ROOTFS, vm.directory / ArtifactName.ROOTFS, check)
+    _copy(template / ArtifactName.ROOTFS, vm.directory / ArtifactName.ROOTFS, check, tell)
     for name in (ArtifactName.MEMFILE, ArtifactName.SNAPFILE):
         (vm.directory / name).symlink_to(template / name)
     vm.start(firecracker, check)
+    tell("loading the snapshot", 0, 0)
     began = time.monotonic()
     try:
         with vm.client() as client:
@@ -299,6 +315,7 @@ def resume(vm: VmProcess, template: Path, firecracker: Path, check: Callable[[],
     except VmmError as error:
         raise SnapshotNotResumableError(f"the snapshot does not load: {error.message}") from error
     load_ms = (time.monotonic() - began) * 1000
+    tell("waiting for the resumed guest to answer", 0, 0)
     ping_until_answered(vm.name, ANSWER_SECONDS, check)
     return Resumed(load_ms, (time.monotonic() - began) * 1000, set_clock)
 
@@ -399,9 +416,15 @@ def _started_at(vm: VmProcess) -> float:
         raise CheckpointLostError("the booted VM is gone", step=Step.BOOT) from None
 
 
-def _copy(source: Path, target: Path, check: Callable[[], None]) -> None:
+def _teller(running: RunningStep) -> Tell:
+    return lambda what, done, total: running.progress(what, done, total, "bytes" if total else "")
+
+
+def _copy(source: Path, target: Path, check: Callable[[], None], tell: Tell) -> None:
+    what, total = f"copying {source.name}", allocated_bytes(source)
+    tell(what, 0, total)
     try:
-        copy_private(source, target, check)
+        copy_private(source, target, check, lambda done: tell(what, done, max(done, total)))
     except OSError as error:
         free = shutil.disk_usage(target.parent).free
         raise HostDiskFullError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Literal, ParamSpec, TypeVar
@@ -40,6 +41,7 @@ class RunningStep:
         self.stop = threading.Event()
         self.latest: Progress | None = None
         self._ledger = ledger
+        self._began = (time.monotonic(), 0)
 
     def progress(
         self,
@@ -48,8 +50,16 @@ class RunningStep:
         total: int = 0,
         unit: Literal["bytes", "files", "layers", "attempts", ""] = "",
     ) -> None:
-        """Tell how far the step is; goes out with the next heartbeat. Thread-safe."""
-        self.latest = Progress(what=what, done=done, total=total, unit=unit)
+        """Tell how far the step is; goes out with the next heartbeat. Thread-safe.
+
+        Speed is measured from the first time that the same `what` is told.
+        """
+        now, before = time.monotonic(), self.latest
+        if before is None or before.what != what or done < before.done:
+            self._began = (now, done)
+        since, done_then = self._began
+        speed = (done - done_then) / (now - since) if now > since else 0.0
+        self.latest = Progress(what=what, done=done, total=total, unit=unit, per_second=speed)
 
     def check(self) -> None:
         """Go on or not. Raises StepStopped (cancelled) or LeaseLostError (no longer ours)."""

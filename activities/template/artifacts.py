@@ -362,13 +362,14 @@ class _Meter:
         self._started = time.monotonic()
         self._done = 0
         self._lock = Lock()
+        self.add(0)  # its speed is measured from here on
 
     def add(self, size_bytes: int) -> None:
         with self._lock:
             self._done += size_bytes
             done = self._done
-        what = f"uploading {self._name}, {self._rate(done):.0f} MiB/s"
-        self._running.progress(what, done, max(self._total, done), "bytes")
+        total = max(self._total, done)
+        self._running.progress(f"uploading {self._name}", done, total, "bytes")
 
     def summary(self, found: Scan, sent_bytes: int) -> str:
         return (

@@ -42,6 +42,26 @@ class ProgressJson(TypedDict):
     unit: str
     attempt: int
     last_failure: str
+    per_second: float
+
+
+class HostSlotsJson(TypedDict):
+    """The hosts that answer, and their slots."""
+
+    hosts: int
+    slots: int
+    free_slots: int
+    draining: int
+    away: int
+
+
+class WaitingJson(TypedDict):
+    """What a build waits for that no host has taken."""
+
+    why: str
+    message: str
+    builds_before: int
+    hosts: HostSlotsJson | None
 
 
 class ReasonJson(TypedDict):
@@ -74,6 +94,7 @@ class StatusJson(TypedDict):
     timeline: list[TimelineRowJson]
     artifacts: list[ArtifactJson]
     progress: ProgressJson | None
+    waiting: WaitingJson | None
     reason: ReasonJson | None
 
 
@@ -90,6 +111,7 @@ class SummaryJson(TypedDict):
     ended: str | None
     workflow_id: str
     run_id: str
+    builds_before: int | None
 
 
 class LogLineJson(TypedDict):
@@ -139,6 +161,7 @@ def status_json(build_id: str, status: pb.TemplateBuildStatusResponse) -> Status
         "timeline": [_timeline_json(row) for row in status.timeline],
         "artifacts": [_artifact_json(artifact) for artifact in status.artifacts],
         "progress": _progress_json(status) if status.HasField("progress") else None,
+        "waiting": _waiting_json(status.waiting) if status.HasField("waiting") else None,
         "reason": _reason_json(status.reason) if status.HasField("reason") else None,
     }
 
@@ -156,6 +179,7 @@ def summary_json(build: pb.TemplateBuildSummary) -> SummaryJson:
         "ended": _iso(build.ended) if build.HasField("ended") else None,
         "workflow_id": build.workflow_id,
         "run_id": build.run_id,
+        "builds_before": build.builds_before if build.HasField("builds_before") else None,
     }
 
 
@@ -216,6 +240,25 @@ def _progress_json(status: pb.TemplateBuildStatusResponse) -> ProgressJson:
         "unit": progress.unit,
         "attempt": progress.attempt,
         "last_failure": progress.last_failure,
+        "per_second": progress.per_second,
+    }
+
+
+def _waiting_json(waiting: pb.WaitingForHost) -> WaitingJson:
+    hosts = waiting.hosts
+    return {
+        "why": pb.WaitReason.Name(waiting.why),
+        "message": waiting.message,
+        "builds_before": waiting.builds_before,
+        "hosts": {
+            "hosts": hosts.hosts,
+            "slots": hosts.slots,
+            "free_slots": hosts.free_slots,
+            "draining": hosts.draining,
+            "away": hosts.away,
+        }
+        if waiting.HasField("hosts")
+        else None,
     }
 
 

@@ -17,6 +17,15 @@ class TemplateBuildState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     Failed: _ClassVar[TemplateBuildState]
     Completed: _ClassVar[TemplateBuildState]
 
+class WaitReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    NotKnown: _ClassVar[WaitReason]
+    NoWorker: _ClassVar[WaitReason]
+    NoHosts: _ClassVar[WaitReason]
+    AllDraining: _ClassVar[WaitReason]
+    AllBusy: _ClassVar[WaitReason]
+    SlotIsFree: _ClassVar[WaitReason]
+
 class HealthState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     Healthy: _ClassVar[HealthState]
@@ -36,6 +45,12 @@ class LogsDirection(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 Building: TemplateBuildState
 Failed: TemplateBuildState
 Completed: TemplateBuildState
+NotKnown: WaitReason
+NoWorker: WaitReason
+NoHosts: WaitReason
+AllDraining: WaitReason
+AllBusy: WaitReason
+SlotIsFree: WaitReason
 Healthy: HealthState
 Draining: HealthState
 Debug: LogLevel
@@ -183,7 +198,7 @@ class TemplateStatusRequest(_message.Message):
     def __init__(self, template_id: _Optional[str] = ..., build_id: _Optional[str] = ..., offset: _Optional[int] = ..., level: _Optional[_Union[LogLevel, str]] = ..., limit: _Optional[int] = ..., start: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., direction: _Optional[_Union[LogsDirection, str]] = ...) -> None: ...
 
 class TemplateBuildStatusResponse(_message.Message):
-    __slots__ = ("status", "metadata", "log_entries", "reason", "state", "step", "progress", "host", "timeline", "image_digest", "artifacts", "workflow_id", "run_id", "bucket", "template_id", "image")
+    __slots__ = ("status", "metadata", "log_entries", "reason", "state", "step", "progress", "host", "timeline", "image_digest", "artifacts", "workflow_id", "run_id", "bucket", "template_id", "image", "waiting")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
     LOG_ENTRIES_FIELD_NUMBER: _ClassVar[int]
@@ -200,6 +215,7 @@ class TemplateBuildStatusResponse(_message.Message):
     BUCKET_FIELD_NUMBER: _ClassVar[int]
     TEMPLATE_ID_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
     status: TemplateBuildState
     metadata: TemplateBuildMetadata
     log_entries: _containers.RepeatedCompositeFieldContainer[TemplateBuildLogEntry]
@@ -216,7 +232,8 @@ class TemplateBuildStatusResponse(_message.Message):
     bucket: str
     template_id: str
     image: str
-    def __init__(self, status: _Optional[_Union[TemplateBuildState, str]] = ..., metadata: _Optional[_Union[TemplateBuildMetadata, _Mapping]] = ..., log_entries: _Optional[_Iterable[_Union[TemplateBuildLogEntry, _Mapping]]] = ..., reason: _Optional[_Union[TemplateBuildStatusReason, _Mapping]] = ..., state: _Optional[str] = ..., step: _Optional[str] = ..., progress: _Optional[_Union[BuildProgress, _Mapping]] = ..., host: _Optional[str] = ..., timeline: _Optional[_Iterable[_Union[StepTimeline, _Mapping]]] = ..., image_digest: _Optional[str] = ..., artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ..., workflow_id: _Optional[str] = ..., run_id: _Optional[str] = ..., bucket: _Optional[str] = ..., template_id: _Optional[str] = ..., image: _Optional[str] = ...) -> None: ...
+    waiting: WaitingForHost
+    def __init__(self, status: _Optional[_Union[TemplateBuildState, str]] = ..., metadata: _Optional[_Union[TemplateBuildMetadata, _Mapping]] = ..., log_entries: _Optional[_Iterable[_Union[TemplateBuildLogEntry, _Mapping]]] = ..., reason: _Optional[_Union[TemplateBuildStatusReason, _Mapping]] = ..., state: _Optional[str] = ..., step: _Optional[str] = ..., progress: _Optional[_Union[BuildProgress, _Mapping]] = ..., host: _Optional[str] = ..., timeline: _Optional[_Iterable[_Union[StepTimeline, _Mapping]]] = ..., image_digest: _Optional[str] = ..., artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ..., workflow_id: _Optional[str] = ..., run_id: _Optional[str] = ..., bucket: _Optional[str] = ..., template_id: _Optional[str] = ..., image: _Optional[str] = ..., waiting: _Optional[_Union[WaitingForHost, _Mapping]] = ...) -> None: ...
 
 class TemplateBuildMetadata(_message.Message):
     __slots__ = ("rootfs_size_mb", "agent_version", "kernel_version", "firecracker_version")
@@ -263,21 +280,49 @@ class TemplateBuildStatusReason(_message.Message):
     log_tail: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, message: _Optional[str] = ..., step: _Optional[str] = ..., error_type: _Optional[str] = ..., hint: _Optional[str] = ..., log_tail: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class WaitingForHost(_message.Message):
+    __slots__ = ("why", "message", "builds_before", "hosts")
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    BUILDS_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    HOSTS_FIELD_NUMBER: _ClassVar[int]
+    why: WaitReason
+    message: str
+    builds_before: int
+    hosts: HostSlots
+    def __init__(self, why: _Optional[_Union[WaitReason, str]] = ..., message: _Optional[str] = ..., builds_before: _Optional[int] = ..., hosts: _Optional[_Union[HostSlots, _Mapping]] = ...) -> None: ...
+
+class HostSlots(_message.Message):
+    __slots__ = ("hosts", "slots", "free_slots", "draining", "away")
+    HOSTS_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    FREE_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    AWAY_FIELD_NUMBER: _ClassVar[int]
+    hosts: int
+    slots: int
+    free_slots: int
+    draining: int
+    away: int
+    def __init__(self, hosts: _Optional[int] = ..., slots: _Optional[int] = ..., free_slots: _Optional[int] = ..., draining: _Optional[int] = ..., away: _Optional[int] = ...) -> None: ...
+
 class BuildProgress(_message.Message):
-    __slots__ = ("what", "done", "total", "unit", "attempt", "last_failure")
+    __slots__ = ("what", "done", "total", "unit", "attempt", "last_failure", "per_second")
     WHAT_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
     UNIT_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     LAST_FAILURE_FIELD_NUMBER: _ClassVar[int]
+    PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     what: str
     done: int
     total: int
     unit: str
     attempt: int
     last_failure: str
-    def __init__(self, what: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., unit: _Optional[str] = ..., attempt: _Optional[int] = ..., last_failure: _Optional[str] = ...) -> None: ...
+    per_second: float
+    def __init__(self, what: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., unit: _Optional[str] = ..., attempt: _Optional[int] = ..., last_failure: _Optional[str] = ..., per_second: _Optional[float] = ...) -> None: ...
 
 class StepTimeline(_message.Message):
     __slots__ = ("step", "started", "ended", "reused", "outcome", "host")
@@ -384,7 +429,7 @@ class TemplateBuildListResponse(_message.Message):
     def __init__(self, builds: _Optional[_Iterable[_Union[TemplateBuildSummary, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class TemplateBuildSummary(_message.Message):
-    __slots__ = ("build_id", "template_id", "state", "step", "host", "image", "started", "ended", "workflow_id", "run_id")
+    __slots__ = ("build_id", "template_id", "state", "step", "host", "image", "started", "ended", "workflow_id", "run_id", "builds_before")
     BUILD_ID_FIELD_NUMBER: _ClassVar[int]
     TEMPLATE_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -395,6 +440,7 @@ class TemplateBuildSummary(_message.Message):
     ENDED_FIELD_NUMBER: _ClassVar[int]
     WORKFLOW_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    BUILDS_BEFORE_FIELD_NUMBER: _ClassVar[int]
     build_id: str
     template_id: str
     state: str
@@ -405,7 +451,8 @@ class TemplateBuildSummary(_message.Message):
     ended: _timestamp_pb2.Timestamp
     workflow_id: str
     run_id: str
-    def __init__(self, build_id: _Optional[str] = ..., template_id: _Optional[str] = ..., state: _Optional[str] = ..., step: _Optional[str] = ..., host: _Optional[str] = ..., image: _Optional[str] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., workflow_id: _Optional[str] = ..., run_id: _Optional[str] = ...) -> None: ...
+    builds_before: int
+    def __init__(self, build_id: _Optional[str] = ..., template_id: _Optional[str] = ..., state: _Optional[str] = ..., step: _Optional[str] = ..., host: _Optional[str] = ..., image: _Optional[str] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., workflow_id: _Optional[str] = ..., run_id: _Optional[str] = ..., builds_before: _Optional[int] = ...) -> None: ...
 
 class InitLayerFileUploadRequest(_message.Message):
     __slots__ = ("template_id", "hash", "cache_scope")

@@ -7,14 +7,14 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
 
-from activities.contract.names import build_of_workflow, delete_workflow_id
+from activities.contract.names import Step, build_of_workflow, delete_workflow_id
 from activities.contract.search_attributes import (
     BUILD_ID,
     BUILD_STATE,
@@ -29,6 +29,7 @@ from api.pb import template_manager_pb2 as pb
 from api.server.finding import RPC_LIMIT
 from api.server.validation import TEMPLATE_ID as TEMPLATE_ID_PATTERN
 from api.server.view import CLOSED_STATES
+from api.server.waiting import WaitingLine
 
 DEFAULT_PAGE, MAX_PAGE = 50, 100
 
@@ -57,6 +58,13 @@ class ListedBuild:
     ended: datetime | None
     workflow_id: str
     run_id: str
+    builds_before: int | None = None
+    """Of one that waits for a host: how many wait for longer."""
+
+    @property
+    def waits_for_host(self) -> bool:
+        """Whether no host has taken it, as far as the visibility store knows."""
+        return self.state is BuildState.BUILDING and self.step in ("", Step.LEASE)
 
 
 @dataclass(frozen=True)
@@ -70,8 +78,9 @@ class Page:
 class BuildListing:
     """Lists builds that Temporal remembers; deleted ones and earlier runs are left out."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, line: WaitingLine) -> None:
         self._client = client
+        self._line = line
 
     async def page(self, query: str, page_size: int, page_token: str) -> Page:
         """Return a page of what `query` (see `list_query`) finds.
@@ -92,7 +101,20 @@ class BuildListing:
             for build in builds
             if not _is_deleted(build, deleted.get(delete_workflow_id(_build_id(build))))
         ]
-        return Page(tuple(listed), _page_token(found.next_page_token, query))
+        placed = await self._with_places(listed)
+        return Page(tuple(placed), _page_token(found.next_page_token, query))
+
+    async def _with_places(self, builds: list[ListedBuild]) -> list[ListedBuild]:
+        """Add to those that wait how many are before them."""
+        if not any(build.waits_for_host for build in builds):
+            return builds
+        places = await self._line.places()
+        return [
+            replace(build, builds_before=places.get(build.workflow_id))
+            if build.waits_for_host
+            else build
+            for build in builds
+        ]
 
     async def require_room(self, most: int) -> None:
         """Raise ApiError RESOURCE_EXHAUSTED when `most` builds are running; 0 is no limit.

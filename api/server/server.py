@@ -37,6 +37,7 @@ from api.server.starting import BuildStarter
 from api.server.template_bucket import TemplateBucket
 from api.server.temporal_health import TemporalHealth
 from api.server.tls import server_credentials
+from api.server.waiting import WaitingLine
 
 MAX_REQUEST_BYTES = 1024 * 1024
 KEEPALIVE_MS = 30_000
@@ -73,13 +74,15 @@ class ApiServer:
         self._server = grpc.aio.server(interceptors=interceptors, options=OPTIONS)
         self.logs = BuildLogs(client, bucket)
         finder = BuildFinder(client, bucket)
+        line = WaitingLine(client)
         ender = BuildEnder(client, bucket, settings, finder)
         self.service = TemplateService(
             settings,
             finder=finder,
             starter=BuildStarter(client, bucket, settings, finder, ender),
             ender=ender,
-            listing=BuildListing(client),
+            listing=BuildListing(client, line),
+            line=line,
             logs=self.logs,
             bucket=bucket,
             temporal=self._temporal,

@@ -28,7 +28,14 @@ from api.server.template_bucket import TemplateBucket
 from api.server.temporal_health import TemporalHealth
 from api.server.validation import require_build_id, require_files_hash, validate
 from api.server.view import BuildView
-from api.server.wire import level_number, log_message, status_message, summary_message
+from api.server.waiting import WaitingLine
+from api.server.wire import (
+    level_number,
+    log_message,
+    status_message,
+    summary_message,
+    waiting_message,
+)
 
 # An answer must fit into the 4 MiB that gRPC clients take by default.
 MAX_STATUS_LINES = 1_000
@@ -46,6 +53,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         starter: BuildStarter,
         ender: BuildEnder,
         listing: BuildListing,
+        line: WaitingLine,
         logs: BuildLogs,
         bucket: TemplateBucket,
         temporal: TemporalHealth,
@@ -56,6 +64,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         self._starter = starter
         self._ender = ender
         self._listing = listing
+        self._line = line
         self._logs = logs
         self._bucket = bucket
         self._temporal = temporal
@@ -116,6 +125,8 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         """Tell everything about a build, and the log lines that are asked for."""
         view = await self._view(request)
         message = status_message(view)
+        if view.waits_for_host and view.started is not None:
+            message.waiting.CopyFrom(waiting_message(await self._line.look(view.started)))
         message.log_entries.extend(await self._log_entries(view, request))
         return message
 

@@ -4,6 +4,7 @@ description of it, the archive of a closed build, or a template's metadata."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from temporalio.api.enums.v1 import PendingActivityState
@@ -23,6 +24,29 @@ if TYPE_CHECKING:
     from activities.store.metadata import TemplateMetadata
 
 HOLD_ACTIVITY = "hold_host"
+# What an activity does, in words, until it tells more by a heartbeat.
+DOING = {
+    "release_host": "giving the host back",
+    "discard_checkpoints": "removing checkpoints",
+    "pull_image": "pulling the image",
+    "build_image": "running the steps on top of the image",
+    "import_template": "fetching the template to start from",
+    "build_rootfs": "building the root file system",
+    "clean_up_rootfs": "removing what is left of the root file system",
+    "set_up_network": "making the VM's network",
+    "tear_down_network": "removing the VM's network",
+    "find_snapshot": "looking for a snapshot of the same inputs",
+    "start_vm": "starting the VM",
+    "wait_until_ready": "waiting for the guest",
+    "snapshot_vm": "taking the snapshot",
+    "verify_snapshot": "resuming the snapshot",
+    "kill_vm": "removing the VM",
+    "upload_artifact": "uploading",
+    "publish_template": "publishing the template",
+    "discard_upload": "removing what was uploaded",
+    "archive_log": "archiving the build log",
+}
+WAITING_FOR_HOST = "waiting for a KVM host with a free slot"
 
 CLOSED_STATES = {
     WorkflowExecutionStatus.COMPLETED: BuildState.COMPLETED,
@@ -63,7 +87,10 @@ class BuildView:
     rootfs_size_mb: int = 0
     agent_version: str = ""
     run_id: str = ""
+    started: datetime | None = None
     activity: RunningActivity | None = None
+    waits_for_host: bool = False
+    """Whether no host has taken it, or no worker has even begun it."""
     is_answered: bool = False
     """Whether the workflow itself has answered, which takes a worker that can run it."""
 
@@ -141,8 +168,10 @@ async def with_description(
         view,
         state=state,
         run_id=described.run_id,
+        started=described.start_time,
         failure=view.failure or _failure_of_end(described),
         activity=await _running_activity(described, converter),
+        waits_for_host=state is BuildState.BUILDING and _waits_for_host(view, described),
     )
 
 
@@ -173,7 +202,8 @@ async def _running_activity(
     pending = described.raw_description.pending_activities
     steps = [info for info in pending if info.activity_type.name != HOLD_ACTIVITY]
     if not steps:
-        return _waiting_for_host(pending[0]) if pending else None
+        waits = any(map(_is_not_taken, pending))
+        return RunningActivity(Progress(what=WAITING_FOR_HOST), 1, "") if waits else None
     latest = max(steps, key=lambda info: info.scheduled_time.ToNanoseconds())
     last_failure = ""
     if latest.HasField("last_failure"):
@@ -182,14 +212,19 @@ async def _running_activity(
     return RunningActivity(await _progress(latest, converter), latest.attempt, last_failure)
 
 
-def _waiting_for_host(hold: PendingActivityInfo) -> RunningActivity | None:
-    if hold.state != PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED:
-        return None
-    return RunningActivity(Progress(what="waiting for a KVM host with a free slot"), 1, "")
+def _waits_for_host(view: BuildView, described: WorkflowExecutionDescription) -> bool:
+    pending = described.raw_description.pending_activities
+    if not pending:  # no worker has run the workflow's first task
+        return not view.is_answered and not view.step
+    return all(info.activity_type.name == HOLD_ACTIVITY and _is_not_taken(info) for info in pending)
+
+
+def _is_not_taken(hold: PendingActivityInfo) -> bool:
+    return hold.state == PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED
 
 
 async def _progress(info: PendingActivityInfo, converter: DataConverter) -> Progress:
-    fallback = Progress(what=info.activity_type.name)
+    fallback = Progress(what=DOING.get(info.activity_type.name, info.activity_type.name))
     if not info.heartbeat_details.payloads:
         return fallback
     try:

@@ -11,6 +11,7 @@ from activities.contract.status import BuildFailure, BuildState, LogEntry, LogLe
 from api.pb import template_manager_pb2 as pb
 from api.server.listing import ListedBuild
 from api.server.view import BuildView, RunningActivity
+from api.server.waiting import HostSlots, Waiting, Why
 
 CANCELLED_REASON = "cancelled"
 
@@ -26,6 +27,16 @@ _LEVELS = {
     LogLevel.INFO: pb.Info,
     LogLevel.WARN: pb.Warn,
     LogLevel.ERROR: pb.Error,
+}
+
+
+_WHYS = {
+    Why.NOT_KNOWN: pb.NotKnown,
+    Why.NO_WORKER: pb.NoWorker,
+    Why.NO_HOSTS: pb.NoHosts,
+    Why.ALL_DRAINING: pb.AllDraining,
+    Why.ALL_BUSY: pb.AllBusy,
+    Why.SLOT_IS_FREE: pb.SlotIsFree,
 }
 
 
@@ -79,6 +90,18 @@ def summary_message(build: ListedBuild) -> pb.TemplateBuildSummary:
     )
     if build.ended is not None:
         message.ended.CopyFrom(timestamp(build.ended))
+    if build.builds_before is not None:
+        message.builds_before = build.builds_before
+    return message
+
+
+def waiting_message(waiting: Waiting) -> pb.WaitingForHost:
+    """Return what a build waits for."""
+    message = pb.WaitingForHost(
+        why=_WHYS[waiting.why], message=waiting.message, builds_before=waiting.builds_before
+    )
+    if waiting.hosts is not None:
+        message.hosts.CopyFrom(_host_slots(waiting.hosts))
     return message
 
 
@@ -92,6 +115,16 @@ def timestamp(moment: datetime) -> Timestamp:
     message = Timestamp()
     message.FromDatetime(moment)
     return message
+
+
+def _host_slots(hosts: HostSlots) -> pb.HostSlots:
+    return pb.HostSlots(
+        hosts=hosts.hosts,
+        slots=hosts.slots,
+        free_slots=hosts.free_slots,
+        draining=hosts.draining,
+        away=hosts.away,
+    )
 
 
 def _metadata(view: BuildView) -> pb.TemplateBuildMetadata:
@@ -132,6 +165,7 @@ def _progress(activity: RunningActivity) -> pb.BuildProgress:
         unit=progress.unit,
         attempt=activity.attempt,
         last_failure=activity.last_failure,
+        per_second=max(progress.per_second, 0.0),
     )
 
 

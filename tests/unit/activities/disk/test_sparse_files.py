@@ -55,6 +55,16 @@ def test_writing_to_the_copy_leaves_the_source_alone(tmp_path: Path) -> None:
     assert source.read_bytes() == b"a" * 10_000
 
 
+def test_a_copy_tells_how_many_bytes_of_data_it_has_copied(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    write(source, 512 * MIB, [(0, b"x" * (CHUNK_BYTES + 4096)), (300 * MIB, b"y" * 4096)])
+    told: list[int] = []
+    copy_private(source, tmp_path / "target", go_on, told.append)
+    if told:  # a reflink copies nothing
+        assert told == sorted(told)
+        assert told[-1] == CHUNK_BYTES + 2 * 4096
+
+
 def test_a_copy_stops_when_it_is_told_to(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"x" * (3 * CHUNK_BYTES))

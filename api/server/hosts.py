@@ -1,4 +1,4 @@
-"""The KVM hosts of the service, for operators: asked through Temporal."""
+"""The KVM hosts of the service, asked through Temporal."""
 
 from __future__ import annotations
 

@@ -1,0 +1,38 @@
+"""How far a step is, and how fast it goes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from activities.contract.names import Step
+from activities.contract.status import Progress
+from activities.disk.data_dir import DataDir
+from activities.step.build_log import BuildLog
+from activities.step.ledger import LeaseLedger
+from activities.step.running_step import RunningStep
+from tests.support.held_build import hold
+
+
+async def step_in(directory: Path) -> RunningStep:
+    scope = hold(directory, 1).scope
+    log = BuildLog(directory / "log.jsonl", Step.UPLOAD)
+    return RunningStep(LeaseLedger(DataDir(directory)), scope, log, Step.UPLOAD)
+
+
+async def test_speed_is_measured_from_the_beginning_of_what_is_done(tmp_path: Path) -> None:
+    step = await step_in(tmp_path)
+    step.progress("uploading memfile", 100, 1000, "bytes")
+    began = time.monotonic()
+    time.sleep(0.1)
+    step.progress("uploading memfile", 300, 1000, "bytes")
+    assert step.latest is not None
+    assert 0 < step.latest.per_second <= 200 / 0.1
+    assert step.latest.per_second >= 0.5 * 200 / (time.monotonic() - began)
+    step.progress("uploading snapfile", 500, 1000, "bytes")
+    assert step.latest.per_second == 0
+
+
+def test_what_an_earlier_host_tells_has_no_speed() -> None:
+    old = '{"what": "uploading memfile, 35 MiB/s", "done": 1, "total": 2, "unit": "bytes"}'
+    assert Progress.model_validate_json(old).per_second == 0
