@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -354,7 +355,14 @@ def logs(
     async def show() -> None:
         from api.cli.json_output import log_json
         from api.cli.report import log_line
+        from api.cli.told_once import LogOnce
         from api.client.client import TemplateClient
+
+        once = LogOnce()
+
+        def tell(entries: Sequence[pb.TemplateBuildLogEntry]) -> None:
+            for entry in entries:
+                out.print(log_line(entry), soft_wrap=True)
 
         async with TemplateClient(api_address) as client:
             lines = client.logs(
@@ -365,7 +373,8 @@ def logs(
                     sys.stdout.write(json.dumps(log_json(line)) + "\n")
                     sys.stdout.flush()
                 else:
-                    out.print(log_line(line.entry), soft_wrap=True)
+                    tell(once.take(line.entry))
+        tell(once.rest())
 
     run_call(show, as_json)
 
@@ -403,7 +412,11 @@ def list_builds(
     as_json: AsJson = False,
     api_address: ApiAddress = DEFAULT_API_ADDRESS,
 ) -> None:
-    """List builds, latest first."""
+    """List builds, latest first.
+
+    A terminal shows the columns that fit. In a pipe there is a line a build, with a tab between
+    whole values: build, state, template, age, step, took, host, started.
+    """
     from api.pb import template_manager_pb2 as pb
 
     request = pb.TemplateBuildListRequest(states=state or (), template_id=template_id)
@@ -413,8 +426,9 @@ def list_builds(
         request.started_before.FromDatetime(until.astimezone())
 
     async def show() -> None:
+        from api.cli.columns import print_rows
         from api.cli.json_output import summary_json
-        from api.cli.report import list_table
+        from api.cli.report import LIST_COLUMNS, list_rows
         from api.client.client import TemplateClient
 
         async with TemplateClient(api_address) as client:
@@ -422,7 +436,7 @@ def list_builds(
         if as_json:
             print_json({"builds": [summary_json(build) for build in builds]})
         elif builds:
-            out.print(list_table(builds))
+            print_rows(out, LIST_COLUMNS, list_rows(builds, datetime.now(UTC)))
         else:
             err.print("no builds")
 

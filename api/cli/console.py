@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
+import io
 import json
 import signal
 import sys
@@ -22,8 +24,42 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+UNWRAPPED = 10_000
+"""The width where nobody looks at columns: in a pipe or a file every line stays whole."""
+READABLE = "template-manager.readable"
+# One character each, so that columns stay below each other.
+PLAIN_CHARACTERS = str.maketrans("→│✓✗↺·…–━╸╺•×", ">|+x<.~---=*x")
+
+
+def replace_unprintable(error: UnicodeError) -> tuple[str, int]:
+    """Write what an encoding does not have as something like it, or as an escape.
+
+    An error handler as `codecs.register_error` takes it.
+    """
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    bad = error.object[error.start : error.end]
+    plain = bad.translate(PLAIN_CHARACTERS)
+    return plain.encode("ascii", "backslashreplace").decode("ascii"), error.end
+
+
+def write_readably() -> None:
+    """Let output never fail for a character that the terminal's encoding does not have."""
+    codecs.register_error(READABLE, replace_unprintable)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=READABLE)
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    if console.is_terminal:
+        return console
+    return Console(stderr=stderr, highlight=False, width=UNWRAPPED)
+
+
+out = _console(stderr=False)
+err = _console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 BuildIdArgument = Annotated[str, typer.Argument(metavar="BUILD_ID", help="The build's UUID.")]

@@ -13,8 +13,10 @@ import sys
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from api.cli import builds, development, operators, processes, templates
+from api.cli.console import Exit, err, write_readably
 from api.cli.help_text import CommandPanels
 
 EXIT_CODES = (
@@ -55,8 +57,13 @@ def template_manager(
 def main() -> None:
     """Run the command line. gRPC's own chatter about connections is left out."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    write_readably()
     try:
         app()
+    except UnicodeEncodeError as error:
+        err.print(Text(f"error: an argument is no text in this locale: {error.object!a}"))
+        err.print(Text("→ Set LC_ALL=C.UTF-8."))
+        raise SystemExit(Exit.USAGE) from None
     finally:
         _leave_at_once()
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
+from rich.text import Text
 
 from activities.contract.units import MIB
+from api.cli.columns import Column, print_rows
 from api.cli.console import (
     EXAMPLE_BUILD,
     AsJson,
@@ -34,6 +35,24 @@ if TYPE_CHECKING:
     from workflows.replay import Verdict
 
 OPERATIONS = "Operations"
+MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "wrong": ("✗", "red")}
+SWEPT_COLUMNS = (
+    Column("name"),
+    Column("what"),
+    Column("build", 2),
+    Column("size", 1),
+    Column("error"),
+)
+AWAY_ROW: tuple[str | Text, ...] = (Text("away", style="red"), "", "", "", "", "")
+HOST_COLUMNS = (
+    Column("host"),
+    Column("state"),
+    Column("slots"),
+    Column("disk free", 1),
+    Column("builds", 2),
+    Column("checkpoints", 4),
+    Column("versions", 3),
+)
 
 app = typer.Typer()
 
@@ -49,11 +68,11 @@ def doctor(as_json: AsJson = False) -> None:
     if as_json:
         print_json({"findings": [vars(finding) for finding in findings]})
     else:
-        table = Table("", "what", "found", "what to do", box=None)
         for finding in findings:
-            mark = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "wrong": "[red]✗[/]"}
-            table.add_row(mark[finding.state], finding.what, finding.told, finding.remedy)
-        out.print(table)
+            mark, style = MARKS[finding.state]
+            out.print(Text.assemble((mark, style), f" {finding.what}: {finding.told}"))
+            if finding.remedy:
+                out.print(Text(f"  → {finding.remedy}"))
     if any(finding.state == "wrong" for finding in findings):
         raise typer.Exit(Exit.BUILD_FAILED)
 
@@ -173,11 +192,17 @@ def _show(report: SweepReport) -> None:
     if not report.items:
         out.print("nothing is left over on this host")
         return
-    table = Table("what", "name", "build", "MiB", "", box=None)
-    for item in report.items:
-        size = f"{item.bytes / MIB:.1f}" if item.bytes else ""
-        table.add_row(item.kind, item.name, item.build_id, size, item.error)
-    out.print(table)
+    rows = [
+        (
+            item.name,
+            item.kind,
+            item.build_id,
+            f"{item.bytes / MIB:.1f} MiB" if item.bytes else "",
+            item.error,
+        )
+        for item in report.items
+    ]
+    print_rows(out, SWEPT_COLUMNS, rows)
     done = "would be removed" if report.dry_run else "removed"
     removed = sum(1 for item in report.items if not item.error)
     out.print(f"{removed} {done}, {report.bytes / MIB:.1f} MiB")
@@ -277,29 +302,28 @@ def list_hosts(context: typer.Context, as_json: AsJson = False) -> None:
         }
         print_json({"hosts": plain})
         return
-    table = Table(
-        "host", "state", "slots", "builds", "disk free", "checkpoints", "versions", box=None
+    print_rows(
+        out,
+        HOST_COLUMNS,
+        [(name, *(_host_row(told) if told else AWAY_ROW)) for name, told in facts.items()],
     )
-    for name, told in facts.items():
-        table.add_row(name, *(_host_row(told) if told else ("[red]away[/]",)))
-    out.print(table)
 
 
 async def _all_hosts() -> dict[str, HostFacts | None]:
-    from api.cli.hosts import all_hosts
+    from api.server.hosts import all_hosts
 
     return await all_hosts(await _connect())
 
 
-def _host_row(told: HostFacts) -> tuple[str, ...]:
+def _host_row(told: HostFacts) -> tuple[str | Text, ...]:
     gib = 1024 * MIB
-    state = "[yellow]draining[/]" if told.draining else "[green]taking builds[/]"
+    state = Text("draining", "yellow") if told.draining else Text("taking builds", "green")
     versions = [*told.firecracker_versions, *told.kernel_versions]
     return (
         state,
         f"{len(told.builds)}/{told.slots}",
-        "\n".join(f"{build.build_id} {build.template_id}" for build in told.builds),
         f"{told.disk_free_bytes / gib:.0f} of {told.disk_total_bytes / gib:.0f} GiB",
+        "\n".join(f"{build.build_id} {build.template_id}" for build in told.builds),
         f"{told.checkpoint_bytes / gib:.1f} GiB",
         f"{told.version}\n" + "\n".join(versions),
     )
@@ -346,7 +370,7 @@ async def _drained(host: str, wait: bool) -> HostFacts:
 
 async def _told(host: str, *, draining: bool | None) -> HostFacts:
     from activities.contract.errors import HostAwayError
-    from api.cli.hosts import ask_host
+    from api.server.hosts import ask_host
 
     told = await ask_host(await _connect(), host, draining)
     if told is None:

@@ -3,43 +3,38 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from datetime import UTC
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from activities.contract.units import MIB
+from api.cli.columns import Column
+from api.cli.wording import in_options, option_of
 from api.client.client import CallError
 from api.pb import template_manager_pb2 as pb
 
 LEVEL_STYLES = {pb.Debug: "dim", pb.Info: "", pb.Warn: "yellow", pb.Error: "bold red"}
 STATE_STYLES = {"completed": "green", "failed": "red", "cancelled": "yellow"}
-# What a bad field is called on the command line.
-FLAGS = {
-    "template.template_id": "--template-id",
-    "template.build_id": "--build-id",
-    "template.from_image": "--image",
-    "template.memory_mb": "--memory",
-    "template.vcpu_count": "--vcpu",
-    "template.disk_size_mb": "--disk",
-    "template.kernel_version": "--kernel",
-    "template.firecracker_version": "--firecracker",
-    "template.start_command": "--start-command",
-    "template.ready_command": "--ready-command",
-    "template.ready_timeout_seconds": "--ready-timeout",
-    "template.from_image_registry.general.username": "--registry-user",
-    "template.from_image_registry.general.password": "--registry-password-stdin",
-    "template.from_image_registry.gcp.service_account_json": "--google-key-file",
-    "build_id": "BUILD_ID",
-}
+LIST_COLUMNS = (
+    Column("build"),
+    Column("state"),
+    Column("template"),
+    Column("age", 1),
+    Column("step", 2),
+    Column("took", 3),
+    Column("host", 4),
+    Column("started", 5),
+)
 
 
 def log_line(entry: pb.TemplateBuildLogEntry) -> Text:
     """Return a log line for people: time, step, message; the level by its colour and name."""
-    line = Text(entry.timestamp.ToDatetime().strftime("%H:%M:%S "), style="dim")
+    line = Text(clock_time(entry.timestamp) + " ", style="dim")
     line.append(f"{entry.fields.get('step', ''):<17} ", style="cyan")
     if entry.level in (pb.Warn, pb.Error):
         line.append(f"{pb.LogLevel.Name(entry.level).upper()} ", style=LEVEL_STYLES[entry.level])
@@ -62,6 +57,8 @@ def build_table(build_id: str, status: pb.TemplateBuildStatusResponse) -> Table:
         table.add_row("host", status.host)
     if status.HasField("progress"):
         table.add_row("now", progress_text(status.progress))
+    if status.HasField("waiting"):
+        table.add_row("waits", waiting_text(status.waiting))
     if status.image or status.image_digest:
         table.add_row("image", "\n".join(filter(None, (status.image, status.image_digest))))
     if status.timeline:
@@ -73,50 +70,71 @@ def build_table(build_id: str, status: pb.TemplateBuildStatusResponse) -> Table:
     return table
 
 
-def list_table(builds: Sequence[pb.TemplateBuildSummary]) -> Table:
-    """Return builds as rows."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in ("build", "template", "state", "step", "host", "started", "took"):
-        table.add_column(heading, no_wrap=heading == "build")
-    for build in builds:
-        running = build.state in ("building", "cancelling")
-        table.add_row(
+def list_rows(builds: Sequence[pb.TemplateBuildSummary], now: datetime) -> list[list[str | Text]]:
+    """Return builds as rows of `LIST_COLUMNS`."""
+    return [
+        [
             build.build_id,
-            build.template_id,
             Text(build.state, style=STATE_STYLES.get(build.state, "")),
-            build.step if running or build.state == "failed" else "",
+            build.template_id,
+            age(now.timestamp() - build.started.ToSeconds()),
+            _step_of(build),
+            ""
+            if _is_running(build)
+            else duration(build.ended.ToSeconds() - build.started.ToSeconds()),
             build.host,
-            build.started.ToDatetime(UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S"),
-            "" if running else duration(build.ended.ToSeconds() - build.started.ToSeconds()),
-        )
-    return table
+            date_time(build.started),
+        ]
+        for build in builds
+    ]
 
 
-def failure_text(status: pb.TemplateBuildStatusResponse) -> RenderableType:
-    """Return why a build did not succeed, its last lines, and what to do next."""
+def _step_of(build: pb.TemplateBuildSummary) -> str:
+    if build.HasField("builds_before"):
+        return f"waits for a host, {build.builds_before} before it"
+    return build.step if _is_running(build) or build.state == "failed" else ""
+
+
+def _took(build: pb.TemplateBuildSummary) -> str:
+    if _is_running(build):
+        return ""
+    return duration(build.ended.ToSeconds() - build.started.ToSeconds())
+
+
+def _is_running(build: pb.TemplateBuildSummary) -> bool:
+    return build.state in ("building", "cancelling")
+
+
+def failure_text(
+    status: pb.TemplateBuildStatusResponse, is_shown: Callable[[str], bool] = lambda line: False
+) -> RenderableType:
+    """Return why a build did not succeed, its last lines, and what to do next.
+
+    Lines that `is_shown` says have been seen are left out.
+    """
     reason = status.reason
     where = f" in {reason.step}" if reason.step else ""
     parts = [Text(f"build {status.state}{where}: {reason.message}", style="bold red")]
     if reason.error_type:
         parts[0].append(f" ({reason.error_type})", style="not bold red")
-    parts += [Text(f"  │ {line}", style="dim") for line in reason.log_tail]
+    parts += [Text(f"  │ {line}", style="dim") for line in reason.log_tail if not is_shown(line)]
     if reason.hint:
-        parts.append(Text(f"→ {reason.hint}"))
+        parts.append(Text(f"→ {in_options(reason.hint)}"))
     return Group(*parts)
 
 
 def error_text(error: CallError) -> RenderableType:
     """Return an error with its bad fields by the names of the command line, and what to do."""
     if not error.violations:
-        parts = [Text(f"error: {error.message}", style="bold red")]
+        parts = [Text(f"error: {in_options(error.message)}", style="bold red")]
     else:
         parts = [Text("error: the request is not valid", style="bold red")]
         parts += [
-            Text(f"  {FLAGS.get(bad.field, bad.field)}: {bad.description}")
+            Text(f"  {option_of(bad.field)}: {in_options(bad.description)}")
             for bad in error.violations
         ]
     if error.hint:
-        parts.append(Text(f"→ {error.hint}"))
+        parts.append(Text(f"→ {in_options(error.hint)}"))
     return Group(*parts)
 
 
@@ -125,11 +143,60 @@ def progress_text(progress: pb.BuildProgress) -> str:
     parts = [progress.what]
     if progress.total:
         parts.append(amount(progress.done, progress.total, progress.unit))
+        parts += rate_parts(progress, progress.per_second)
     if progress.attempt > 1:
         parts.append(f"attempt {progress.attempt}")
     if progress.last_failure:
         parts.append(f"last failure: {progress.last_failure}")
     return escape(" · ".join(parts))
+
+
+def rate_parts(progress: pb.BuildProgress, per_second: float) -> list[str]:
+    """Return how fast a step goes and how long it will take, as far as that is known."""
+    if per_second <= 0 or progress.done >= progress.total:
+        return []
+    speed = [f"{per_second / MIB:.1f} MiB/s"] if progress.unit == "bytes" else []
+    return [*speed, f"{duration((progress.total - progress.done) / per_second)} left"]
+
+
+def waiting_text(waiting: pb.WaitingForHost) -> str:
+    """Return what a build waits for, in one line: its place, the hosts, and the reason."""
+    before = waiting.builds_before
+    parts = [f"{_count(before, 'build is', 'builds are')} before it"]
+    if waiting.HasField("hosts"):
+        parts.append(_hosts_text(waiting.hosts))
+    return " · ".join([*parts, waiting.message])
+
+
+def _hosts_text(hosts: pb.HostSlots) -> str:
+    told = f"{_count(hosts.hosts, 'host', 'hosts')}, {_count(hosts.slots, 'slot', 'slots')}"
+    details = [f"{hosts.free_slots} free"]
+    details += [f"{hosts.draining} draining"] if hosts.draining else []
+    details += [f"{hosts.away} more away"] if hosts.away else []
+    return f"{told}: {', '.join(details)}"
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def clock_time(moment: Timestamp) -> str:
+    """Return the time of day here, with the zone: 14:03:07+01:00, or 13:03:07Z."""
+    return date_time(moment).partition("T")[2]
+
+
+def date_time(moment: Timestamp) -> str:
+    """Return date and time in this machine's zone, which is marked, as ISO 8601 writes them."""
+    here = moment.ToDatetime(UTC).astimezone()
+    return here.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def age(seconds: float) -> str:
+    """Return how long ago something was, in its largest unit: 40 s, 5 min, 3 h, 12 d."""
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
 
 
 def amount(done: int, total: int, unit: str) -> str:

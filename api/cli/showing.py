@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import typer
@@ -35,23 +36,38 @@ async def _follow(client: TemplateClient, build_id: str, as_json: bool) -> None:
     try:
         with view_for(err if as_json else out) as view:
             status = await follow(client, build_id, view)
+            is_shown = view.end(status)
     except asyncio.CancelledError:
         err.print(
             f"\nThe build goes on. See it again: template-manager logs {build_id} --follow\n"
             f"Stop it: template-manager cancel {build_id}"
         )
         raise
-    _show_end(build_id, status, as_json)
+    _show_end(build_id, status, as_json, is_shown)
 
 
-def _show_end(build_id: str, status: pb.TemplateBuildStatusResponse, as_json: bool) -> None:
-    show_status(build_id, status, as_json)
+def _show_end(
+    build_id: str,
+    status: pb.TemplateBuildStatusResponse,
+    as_json: bool,
+    is_shown: Callable[[str], bool],
+) -> None:
+    show_status(build_id, status, as_json, is_shown)
     if status.state != "completed":
         raise typer.Exit(Exit.BUILD_FAILED)
 
 
-def show_status(build_id: str, status: pb.TemplateBuildStatusResponse, as_json: bool) -> None:
-    """Show all about a build as it is now."""
+def _nothing_shown(line: str) -> bool:
+    return False
+
+
+def show_status(
+    build_id: str,
+    status: pb.TemplateBuildStatusResponse,
+    as_json: bool,
+    is_shown: Callable[[str], bool] = _nothing_shown,
+) -> None:
+    """Show all about a build as it is now, without the last lines that have been shown."""
     from api.cli.json_output import status_json
     from api.cli.report import build_table, failure_text, workflow_address
 
@@ -63,7 +79,7 @@ def show_status(build_id: str, status: pb.TemplateBuildStatusResponse, as_json: 
         address = workflow_address(read_settings().web_ui_address, status)
         out.print(f"Web UI: {address}", soft_wrap=True)
     if status.HasField("reason"):
-        out.print(failure_text(status))
+        out.print(failure_text(status, is_shown))
 
 
 async def watch_build(client: TemplateClient, build_id: str, as_json: bool) -> None:
@@ -74,4 +90,4 @@ async def watch_build(client: TemplateClient, build_id: str, as_json: bool) -> N
         while (current := await client.status(build_id)).state in ("building", "cancelling"):
             view.status(current)
             await asyncio.sleep(STATUS_SECONDS)
-    _show_end(build_id, current, as_json)
+    _show_end(build_id, current, as_json, _nothing_shown)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -46,6 +48,19 @@ def at(seconds: float) -> Timestamp:
     moment = Timestamp()
     moment.FromDatetime(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC) + timedelta(seconds=seconds))
     return moment
+
+
+@pytest.fixture
+def local_zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Lets a test say in which time zone this machine is."""
+
+    def be_in(zone: str) -> None:
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+
+    yield be_in
+    monkeypatch.undo()
+    time.tzset()
 
 
 def shown(thing: RenderableType, width: int = 120) -> str:
@@ -129,6 +144,60 @@ def test_a_running_build_is_told_with_its_progress() -> None:
     assert "upload memfile · 10.0/40.0 MiB · attempt 2 · last failure: 503" in text
 
 
+def test_speed_and_time_left_are_those_that_the_host_tells() -> None:
+    status = running()
+    status.progress.per_second = 5 * MIB
+    told = "upload memfile · 10.0/40.0 MiB · 5.0 MiB/s · 6.0 s left · attempt 2"
+    assert told in shown(build_table(BUILD, status))
+    display = StepsDisplay()
+    display.update(status)
+    assert "10.0/40.0 MiB 5.0 MiB/s 6.0 s left" in shown(display)
+    assert told in " ".join(shown(display, width=40).split())
+
+
+def waiting() -> pb.TemplateBuildStatusResponse:
+    return pb.TemplateBuildStatusResponse(
+        state="building",
+        step="lease_host",
+        timeline=[pb.StepTimeline(step="lease_host", started=at(0), outcome="running")],
+        waiting=pb.WaitingForHost(
+            why=pb.AllBusy,
+            message="all slots are taken: it goes on when a build ends",
+            builds_before=1,
+            hosts=pb.HostSlots(hosts=3, slots=6, draining=1, away=1),
+        ),
+    )
+
+
+def test_a_waiting_build_tells_its_place_the_hosts_and_why() -> None:
+    told = (
+        "1 build is before it · 3 hosts, 6 slots: 0 free, 1 draining, 1 more away · "
+        "all slots are taken: it goes on when a build ends"
+    )
+    assert told in shown(build_table(BUILD, waiting()), width=200)
+    display = StepsDisplay()
+    display.update(waiting())
+    for width in (40, 200):
+        assert told in " ".join(shown(display, width).split())
+    waits = status_json(BUILD, waiting())["waiting"]
+    assert waits is not None and (waits["why"], waits["builds_before"]) == ("AllBusy", 1)
+
+
+def test_plain_lines_tell_what_a_build_waits_for_when_that_changes() -> None:
+    file = io.StringIO()
+    view = view_for(Console(file=file, width=200))
+    status = waiting()
+    for before in (1, 1, 0):
+        status.waiting.builds_before = before
+        view.status(status)
+    view.status(running())
+    lines = file.getvalue().splitlines()
+    assert [line.split(" · ")[0] for line in lines] == [
+        "waiting for a host: 1 build is before it",
+        "waiting for a host: 0 builds are before it",
+    ]
+
+
 def test_a_failure_is_told_with_its_last_lines_as_they_are() -> None:
     text = shown(failure_text(failed()))
     assert "build failed in boot_and_snapshot: exit code [127] (StartCommandError)" in text
@@ -169,18 +238,25 @@ def test_the_live_view_shows_what_it_is_told() -> None:
     file = io.StringIO()
     console = Console(file=file, width=120, force_terminal=True)
     with view_for(console) as view:
-        assert view.wants_status
+        assert view.status_seconds == 1
         view.status(running())
         view.line(pb.TemplateBuildLogsResponse(entry=pb.TemplateBuildLogEntry(message="hello")))
     assert "hello" in file.getvalue()
     assert "10.0/40.0 MiB" in file.getvalue()
 
 
-def test_a_log_line_names_its_step_and_a_bad_level() -> None:
+@pytest.mark.parametrize(
+    ("zone", "clock"),
+    [("UTC", "03:04:05Z"), ("CET-1", "04:04:05+01:00"), ("PST8", "19:04:05-08:00")],
+)
+def test_a_log_line_names_its_step_and_a_bad_level(
+    zone: str, clock: str, local_zone: Callable[[str], None]
+) -> None:
+    local_zone(zone)
     entry = pb.TemplateBuildLogEntry(
         timestamp=at(0), message="[bold]x", level=pb.Warn, fields={"step": "pull_image"}
     )
-    assert shown(log_line(entry)).rstrip() == "03:04:05 pull_image        WARN [bold]x"
+    assert shown(log_line(entry)).rstrip() == f"{clock} pull_image        WARN [bold]x"
 
 
 @pytest.mark.parametrize(
@@ -197,11 +273,16 @@ def test_an_error_is_told_by_the_names_of_the_options() -> None:
         "many things",
         reason="INVALID_REQUEST",
         hint="Correct them.",
-        violations=(Violation("template.memory_mb", "is 1"), Violation("template.steps", "no")),
+        violations=(
+            Violation("template.memory_mb", "is 1"),
+            Violation("template.team_id", "no"),
+            Violation("template.env['A-B']", "letters"),
+        ),
     )
     text = shown(error_text(error))
     assert "--memory: is 1" in text
-    assert "template.steps: no" in text
+    assert "template.team_id: no" in text  # it has no option
+    assert "--env A-B: letters" in text
     assert "→ Correct them." in text
     assert error_json(error)["error"]["fields"]["template.memory_mb"] == "is 1"
 
