@@ -311,6 +311,21 @@ class TemplateDamagedError(TemplateManagerError):
     hint = "Build the template again under a new build id."
 
 
+# ---- A template on this machine
+
+
+class TargetUnusableError(TemplateManagerError):
+    """Files cannot be written where they were asked for."""
+
+    hint = "Name a directory that can be written to."
+
+
+class MachineUnfitError(TemplateManagerError):
+    """This machine lacks what resuming the template takes."""
+
+    hint = "Run it as root on a machine where template-manager doctor finds nothing wrong."
+
+
 # ---- Durability
 
 

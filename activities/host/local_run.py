@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import tempfile
 import threading
@@ -12,11 +13,18 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from activities.contract.errors import TemplateDamagedError, TemplateNotFoundError, VmmError
+from activities.contract.errors import (
+    HostFaultError,
+    MachineUnfitError,
+    SnapshotNotResumableError,
+    TemplateDamagedError,
+    TemplateNotFoundError,
+)
 from activities.contract.guest_network import GUEST_ADDRESS
 from activities.contract.names import ArtifactName
 from activities.contract.scope import VmShape
-from activities.microvm.microvm import cpu_model, require_host, resume, vmm_version
+from activities.disk.sparse_files import sha256_of
+from activities.microvm.microvm import Resumed, cpu_model, require_host, resume, vmm_version
 from activities.microvm.network import create_network, passing_name, remove_network
 from activities.microvm.vm_process import VmProcess
 from activities.process.settings import Settings
@@ -40,10 +48,13 @@ class LocalRun:
 def run_template(directory: Path, settings: Settings, show: Callable[[LocalRun], None]) -> None:
     """Resume the template in `directory`, tell `show`, and wait until it ends or Ctrl-C. Blocking.
 
-    Works on a private copy of the disk and leaves nothing behind. Raises TemplateNotFoundError,
-    VmmError when this machine cannot resume it, and SnapshotNotResumableError.
+    Works on a private copy of the disk and leaves nothing behind. Raises TemplateNotFoundError;
+    TemplateDamagedError when the files are not what was built; MachineUnfitError,
+    KernelMissingError and FirecrackerMissingError when this machine cannot resume it;
+    SnapshotNotResumableError and VmmError when it does not.
     """
     metadata = _read(directory)
+    _require_rights()
     shape = VmShape(
         memory_mb=metadata.vmm.memory_mb,
         vcpu_count=metadata.vmm.vcpu_count,
@@ -53,33 +64,89 @@ def run_template(directory: Path, settings: Settings, show: Callable[[LocalRun],
     firecracker = require_host(settings, shape)
     _require_same_machine(metadata, firecracker)
     with _vm() as vm, _stop_signal() as stopped:
-        resumed = resume(vm, directory.resolve(), firecracker, lambda: None)
+        resumed = _resume(vm, directory, metadata, firecracker)
         show(LocalRun(vm.name, GUEST_ADDRESS, resumed.answer_ms))
         while vm.is_running() and not stopped.wait(POLL_SECONDS):
             pass
 
 
-def _read(directory: Path) -> TemplateMetadata:
+def _resume(
+    vm: VmProcess, directory: Path, metadata: TemplateMetadata, firecracker: Path
+) -> Resumed:
+    """Resume; if that fails, find out whether the files are to blame."""
     try:
-        metadata = TemplateMetadata.model_validate_json((directory / METADATA).read_text())
+        return resume(vm, directory.resolve(), firecracker, lambda: None)
+    except SnapshotNotResumableError as error:
+        _require_whole(directory, metadata)
+        raise SnapshotNotResumableError(
+            error.message,
+            log_tail=error.log_tail,
+            hint="The files are what was built: see whether template-manager doctor finds "
+            "something wrong with this machine, or build the template again.",
+        ) from error
+
+
+def _read(directory: Path) -> TemplateMetadata:
+    if not directory.is_dir():
+        raise TemplateNotFoundError(
+            f"there is no directory {directory}", hint="Name one that template-manager pull filled."
+        )
+    try:
+        metadata = TemplateMetadata.model_validate_json((directory / METADATA).read_bytes())
     except FileNotFoundError:
-        raise TemplateNotFoundError(f"{directory} has no {METADATA}: pull it first") from None
+        raise TemplateNotFoundError(
+            f"{directory} has no {METADATA}", hint="Pull a template there: template-manager pull"
+        ) from None
+    except OSError as error:
+        raise TemplateNotFoundError(f"{directory} cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        raise TemplateDamagedError(f"{directory}/{METADATA} cannot be read") from error
-    missing = [name for name in ArtifactName if not (directory / name).is_file()]
-    if missing:
-        raise TemplateNotFoundError(f"{directory} has no {missing[0]}: pull it again")
+        raise _damaged(directory, METADATA, "cannot be read") from error
+    for name in ArtifactName:
+        _require_size(directory, name, metadata.artifacts[name].size_bytes)
     return metadata
+
+
+def _require_size(directory: Path, name: ArtifactName, size_bytes: int) -> None:
+    file = directory / name
+    if not file.is_file():
+        raise _damaged(directory, name, "is not there")
+    if file.stat().st_size != size_bytes:
+        raise _damaged(directory, name, f"has {file.stat().st_size} bytes, not {size_bytes}")
+
+
+def _require_whole(directory: Path, metadata: TemplateMetadata) -> None:
+    for name in ArtifactName:
+        if sha256_of(directory / name, lambda: None) != metadata.artifacts[name].sha256:
+            raise _damaged(directory, name, "is not what was built (its SHA-256 is another)")
+
+
+def _damaged(directory: Path, name: str, how: str) -> TemplateDamagedError:
+    return TemplateDamagedError(
+        f"the template in {directory} is damaged: {name} {how}",
+        hint="Pull it again: template-manager pull",
+    )
+
+
+def _require_rights() -> None:
+    if os.geteuid() != 0:
+        raise MachineUnfitError(
+            "resuming a template takes root: its guest gets a network namespace of its own",
+            hint="Run it as root.",
+        )
 
 
 def _require_same_machine(metadata: TemplateMetadata, firecracker: Path) -> None:
     """Refuse early what would fail obscurely: another VMM version or CPU model."""
     here, there = vmm_version(firecracker), metadata.vmm.version
     if here != there:
-        raise VmmError(f"the template was made by Firecracker {there}; {firecracker} is {here}")
+        raise MachineUnfitError(
+            f"the template was made by Firecracker {there}; {firecracker} is {here}",
+            hint="Install that Firecracker at that path.",
+        )
     if metadata.vmm.cpu_model != cpu_model():
-        raise VmmError(
-            f"the template was made on a {metadata.vmm.cpu_model}; this is a {cpu_model()}"
+        raise MachineUnfitError(
+            f"the template was made on a {metadata.vmm.cpu_model}; this is a {cpu_model()}",
+            hint="Run it on a machine with that CPU.",
         )
 
 
@@ -89,12 +156,23 @@ def _vm() -> Iterator[VmProcess]:
     with tempfile.TemporaryDirectory(prefix=name) as parent:
         vm = VmProcess(Path(parent) / name)
         vm.directory.mkdir()
-        create_network(name)
+        _make_network(name)
         try:
             yield vm
         finally:
             vm.remove()
             remove_network(name)
+
+
+def _make_network(name: str) -> None:
+    try:
+        create_network(name)
+    except HostFaultError as error:
+        remove_network(name)
+        raise MachineUnfitError(
+            error.message,
+            hint="It takes the capabilities CAP_SYS_ADMIN and CAP_NET_ADMIN, and /dev/net/tun.",
+        ) from error
 
 
 @contextmanager

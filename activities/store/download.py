@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import shutil
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
 from activities.contract.errors import (
+    HostDiskFullError,
     StorageCorruptionError,
+    TargetUnusableError,
     TemplateDamagedError,
     TemplateNotFoundError,
 )
@@ -36,23 +41,67 @@ def pull_template(
 ) -> TemplateMetadata:
     """Write `rootfs.ext4`, `memfile`, `snapfile` and `metadata.json` of a template. Blocking.
 
-    Files appear by rename, whole and with the right SHA-256, or not at all, `metadata.json` last;
-    holes stay holes. Raises TemplateNotFoundError, TemplateDamagedError, StorageCorruptionError
-    and StorageUnavailableError.
+    All appear by rename when all are whole and have the right SHA-256, `metadata.json` last; else
+    what was there stays as it was. Holes stay holes. Raises TemplateNotFoundError,
+    TemplateDamagedError, StorageCorruptionError and StorageUnavailableError; TargetUnusableError
+    and HostDiskFullError, whenever that can be known before anything is fetched.
     """
     metadata = read_metadata(bucket, build_id)
     if metadata is None:
         raise TemplateNotFoundError(f"there is no template {build_id} in bucket {bucket.name}")
     if wrong := wrong_objects(bucket, metadata):
         raise TemplateDamagedError(f"template {build_id} is damaged: {', '.join(wrong)}")
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / METADATA).unlink(missing_ok=True)  # of another template, if any
-    for name in ArtifactName:
-        _pull_artifact(bucket, metadata.artifacts[name], directory / name, progress)
-    with _appearing(directory / METADATA) as temporary:
-        temporary.write_text(metadata.model_dump_json(indent=2))
-    sync_directory(directory)
+    with _written_to(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        _require_room(directory, metadata)
+        with contextlib.ExitStack() as stack:
+            parts = {
+                name: stack.enter_context(_part(directory / name))
+                for name in (*ArtifactName, METADATA)
+            }
+            for name in ArtifactName:
+                _fetch(bucket, metadata.artifacts[name], parts[name], progress)
+            parts[METADATA].write_text(metadata.model_dump_json(indent=2))
+            _move_in(directory, parts)
     return metadata
+
+
+def _move_in(directory: Path, parts: Mapping[str, Path]) -> None:
+    for name in parts:
+        if (directory / name).is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(directory / name))
+    (directory / METADATA).unlink(missing_ok=True)  # of another template, if any
+    for name, part in parts.items():
+        part.replace(directory / name)
+    sync_directory(directory)
+
+
+def _require_room(directory: Path, metadata: TemplateMetadata) -> None:
+    needed = sum(artifact.objects["data"].size_bytes for artifact in metadata.artifacts.values())
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise _disk_full(
+            directory, f"{needed / MIB:.0f} MiB are needed, {free / MIB:.0f} MiB are free"
+        )
+
+
+@contextmanager
+def _written_to(directory: Path) -> Iterator[None]:
+    """Tell what the disk says in words. Raises HostDiskFullError and TargetUnusableError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _disk_full(directory, os.strerror(error.errno)) from error
+        where = error.filename or directory
+        raise TargetUnusableError(f"cannot write to {where}: {error.strerror or error}") from error
+
+
+def _disk_full(directory: Path, why: str) -> HostDiskFullError:
+    return HostDiskFullError(
+        f"the disk of {directory} has no room for the template: {why}",
+        hint="Free space there, or name a directory on another disk.",
+    )
 
 
 def pull_rootfs(
@@ -65,25 +114,32 @@ def pull_rootfs(
 def _pull_artifact(
     bucket: Bucket, artifact: UploadedArtifact, target: Path, progress: ProgressCallback
 ) -> None:
+    with _part(target) as temporary:
+        _fetch(bucket, artifact, temporary, progress)
+        temporary.replace(target)
+
+
+def _fetch(
+    bucket: Bucket, artifact: UploadedArtifact, target: Path, progress: ProgressCallback
+) -> None:
     extents = _stored_extents(bucket, artifact)
-    with _appearing(target) as temporary:
-        with temporary.open("wb") as file:
-            file.truncate(artifact.size_bytes)
-            _fill(bucket, artifact, extents, file.fileno(), progress)
-            os.fsync(file.fileno())
-        if sha256_of(temporary, lambda: None) != artifact.sha256:
-            raise StorageCorruptionError(f"{artifact.name} did not arrive as it was built")
+    with target.open("wb") as file:
+        file.truncate(artifact.size_bytes)
+        _fill(bucket, artifact, extents, file.fileno(), progress)
+        os.fsync(file.fileno())
+    if sha256_of(target, lambda: None) != artifact.sha256:
+        raise StorageCorruptionError(f"{artifact.name} did not arrive as it was built")
 
 
 @contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """Yield a name to write to, which becomes `target` if nothing goes wrong."""
+def _part(target: Path) -> Iterator[Path]:
+    """Yield a name beside `target` to write to; what is still there at the end is removed."""
     temporary = target.with_name(f".{target.name}.part")
     try:
         yield temporary
-        temporary.replace(target)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is in the way of what has gone wrong already
+            temporary.unlink(missing_ok=True)
 
 
 def _fill(

@@ -154,12 +154,20 @@ def template_errors(as_json: bool) -> Iterator[None]:
 
 
 def _code_of(error: TemplateManagerError) -> Exit:
-    from activities.contract.errors import AddressTakenError, TemplateNotFoundError
+    from activities.contract import errors
 
-    if error.retryable:
-        return Exit.UNAVAILABLE
-    usage = isinstance(error, TemplateNotFoundError | AddressTakenError)
-    return Exit.USAGE if usage else Exit.BUILD_FAILED
+    usage = (
+        errors.AddressTakenError,
+        errors.FirecrackerMissingError,
+        errors.KernelMissingError,
+        errors.MachineUnfitError,
+        errors.TargetUnusableError,
+        errors.TemplateNotFoundError,
+    )
+    if isinstance(error, usage):
+        return Exit.USAGE
+    unavailable = error.retryable or isinstance(error, errors.HostDiskFullError)
+    return Exit.UNAVAILABLE if unavailable else Exit.BUILD_FAILED
 
 
 def fail(message: str, hint: str, code: Exit, *, as_json: bool) -> NoReturn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ from threading import Lock, Semaphore
 from typing import Any
 
 import pytest
+from devstack.environment import REPOSITORY
 from devstack.stack import Stack
 from temporalio.testing import ActivityEnvironment
 
@@ -42,6 +44,7 @@ from activities.store.metadata import read_metadata, wrong_objects
 from activities.store.objects import parts_prefix
 from activities.template.artifacts import BucketArtifactActivities, discard_upload
 from activities.template.upload import PartSender
+from tests.support.command_line import cli
 from tests.support.example_template import BUILD, pulled_image, template_config
 from tests.support.held_build import HeldBuild, hold
 from tests.support.step_checks import go_on
@@ -344,7 +347,102 @@ async def test_a_download_that_is_damaged_leaves_no_file(
     rule = {"kind": "error_body", "operation": "download", "path": "memfile\\?", "count": None}
     with storage.faults(rule), pytest.raises(StorageCorruptionError):
         pull_template(empty_bucket, BUILD, out, lambda *_: None)
-    assert sorted(path.name for path in out.iterdir()) == ["rootfs.ext4"]
+    assert list(out.iterdir()) == []
+
+
+async def test_a_pull_that_fails_leaves_what_was_there(
+    held: HeldBuild, empty_bucket: Bucket, storage: Stack, tmp_path: Path
+) -> None:
+    await publish(held, empty_bucket, snapshot(held))
+    out = tmp_path / "out"
+    pull_template(empty_bucket, BUILD, out, lambda *_: None)
+    before = {path.name: path.stat().st_ino for path in out.iterdir()}
+    rule = {"kind": "error_body", "operation": "download", "path": "memfile\\?", "count": None}
+    with storage.faults(rule), pytest.raises(StorageCorruptionError):
+        pull_template(empty_bucket, BUILD, out, lambda *_: None)
+    assert {path.name: path.stat().st_ino for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("file", "cannot write to {}: File exists"),
+        ("file/below", "cannot write to {}: Not a directory"),
+        ("/proc/template", "cannot write to {}: No such file or directory"),
+        ("/sys/template", "cannot write to {}: "),
+        ("taken", "cannot write to {}/memfile: Is a directory"),
+    ],
+)
+async def test_a_pull_to_where_nothing_can_be_written_is_wrong_usage(
+    held: HeldBuild, empty_bucket: Bucket, tmp_path: Path, target: str, told: str
+) -> None:
+    await publish(held, empty_bucket, snapshot(held))
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "taken" / "memfile").mkdir(parents=True)
+    where = tmp_path / target
+    ended = await cli("pull", BUILD, str(where), "--bucket", empty_bucket.name)
+    assert ended.code == 2, ended.err
+    assert told.format(where) in ended.err
+    assert "→ Name a directory that can be written to." in ended.err
+    assert "Traceback" not in ended.err
+    assert (tmp_path / "file").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["memfile"]
+
+
+async def test_a_pull_to_a_full_disk_fetches_nothing(
+    held: HeldBuild, empty_bucket: Bucket, tmp_path: Path
+) -> None:
+    """In a mount namespace of its own, on a disk of 1 MiB."""
+    await publish(held, empty_bucket, snapshot(held))
+    command = (
+        f"mount -t tmpfs -o size=1m none {tmp_path} && "
+        f"{sys.executable} -m api.cli.main pull {BUILD} {tmp_path}/out "
+        f"--bucket {empty_bucket.name}; code=$?; ls -A {tmp_path}/out; exit $code"
+    )
+    process = await asyncio.create_subprocess_exec(
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        command,
+        cwd=REPOSITORY,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert (process.returncode, out) == (3, b"")
+    assert "has no room for the template" in err.decode()
+    assert "→ Free space there, or name a directory on another disk." in err.decode()
+
+
+async def test_a_damaged_copy_is_to_be_pulled_again(
+    held: HeldBuild, empty_bucket: Bucket, tmp_path: Path
+) -> None:
+    await publish(held, empty_bucket, snapshot(held))
+    pull_template(empty_bucket, BUILD, tmp_path, lambda *_: None)
+    with (tmp_path / "memfile").open("r+b") as file:
+        file.truncate(12_345)
+    ended = await cli("run", str(tmp_path))
+    assert ended.code == 1
+    assert "is damaged: memfile has 12345 bytes, not 41943040" in ended.err
+    assert "→ Pull it again: template-manager pull" in ended.err
+
+
+async def test_a_run_says_what_this_machine_lacks(
+    held: HeldBuild, empty_bucket: Bucket, tmp_path: Path
+) -> None:
+    await publish(held, empty_bucket, snapshot(held))
+    pull_template(empty_bucket, BUILD, tmp_path, lambda *_: None)
+    nowhere = {
+        "TEMPLATE_MANAGER_KERNELS_DIR": "/nonexistent",
+        "TEMPLATE_MANAGER_FIRECRACKER_DIR": "/nonexistent",
+    }
+    ended = await cli("run", str(tmp_path), env=nowhere)
+    assert (ended.code, "has no kernel at /nonexistent" in ended.err) == (2, True)
+    ended = await cli("run", str(tmp_path / "nowhere"))
+    assert (ended.code, "there is no directory" in ended.err) == (2, True)
+    ended = await cli("run", "/")
+    assert (ended.code, "/ has no metadata.json" in ended.err) == (2, True)
 
 
 async def test_a_download_rides_out_resets_and_truncations(

@@ -105,6 +105,8 @@ def test_an_image_becomes_a_template_that_resumes(
         assert pulled.code == 0, pulled.err
         _require_same_files(product, image, tmp_path, written)
         _require_served_page(product, tmp_path / "template", name)
+        if name == "busybox":  # the same for all, and it takes a while
+            _require_damage_is_told(product, tmp_path / "template")
         log = product.log(build_id)
         assert "guest is ready" in log
         assert product.objects(build_id)
@@ -137,6 +139,16 @@ def _require_served_page(product: Product, template: Path, name: str) -> None:
         assert f"Hello from {name}" in page
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
+
+
+def _require_damage_is_told(product: Product, template: Path) -> None:
+    """A file of the right size that is not what was built is to be pulled again."""
+    snapfile = template / "snapfile"
+    snapfile.write_bytes(bytes(snapfile.stat().st_size))
+    ended = product.cli("run", str(template))
+    assert ended.code == 1
+    assert "snapfile is not what was built" in ended.err
+    assert "→ Pull it again: template-manager pull" in ended.err
 
 
 def _require_failure(
