@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,23 +79,30 @@ def status_of(build_id: str, environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def show(statuses: list[dict[str, Any]], web_ui: str) -> None:
-    """Print what was built."""
-    table = Table(title="Templates", show_lines=True)
-    for heading in ("build", "image digest", "step durations", "sent of size", "objects"):
-        table.add_column(heading, overflow="fold")
+    """Print what was built, a block of lines each: digests and ids stay whole at any width."""
     for status in statuses:
-        table.add_row(
-            status["build_id"],
-            status["image_digest"],
-            "\n".join(f"{s['step']} {s['seconds']:.1f} s" for s in status["timeline"]),
-            "\n".join(
-                f"{a['name']} {a['sent_bytes'] / MIB:.1f} of {a['size_bytes'] / MIB:.1f} MiB"
-                for a in status["artifacts"]
-            ),
-            f"gs://{status['bucket']}/{status['build_id']}/",
-        )
-    console.print(table)
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for heading, told in _rows(status):
+            table.add_row(heading, told)
+        console.print(table)
+        console.print()
     console.print(f"Temporal Web UI: {web_ui}", highlight=False)
+
+
+def _rows(status: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "template", status["template_id"]
+    yield "build", status["build_id"]
+    yield "image", status["image_digest"]
+    steps = [f"{step['step']:<17} {step['seconds']:.1f} s" for step in status["timeline"]]
+    yield "steps", "\n".join(steps)
+    sent = [
+        f"{each['name']:<11} {each['sent_bytes'] / MIB:.1f} MiB of {each['size_bytes'] / MIB:.1f}"
+        for each in status["artifacts"]
+    ]
+    yield "sent", "\n".join(sent)
+    yield "objects", f"gs://{status['bucket']}/{status['build_id']}/"
 
 
 def main() -> int:
