@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperCommand
 
+from api.cli import completion
+from api.cli.completion import DEFAULT_API_ADDRESS
 from api.cli.console import (
     BUILDS,
     EXAMPLE_BUILD,
     AsJson,
     BuildIdArgument,
     Exit,
+    build_id_argument,
     err,
     fail,
     out,
@@ -43,7 +46,6 @@ ApiAddress = Annotated[
         metavar="HOST:PORT",
     ),
 ]
-DEFAULT_API_ADDRESS = "127.0.0.1:5008"
 PASSED_ON = "--"
 
 app = typer.Typer()
@@ -117,7 +119,12 @@ def build(
         ),
     ] = "",
     from_template: Annotated[
-        str, typer.Option(metavar="BUILD_ID", help="Start from a template instead of an image.")
+        str,
+        typer.Option(
+            metavar="BUILD_ID",
+            help="Start from a template instead of an image.",
+            autocompletion=completion.builds("completed"),
+        ),
     ] = "",
     start_command: Annotated[
         str,
@@ -328,7 +335,11 @@ def logs(
     ] = False,
     level: Annotated[
         str,
-        typer.Option(metavar="LEVEL", help="The lowest level to show: debug, info, warn, error."),
+        typer.Option(
+            metavar="LEVEL",
+            help="The lowest level to show: debug, info, warn, error.",
+            autocompletion=completion.one_of(completion.LEVELS),
+        ),
     ] = "debug",
     cursor: Annotated[
         int, typer.Option(metavar="N", min=0, help="Where to start; 0 is the beginning.")
@@ -391,6 +402,7 @@ def list_builds(
         typer.Option(
             metavar="STATE",
             help="building, cancelling, completed, failed, cancelled. May be repeated.",
+            autocompletion=completion.one_of(completion.STATES),
         ),
     ] = None,
     template_id: Annotated[
@@ -461,7 +473,7 @@ async def _listed(
     rich_help_panel=BUILDS, epilog=f"Example: template-manager retry {EXAMPLE_BUILD} --follow"
 )
 def retry(
-    build_id: BuildIdArgument,
+    build_id: Annotated[str, build_id_argument("failed")],
     follow: Annotated[
         bool | None,
         typer.Option(
@@ -484,7 +496,7 @@ def retry(
 
 @app.command(rich_help_panel=BUILDS, epilog=f"Example: template-manager cancel {EXAMPLE_BUILD}")
 def cancel(
-    build_id: BuildIdArgument,
+    build_id: Annotated[str, build_id_argument("building")],
     as_json: AsJson = False,
     api_address: ApiAddress = DEFAULT_API_ADDRESS,
 ) -> None:

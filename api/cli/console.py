@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
+from typer.models import ArgumentInfo
+
+from api.cli import completion
 
 if TYPE_CHECKING:
     from activities.contract.errors import TemplateManagerError
@@ -62,7 +65,17 @@ out = _console(stderr=False)
 err = _console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-BuildIdArgument = Annotated[str, typer.Argument(metavar="BUILD_ID", help="The build's UUID.")]
+
+
+def build_id_argument(*states: str) -> ArgumentInfo:
+    """Return the argument that names a build; the shell offers those in these states."""
+    argument: ArgumentInfo = typer.Argument(
+        metavar="BUILD_ID", help="The build's UUID.", autocompletion=completion.builds(*states)
+    )
+    return argument
+
+
+BuildIdArgument = Annotated[str, build_id_argument()]
 BUILDS = "Builds and templates"
 """The panel of two modules' commands; every other module of commands is a panel of its own."""
 EXAMPLE_BUILD = "4f2c6f0e-5d1c-4c8e-9d43-0a7c6a1b2c3d"

@@ -59,7 +59,7 @@ def main() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     write_readably()
     try:
-        app()
+        app(prog_name="template-manager")
     except UnicodeEncodeError as error:
         err.print(Text(f"error: an argument is no text in this locale: {error.object!a}"))
         err.print(Text("→ Set LC_ALL=C.UTF-8."))

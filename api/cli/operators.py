@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 
 from activities.contract.units import MIB
+from api.cli import completion
 from api.cli.columns import Column, print_rows
 from api.cli.console import (
     EXAMPLE_BUILD,
@@ -127,7 +128,14 @@ def health(
 )
 def token(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; audit lines say it.")],
-    right: Annotated[str, typer.Option(metavar="RIGHT", help="read, build or admin.")] = "build",
+    right: Annotated[
+        str,
+        typer.Option(
+            metavar="RIGHT",
+            help="read, build or admin.",
+            autocompletion=completion.one_of(completion.RIGHTS),
+        ),
+    ] = "build",
     image: Annotated[
         list[str] | None,
         typer.Option(
@@ -213,7 +221,9 @@ def replay(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="BUILD_ID|FILE", help="A build, or a history that the Web UI downloaded."
+            metavar="BUILD_ID|FILE",
+            help="A build, or a history that the Web UI downloaded.",
+            autocompletion=completion.builds(),
         ),
     ],
     as_json: AsJson = False,
@@ -283,7 +293,10 @@ hosts = typer.Typer(
     help="Show the KVM hosts, and drain one before maintenance.",
     invoke_without_command=True,
 )
-HostArgument = Annotated[str, typer.Argument(metavar="HOST", help="As `hosts` lists it.")]
+HostArgument = Annotated[
+    str,
+    typer.Argument(metavar="HOST", help="As `hosts` lists it.", autocompletion=completion.hosts),
+]
 DRAIN_POLL_SECONDS = 2.0
 
 app.add_typer(hosts, name="hosts", rich_help_panel=OPERATIONS)

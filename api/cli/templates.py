@@ -12,7 +12,7 @@ from api.cli.console import (
     BUILDS,
     EXAMPLE_BUILD,
     AsJson,
-    BuildIdArgument,
+    build_id_argument,
     err,
     out,
     print_json,
@@ -29,7 +29,7 @@ app = typer.Typer()
     epilog=f"Example: template-manager pull {EXAMPLE_BUILD} ./template",
 )
 def pull(
-    build_id: BuildIdArgument,
+    build_id: Annotated[str, build_id_argument("completed")],
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write it.")],
     bucket: Annotated[
         str,

@@ -47,7 +47,7 @@ _WORDS = {
     if "_" in name.split(".")[-1]
 } | {"build_id": "the build's id", "template_id": "--template-id"}
 _WORD = re.compile(rf"\b(?:template\.)?({'|'.join(sorted(_WORDS, key=len, reverse=True))})\b")
-_ASIDE = re.compile(r"in \w+ \(CLI: (?P<options>[^)]*)\)")
+_ASIDE = re.compile(r"(?P<within>in )?\b[a-z_]+ \(CLI: (?P<options>[^)]*)\)")
 _CORRECT_FIELDS = "Correct these fields and send the request again."
 _CORRECT_OPTIONS = "Correct these options and try again."
 
@@ -65,5 +65,9 @@ def in_options(sentence: str) -> str:
     """Return a sentence of the API's with options where it names fields."""
     if sentence == _CORRECT_FIELDS:
         return _CORRECT_OPTIONS
-    spoken = _ASIDE.sub(lambda aside: f"with {aside['options']}", sentence)
+    spoken = _ASIDE.sub(_options_of_aside, sentence)
     return _WORD.sub(lambda word: _WORDS[word[1]], spoken)
+
+
+def _options_of_aside(aside: re.Match[str]) -> str:
+    return f"with {aside['options']}" if aside["within"] else aside["options"]

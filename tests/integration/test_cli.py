@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import sys
 import uuid
@@ -186,6 +187,72 @@ async def test_a_password_is_read_from_standard_input(api: Api) -> None:
     assert pull.auth.username == "me"
     opened = Sealer(api.settings.secret_keys).open(pull.auth.secret, pull.scope.build_id)
     assert opened == "hunter2"
+
+
+async def test_the_shell_completes_the_ids_of_builds_that_fit(api: Api) -> None:
+    done = await api.completed()
+    api.journal.fail("start_vm", StartCommandError("exit code 127"))
+    failed = (await api.client.create(api.template())).build_id
+    await api.ended(failed)
+    async with asyncio.timeout(40):  # visibility lags behind
+        while not {done, failed} <= await completed_by_shell(api, "status", ""):
+            await asyncio.sleep(0.1)
+    assert failed in await completed_by_shell(api, "retry", failed[:4])
+    assert done not in await completed_by_shell(api, "retry", "")
+    pulled = await completed_by_shell(api, "pull", "")
+    assert (done in pulled, failed in pulled) == (True, False)
+
+
+async def completed_by_shell(api: Api, command: str, word: str) -> set[str]:
+    """What bash is offered for the first argument of a command."""
+    typed = f"template-manager {command} {word}"
+    ended = await cli(
+        env={
+            "_TEMPLATE_MANAGER_COMPLETE": "complete_bash",
+            "COMP_WORDS": typed,
+            "COMP_CWORD": "2",
+            "TEMPLATE_MANAGER_API_ADDRESS": api.server.address,
+        },
+    )
+    return {line.split("\t")[0] for line in ended.out.splitlines()}
+
+
+async def test_a_failure_is_told_once_by_who_follows(api: Api) -> None:
+    error = StartCommandError("exit code 127", log_tail=["not found"])
+    api.journal.fail("wait_until_ready", error)
+    ended = await cli(*BUILD, "--follow", *at(api))
+    assert ended.out.count("exit code 127") == 1
+    assert ended.out.count("Run the command in a container") == 1
+
+
+async def test_a_list_in_a_pipe_has_whole_values(api: Api) -> None:
+    template_id = f"t-{uuid.uuid4().hex}-{'x' * 20}"
+    build_id = await api.completed(template_id=template_id)
+    async with asyncio.timeout(40):
+        while not (listed := await cli("list", "--template-id", template_id, *at(api))).out:
+            await asyncio.sleep(0.1)
+    [line] = listed.out.splitlines()
+    assert line.split("\t")[:3] == [build_id, "completed", template_id]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["list", "--state", "done"], "--state: done: use building"),
+        (["list", "--template-id", "A_B"], "--template-id: must be"),
+        ([*BUILD, "--env", "1A=b"], "--env 1A: the name must be"),
+        ([*BUILD, "--ready-timeout", "999999"], "--ready-timeout: is 999999"),
+        ([*BUILD, "--disk", "99999999"], "--disk: is 99999999"),
+        (["build", "--image", "A b"], "--image: is not an image reference"),
+        (["build", "--from-template", "x"], "--from-template: must be a UUID"),
+    ],
+)
+async def test_a_refused_value_is_named_by_its_option(
+    api: Api, arguments: list[str], told: str
+) -> None:
+    ended = await cli(*arguments, *at(api))
+    assert (ended.code, told in ended.err) == (2, True), ended.err
+    assert re.findall(r"\b[a-z]+_[a-z]+\b", ended.err) == []  # no field of the API
 
 
 async def test_the_api_process_serves_drains_and_ends(api: Api, tmp_path: Path) -> None:

@@ -317,9 +317,16 @@ def test_every_command_has_an_example(command: str) -> None:
 
 @pytest.mark.parametrize(
     ("typed", "offered"),
-    [("template-manager li", {"list"}), ("template-manager build --ready-c", {"--ready-command"})],
+    [
+        ("template-manager li", {"list"}),
+        ("template-manager build --ready-c", {"--ready-command"}),
+        ("template-manager list --state c", {"cancelling", "completed", "cancelled"}),
+        ("template-manager logs --level w", {"warn"}),
+        ("template-manager token ci --right re", {"read"}),
+        ("template-manager status --api-address 127.0.0.1:1 4", set()),  # nothing answers there
+    ],
 )
-def test_the_shell_completes_commands_and_options(typed: str, offered: set[str]) -> None:
+def test_the_shell_completes_commands_options_and_values(typed: str, offered: set[str]) -> None:
     environment = {
         "_TEMPLATE_MANAGER_COMPLETE": "complete_bash",
         "COMP_WORDS": typed,

@@ -42,6 +42,10 @@ def test_a_field_is_what_the_user_wrote(field: str, option: str) -> None:
             "Give valid credentials in from_image_registry (CLI: --registry-user).",
             "Give valid credentials with --registry-user.",
         ),
+        (
+            "Make the image or disk_size_mb (CLI: --disk) smaller.",
+            "Make the image or --disk smaller.",
+        ),
         ("memory_mb: is 1; vcpu_count: is 3", "--memory: is 1; --vcpu: is 3"),
         ("the template is at this level", "the template is at this level"),
         (
