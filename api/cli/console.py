@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 UNWRAPPED = 10_000
 """The width where nobody looks at columns: in a pipe or a file every line stays whole."""
+WIDE = 100
+"""Below it numbers have no bar beside them, and stand on lines of their own."""
 READABLE = "template-manager.readable"
 # One character each, so that columns stay below each other.
 PLAIN_CHARACTERS = str.maketrans("→│✓✗↺·…–━╸╺•×", ">|+x<.~---=*x")
@@ -196,14 +198,23 @@ def fail(message: str, hint: str, code: Exit, *, as_json: bool) -> NoReturn:
 
 @contextlib.contextmanager
 def transfer_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Show transfers as bars, each from when it is told of: bytes done, of how many, how fast.
+    """Show transfers, each from when it is told of: bytes, of how many, how fast, time left.
 
-    Yields what is to be told a transfer's name, the bytes that are done and their total.
+    Where there is room each has a bar. Yields what is to be told a transfer's name, the bytes that
+    are done and their total.
     """
-    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TaskID,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
-    columns = ("{task.description}", BarColumn(), DownloadColumn(True), TransferSpeedColumn())
-    with Progress(*columns, console=err) as progress:
+    bar = [BarColumn()] if err.width >= WIDE else []
+    numbers = (DownloadColumn(True), TransferSpeedColumn(), TimeRemainingColumn(compact=True))
+    with Progress("{task.description}", *bar, *numbers, console=err) as progress:
         bars: dict[str, TaskID] = {}
 
         def show(name: str, done: int, total: int) -> None:

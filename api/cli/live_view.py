@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from activities.contract.names import Step
+from api.cli.console import WIDE
 from api.cli.report import amount, duration, log_line, rate_parts, seconds_of, waiting_text
 from api.cli.told_once import LogOnce
 from api.client.client import CallError, TemplateClient
@@ -23,8 +24,6 @@ from api.pb import template_manager_pb2 as pb
 
 STATUS_SECONDS = 1.0
 PLAIN_STATUS_SECONDS = 5.0
-# Below it what a step does stands on a line of its own.
-WIDE = 100
 REFRESH_PER_SECOND = 8
 BAR_WIDTH = 24
 ICONS = {

@@ -34,6 +34,7 @@ from api.server.hosts import ask_host
 RPC_LIMIT = timedelta(seconds=5)
 # A worker's poll lasts up to a minute: one that has not polled for longer has ended.
 POLL_SECONDS = 75.0
+POLLED_SECONDS = 3.0
 FRESH_SECONDS = 20.0
 # What was known so long ago is better than nothing while the hosts are being asked again.
 STALE_SECONDS = 300.0
@@ -106,6 +107,7 @@ class WaitingLine:
         self._client = client
         self._known: tuple[float, HostSlots] | None = None
         self._asking: asyncio.Task[None] | None = None
+        self._polled: dict[str, tuple[float, bool]] = {}
 
     async def look(self, started: datetime) -> Waiting:
         """Tell of a build that was started then. What cannot be found out in time is left out."""
@@ -140,7 +142,15 @@ class WaitingLine:
         return {name: total - 1 - number for number, name in enumerate(latest)}
 
     async def _is_polled(self, queue: str, kind: TaskQueueType.ValueType) -> bool:
-        """Whether a worker asks for work there; True when Temporal does not say."""
+        """Whether a worker asked for work there some seconds ago."""
+        asked, polled = self._polled.get(queue, (float("-inf"), False))
+        if time.monotonic() - asked > POLLED_SECONDS:
+            polled = await self._has_pollers(queue, kind)
+            self._polled[queue] = (time.monotonic(), polled)
+        return polled
+
+    async def _has_pollers(self, queue: str, kind: TaskQueueType.ValueType) -> bool:
+        """Ask Temporal for a queue's workers; True when it does not say."""
         request = DescribeTaskQueueRequest(
             namespace=self._client.namespace,
             task_queue=TaskQueue(name=queue),

@@ -16,7 +16,7 @@ import pytest
 from activities.contract.errors import StartCommandError
 from activities.contract.status import LogLevel
 from activities.process.sealing import Sealer
-from tests.support.command_line import cli, started
+from tests.support.command_line import cli, on_terminal, started
 from tests.support.running_api import Api, publish, serving
 
 pytestmark = pytest.mark.counts_nothing
@@ -215,6 +215,21 @@ async def completed_by_shell(api: Api, command: str, word: str) -> set[str]:
         },
     )
     return {line.split("\t")[0] for line in ended.out.splitlines()}
+
+
+@pytest.mark.parametrize("columns", [40, 120])
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+async def test_a_build_is_followed_on_every_terminal(api: Api, columns: int, encoding: str) -> None:
+    api.journal.fail("wait_until_ready", StartCommandError("größe", log_tail=["→ not found"]))
+    code, shown = await on_terminal(
+        *BUILD, *at(api), columns=columns, env={"PYTHONIOENCODING": encoding}
+    )
+    assert code == 1
+    assert "Traceback" not in shown
+    assert shown.isascii() is (encoding == "ascii")
+    words = " ".join(shown.split())
+    for told in ("build_rootfs", "StartCommandError", "not found", "Run the command in a"):
+        assert told in words
 
 
 async def test_a_failure_is_told_once_by_who_follows(api: Api) -> None:

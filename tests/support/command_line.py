@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import pty
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,6 +43,36 @@ async def started(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
+
+
+async def on_terminal(
+    *arguments: str, columns: int, env: Mapping[str, str] | None = None
+) -> tuple[int, str]:
+    """Run a command on a terminal of that width; returns its exit code and all that it showed."""
+    leader, follower = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "api.cli.main",
+        *arguments,
+        cwd=REPOSITORY,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": str(columns), **(env or {})},
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+    )
+    os.close(follower)
+    shown = await asyncio.to_thread(_read_all, leader)
+    return await process.wait(), shown.decode(errors="replace")
+
+
+def _read_all(leader: int) -> bytes:
+    said = b""
+    with contextlib.suppress(OSError):  # as Linux tells that the other end is closed
+        while more := os.read(leader, 4096):
+            said += more
+    os.close(leader)
+    return said
 
 
 async def cli(*arguments: str, stdin: str = "", env: Mapping[str, str] | None = None) -> Ended:

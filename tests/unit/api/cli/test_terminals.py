@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from api.cli.console import READABLE, write_readably
 from api.cli.live_view import LiveView, StepsDisplay
 from api.cli.report import build_table, failure_text, log_line
 from api.pb import template_manager_pb2 as pb
+from tests.support.command_line import on_terminal
 
 ROOT = Path(__file__).parents[4]
 BUILD = "4f2c6f0e-5d1c-4c8e-9d43-0a7c6a1b2c3d"
@@ -48,7 +48,7 @@ def status(state: str = "failed") -> pb.TemplateBuildStatusResponse:
     )
 
 
-def shown(thing: RenderableType, width: int, encoding: str) -> str:
+def rendered(thing: RenderableType, width: int, encoding: str) -> str:
     write_readably()
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, encoding=encoding, errors=READABLE)
@@ -59,7 +59,7 @@ def shown(thing: RenderableType, width: int, encoding: str) -> str:
 
 @pytest.mark.parametrize("width", [40, 80])
 def test_without_unicode_there_is_something_like_it(width: int) -> None:
-    text = shown(failure_text(status()), width, "ascii")
+    text = rendered(failure_text(status()), width, "ascii")
     assert text.isascii()
     assert "  | > gr\\xf6\\xdfer" in text
     assert "  | \\u65e5\\u672c" in text
@@ -68,7 +68,7 @@ def test_without_unicode_there_is_something_like_it(width: int) -> None:
 
 
 def test_with_unicode_all_is_as_it_was() -> None:
-    assert "│ → größer" in shown(failure_text(status()), 80, "utf-8")
+    assert "│ → größer" in rendered(failure_text(status()), 80, "utf-8")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
@@ -77,7 +77,7 @@ def test_no_line_is_wider_than_the_terminal_and_nothing_is_lost(width: int, enco
     display = StepsDisplay()
     display.update(status("building"))
     for thing in (build_table(BUILD, status()), display):
-        text = shown(thing, width, encoding)
+        text = rendered(thing, width, encoding)
         assert max(map(len, text.splitlines())) <= width
         told = "".join(text.split())
         for part in ("uploadingmemfile", "1.0/4.0MiB", "1.0MiB/s", "3.0sleft"):
@@ -134,30 +134,11 @@ def test_an_argument_that_is_no_text_in_the_locale_is_told() -> None:
     assert b"> Set LC_ALL=C.UTF-8." in ended.stderr
 
 
-def test_a_narrow_ascii_terminal_reads_every_word_of_an_error() -> None:
-    leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "api.cli.main", "build"],
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "40", "PYTHONIOENCODING": "ascii", "TERM": "xterm"},
-        stdin=follower,
-        stdout=follower,
-        stderr=follower,
-    )
-    os.close(follower)
-    assert process.wait(60) == 2
-    said = re.sub(r"\x1b\[[\d;]*m", "", _read_all(leader).decode("ascii"))
+async def test_a_narrow_ascii_terminal_reads_every_word_of_an_error() -> None:
+    code, shown = await on_terminal("build", columns=40, env={"PYTHONIOENCODING": "ascii"})
+    said = re.sub(r"\x1b\[[\d;]*m", "", shown)
+    assert code == 2
+    assert said.isascii()
     assert max(map(len, said.splitlines())) <= 40
     assert "what to build from? Give one of --image," in " ".join(said.split())
     assert "> See template-manager build --help." in said
-
-
-def _read_all(leader: int) -> bytes:
-    said = b""
-    try:
-        while more := os.read(leader, 4096):
-            said += more
-    except OSError:  # as Linux tells that the other end is closed
-        pass
-    os.close(leader)
-    return said
