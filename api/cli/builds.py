@@ -104,7 +104,10 @@ def build(
     ] = None,
     builder: Annotated[
         BuilderName | None,
-        typer.Option(help="What builds the Dockerfile; by default the first that answers."),
+        typer.Option(
+            metavar="BUILDER",
+            help="docker, buildx, podman or buildah; by default the first that answers.",
+        ),
     ] = None,
     build_arg: Annotated[
         list[str] | None,
