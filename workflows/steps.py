@@ -69,7 +69,9 @@ class BuildSteps:
         if isinstance(source, FromTemplate):
             return await host.run(
                 ImageStepActivities.import_template,
-                ImportTemplateInput(scope=host.scope, build_id=source.build_id),
+                ImportTemplateInput(
+                    scope=host.scope, build_id=source.build_id, shape=self._shape()
+                ),
                 f"take {source.described}",
             )
         known = self._kept.done.image
@@ -80,6 +82,7 @@ class BuildSteps:
                 image=known.reference_to_pull if known else source.reference,
                 auth=source.login,
                 timeout_seconds=self._options.pull_timeout_seconds,
+                shape=self._shape(),
             ),
             f"pull {source.described}",
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint
 from activities.contract.image_steps import ImageStep
 from activities.contract.model import Model
@@ -60,6 +62,8 @@ class PullImageInput(Model):
     """As the user gave it, or `repository@digest` once the digest is known."""
     auth: RegistryLogin | None = None
     timeout_seconds: float
+    shape: VmShape | None = Field(default=None, exclude_if=lambda shape: shape is None)
+    """Of the VM that is to boot: the host must be able to. None in older histories."""
 
 
 class BuildRootfsInput(Model):
@@ -102,6 +106,8 @@ class ImportTemplateInput(Model):
     scope: BuildScope
     build_id: BuildId
     """The template's."""
+    shape: VmShape | None = Field(default=None, exclude_if=lambda shape: shape is None)
+    """Of the VM that is to boot: the host must be able to. None in older histories."""
 
 
 class StartVmInput(Model):

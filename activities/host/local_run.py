@@ -24,10 +24,11 @@ from activities.contract.guest_network import GUEST_ADDRESS
 from activities.contract.names import ArtifactName
 from activities.contract.scope import VmShape
 from activities.disk.sparse_files import sha256_of
-from activities.microvm.microvm import Resumed, cpu_model, require_host, resume, vmm_version
+from activities.microvm.microvm import Resumed, cpu_model, resume, vmm_version
 from activities.microvm.network import create_network, passing_name, remove_network
 from activities.microvm.vm_process import VmProcess
 from activities.process.settings import Settings
+from activities.step.vm_requirements import require_host
 from activities.store.metadata import TemplateMetadata
 from activities.store.objects import METADATA
 

@@ -57,6 +57,7 @@ from activities.image.output_lines import lines_in
 from activities.process.settings import Settings
 from activities.step.ledger import LeaseLedger
 from activities.step.running_step import RunningStep, running_step
+from activities.step.vm_requirements import require_parts
 from activities.step.work_directories import working_in
 from activities.store.bucket import Bucket
 from activities.store.download import pull_rootfs
@@ -316,6 +317,8 @@ class DockerImageStepActivities(ImageStepActivities):
     # ---- Templates as bases
 
     def _import(self, running: RunningStep, take: ImportTemplateInput) -> PulledImage:
+        if take.shape is not None:
+            require_parts(self._settings, take.shape)
         metadata = read_metadata(self._bucket, take.build_id)
         if metadata is None:
             raise TemplateNotFoundError(f"there is no template {take.build_id} to start from")

@@ -52,6 +52,7 @@ from activities.process.settings import Settings
 from activities.step.build_log import BuildLog
 from activities.step.ledger import LeaseLedger
 from activities.step.running_step import RunningStep, running_step
+from activities.step.vm_requirements import require_parts
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 POLL_SECONDS = 0.2
@@ -69,6 +70,7 @@ class DockerImageActivities(ImageActivities):
         make_docker_client: Callable[[], docker.APIClient],
     ) -> None:
         """`make_docker_client` gives a client of its own to each pull, so that it can be cut."""
+        self._settings = settings
         self._data_dir = DataDir(settings.data_dir)
         self._ledger = ledger
         self._sealer = sealer
@@ -82,6 +84,8 @@ class DockerImageActivities(ImageActivities):
             return await step.in_thread(self._pull, step, pull)
 
     def _pull(self, step: RunningStep, pull: PullImageInput) -> PulledImage:
+        if pull.shape is not None:
+            require_parts(self._settings, pull.shape)
         try:
             return self._pull_once(step, pull)
         except RegistryAuthError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import platform
 import shutil
 import subprocess
@@ -18,10 +17,7 @@ from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint
 from activities.contract.errors import (
     CheckpointLostError,
     FilesystemDamagedError,
-    FirecrackerMissingError,
     HostDiskFullError,
-    HugePagesUnsupportedError,
-    KernelMissingError,
     SnapshotNotResumableError,
     TemplateManagerError,
     VmmError,
@@ -56,6 +52,7 @@ from activities.process.settings import Settings
 from activities.step.checkpoints import CheckpointStore, fingerprint
 from activities.step.ledger import LeaseLedger
 from activities.step.running_step import RunningStep, running_step
+from activities.step.vm_requirements import require_host
 
 ANSWER_SECONDS = 30.0
 CLOCK_WARNING_MS = 1000.0
@@ -337,25 +334,6 @@ def kernel_arguments(dns_server: str) -> str:
             "fstab=no",  # as in a container: the devices that it names are not there
         )
     )
-
-
-def require_host(settings: Settings, shape: VmShape) -> Path:
-    """Check that this host can run such a VM; returns Firecracker's path.
-
-    Raises KernelMissingError, FirecrackerMissingError or HugePagesUnsupportedError.
-    """
-    if shape.huge_pages:
-        raise HugePagesUnsupportedError(
-            "huge pages need a page-fault handler: Firecracker does not load such a snapshot "
-            "from a file"
-        )
-    kernel = settings.kernel_path(shape.kernel_version)
-    if not kernel.exists():
-        raise KernelMissingError(f"host {settings.host} has no kernel at {kernel}")
-    firecracker = settings.firecracker_path(shape.firecracker_version)
-    if not os.access(firecracker, os.X_OK):
-        raise FirecrackerMissingError(f"host {settings.host} has no Firecracker at {firecracker}")
-    return firecracker
 
 
 def snapshot_fingerprint(settings: Settings, rootfs: RootfsCheckpoint, shape: VmShape) -> str:

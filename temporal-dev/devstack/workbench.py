@@ -64,10 +64,15 @@ class Workbench:
         auth: RegistryLogin | None = None,
         scope: BuildScope | None = None,
         timeout_seconds: float = 60,
+        **more: Any,
     ) -> PulledImage:
         """Run `pull_image`."""
         asked = PullImageInput(
-            scope=scope or self.scope(), image=image, auth=auth, timeout_seconds=timeout_seconds
+            scope=scope or self.scope(),
+            image=image,
+            auth=auth,
+            timeout_seconds=timeout_seconds,
+            **more,
         )
         pulled: PulledImage = await _environment().run(self.images.pull_image, asked)
         self.pulled.append(pulled)

@@ -39,9 +39,10 @@ from activities.contract.results import PulledImage
 from activities.disk.ext4 import check_filesystem
 from activities.host.local_run import run_template
 from activities.microvm.clock import clock_skew_ms
-from activities.microvm.microvm import HostMicrovmActivities, require_host, resume
+from activities.microvm.microvm import HostMicrovmActivities, resume
 from activities.microvm.network import in_network
 from activities.process.settings import Settings
+from activities.step.vm_requirements import require_host
 from tests.support.local_http import HTTPD, HTTPD_ANSWERS, get_page
 from tests.support.vm_host import VmHost, run, vm_host
 
