@@ -107,16 +107,40 @@ class RegistryUnavailableError(HostFaultError):
     hint = "Check that the registry is up and reachable from the KVM host, then retry the build."
 
 
+class NotAnImageError(TemplateManagerError):
+    """What the reference names is not a container image."""
+
+    hint = "Give the reference of a container image: charts, plugins and signatures do not boot."
+
+
 class WrongArchitectureError(TemplateManagerError):
-    """The image is for another architecture than the host."""
+    """The image, or all that its index holds, is for another platform than the host's."""
 
     hint = "Build the image for the host's architecture (docker buildx build --platform …)."
 
 
-class ImageUnusableError(TemplateManagerError):
-    """Docker cannot unpack the image."""
+class ImageFormatUnsupportedError(TemplateManagerError):
+    """The image is in a form that the host's Docker does not read."""
 
-    hint = "Docker takes up to 125 layers and well-formed ones; build the image anew."
+    hint = (
+        "Push it in another form: docker buildx build --output "
+        "type=image,push=true,compression=gzip,force-compression=true …"
+    )
+
+
+class ImageUnusableError(TemplateManagerError):
+    """The image contradicts itself, or Docker cannot unpack it."""
+
+    hint = "Build and push the image anew; docker pull of it fails as well."
+
+
+class TooManyLayersError(TemplateManagerError):
+    """The image, with the steps on top of it, would have more layers than Docker takes."""
+
+    hint = (
+        "Join RUN and COPY instructions, or flatten the image: docker export a container of it, "
+        "docker import and docker push what comes out."
+    )
 
 
 class ImageDamagedError(HostFaultError):
@@ -129,6 +153,13 @@ class DockerUnavailableError(HostFaultError):
     """The Docker daemon cannot be reached, or failed."""
 
     hint = "Check that dockerd runs on the KVM host, then retry the build."
+
+
+class DockerRefusedError(HostFaultError):
+    """The Docker daemon refused a call, and would refuse it again."""
+
+    retryable = False
+    hint = "Read Docker's words: the image, a step or the host's Docker needs another setting."
 
 
 class StorageDriverError(HostFaultError):

@@ -5,17 +5,39 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 
 import docker
 import docker.errors
 import requests
 from pydantic import Field
 
-from activities.contract.errors import DockerUnavailableError
+from activities.contract.errors import (
+    DockerRefusedError,
+    DockerUnavailableError,
+    HostDiskFullError,
+    TemplateManagerError,
+    TooManyLayersError,
+)
 from activities.contract.model import Model
 
 TIMEOUT_SECONDS = 60
 DEFAULT_ADDRESS = "unix:///var/run/docker.sock"
+MAX_LAYERS = 125  # of dockerd's layer store, whatever the storage driver could do
+FIRST_WITH_ZSTD = 23
+# Not 404, 409, 423, 429: what is missing, busy or in the way now need not be so the next time.
+REFUSALS = frozenset(
+    {
+        HTTPStatus.BAD_REQUEST,
+        HTTPStatus.UNAUTHORIZED,
+        HTTPStatus.FORBIDDEN,
+        HTTPStatus.METHOD_NOT_ALLOWED,
+        HTTPStatus.NOT_ACCEPTABLE,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        HTTPStatus.NOT_IMPLEMENTED,
+    }
+)
 
 
 def make_docker_client() -> docker.APIClient:
@@ -26,14 +48,73 @@ def make_docker_client() -> docker.APIClient:
 
 @contextmanager
 def docker_errors() -> Iterator[None]:
-    """Turn the Docker SDK's errors into DockerUnavailableError."""
+    """Turn the Docker SDK's errors into ours.
+
+    DockerUnavailableError may pass; DockerRefusedError, TooManyLayersError and HostDiskFullError
+    would come again.
+    """
     try:
         yield
     except docker.errors.APIError as error:
-        raise DockerUnavailableError(f"Docker refused a call: {error.explanation}") from error
+        raise _error_of(error) from error
     except (requests.RequestException, docker.errors.DockerException) as error:
         address = os.environ.get("DOCKER_HOST") or DEFAULT_ADDRESS
         raise DockerUnavailableError(f"Docker cannot be reached at {address}: {error}") from error
+
+
+def _error_of(error: docker.errors.APIError) -> TemplateManagerError:
+    message = f"Docker refused a call: {error.explanation}"
+    known = error_in_words(str(error.explanation), message)
+    if known is not None:
+        return known
+    kind = DockerRefusedError if error.status_code in REFUSALS else DockerUnavailableError
+    return kind(message)
+
+
+def error_in_words(said: str, message: str) -> TemplateManagerError | None:
+    """Return the error that dockerd tells by words alone, in a 500 or in the midst of a pull."""
+    text = said.lower()
+    if "no space left" in text:
+        return HostDiskFullError(message)
+    if "max depth exceeded" in text:
+        return TooManyLayersError(f"{message} (its limit is {MAX_LAYERS} layers)")
+    return None
+
+
+class RegistrySettings(Model):
+    """How dockerd speaks to one registry."""
+
+    secure: bool = Field(default=True, alias="Secure")
+
+
+class RegistryConfig(Model):
+    """How dockerd speaks to registries, by `host[:port]`."""
+
+    by_name: dict[str, RegistrySettings] | None = Field(None, alias="IndexConfigs")
+
+
+class DaemonInfo(Model):
+    """What `docker info` tells, as far as it is read."""
+
+    version: str = Field("", alias="ServerVersion")
+    registries: RegistryConfig | None = Field(None, alias="RegistryConfig")
+
+    @property
+    def insecure_registries(self) -> frozenset[str]:
+        """The registries that it is told to speak plain HTTP to."""
+        known = (self.registries and self.registries.by_name) or {}
+        return frozenset(name for name, settings in known.items() if not settings.secure)
+
+    @property
+    def reads_zstd(self) -> bool:
+        """Whether it unpacks layers that are packed with zstd."""
+        major = self.version.partition(".")[0]
+        return not major.isdigit() or int(major) >= FIRST_WITH_ZSTD
+
+
+def daemon_info(client: docker.APIClient) -> DaemonInfo:
+    """Ask dockerd about itself."""
+    return DaemonInfo.model_validate(client.info())
 
 
 class ContainerConfig(Model):
