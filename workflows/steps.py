@@ -6,6 +6,7 @@ Each keeps what it leaves; what it may leave behind is registered to be undone b
 from __future__ import annotations
 
 from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint
+from activities.contract.image_steps import added_layers
 from activities.contract.inputs import (
     BuildImageInput,
     BuildInput,
@@ -83,6 +84,7 @@ class BuildSteps:
                 auth=source.login,
                 timeout_seconds=self._options.pull_timeout_seconds,
                 shape=self._shape(),
+                added_layers=added_layers(self._config.steps),
             ),
             f"pull {source.described}",
         )

@@ -153,8 +153,15 @@ class User(_Step):
     name: str
 
 
+ChangesFiles = Run | Copy | Workdir
+"""The steps that add a layer to the image; the others only change how later ones run."""
 ImageStep = Annotated[Run | Copy | Env | Arg | Workdir | User, Field(discriminator="kind")]
 _IMAGE_STEP: TypeAdapter[ImageStep] = TypeAdapter(ImageStep)
+
+
+def added_layers(steps: Sequence[ImageStep]) -> int:
+    """Return how many layers the steps put on top of their base."""
+    return sum(isinstance(step, ChangesFiles) for step in steps)
 
 
 def image_step(persisted: PersistedStep) -> ImageStep:

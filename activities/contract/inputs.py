@@ -64,6 +64,8 @@ class PullImageInput(Model):
     timeout_seconds: float
     shape: VmShape | None = Field(default=None, exclude_if=lambda shape: shape is None)
     """Of the VM that is to boot: the host must be able to. None in older histories."""
+    added_layers: int = Field(default=0, exclude_if=lambda added: added == 0)
+    """How many layers the request's steps put on top."""
 
 
 class BuildRootfsInput(Model):

@@ -17,7 +17,7 @@ import tarfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -36,8 +36,19 @@ from activities.contract.errors import (
     FilesystemToolError,
     ImageStepError,
     TemplateNotFoundError,
+    TooManyLayersError,
 )
-from activities.contract.image_steps import Arg, Copy, Env, ImageStep, Run, User, Workdir
+from activities.contract.image_steps import (
+    Arg,
+    ChangesFiles,
+    Copy,
+    Env,
+    ImageStep,
+    Run,
+    User,
+    Workdir,
+    added_layers,
+)
 from activities.contract.inputs import BuildImageInput, ImportTemplateInput
 from activities.contract.interface import ImageStepActivities
 from activities.contract.names import ArtifactName, Step
@@ -52,7 +63,12 @@ from activities.disk.namespaces import in_mount_namespace
 from activities.image.container_files import lines_of_file
 from activities.image.containers import DEFAULT_PATH, labels_of, remove_container, wait_for_exit
 from activities.image.copy_layout import CopyInstruction, lay_out
-from activities.image.docker_daemon import InspectedImage, docker_errors, find_image
+from activities.image.docker_daemon import (
+    MAX_LAYERS,
+    InspectedImage,
+    docker_errors,
+    find_image,
+)
 from activities.image.output_lines import lines_in
 from activities.process.settings import Settings
 from activities.step.ledger import LeaseLedger
@@ -70,9 +86,6 @@ STEP_VERSION = 1
 MAX_OUTPUT_LINES = 5000
 PIDS_LIMIT = 4096
 NOT_OF_THE_IMAGE = ("./.template", "./lost+found")
-
-ChangesFiles = Run | Copy | Workdir
-"""The steps that make an image; the others only change how later ones run."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +150,7 @@ class DockerImageStepActivities(ImageStepActivities):
 
     def _build(self, running: RunningStep, build: BuildImageInput) -> PulledImage:
         base = build.base
+        _require_room_for_layers(base, build.steps)
         state = ImageState(
             image_id=base.image_id,
             key=base.digest,
@@ -397,6 +411,15 @@ class DockerImageStepActivities(ImageStepActivities):
         if found is None:
             raise DockerUnavailableError(f"Docker has lost {name}, which was made just now")
         return found
+
+
+def _require_room_for_layers(base: PulledImage, steps: Sequence[ImageStep]) -> None:
+    added = added_layers(steps)
+    if base.layer_count + added > MAX_LAYERS:
+        raise TooManyLayersError(
+            f"{base.reference} has {base.layer_count} layers and {added} steps that add one each; "
+            f"Docker takes {MAX_LAYERS} together"
+        )
 
 
 def _configured(state: ImageState, step: ImageStep) -> ImageState:

@@ -5,6 +5,9 @@ Docker's own manifests are alike. Fields may be null where they may be absent.
 
 from __future__ import annotations
 
+import re
+from typing import Annotated
+
 from pydantic import Field
 
 from activities.contract.model import Model
@@ -17,31 +20,86 @@ MANIFEST_TYPES = (
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v2+json",
 )
+# Of an image's config. dockerd takes the last four too: old registries and builders wrote them.
+IMAGE_CONFIG_TYPES = frozenset(
+    {
+        "application/vnd.oci.image.config.v1+json",
+        "application/vnd.docker.container.image.v1+json",
+        "application/octet-stream",
+        "application/json",
+        "text/html",
+        "",
+    }
+)
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+LARGEST_INT64 = 2**63 - 1
+MAX_TOLD_CHARS = 100
+# As containerd normalizes them: other names of an architecture, and the variant that goes unsaid.
+ARCHITECTURES = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386"}
+PLAIN_VARIANTS = {("amd64", "v1"), ("arm64", "8"), ("arm64", "v8")}
+
+Bytes = Annotated[int, Field(ge=0, le=LARGEST_INT64)]
 
 
 class Platform(Model):
-    """What an image runs on; also the part of an image's config that says so."""
+    """What an image runs on. Says nothing where it is not told."""
 
-    os: str = "unknown"
-    architecture: str = "unknown"
+    os: str | None = None
+    architecture: str | None = None
     variant: str | None = None
 
+    @property
+    def is_told(self) -> bool:
+        """Whether it says anything: dockerd takes one of empty fields for none."""
+        return bool(self.os or self.architecture or self.variant)
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether it is what BuildKit gives to attestations."""
+        return (self.os, self.architecture) == ("unknown", "unknown")
+
+    @property
+    def normal_architecture(self) -> str:
+        """Its architecture by the name that Go uses."""
+        told = (self.architecture or "").lower()
+        return ARCHITECTURES.get(told, told)
+
+    @property
+    def normal_variant(self) -> str:
+        """Its variant, '' for the one that needs no saying."""
+        variant = (self.variant or "").lower()
+        return "" if (self.normal_architecture, variant) in PLAIN_VARIANTS else variant
+
+    def fits(self, architecture: str) -> bool:
+        """Whether dockerd chooses it from an index, on linux on `architecture`."""
+        system = (self.os or "linux").lower()
+        return (system, self.normal_architecture, self.normal_variant) == (
+            "linux",
+            architecture,
+            "",
+        )
+
     def __str__(self) -> str:
-        return f"{self.os}/{self.architecture}"
+        """Return `os/architecture[/variant]`."""
+        parts = [self.os or "unknown", self.normal_architecture or "unknown", self.normal_variant]
+        return printable("/".join(part for part in parts if part))
 
 
 class Descriptor(Model):
     """What a manifest says of something else: a config, a layer or another manifest."""
 
+    media_type: str | None = Field(None, alias="mediaType")
     digest: str
-    size: int = 0
+    size: Bytes = 0
     platform: Platform | None = None
 
 
 class Manifest(Model):
     """The manifest of one image, or an index over those of several platforms."""
 
+    schema_version: int | None = Field(None, alias="schemaVersion")
     media_type: str | None = Field(None, alias="mediaType")
+    artifact_type: str | None = Field(None, alias="artifactType")
     config: Descriptor | None = None
     layers: tuple[Descriptor, ...] | None = None
     manifests: tuple[Descriptor, ...] | None = None
@@ -50,6 +108,40 @@ class Manifest(Model):
     def is_index(self) -> bool:
         """Whether it is an index."""
         return self.media_type in INDEX_TYPES or self.manifests is not None
+
+    @property
+    def layer_types(self) -> tuple[str, ...]:
+        """The media type of each layer."""
+        return tuple(layer.media_type or "" for layer in self.layers or ())
+
+
+class LayerDigests(Model):
+    """The layers of an image by the digests of what they unpack to."""
+
+    diff_ids: tuple[str, ...] | None = None
+
+
+class HistoryEntry(Model):
+    """One line of an image's history."""
+
+    empty_layer: bool | None = None
+
+
+class ImageFile(Platform):
+    """An image's config, as far as it is looked at before a pull; it also is its platform."""
+
+    rootfs: LayerDigests | None = None
+    history: tuple[HistoryEntry, ...] | None = None
+
+    @property
+    def layer_count(self) -> int:
+        """How many layers it names."""
+        return len((self.rootfs and self.rootfs.diff_ids) or ())
+
+    @property
+    def history_count(self) -> int:
+        """How many layers its history tells of."""
+        return sum(not entry.empty_layer for entry in self.history or ())
 
 
 class TagPage(Model):
@@ -68,3 +160,9 @@ class Token(Model):
     def value(self) -> str:
         """The token itself."""
         return self.token or self.access_token or ""
+
+
+def printable(text: str) -> str:
+    """Return what a registry says in a form that fits into one line of a message."""
+    plain = "".join(char if char.isprintable() else "?" for char in text[: MAX_TOLD_CHARS + 1])
+    return plain if len(plain) <= MAX_TOLD_CHARS else f"{plain[:MAX_TOLD_CHARS]}…"

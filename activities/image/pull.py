@@ -18,12 +18,13 @@ from pydantic import Field
 from temporalio import activity
 
 from activities.contract.errors import (
-    HostDiskFullError,
     ImageDamagedError,
+    ImageFormatUnsupportedError,
     ImageNotFoundError,
     ImageUnusableError,
     RegistryAuthError,
     RegistryUnavailableError,
+    TooManyLayersError,
 )
 from activities.contract.image_reference import ImageReference, ImageReferenceError
 from activities.contract.inputs import PullImageInput
@@ -35,11 +36,16 @@ from activities.contract.results import ImageConfig, PulledImage
 from activities.contract.units import MIB
 from activities.disk.data_dir import DataDir
 from activities.image.docker_daemon import (
+    MAX_LAYERS,
     ContainerConfig,
+    DaemonInfo,
     InspectedImage,
+    daemon_info,
     docker_errors,
+    error_in_words,
     find_image,
 )
+from activities.image.manifests import printable
 from activities.image.pulled_images import PulledImages
 from activities.image.registry import (
     Credentials,
@@ -57,6 +63,16 @@ from activities.step.vm_requirements import require_parts
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 POLL_SECONDS = 0.2
 SHORTEST_SECRET_LINE = 16
+# What dockerd says of images that it will never take.
+UNUSABLE = (
+    "failed to register layer",
+    "invalid rootfs",
+    "don't match image configuration",
+    "in history section",
+    "cannot unmarshal",
+    "cannot be used on this platform",
+)
+UNSUPPORTED = ("unsupported media type", "unsupported manifest", "encountered remote")
 
 
 class DockerImageActivities(ImageActivities):
@@ -100,7 +116,9 @@ class DockerImageActivities(ImageActivities):
         credentials = self._credentials(pull, reference, step.log)
         with contextlib.closing(self._make_docker_client()) as client, docker_errors():
             step.progress("asking the registry")
-            remote = self._resolve(client, pull.image, credentials)
+            daemon = daemon_info(client)
+            remote = self._resolve(client, daemon, pull.image, credentials)
+            require_taken(remote, daemon, pull.added_layers)
             step.log.info(f"image {reference} is {remote.digest} for linux/{remote.architecture}")
             step.check()
             pinned = remote.reference.at(remote.digest)
@@ -115,9 +133,13 @@ class DockerImageActivities(ImageActivities):
             return _describe(remote, inspected)
 
     def _resolve(
-        self, client: docker.APIClient, image: str, credentials: Credentials | None
+        self,
+        client: docker.APIClient,
+        daemon: DaemonInfo,
+        image: str,
+        credentials: Credentials | None,
     ) -> RemoteImage:
-        reference, insecure = _reference_of(image), _insecure_registries(client)
+        reference, insecure = _reference_of(image), daemon.insecure_registries
         try:
             return resolve(reference, host_architecture(), credentials, insecure)
         except ImageNotFoundError as error:
@@ -267,6 +289,31 @@ def host_architecture() -> str:
     return ARCHITECTURES.get(machine, machine)
 
 
+def require_taken(remote: RemoteImage, daemon: DaemonInfo, added_layers: int) -> None:
+    """Refuse what this host's dockerd would refuse in the midst of the work.
+
+    `added_layers` is how many the request's steps put on top. Raises TooManyLayersError and
+    ImageFormatUnsupportedError.
+    """
+    count = len(remote.layer_types)
+    if count + added_layers > MAX_LAYERS:
+        steps = f" and {added_layers} steps that add one each" if added_layers else ""
+        raise TooManyLayersError(
+            f"{remote.reference} has {count} layers{steps}; Docker takes {MAX_LAYERS} together"
+        )
+    for kind in remote.layer_types:
+        if kind.endswith("encrypted"):
+            raise ImageFormatUnsupportedError(
+                f"{remote.reference} has an encrypted layer ({printable(kind)})",
+                hint="Push the image without encryption: a build has no key for its layers.",
+            )
+        if kind.endswith("zstd") and not daemon.reads_zstd:
+            raise ImageFormatUnsupportedError(
+                f"{remote.reference} has layers packed with zstd, which this host's Docker "
+                f"{daemon.version} does not read"
+            )
+
+
 def _reference_of(image: str) -> ImageReference:
     try:
         return ImageReference.parse(image)
@@ -280,11 +327,6 @@ def _redact(log: BuildLog, secret: str) -> None:
     for line in secret.replace("\\n", "\n").splitlines():
         if len(line) >= SHORTEST_SECRET_LINE:
             log.redact(line)
-
-
-def _insecure_registries(client: docker.APIClient) -> frozenset[str]:
-    known = client.info().get("RegistryConfig", {}).get("IndexConfigs", {})
-    return frozenset(name for name, config in known.items() if not config.get("Secure", True))
 
 
 def _is_known_to_docker(client: docker.APIClient, image: str) -> bool:
@@ -315,12 +357,15 @@ def _describe(remote: RemoteImage, inspected: InspectedImage | None) -> PulledIm
 def _raise_for_message(reference: ImageReference, message: str) -> NoReturn:
     """Give what dockerd says in words its type."""
     text = message.lower()
-    if "no space left" in text:
-        raise HostDiskFullError(f"Docker has no room for {reference}: {message}")
+    known = error_in_words(message, f"Docker cannot take {reference}: {message}")
+    if known is not None:
+        raise known
     if "unauthorized" in text or "denied" in text or "no basic auth" in text:
         raise RegistryAuthError(f"the registry refused {reference}: {message}")
     if "manifest unknown" in text or "not found" in text:
         raise ImageNotFoundError(f"the registry no longer has {reference}: {message}")
-    if "failed to register layer" in text:
+    if any(words in text for words in UNSUPPORTED):
+        raise ImageFormatUnsupportedError(f"Docker does not read {reference}: {message}")
+    if any(words in text for words in UNUSABLE):
         raise ImageUnusableError(f"Docker cannot unpack {reference}: {message}")
     raise RegistryUnavailableError(f"pulling {reference} failed: {message}")

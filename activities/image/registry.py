@@ -23,21 +23,22 @@ from requests.auth import HTTPBasicAuth
 
 from activities.contract.errors import (
     ImageNotFoundError,
+    ImageUnusableError,
     RegistryAuthError,
     RegistryUnavailableError,
-    TemplateManagerError,
-    WrongArchitectureError,
 )
 from activities.contract.image_reference import DOCKER_HUB, DOCKER_HUB_API, ImageReference
 from activities.contract.model import Model
 from activities.image.manifests import (
+    DIGEST,
     INDEX_TYPES,
     MANIFEST_TYPES,
+    ImageFile,
     Manifest,
-    Platform,
     TagPage,
     Token,
 )
+from activities.image.platform_search import PlatformSearch
 
 M = TypeVar("M", bound=Model)
 
@@ -47,7 +48,6 @@ TOTAL_SECONDS = 60.0
 DELETE_SECONDS = 240.0  # every other tag of the repository is looked at
 CERTIFICATES = Path("/etc/docker/certs.d")
 TAGS_A_PAGE = 100
-DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 MAX_RETRY_AFTER_SECONDS = 3600.0
 
 
@@ -70,6 +70,8 @@ class RemoteImage:
     architecture: str
     layer_bytes: Mapping[str, int]
     """Compressed size of each layer, by digest."""
+    layer_types: tuple[str, ...] = ()
+    """Media type of each layer; the same layer may come twice."""
 
 
 def resolve(
@@ -81,23 +83,16 @@ def resolve(
     """Ask the registry for the image's manifest for linux on `architecture`.
 
     Blocking, bounded by TOTAL_SECONDS. `insecure` are registries that speak plain HTTP, besides
-    those on 127.0.0.0/8. Raises ImageNotFoundError, RegistryAuthError, RegistryUnavailableError or
-    WrongArchitectureError.
+    those on 127.0.0.0/8. Raises ImageNotFoundError, RegistryAuthError, RegistryUnavailableError,
+    and what a `PlatformSearch` does.
     """
     with _Conversation(reference, credentials, insecure) as registry:
-        digest, manifest = registry.manifest(reference.version)
-        if manifest.is_index:
-            chosen = _choose_platform(reference, manifest, architecture)
-            digest, manifest = registry.manifest(chosen)
-        if manifest.config is None:
-            raise ImageNotFoundError(
-                f"{reference} is in a format that is not an image (manifest of "
-                f"{manifest.media_type or 'schema 1'})"
-            )
-        config_digest = manifest.config.digest
-        _require_platform(reference, registry.platform(config_digest), architecture)
+        found = PlatformSearch(registry, reference, architecture).find()
+    manifest = found.manifest
     layers = {layer.digest: layer.size for layer in manifest.layers or ()}
-    return RemoteImage(reference, digest, config_digest, architecture, layers)
+    return RemoteImage(
+        reference, found.digest, found.config_digest, architecture, layers, manifest.layer_types
+    )
 
 
 def delete_tag(
@@ -167,12 +162,17 @@ class _Conversation:
             raise RegistryUnavailableError(f"{self._reference.name}: {version} came damaged")
         return digest, self._parse(body, Manifest)
 
-    def platform(self, digest: str) -> Platform:
-        """Return what an image's config says it runs on; the config is checked by its digest."""
+    def image_file(self, digest: str) -> ImageFile:
+        """Return an image's config, checked by its digest."""
         body = self._get(f"blobs/{digest}", "*/*")
         if "sha256:" + hashlib.sha256(body).hexdigest() != digest:
             raise RegistryUnavailableError(f"{self._reference.name}: blob {digest} came damaged")
-        return self._parse(body, Platform)
+        try:
+            return ImageFile.model_validate_json(body)
+        except ValidationError:
+            raise ImageUnusableError(
+                f"{self._reference}: its config is not one of an image"
+            ) from None
 
     def tags(self) -> list[str]:
         """Return the repository's tags, by pages."""
@@ -313,37 +313,6 @@ def _raise_for(
     raise RegistryUnavailableError(
         f"registry {registry} answered HTTP {status} for {reference}",
         retry_after_seconds=_retry_after(response),
-    )
-
-
-def _choose_platform(reference: ImageReference, index: Manifest, architecture: str) -> str:
-    found = [(entry.platform or Platform(), entry.digest) for entry in index.manifests or ()]
-    fitting = [
-        (platform.variant or "", digest)
-        for platform, digest in found
-        if _fits(platform, architecture)
-    ]
-    if not fitting:
-        raise _wrong_platform(reference, {str(platform) for platform, _ in found}, architecture)
-    # The plainest variant runs everywhere: none before v1 before v2.
-    return min(fitting, key=lambda candidate: candidate[0])[1]
-
-
-def _fits(platform: Platform, architecture: str) -> bool:
-    return (platform.os, platform.architecture) == ("linux", architecture)
-
-
-def _require_platform(reference: ImageReference, platform: Platform, architecture: str) -> None:
-    if not _fits(platform, architecture):
-        raise _wrong_platform(reference, {str(platform)}, architecture)
-
-
-def _wrong_platform(
-    reference: ImageReference, found: set[str], architecture: str
-) -> TemplateManagerError:
-    names = ", ".join(sorted(found - {"unknown/unknown"})) or "nothing that runs"
-    return WrongArchitectureError(
-        f"{reference} is for {names}; this host runs linux/{architecture}"
     )
 
 

@@ -58,7 +58,7 @@ def create_container(
     host_config = client.create_host_config(
         mounts=[
             Mount(IN_GUEST, str(staged), type="bind", read_only=True),
-            *_empty_volumes(image["Config"].get("Volumes") or {}),
+            *_empty_volumes((image["Config"] or {}).get("Volumes") or {}),
         ],
         cap_drop=["ALL"],
         security_opt=["no-new-privileges"],

@@ -114,6 +114,11 @@ class Workplace:
         """A layer without anything: overlayfs wants two at least."""
         return self.directory / "empty"
 
+    @property
+    def bare(self) -> Path:
+        """The root of an image without any layer."""
+        return self.directory / "bare"
+
 
 @dataclass(frozen=True)
 class Flattened:
@@ -190,7 +195,7 @@ class HostRootfsActivities(RootfsActivities):
         work: Path,
         place: Workplace,
     ) -> RootfsCheckpoint:
-        for directory in (place.merged, place.target, place.empty):
+        for directory in (place.merged, place.target, place.empty, place.bare):
             directory.mkdir(parents=True)
         facts = self._provision(step, build, place)
         image = work / ArtifactName.ROOTFS
@@ -232,6 +237,7 @@ class HostRootfsActivities(RootfsActivities):
         self, step: RunningStep, build: BuildRootfsInput, key: str, image: Path, place: Workplace
     ) -> Flattened:
         root, layers = image_layers(inspect_image(self._docker, build))
+        layers = layers or [str(place.bare)]
         with mounts.merged_layers(root, [*layers, str(place.empty)], place.merged):
             step.progress("measuring the image")
             content = ext4.measure(place.merged, step.check)
@@ -329,9 +335,12 @@ def image_layers(image: dict[str, Any]) -> tuple[Path, list[str]]:
     """Return Docker's overlay2 directory and the image's layers in it, topmost first.
 
     The layers are the short links in `l/` that Docker itself mounts by. `image` is what
-    `docker inspect` tells. Raises StorageDriverError for any other storage driver.
+    `docker inspect` tells; one of no layers has none. Raises StorageDriverError for any other
+    storage driver.
     """
     driver = image.get("GraphDriver") or {}
+    if driver.get("Name") == "overlay2" and not (image.get("RootFS") or {}).get("Layers"):
+        return Path("/"), []
     if driver.get("Name") != "overlay2" or not driver.get("Data"):
         raise StorageDriverError(f"Docker's storage driver is {driver.get('Name')!r}")
     data = driver["Data"]

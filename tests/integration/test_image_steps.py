@@ -18,11 +18,17 @@ from devstack.registry import Layer, Registry
 from devstack.workbench import Workbench, workbench
 from temporalio.testing import ActivityEnvironment
 
-from activities.contract.errors import FilesMissingError, ImageStepError, TemplateNotFoundError
+from activities.contract.errors import (
+    FilesMissingError,
+    ImageStepError,
+    KernelMissingError,
+    TemplateNotFoundError,
+    TooManyLayersError,
+)
 from activities.contract.image_steps import Arg, Copy, Env, ImageStep, Run, User, Workdir
 from activities.contract.inputs import BuildImageInput, ImportTemplateInput
 from activities.contract.results import PulledImage
-from activities.contract.scope import BuildScope
+from activities.contract.scope import BuildScope, VmShape
 from activities.image.docker_daemon import make_docker_client
 from activities.image.docker_steps import STEP_REPOSITORY, DockerImageStepActivities
 from activities.store.bucket import Bucket
@@ -306,6 +312,29 @@ async def test_two_builds_of_the_same_steps_at_once(host: StepHost, registry: Re
     steps = (Run(command="cat /proc/sys/kernel/random/uuid > /made; sleep 1"),)
     one, other = await asyncio.gather(host.build(base, *steps), host.build(base, *steps))
     assert one.image_id == other.image_id
+
+
+async def test_more_layers_than_docker_takes_are_refused_before_the_first_step(
+    host: StepHost, registry: Registry
+) -> None:
+    base = (await base_of(host, registry)).model_copy(update={"layer_count": 110})
+    steps: list[ImageStep] = [
+        Run(command="exit 1"),
+        Env(variables=(("A", "1"),)),
+        *[Workdir(path="/srv")] * 19,
+    ]
+    with pytest.raises(TooManyLayersError, match=r"110 layers and 20 steps .* takes 125") as error:
+        await host.build(base, *steps)
+    assert not error.value.retryable
+
+
+async def test_a_host_without_the_kernel_takes_no_template(host: StepHost) -> None:
+    shape = VmShape(
+        memory_mb=128, vcpu_count=1, kernel_version="vmlinux-0.1", firecracker_version="v0.0.1"
+    )
+    asked = ImportTemplateInput(scope=host.bench.scope(), build_id=str(uuid.uuid4()), shape=shape)
+    with pytest.raises(KernelMissingError, match=r"vmlinux-0\.1/vmlinux\.bin"):
+        await ActivityEnvironment().run(host.activities.import_template, asked)
 
 
 async def test_a_base_template_that_is_not_there(host: StepHost) -> None:

@@ -113,6 +113,19 @@ async def test_a_build_runs_every_step_in_order(client: Client, host: RecordingH
     assert {record.outcome for record in result.timeline} == {"done"}
 
 
+async def test_the_host_is_told_first_what_is_to_boot(client: Client, host: RecordingHost) -> None:
+    """So that it refuses before any work, not after it."""
+    asked = config(steps=STEPS)
+    await result_of(await start(client, BuildInput(config=asked, options=OPTIONS)))
+    told = dict(host.journal.arguments)
+    assert told["pull_image"].shape == told["start_vm"].shape
+    assert told["pull_image"].shape.kernel_version == asked.kernel_version
+    assert told["pull_image"].added_layers == 1  # USER adds none
+    base = FromTemplate(build_id=str(uuid.uuid4()))
+    await result_of(await start(client, BuildInput(config=config(source=base), options=OPTIONS)))
+    assert dict(host.journal.arguments)["import_template"].shape == told["start_vm"].shape
+
+
 async def test_status_and_log_tell_the_whole_story(client: Client, host: RecordingHost) -> None:
     from temporalio.contrib.workflow_streams import WorkflowStreamClient
 

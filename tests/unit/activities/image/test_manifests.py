@@ -21,8 +21,8 @@ def test_a_manifest_names_its_config_and_layers() -> None:
         config={"mediaType": "x", "digest": DIGEST, "size": 7},
         layers=[{"mediaType": "x", "digest": DIGEST, "size": 8}],
     )
-    assert found.config == Descriptor(digest=DIGEST, size=7)
-    assert found.layers == (Descriptor(digest=DIGEST, size=8),)
+    assert found.config == Descriptor(mediaType="x", digest=DIGEST, size=7)
+    assert found.layers == (Descriptor(mediaType="x", digest=DIGEST, size=8),)
     assert not found.is_index
 
 
