@@ -15,6 +15,7 @@ from activities.contract.errors import (
     ImageFormatUnsupportedError,
     ImageUnusableError,
     NotAnImageError,
+    TemplateManagerError,
     WrongArchitectureError,
 )
 from activities.contract.image_reference import ImageReference
@@ -59,7 +60,10 @@ class PlatformSearch:
     source: ManifestSource
     reference: ImageReference
     architecture: str
-    _held: set[str] = field(default_factory=set)
+    _platforms: set[str] = field(default_factory=set)
+    """Those that an index has images for, none of them this host's."""
+    _others: set[str] = field(default_factory=set)
+    """What else it has."""
     _looked_into: int = 0
 
     def find(self) -> FoundImage:
@@ -73,10 +77,7 @@ class PlatformSearch:
             return self._image(digest, manifest)
         found = self._in_index(manifest, 1)
         if found is None:
-            raise WrongArchitectureError(
-                f"{self.reference} is an index that holds {self._holds()}; "
-                f"this host runs linux/{self.architecture}"
-            )
+            raise self._nothing_fits()
         return found
 
     # ---- An index
@@ -92,7 +93,7 @@ class PlatformSearch:
             if self._may_fit(entry) and (found := self._look_into(entry, depth)):
                 return found
         for entry in [entry for entry in entries if not _names_platform(entry)]:
-            with contextlib.suppress(NotAnImageError, WrongArchitectureError):  # it is in `_held`
+            with contextlib.suppress(NotAnImageError, WrongArchitectureError):  # told at the end
                 if found := self._look_into(entry, depth):
                     return found
         return None
@@ -101,7 +102,10 @@ class PlatformSearch:
         assert entry.platform is not None
         if entry.platform.fits(self.architecture):
             return True
-        self._held.add("attestations" if entry.platform.is_unknown else str(entry.platform))
+        if entry.platform.is_unknown:
+            self._others.add("attestations")
+        else:
+            self._platforms.add(str(entry.platform))
         return False
 
     def _look_into(self, entry: Descriptor, depth: int) -> FoundImage | None:
@@ -118,10 +122,14 @@ class PlatformSearch:
             return self._in_index(manifest, depth + 1)
         return self._image(digest, manifest)
 
-    def _holds(self) -> str:
-        held = sorted(self._held)
+    def _nothing_fits(self) -> TemplateManagerError:
+        held = [*sorted(self._platforms), *sorted(self._others)]
         more = [f"{len(held) - MAX_HELD} more"] if len(held) > MAX_HELD else []
-        return ", ".join([*held[:MAX_HELD], *more]) or "nothing"
+        holds = ", ".join([*held[:MAX_HELD], *more]) or "nothing"
+        told = f"{self.reference} is an index that holds {holds}"
+        if not self._platforms:
+            return NotAnImageError(f"{told}: no image")
+        return WrongArchitectureError(f"{told}; this host runs linux/{self.architecture}")
 
     # ---- One image
 
@@ -133,7 +141,7 @@ class PlatformSearch:
         # spelling of linux: 20.10 dies of it, and does not start again.
         is_linux = (image.os or "linux") == "linux"
         if not is_linux or image.normal_architecture not in ("", self.architecture):
-            self._held.add(str(image))
+            self._platforms.add(str(image))
             raise WrongArchitectureError(
                 f"{self.reference} is for {image}; this host runs linux/{self.architecture}"
             )
@@ -162,7 +170,7 @@ class PlatformSearch:
             )
 
     def _not_an_image(self, media_type: str) -> NotAnImageError:
-        self._held.add(f"something that is no image ({printable(media_type)})")
+        self._others.add(f"something of type {printable(media_type)}")
         return NotAnImageError(
             f"{self.reference} is not a container image: its media type is {printable(media_type)}"
         )

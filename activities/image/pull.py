@@ -364,6 +364,11 @@ def _raise_for_message(reference: ImageReference, message: str) -> NoReturn:
         raise RegistryAuthError(f"the registry refused {reference}: {message}")
     if "manifest unknown" in text or "not found" in text:
         raise ImageNotFoundError(f"the registry no longer has {reference}: {message}")
+    if "unknown blob" in text or "blob unknown" in text:
+        raise ImageUnusableError(
+            f"{reference} cannot be pulled: the registry lacks a layer of it ({message})",
+            hint="Push the image again with all its layers, non-distributable ones included.",
+        )
     if any(words in text for words in UNSUPPORTED):
         raise ImageFormatUnsupportedError(f"Docker does not read {reference}: {message}")
     if any(words in text for words in UNUSABLE):

@@ -82,11 +82,20 @@ def test_an_index_that_does_not_fit_says_what_it_holds(images: ServedImages) -> 
     images.index("index", *entries)
     with pytest.raises(WrongArchitectureError) as error:
         resolved(images, "index")
-    assert "attestations, linux/arm/v7, linux/arm64, something that is no image" in str(error.value)
-    assert "helm.config" in str(error.value)
-    assert "windows/amd64; this host runs linux/amd64" in str(error.value)
+    assert error.value.message.endswith(
+        "is an index that holds linux/arm/v7, linux/arm64, windows/amd64, attestations, something "
+        "of type application/vnd.cncf.helm.config.v1+json; this host runs linux/amd64"
+    )
+
+
+def test_an_index_without_any_image_is_no_image(images: ServedImages) -> None:
+    chart = images.image("chart", types=(MANIFEST, "application/vnd.cncf.helm.config.v1+json", ""))
+    images.index("charts", chart, {**chart, **of("unknown", "unknown")})
+    told = r"holds attestations, something of type application/vnd\.cncf\.helm.*: no image$"
+    with pytest.raises(NotAnImageError, match=told):
+        resolved(images, "charts")
     images.index("empty")
-    with pytest.raises(WrongArchitectureError, match="holds nothing; this host"):
+    with pytest.raises(NotAnImageError, match="holds nothing: no image"):
         resolved(images, "empty")
 
 
