@@ -24,7 +24,7 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 VARIABLE = re.compile(r"\b(?:TEMPLATE_MANAGER|TEMPORAL)_[A-Z_]*[A-Z]")
 FIELD = re.compile(r"\b[a-z]+(?:_[a-z]+)+\b")
 # Of other programs; of the SDK of Temporal.
-OTHER_OPTIONS = {"--platform"}
+OTHER_OPTIONS = {"--output", "--platform"}
 OTHER_VARIABLES = {"TEMPORAL_ADDRESS"}
 RAISED_WITH_A_HINT = {"failed_precondition": 2, "_unavailable": 2}
 
