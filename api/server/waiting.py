@@ -100,6 +100,22 @@ def slots_of(facts: Mapping[str, HostFacts | None]) -> HostSlots:
     )
 
 
+def why_none_takes_it(hosts: HostSlots | None, *, works: bool, polled: bool) -> Why:
+    """Return why none of these hosts takes a build.
+
+    `works` is whether a process runs workflows, `polled` whether any host asks for a build.
+    """
+    if not works:
+        return Why.NO_WORKER
+    if hosts is None:
+        return Why.NOT_KNOWN
+    if hosts.hosts == 0:
+        return Why.SLOT_IS_FREE if polled else Why.NO_HOSTS
+    if hosts.draining == hosts.hosts:
+        return Why.ALL_DRAINING
+    return Why.SLOT_IS_FREE if hosts.free_slots else Why.ALL_BUSY
+
+
 class WaitingLine:
     """The builds that wait for a host, and what they wait for."""
 
@@ -117,7 +133,7 @@ class WaitingLine:
             self._is_polled(SHARED_HOST_TASK_QUEUE, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY),
         )
         hosts = await self._hosts() if works else None
-        return Waiting(_why(hosts, works=works, polled=polled), builds_before, hosts)
+        return Waiting(why_none_takes_it(hosts, works=works, polled=polled), builds_before, hosts)
 
     async def builds_before(self, started: datetime) -> int:
         """Return how many builds wait since before then. Temporal's count lags a little."""
@@ -189,18 +205,6 @@ class WaitingLine:
         if not await self._is_polled(step_task_queue(host), kind):
             return None  # asking would only wait for it
         return await ask_host(self._client, host)
-
-
-def _why(hosts: HostSlots | None, *, works: bool, polled: bool) -> Why:
-    if not works:
-        return Why.NO_WORKER
-    if hosts is None:
-        return Why.NOT_KNOWN
-    if hosts.hosts == 0:
-        return Why.SLOT_IS_FREE if polled else Why.NO_HOSTS
-    if hosts.draining == hosts.hosts:
-        return Why.ALL_DRAINING
-    return Why.SLOT_IS_FREE if hosts.free_slots else Why.ALL_BUSY
 
 
 def _message(why: Why, hosts: HostSlots) -> str:
