@@ -57,6 +57,7 @@ from activities.contract.names import ArtifactName, Step
 from activities.contract.results import ImageConfig, PulledImage
 from activities.disk import mounts
 from activities.disk.namespaces import in_mount_namespace
+from activities.image.docker_daemon import find_image
 from activities.rootfs.rootfs import image_layers
 from activities.store.bucket import Bucket
 from activities.store.lease_numbers import LeaseObjects
@@ -359,7 +360,9 @@ def _content(bench: Workbench, image: PulledImage, place: Path) -> tuple[int, in
 def _with_merged(
     bench: Workbench, image: PulledImage, place: Path, function: Callable[[Path], Any]
 ) -> Any:
-    root, layers = image_layers(bench.client.inspect_image(image.image_id))  # type: ignore[no-untyped-call]
+    inspected = find_image(bench.client, image.image_id)
+    assert inspected is not None
+    root, layers = image_layers(inspected)
     merged, empty = place / "merged", place / "empty"
     merged.mkdir(exist_ok=True)
     empty.mkdir(exist_ok=True)

@@ -125,6 +125,15 @@ class ContainerConfig(Model):
     working_dir: str | None = Field(None, alias="WorkingDir")
     entrypoint: tuple[str, ...] | None = Field(None, alias="Entrypoint")
     cmd: tuple[str, ...] | None = Field(None, alias="Cmd")
+    volumes: dict[str, dict[str, str]] | None = Field(None, alias="Volumes")
+    """By their paths; nothing more is said of one."""
+
+
+class GraphDriver(Model):
+    """Where a storage driver keeps an image."""
+
+    name: str = Field("", alias="Name")
+    data: dict[str, str] | None = Field(None, alias="Data")
 
 
 class Layers(Model):
@@ -140,6 +149,7 @@ class InspectedImage(Model):
     size_bytes: int = Field(alias="Size")
     layers: Layers = Field(alias="RootFS")
     config: ContainerConfig | None = Field(None, alias="Config")
+    storage: GraphDriver = Field(default=GraphDriver(), alias="GraphDriver")
 
     @property
     def layer_count(self) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
-from typing import Any
 
 import structlog
 
@@ -40,7 +39,7 @@ SDK_FIELDS = ("temporal_activity", "temporal_workflow")
 
 def fields_of_activity(
     workflow_id: str, activity_type: str, attempt: int, argument: object
-) -> dict[str, Any]:
+) -> dict[str, str | int]:
     """Return what every line of a running activity says. `argument` is its first one."""
     step = STEPS.get(activity_type)
     if isinstance(argument, VmRef):

@@ -16,7 +16,7 @@ from temporalio.api.operatorservice.v1 import (
 )
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.envconfig import ClientConfig
+from temporalio.envconfig import ClientConfig, ClientConnectConfig
 from temporalio.exceptions import FailureError
 from temporalio.runtime import Runtime
 from temporalio.service import RPCError, RPCStatusCode
@@ -61,8 +61,8 @@ FAULT_ATTEMPTS = 3
 _log = structlog.get_logger(__name__)
 
 
-def _config() -> dict[str, Any]:
-    config: dict[str, Any] = dict(ClientConfig.load_client_connect_config())
+def _config() -> ClientConnectConfig:
+    config = ClientConfig.load_client_connect_config()
     config.setdefault("target_host", "127.0.0.1:7233")
     return config
 
@@ -168,7 +168,7 @@ class ErrorInterceptor(Interceptor):
 
 
 class _ErrorActivityInterceptor(ActivityInboundInterceptor):
-    async def execute_activity(self, input: ExecuteActivityInput) -> Any:
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # as the SDK says it
         info = activity.info()
         argument = input.args[0] if input.args else None
         fields = fields_of_activity(

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import docker
 import docker.errors
@@ -26,12 +25,15 @@ from activities.contract.names import Step
 from activities.contract.scope import BuildScope
 from activities.disk.data_dir import DataDir
 from activities.image.containers import DEFAULT_PATH, labels_of, wait_for_exit
+from activities.image.docker_daemon import ContainerConfig, InspectedImage, find_image
 from activities.image.output_lines import OutputLines
 from activities.process.settings import Settings
 from activities.rootfs.guest_files import IN_GUEST, GuestFacts
 from activities.step.build_log import BuildLog
 
 ANSWER = "@tm@ "
+# What has come on standard output and on standard error.
+OutputParts = tuple[bytes | None, bytes | None]
 
 
 PIDS_LIMIT = 256
@@ -53,12 +55,12 @@ def create_container(
 
     Raises CheckpointLostError when the image is no longer on the host.
     """
-    image = inspect_image(client, build)
+    config = require_image(client, build).config or ContainerConfig()
     memory = max(settings.provision_memory_mb, build.memory_mb) * 1024 * 1024
     host_config = client.create_host_config(
         mounts=[
             Mount(IN_GUEST, str(staged), type="bind", read_only=True),
-            *_empty_volumes((image["Config"] or {}).get("Volumes") or {}),
+            *_empty_volumes(config.volumes or ()),
         ],
         cap_drop=["ALL"],
         security_opt=["no-new-privileges"],
@@ -138,21 +140,20 @@ def _start(client: docker.APIClient, container_id: str) -> None:
         ) from None
 
 
-def inspect_image(client: docker.APIClient, build: BuildRootfsInput) -> dict[str, Any]:
+def require_image(client: docker.APIClient, build: BuildRootfsInput) -> InspectedImage:
     """Return what `docker inspect` tells of the build's image.
 
     Raises CheckpointLostError when it is no longer on the host.
     """
-    try:
-        image: dict[str, Any] = client.inspect_image(build.image.image_id)  # type: ignore[no-untyped-call]  # a decorator hides its type
-    except docker.errors.NotFound:
+    image = find_image(client, build.image.image_id)
+    if image is None:
         raise CheckpointLostError(
             f"image {build.image.reference} is no longer on the host", step=Step.PULL
-        ) from None
+        )
     return image
 
 
-def _read_output(output: Any, facts: GuestFacts, log: BuildLog) -> None:
+def _read_output(output: Iterable[OutputParts], facts: GuestFacts, log: BuildLog) -> None:
     streams = (OutputLines(), OutputLines())
     written = 0
     for parts in output:

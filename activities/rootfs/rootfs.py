@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import docker
 from temporalio import activity
@@ -40,7 +40,7 @@ from activities.disk.data_dir import DataDir
 from activities.disk.loop_devices import detach_loop_device, loop_devices_of
 from activities.disk.namespaces import in_mount_namespace
 from activities.image.containers import remove_container, remove_containers
-from activities.image.docker_daemon import docker_errors
+from activities.image.docker_daemon import InspectedImage, docker_errors
 from activities.process.settings import Settings
 from activities.rootfs.guest_files import (
     GuestFacts,
@@ -49,7 +49,7 @@ from activities.rootfs.guest_files import (
     stage_answers,
     stage_guest_files,
 )
-from activities.rootfs.provisioning import create_container, inspect_image, run_container
+from activities.rootfs.provisioning import create_container, require_image, run_container
 from activities.step.checkpoints import CheckpointStore, fingerprint
 from activities.step.ledger import LeaseLedger
 from activities.step.running_step import RunningStep, running_step
@@ -236,7 +236,7 @@ class HostRootfsActivities(RootfsActivities):
     def _flatten(
         self, step: RunningStep, build: BuildRootfsInput, key: str, image: Path, place: Workplace
     ) -> Flattened:
-        root, layers = image_layers(inspect_image(self._docker, build))
+        root, layers = image_layers(require_image(self._docker, build))
         layers = layers or [str(place.bare)]
         with mounts.merged_layers(root, [*layers, str(place.empty)], place.merged):
             step.progress("measuring the image")
@@ -331,19 +331,17 @@ def rootfs_fingerprint(settings: Settings, build: BuildRootfsInput) -> str:
     )
 
 
-def image_layers(image: dict[str, Any]) -> tuple[Path, list[str]]:
+def image_layers(image: InspectedImage) -> tuple[Path, list[str]]:
     """Return Docker's overlay2 directory and the image's layers in it, topmost first.
 
-    The layers are the short links in `l/` that Docker itself mounts by. `image` is what
-    `docker inspect` tells; one of no layers has none. Raises StorageDriverError for any other
-    storage driver.
+    The layers are the short links in `l/` that Docker itself mounts by; an image of no layers has
+    none. Raises StorageDriverError for any other storage driver.
     """
-    driver = image.get("GraphDriver") or {}
-    if driver.get("Name") == "overlay2" and not (image.get("RootFS") or {}).get("Layers"):
+    driver, data = image.storage.name, image.storage.data
+    if driver == "overlay2" and not image.layer_count:
         return Path("/"), []
-    if driver.get("Name") != "overlay2" or not driver.get("Data"):
-        raise StorageDriverError(f"Docker's storage driver is {driver.get('Name')!r}")
-    data = driver["Data"]
+    if driver != "overlay2" or not data:
+        raise StorageDriverError(f"Docker's storage driver is {driver!r}")
     below = data.get("LowerDir") or ""
     diffs = [Path(data["UpperDir"]), *(Path(part) for part in below.split(":") if part)]
     try:
@@ -432,15 +430,24 @@ class _Follower:
 
 
 @contextmanager
-def _running(command: list[str], **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
+def _running(
+    command: list[str],
+    *,
+    stderr: IO[bytes],
+    stdin: IO[bytes] | int | None = subprocess.DEVNULL,
+    stdout: int | None = None,
+    cwd: Path | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a command, and end it when the block is left."""
     process = subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", *command],
-        stdin=streams.pop("stdin", subprocess.DEVNULL),
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        cwd=cwd,
         start_new_session=True,
         env={**os.environ, "LC_ALL": "C"},
         pipesize=PIPE_BYTES,
-        **streams,
     )
     try:
         yield process

@@ -26,7 +26,7 @@ from activities.contract.errors import (
 )
 from activities.contract.inputs import BuildInput
 from activities.disk.ext4 import check_filesystem, resize_filesystem
-from activities.image.docker_daemon import make_docker_client
+from activities.image.docker_daemon import InspectedImage, make_docker_client
 from activities.process.sealing import Sealer
 from activities.process.settings import Settings
 from activities.rootfs.rootfs import image_layers
@@ -175,8 +175,9 @@ def test_a_docker_that_is_away_is_told_with_its_address(monkeypatch: pytest.Monk
 
 
 def test_another_storage_driver_is_named() -> None:
+    told = {"Id": "sha256:0", "Size": 1, "RootFS": {}, "GraphDriver": {"Name": "vfs", "Data": None}}
     with pytest.raises(StorageDriverError) as caught:
-        image_layers({"GraphDriver": {"Name": "vfs", "Data": None}})
+        image_layers(InspectedImage.model_validate(told))
     require_helpful(caught.value, "'vfs'")
 
 

@@ -14,6 +14,7 @@ import docker
 
 from activities.disk import mounts
 from activities.disk.namespaces import in_mount_namespace
+from activities.image.docker_daemon import find_image
 from activities.rootfs.rootfs import image_layers
 
 T = TypeVar("T")
@@ -75,7 +76,8 @@ def difference(image: dict[str, Entry], template: dict[str, Entry]) -> dict[str,
 
 def tree_of_image(client: docker.APIClient, image: str, place: Path) -> dict[str, Entry]:
     """Read an image as overlayfs merges its layers; `place` is an empty directory."""
-    inspected = client.inspect_image(image)  # type: ignore[no-untyped-call]
+    inspected = find_image(client, image)
+    assert inspected is not None
     root, layers = image_layers(inspected)
     merged, empty = place / "merged", place / "empty"
     merged.mkdir(parents=True)
