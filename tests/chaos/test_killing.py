@@ -9,7 +9,7 @@ import pytest
 from tests.support.chaos import TRUE_CAUSES, Cell, ChaosProduct
 from tests.support.real_stack import nothing_left
 
-TRIES = 3  # at hitting a step that may be over before we see it
+TRIES = 6  # at hitting a step that may be over before we see it
 
 
 @pytest.mark.timeout(400)

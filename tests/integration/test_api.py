@@ -201,7 +201,7 @@ async def test_a_running_build_tells_its_step_and_what_it_waits_for(api: Api) ->
     build_id = await api.running_until("build_rootfs")
     status = await api.client.status(build_id)
     assert (status.status, status.state, status.step) == (pb.Building, "building", "build_rootfs")
-    assert status.progress.what == "build_rootfs"
+    assert status.progress.what == "building the root file system"
     assert status.progress.attempt == 1
     await api.client.cancel(build_id)
 

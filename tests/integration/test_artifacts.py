@@ -382,7 +382,7 @@ async def test_a_pull_to_where_nothing_can_be_written_is_wrong_usage(
     where = tmp_path / target
     ended = await cli("pull", BUILD, str(where), "--bucket", empty_bucket.name)
     assert ended.code == 2, ended.err
-    assert told.format(where) in ended.err
+    assert told.format(where) in ended.err  # TargetUnusableError
     assert "→ Name a directory that can be written to." in ended.err
     assert "Traceback" not in ended.err
     assert (tmp_path / "file").read_text() == "mine"
@@ -443,6 +443,32 @@ async def test_a_run_says_what_this_machine_lacks(
     assert (ended.code, "there is no directory" in ended.err) == (2, True)
     ended = await cli("run", "/")
     assert (ended.code, "/ has no metadata.json" in ended.err) == (2, True)
+
+
+async def test_a_run_on_another_machine_than_it_was_made_for(
+    held: HeldBuild, empty_bucket: Bucket, tmp_path: Path
+) -> None:
+    """MachineUnfitError: another Firecracker or processor would fail obscurely."""
+    await publish(held, empty_bucket, snapshot(held))
+    made = pull_template(empty_bucket, BUILD, tmp_path / "it", lambda *_: None)
+    kernel = tmp_path / "kernels" / made.config.kernel_version / "vmlinux.bin"
+    firecracker = tmp_path / "vmms" / made.config.firecracker_version / "firecracker"
+    for path in (kernel, firecracker):
+        path.parent.mkdir(parents=True)
+        path.touch(mode=0o755)
+    here = {
+        "TEMPLATE_MANAGER_KERNELS_DIR": str(tmp_path / "kernels"),
+        "TEMPLATE_MANAGER_FIRECRACKER_DIR": str(tmp_path / "vmms"),
+    }
+    for version, told in (
+        ("0.0.1", f"was made by Firecracker {made.vmm.version}; {firecracker} is 0.0.1"),
+        (made.vmm.version, f"was made on a {made.vmm.cpu_model}; this is a "),
+    ):
+        firecracker.write_text(f"#!/bin/sh\necho Firecracker v{version}\n")
+        ended = await cli("run", str(tmp_path / "it"), env=here)
+        assert ended.code == 1
+        assert told in ended.err
+        assert "→ " in ended.err
 
 
 async def test_a_download_rides_out_resets_and_truncations(

@@ -71,6 +71,25 @@ PROVOKED = {
         "integration/test_rootfs.py::test_a_full_disk_is_said_and_leaves_nothing"
     ),
     "ProvisioningError": "integration/test_rootfs.py::test_an_unknown_user_fails_with_its_name",
+    "TooManyLayersError": (
+        "integration/test_odd_images.py::test_too_many_layers_are_refused_before_anything_is_pulled"
+    ),
+    "NotAnImageError": (
+        "unit/activities/image/test_platform_search.py::test_an_index_without_any_image_is_no_image"
+    ),
+    "ImageFormatUnsupportedError": (
+        "unit/activities/image/test_platform_search.py::"
+        "test_the_form_of_layers_is_what_this_docker_reads"
+    ),
+    "DockerRefusedError": (
+        "integration/test_odd_images.py::test_what_docker_will_always_refuse_is_not_tried_again"
+    ),
+    "TargetUnusableError": (
+        "integration/test_artifacts.py::test_a_pull_to_where_nothing_can_be_written_is_wrong_usage"
+    ),
+    "MachineUnfitError": (
+        "integration/test_artifacts.py::test_a_run_on_another_machine_than_it_was_made_for"
+    ),
     "FilesystemDamagedError": f"{HERE}::test_a_damaged_file_system_is_told_with_what_e2fsck_says",
     "FilesystemToolError": f"{HERE}::test_a_tool_that_fails_is_named",
     "KernelMissingError": (

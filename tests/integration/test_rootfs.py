@@ -34,7 +34,7 @@ from activities.contract.results import PulledImage
 from activities.disk import ext4
 from tests.support.file_trees import (
     ADDED_DIRECTORIES,
-    FILLED_WHEN_EMPTY,
+    REPLACED,
     difference,
     in_mounted_ext4,
     read_tree,
@@ -373,7 +373,7 @@ async def test_a_forced_build_makes_its_own(
     place = tmp_path / "mounted"
     one = await asyncio.to_thread(tree_of_ext4, first, place)
     changed = difference(one, await asyncio.to_thread(tree_of_ext4, forced, place))
-    assert changed.keys() <= ADDED_DIRECTORIES | FILLED_WHEN_EMPTY  # they are made now
+    assert changed.keys() <= ADDED_DIRECTORIES | REPLACED  # they are made now
     assert await host.build_rootfs(image, scope, force=True) == forced  # its own retry
 
 

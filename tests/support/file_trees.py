@@ -19,10 +19,10 @@ from activities.rootfs.rootfs import image_layers
 
 T = TypeVar("T")
 
-# What a template adds or fills: nothing else may differ from the image.
+# What a template adds or replaces: nothing else may differ from the image.
 ADDED = "/.template"
-ADDED_DIRECTORIES = {"/proc", "/sys", "/dev", "/run", "/etc", "/tmp"}
-FILLED_WHEN_EMPTY = {"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}
+ADDED_DIRECTORIES = {"/proc", "/sys", "/dev", "/etc"}
+REPLACED = {"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}  # as a container engine does
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,13 @@ def read_tree(root: Path) -> dict[str, Entry]:
 
 
 def difference(image: dict[str, Entry], template: dict[str, Entry]) -> dict[str, object]:
-    """Return what differs, by path; without what a template may add or fill."""
+    """Return what differs, by path; without what a template may add or replace."""
     found: dict[str, object] = {}
     for name in image.keys() | template.keys():
         if name == ADDED or name.startswith(f"{ADDED}/"):
             continue
         before, after = image.get(name), template.get(name)
-        if before is None and name in ADDED_DIRECTORIES | FILLED_WHEN_EMPTY:
-            continue
-        if before and name in FILLED_WHEN_EMPTY and before.kind == "file" and before.size == 0:
+        if name in REPLACED or (before is None and name in ADDED_DIRECTORIES):
             continue
         if before != after:
             found[name] = (before, after)
