@@ -75,6 +75,10 @@ class DataDir:
         """A file that is there while the host takes no new builds."""
         return self.root / "draining"
 
+    def probes(self) -> list[Path]:
+        """What a killed doctor of a version before has left; this one's probe has no name."""
+        return list(self.root.glob(".doctor.*"))
+
     def lease(self, build_id: str) -> Path:
         """Return the ledger's entry of a build."""
         return self.leases / build_id

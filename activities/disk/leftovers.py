@@ -52,6 +52,14 @@ def made_at(path: Path) -> float:
         return time.time()
 
 
+def renamed_at(path: Path) -> float:
+    """Return when it got its name, or was changed since, in wall clock seconds; now, if gone."""
+    try:
+        return path.lstat().st_ctime
+    except OSError:
+        return time.time()
+
+
 def disk_bytes(path: Path) -> int:
     """Return what a file, or a directory with all that is in it, takes on the disk."""
     total = 0

@@ -6,8 +6,9 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,8 @@ from temporalio.client import Client
 
 from activities.contract.errors import TemplateManagerError
 from activities.contract.search_attributes import SEARCH_ATTRIBUTES
+from activities.disk.data_dir import DataDir
+from activities.disk.leftovers import Leftover, made_at
 from activities.image.docker_daemon import make_docker_client
 from activities.microvm.microvm import vmm_version
 from activities.microvm.network import create_network, passing_name, remove_network
@@ -85,6 +88,13 @@ async def check_temporal(client: Client | None, address: str) -> Finding:
         told = f"{address}: search attributes {names} are missing"
         return Finding("Temporal", "warning", told, "They are made when the first worker starts.")
     return Finding("Temporal", "ok", f"{address}, namespace {client.namespace}")
+
+
+def leftover_disk_probes(data_dir: DataDir) -> Iterator[Leftover]:
+    """Yield what killed doctors have left in the data directory."""
+    for path in data_dir.probes():
+        remove = partial(path.unlink, missing_ok=True)
+        yield Leftover("probe", path.name, remove, made_at=made_at(path))
 
 
 def _root(settings: Settings) -> Finding:

@@ -19,6 +19,7 @@ from activities.disk.data_dir import DataDir
 from activities.disk.leftovers import Leftover
 from activities.disk.locks import leftover_locks
 from activities.disk.loop_devices import leftover_loop_devices
+from activities.host.doctor import leftover_disk_probes
 from activities.host.orphans import Describe, Owners, remove_all
 from activities.image.containers import leftover_containers
 from activities.image.docker_steps import old_step_images
@@ -90,6 +91,8 @@ class HostSweep(HostSweepActivities):
             *self._store.references(),
             *leftover_logs(self._data_dir),
             *leftover_locks(self._data_dir),
+            *self._pulled.drafts(),
+            *leftover_disk_probes(self._data_dir),
         ]
 
     async def _evictable(self, owners: Owners) -> list[Leftover]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -20,8 +21,10 @@ import docker
 import docker.errors
 
 from activities.disk.data_dir import DataDir
-from activities.disk.leftovers import Leftover
+from activities.disk.leftovers import Leftover, entries, made_at
 from activities.image.docker_daemon import docker_errors
+
+RECORD = re.compile("[0-9a-f]{64}")
 
 
 class PulledImages:
@@ -62,6 +65,13 @@ class PulledImages:
         for reference, _ in self.unused_since(unused_since):
             remove = partial(self._remove_image, client, reference)
             yield Leftover("image", reference, remove, bytes=_size_of(client, reference))
+
+    def drafts(self) -> Iterator[Leftover]:
+        """Yield records that were being written, by processes that may have died."""
+        for path in entries(self._directory):
+            if not RECORD.fullmatch(path.name):
+                remove = partial(path.unlink, missing_ok=True)
+                yield Leftover("image record", path.name, remove, made_at=made_at(path))
 
     def remove(self, reference: str) -> None:
         """Take a reference off the list."""

@@ -25,16 +25,16 @@ from activities.contract.errors import CheckpointLostError
 from activities.contract.names import ArtifactName, HostName, Step
 from activities.contract.scope import BuildScope
 from activities.disk.data_dir import DataDir, is_made_by, maker_of
-from activities.disk.leftovers import Leftover, disk_bytes, entries, made_at
+from activities.disk.leftovers import Leftover, disk_bytes, entries, made_at, renamed_at
 from activities.disk.locks import locked
 from activities.disk.sparse_files import allocated_bytes, sha256_of, sync_directory
 
 MANIFEST = "manifest.json"
 REFERENCES = "refs"
 CONDEMNED = "unusable"
-C = TypeVar("C", bound=Checkpoint)
-
+EVICTED = ".evicted"
 FINGERPRINT = re.compile("[0-9a-f]{64}")
+C = TypeVar("C", bound=Checkpoint)
 
 
 @dataclass(frozen=True)
@@ -178,14 +178,17 @@ class CheckpointStore:
         return [kept for path in self._finished() if (kept := _look_at(path)) is not None]
 
     def unfinished(self) -> Iterator[Leftover]:
-        """Yield what is, or will never be, made a checkpoint of."""
+        """Yield what is, or will never be, made a checkpoint of; and half-done evictions."""
         for path in self._in_steps():
+            remove = partial(shutil.rmtree, path, ignore_errors=True)
             if maker := maker_of(path.name):
-                remove = partial(shutil.rmtree, path, ignore_errors=True)
                 size_bytes = disk_bytes(path)
                 yield Leftover(
                     "unfinished step", path.name, remove, *maker, made_at(path), size_bytes
                 )
+            elif path.name.endswith(EVICTED):
+                made, size_bytes = renamed_at(path), disk_bytes(path)
+                yield Leftover("checkpoint", path.name, remove, made_at=made, bytes=size_bytes)
 
     def references(self) -> Iterator[Leftover]:
         """Yield the builds' references to checkpoints."""
@@ -218,7 +221,7 @@ class CheckpointStore:
 
     def evict(self, path: Path, users: Collection[str]) -> bool:
         """Remove a checkpoint, unless a build that is not of `users` has come to use it."""
-        trash = path.with_name(f"{path.name}.evicted")
+        trash = path.with_name(f"{path.name}{EVICTED}")
         shutil.rmtree(trash, ignore_errors=True)
         try:
             path.rename(trash)

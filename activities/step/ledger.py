@@ -19,8 +19,9 @@ from activities.contract.model import Model
 from activities.contract.names import BuildId
 from activities.contract.scope import BuildScope
 from activities.disk.data_dir import DataDir
-from activities.disk.leftovers import Leftover
+from activities.disk.leftovers import Leftover, entries, made_at
 
+DRAFT = ".tmp"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -64,12 +65,12 @@ class LeaseLedger:
 
     def entries(self) -> list[LedgerEntry]:
         """Return all builds that this host holds."""
-        names = [path.name for path in self._directory.iterdir() if not path.name.endswith(".tmp")]
+        names = [path.name for path in self._directory.iterdir() if not _is_draft(path)]
         return [entry for name in names if (entry := self.get(name)) is not None]
 
     def count(self) -> int:
         """Return how many slots are taken."""
-        return sum(1 for path in self._directory.iterdir() if not path.name.endswith(".tmp"))
+        return sum(1 for path in self._directory.iterdir() if not _is_draft(path))
 
     def get(self, build_id: str) -> LedgerEntry | None:
         """Return the entry of a build, or None when this host does not hold it."""
@@ -99,7 +100,7 @@ class LeaseLedger:
             boot_id=current_boot_id(),
             taken_at=before.taken_at if before else time.time(),
         )
-        temporary = self._directory / f"{build_id}.{os.getpid()}.tmp"
+        temporary = self._directory / f"{build_id}.{os.getpid()}{DRAFT}"
         temporary.write_text(json.dumps(entry.model_dump(mode="json")))
         temporary.replace(self._data_dir.lease(build_id))
         return entry
@@ -111,11 +112,20 @@ class LeaseLedger:
             self._data_dir.lease(build_id).unlink(missing_ok=True)
 
     def leftovers(self) -> Iterator[Leftover]:
-        """Yield the entries."""
-        for entry in self.entries():
-            build_id, number = entry.build_id, entry.number
-            remove = partial(self.remove, build_id, number)
-            yield Leftover("lease", build_id, remove, build_id, number, entry.taken_at)
+        """Yield the entries, and what no host can read: it would take a slot for ever."""
+        for path in entries(self._directory):
+            entry = None if _is_draft(path) else self.get(path.name)
+            if entry is None:
+                remove_file = partial(self._remove_unreadable, path)
+                yield Leftover("lease", path.name, remove_file, made_at=made_at(path))
+            else:
+                build_id, number = entry.build_id, entry.number
+                remove = partial(self.remove, build_id, number)
+                yield Leftover("lease", build_id, remove, build_id, number, entry.taken_at)
+
+    def _remove_unreadable(self, path: Path) -> None:
+        if _is_draft(path) or self.get(path.name) is None:
+            path.unlink(missing_ok=True)
 
     def require(self, scope: BuildScope) -> None:
         """Check that the host may act for `scope` now. Raises LeaseLostError.
@@ -132,3 +142,8 @@ class LeaseLedger:
             )
         if entry.expired:
             raise LeaseLostError(f"the lease of build {scope.build_id} has expired on this host")
+
+
+def _is_draft(path: Path) -> bool:
+    """Whether it is an entry that was being written, by a process that may have died."""
+    return path.name.endswith(DRAFT)

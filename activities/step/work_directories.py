@@ -44,6 +44,9 @@ def remove_if_empty(directory: Path) -> None:
 def leftover_work(data_dir: DataDir) -> Iterator[Leftover]:
     """Yield the work directories of this host."""
     for build in entries(data_dir.work):
+        if not entries(build):
+            remove = partial(remove_if_empty, build)
+            yield Leftover("work directory", build.name, remove, made_at=made_at(build))
         for path in entries(build):
             yield Leftover(
                 "work directory",

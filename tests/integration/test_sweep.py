@@ -305,6 +305,40 @@ async def test_a_person_who_looks_at_a_vm_is_not_taken_for_its_supervisor(host: 
     looking.wait()
 
 
+async def test_what_killed_processes_of_any_version_have_left_is_swept(host: Swept) -> None:
+    """By the names on disks, not by today's code: an upgraded host finds what it had before."""
+    data, build, key = host.bench.settings.data_dir, uuid.uuid4(), "ab" * 32
+    left = [
+        f"leases/{build}.4711.tmp",
+        f"leases/{uuid.uuid4()}",  # empty: the machine lost power
+        f"steps/build_rootfs/{key}.tmp.{build}.7.1/rootfs.ext4",
+        f"steps/build_rootfs/{key}.tmp.{build}.7.1.old/manifest.json",
+        f"steps/boot_and_snapshot/{key}.evicted/memfile",
+        f"vms/tm-{build}-7-boot/rootfs.ext4",
+        f"networks/tm-{build}-7-verify",
+        f"work/{build}/rootfs.7.1/template/init",
+        f"work/{build}/base.7.1/rootfs.ext4",
+        f"logs/{build}.jsonl",
+        f"logs/{build}.streamed",
+        f"locks/build_rootfs.{key}",
+        "images/tmp4x_k2a",
+        ".doctor.4711",
+    ]
+    kept = [f"steps/build_rootfs/{key}/manifest.json", "draining"]
+    for name in left + kept:
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).touch()
+    (data / "work" / str(uuid.uuid4())).mkdir()
+    os.utime(data / "locks" / f"build_rootfs.{key}", (1, 1))
+    assert host.bench.ledger.count() == 1
+
+    await host.sweep()
+    assert host.bench.ledger.count() == 0
+    assert {path for path in data.rglob("*") if path.is_file()} == {data / name for name in kept}
+    assert list((data / "work").iterdir()) == []
+    assert await host.sweep() == SweepReport()
+
+
 async def test_a_failed_build_keeps_what_its_retry_needs(host: Swept) -> None:
     scope = host.build(FAILED)
     kept = make_checkpoint(host, scope, "for a retry")

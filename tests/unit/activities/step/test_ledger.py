@@ -80,3 +80,19 @@ def test_a_half_written_entry_counts_as_a_slot_but_gives_no_right(
     (tmp_path / "leases" / BUILD).write_text('{"build')
     assert ledger.count() == 1
     assert ledger.entries() == []
+
+
+def test_an_entry_that_cannot_be_read_gives_its_slot_back(
+    ledger: LeaseLedger, tmp_path: Path
+) -> None:
+    hold(ledger, 7)
+    (tmp_path / "leases" / "22222222-2222-4222-8222-222222222222").touch()
+    (tmp_path / "leases" / f"{BUILD}.4711.tmp").write_bytes(
+        (tmp_path / "leases" / BUILD).read_bytes()
+    )
+    assert ledger.count() == 2
+    for leftover in ledger.leftovers():
+        if leftover.number is None:
+            leftover.remove()
+    assert [entry.number for entry in ledger.entries()] == [7]
+    assert [path.name for path in (tmp_path / "leases").iterdir()] == [BUILD]
