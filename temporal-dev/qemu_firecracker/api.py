@@ -1,24 +1,15 @@
-"""Firecracker's HTTP API: from a request to an action on the machine."""
+"""Firecracker's API: from a request to an action on the machine."""
 
 from __future__ import annotations
 
-import json
-import socket
-import socketserver
-import sys
 from collections.abc import Callable
 from functools import partial
-from http.server import BaseHTTPRequestHandler
-from queue import SimpleQueue
 from threading import Event
-from typing import Any
 
 from . import schema
-from .errors import FatalFault, Fault, unsupported
+from .errors import FatalFault, Fault, after_start, before_start, pci_is_off, unsupported
 from .machine import Machine
 from .schema import Json
-
-_BODY_BYTES_MAX = 51200
 
 # What the machine shall do; its answer is the response's body.
 Action = Callable[[Machine], Json | None]
@@ -48,97 +39,18 @@ class Request:
             self.status, self.answer = 500, {"fault_message": f"Internal error: {error!r}"}
 
 
-class ApiServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """Accepts connections and hands their requests on."""
-
-    daemon_threads = True
-
-    def __init__(self, path: str, requests: SimpleQueue[Any]) -> None:
-        self.requests = requests
-        super().__init__(path, _Handler)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up early is no news; anything else is."""
-        if not isinstance(sys.exc_info()[1], ConnectionError):
-            super().handle_error(request, client_address)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: ApiServer
-    request: socket.socket
-
-    def handle_method(self) -> None:
-        """Answer one request."""
-        stated_length = self.headers.get("Content-Length") or "0"
-        if not stated_length.isdecimal():
-            self.close_connection = True
-            self._respond(400, {"fault_message": "Invalid header: Content-Length."})
-            return
-        length = int(stated_length)
-        if length > _BODY_BYTES_MAX:
-            self.close_connection = True
-            message = f"Request payload with size {length} is larger than {_BODY_BYTES_MAX}."
-            self._respond(413, {"fault_message": message})
-            return
-        body = self.rfile.read(length)
-        request = Request(self.command, self.path, body)
-        self.server.requests.put(request)
-        request.done.wait()
-        self._respond(request.status, request.answer)
-        request.sent.set()
-
-    do_GET = do_PUT = do_PATCH = do_POST = do_DELETE = do_HEAD = handle_method
-
-    def _respond(self, status: int, answer: Json | None) -> None:
-        self.send_response(status)
-        if answer is not None:
-            body = json.dumps(answer).encode()
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if answer is not None:
-            self.wfile.write(body)
-
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answer what is not HTTP in the form of all other errors."""
-        self.close_connection = True
-        self.request_version = self.protocol_version
-        self._respond(code, {"fault_message": f"Invalid request: {message}"})
-
-    def version_string(self) -> str:
-        """The Server header."""
-        return "Firecracker API"
-
-    def address_string(self) -> str:
-        """There is no address on a unix socket."""
-        return "unix"
-
-    def log_message(self, format: str, *args: object) -> None:
-        """The main thread logs."""
-
-
 def route(method: str, path: str, body: bytes) -> Action:
     """The action that a request asks for; a `Fault` if it is malformed."""
     first, *rest = path.lstrip("/").rstrip("/").split("/")
     if method == "GET" and body:
         raise Fault("GET request cannot have a body.")
-    if first in _UNSUPPORTED:
-        raise unsupported(_UNSUPPORTED[first])
     known = _ROUTES.get((method, first))
-    if method in ("PUT", "PATCH") and not body:
+    hints = (method, first, rest[:1]) == ("PATCH", "balloon", ["hinting"])
+    if method in ("PUT", "PATCH") and not body and not hints:
         raise Fault(f"Empty {method} request.")
     if known is None:
         raise Fault(f"Invalid request method and/or path: {method} {first}.")
     return known(rest, body)
-
-
-_UNSUPPORTED = {
-    "balloon": "The balloon device",
-    "cpu-config": "cpu-config",
-    "mmds": "MMDS",
-    "vsock": "The vsock device",
-}
 
 
 def _get_instance(rest: list[str], body: bytes) -> Action:
@@ -192,6 +104,11 @@ def _put_entropy(rest: list[str], body: bytes) -> Action:
     return lambda machine: machine.put_entropy(entropy)
 
 
+def _put_serial(rest: list[str], body: bytes) -> Action:
+    settings = schema.parse(body, schema.SERIAL)
+    return lambda machine: machine.put_serial(settings)
+
+
 def _put_logger(rest: list[str], body: bytes) -> Action:
     settings = schema.parse(body, schema.LOGGER)
     return lambda machine: machine.put_logger(settings)
@@ -224,6 +141,64 @@ def _patch_device(rest: list[str], body: bytes, feature: str) -> Action:
     return refuse
 
 
+def _delete_device(rest: list[str], body: bytes) -> Action:
+    def refuse(machine: Machine) -> None:
+        raise pci_is_off() if machine.is_started else before_start()
+
+    return refuse
+
+
+def _put_pmem(rest: list[str], body: bytes) -> Action:
+    _parse_with_id(rest, body, schema.PMEM, "id")
+
+    def refuse(machine: Machine) -> None:
+        reason = "QEMU has it on PCI only"
+        raise pci_is_off() if machine.is_started else unsupported("pmem", reason)
+
+    return refuse
+
+
+def _put_unsupported(
+    rest: list[str], body: bytes, feature: str, fields: schema.Schema | None = None
+) -> Action:
+    """Refuse a device that Firecracker takes until the start."""
+    if fields is not None:
+        schema.parse(body, fields)
+
+    def refuse(machine: Machine) -> None:
+        raise after_start() if machine.is_started else unsupported(feature)
+
+    return refuse
+
+
+def _put_hotplug(rest: list[str], body: bytes) -> Action:
+    if rest != ["memory"]:
+        raise Fault("Invalid request method and/or path: PUT hotplug.")
+    return _put_unsupported(rest, body, "hotplug/memory", schema.MEMORY_HOTPLUG)
+
+
+def _without_device(rest: list[str], body: bytes, message: str) -> Action:
+    """Answer a request about a device that a VM of this process never has."""
+
+    def refuse(machine: Machine) -> None:
+        machine.require_started()
+        raise Fault(message)
+
+    return refuse
+
+
+def _get_balloon(rest: list[str], body: bytes) -> Action:
+    if rest and rest[0] not in ("statistics", "hinting"):
+        raise Fault(f"Unrecognized GET request path `{rest[0]}`.")
+
+    def refuse(machine: Machine) -> None:
+        if rest:
+            machine.require_started()
+        raise Fault("Balloon config error: No balloon device found.")
+
+    return refuse
+
+
 def _put_snapshot(rest: list[str], body: bytes) -> Action:
     operation = rest[0] if rest else ""
     if operation == "create":
@@ -251,12 +226,16 @@ def _load_snapshot(body: bytes) -> Action:
     parameters = schema.parse(body, schema.SNAPSHOT_LOAD)
     backend, path = parameters.pop("mem_backend", None), parameters.pop("mem_file_path", None)
     if (backend is None) == (path is None):
-        problem = "missing field" if backend is None else "too many fields"
+        problem, which = (
+            ("missing field", "") if backend is None else ("too many fields", "exclusively ")
+        )
         raise Fault(
             "An error occurred when deserializing the json body of a request: "
-            f"{problem}: either `mem_backend` or `mem_file_path` is required."
+            f"{problem}: either `mem_backend` or `mem_file_path` {which}is required."
         )
     backend = backend or {"backend_type": "File", "backend_path": path}
+    if "vsock_override" in parameters:
+        schema.check(parameters["vsock_override"], schema.VSOCK_OVERRIDE)
     parameters["mem_backend"] = schema.check(backend, schema.MEM_BACKEND)
     parameters["network_overrides"] = [
         schema.check(override, schema.NETWORK_OVERRIDE)
@@ -286,6 +265,12 @@ def _parse_with_id(rest: list[str], body: bytes, fields: schema.Schema, key: str
     return device
 
 
+def _mmds(rest: list[str], body: bytes) -> Action:
+    raise unsupported("MMDS")
+
+
+_NO_DEVICE = "Failed perform action on device: Device not found"
+_NO_BALLOON = f"Balloon update error: {_NO_DEVICE}"
 _ROUTES: dict[tuple[str, str], Callable[[list[str], bytes], Action]] = {
     ("GET", ""): _get_instance,
     ("GET", "version"): _get_version,
@@ -299,6 +284,27 @@ _ROUTES: dict[tuple[str, str], Callable[[list[str], bytes], Action]] = {
     ("PUT", "network-interfaces"): _put_interface,
     ("PATCH", "network-interfaces"): partial(_patch_device, feature="PATCH /network-interfaces"),
     ("PUT", "entropy"): _put_entropy,
+    ("PUT", "serial"): _put_serial,
+    ("PUT", "balloon"): partial(
+        _put_unsupported, feature="The balloon device", fields=schema.BALLOON
+    ),
+    ("GET", "balloon"): _get_balloon,
+    ("PATCH", "balloon"): partial(_without_device, message=_NO_BALLOON),
+    ("PUT", "pmem"): _put_pmem,
+    ("PATCH", "pmem"): partial(_patch_device, feature="pmem"),
+    ("PUT", "hotplug"): _put_hotplug,
+    ("GET", "hotplug"): partial(_without_device, message=f"Internal VMM error: {_NO_DEVICE}"),
+    ("PATCH", "hotplug"): partial(
+        _without_device, message=f"Memory hotplug update error: {_NO_DEVICE}"
+    ),
+    ("PUT", "cpu-config"): partial(_put_unsupported, feature="cpu-config"),
+    ("PUT", "vsock"): partial(_put_unsupported, feature="The vsock device"),
+    ("GET", "mmds"): _mmds,
+    ("PUT", "mmds"): _mmds,
+    ("PATCH", "mmds"): _mmds,
+    ("DELETE", "drives"): _delete_device,
+    ("DELETE", "network-interfaces"): _delete_device,
+    ("DELETE", "pmem"): _delete_device,
     ("PUT", "logger"): _put_logger,
     ("PUT", "metrics"): _put_metrics,
     ("PUT", "actions"): _put_action,

@@ -6,14 +6,16 @@ import os
 import re
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from typing import NoReturn
 
 from . import VERSION
-from .api import ApiServer, Request
+from .api import Request
 from .errors import Fault
+from .http import Answered, ApiServer
 from .log import Log, Metrics
 from .machine import Machine
 from .qemu import Accelerator, Qemu
@@ -68,8 +70,14 @@ def main(arguments: list[str]) -> int:
             return _OK
         return _run(parsed)
     except _ExitError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        _complain(str(error))
         return error.code
+
+
+def _complain(message: str) -> None:
+    # Standard error may be the same pipe as standard output, which does not wait for its reader.
+    with suppress(BlockingIOError):
+        print(f"Error: {message}", file=sys.stderr, flush=True)
 
 
 def _parse(arguments: list[str]) -> Arguments:
@@ -167,7 +175,7 @@ class _Process:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: _die_of(number, machine))
         try:
-            server = ApiServer(socket_path, self._events)
+            server = ApiServer(socket_path, self._answer)
         except OSError:
             self._log.error(
                 f"RunWithApiError error: Failed to open the API socket at: {socket_path}. "
@@ -179,10 +187,17 @@ class _Process:
         while True:
             event = self._events.get()
             if isinstance(event, Qemu):
-                return self._ended(event)
+                return self._ended(event, machine)
             self._perform(event, machine)
             if event.fatal:
                 return self._exit("Firecracker exiting with error.", _GENERIC_ERROR)
+
+    def _answer(self, method: str, path: str, body: bytes) -> Answered:
+        """In a connection's thread: have the main thread perform a request."""
+        request = Request(method, path, body)
+        self._events.put(request)
+        request.done.wait()
+        return request.status, request.answer, request.sent.set
 
     def _perform(self, request: Request, machine: Machine) -> None:
         self._log.info(f"The API server received a {request.description}.")
@@ -202,14 +217,15 @@ class _Process:
 
         Thread(target=wait, daemon=True).start()
 
-    def _ended(self, qemu: Qemu) -> int:
+    def _ended(self, qemu: Qemu, machine: Machine) -> int:
         """A guest that shuts down, reboots or panics (with `reboot=k panic=1`) is a success.
 
         Firecracker sees the same reset of the machine in all three and cannot tell them apart.
         """
+        machine.finish()
         if qemu.process.returncode == 0:
             return self._exit("Firecracker exiting successfully.", _OK)
-        print(f"Error: QEMU failed: {qemu.messages()}", file=sys.stderr)
+        _complain(f"QEMU failed: {qemu.messages()}")
         return self._exit("Firecracker exiting with error.", _GENERIC_ERROR)
 
     def _exit(self, message: str, code: int) -> int:

@@ -20,6 +20,26 @@ _DEFAULT_MACHINE: Json = {
     "track_dirty_pages": False,
     "huge_pages": "None",
 }
+# What `/vm/config` shows of what was not given.
+_BOOT_SOURCE: Json = {"kernel_image_path": "", "initrd_path": None, "boot_args": None}
+_DRIVE: Json = {
+    "drive_id": "",
+    "partuuid": None,
+    "is_root_device": False,
+    "cache_type": "Unsafe",
+    "is_read_only": False,
+    "path_on_host": None,
+    "rate_limiter": None,
+    "io_engine": "Sync",
+    "socket": None,
+}
+_INTERFACE: Json = {
+    "iface_id": "",
+    "host_dev_name": "",
+    "guest_mac": None,
+    "rx_rate_limiter": None,
+    "tx_rate_limiter": None,
+}
 DEFAULT_BOOT_ARGS = (
     "reboot=k panic=1 pci=off nomodule 8250.nr_uarts=0 "
     "i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd"
@@ -40,22 +60,25 @@ class VmConfig:
         """The configuration in the form of `/vm/config` and of the snapshot file."""
         return {
             "balloon": None,
-            "boot-source": self.boot_source,
+            "drives": [{**_DRIVE, **drive} for drive in self.drives],
+            "boot-source": {**_BOOT_SOURCE, **(self.boot_source or {})},
             "cpu-config": None,
-            "drives": self.drives,
-            "entropy": self.entropy,
             "logger": None,
             "machine-config": self.machine,
             "metrics": None,
             "mmds-config": None,
-            "network-interfaces": self.interfaces,
+            "network-interfaces": [{**_INTERFACE, **each} for each in self.interfaces],
             "vsock": None,
+            "entropy": None if self.entropy is None else {"rate_limiter": None},
+            "pmem": [],
+            "memory-hotplug": None,
         }
 
     @classmethod
     def from_json(cls, stored: Json) -> VmConfig:
-        """The configuration in a snapshot file. Firecracker, too, forgets the boot source."""
+        """The configuration in a snapshot file."""
         config = cls()
+        config.boot_source = stored["boot-source"]
         config.machine = stored["machine-config"]
         config.drives = stored["drives"]
         config.interfaces = stored["network-interfaces"]
@@ -78,8 +101,8 @@ class VmConfig:
         odd = machine["smt"] and vcpus > 1 and vcpus % 2 == 1
         if not 0 < vcpus <= _VCPUS_MAX or odd:
             raise Fault(
-                "Machine config error: The vCPU number is invalid! The vCPU number can only be "
-                "1 or an even number when SMT is enabled, and 32 at most."
+                "Machine config error: The number of vCPUs must be greater than 0, less than 32 "
+                "and must be 1 or an even number if SMT is enabled."
             )
         if memory_mib == 0:
             raise Fault("Machine config error: The memory size (MiB) is invalid.")
@@ -89,13 +112,16 @@ class VmConfig:
     def put_drive(self, drive: Json) -> None:
         """Add a drive, or replace the one with its id. The root device stays first."""
         _refuse_drive_features(drive)
-        if "path_on_host" not in drive or "is_read_only" not in drive:
-            raise Fault("Drive config error: path_on_host and is_read_only are required.")
+        if "path_on_host" not in drive:
+            raise Fault(
+                "Drive config error: Unable to create the virtio block device: "
+                "Invalid block config."
+            )
         roots = [other["drive_id"] for other in self.drives if other["is_root_device"]]
         if drive["is_root_device"] and roots and roots != [drive["drive_id"]]:
             raise Fault("Drive config error: A root block device already exists!")
+        drive = {**_DRIVE, **drive}
         check_drive_file(drive)
-        drive = {"cache_type": "Unsafe", "io_engine": "Sync", **drive}
         self.drives = _put(self.drives, "drive_id", drive)
         self.drives.sort(key=lambda each: not each["is_root_device"])
 

@@ -29,3 +29,8 @@ def after_start() -> Fault:
 def before_start() -> Fault:
     """The answer to a run-time request to a VM that was not started."""
     return Fault("The requested operation is not supported before starting the microVM.")
+
+
+def pci_is_off() -> Fault:
+    """The answer to a device for a started VM: without PCI nothing can be plugged in."""
+    return Fault("PCI is not enabled")

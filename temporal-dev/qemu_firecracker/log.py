@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from .errors import Fault
 from .schema import Json
@@ -22,15 +22,18 @@ class Log:
         self._instance_id = instance_id
         self._level = _LEVELS["info"]
         self._show_level = False
-        self._file = sys.stdout
+        self._fd = sys.stdout.fileno()
 
     def configure(self, settings: Json) -> None:
         """Apply the settings that are given, keep the others."""
         level = settings.get("level", "info")
         if level.lower() not in _LEVELS:
-            raise Fault(f"Logger error: unknown level `{level}`")
+            raise Fault(
+                "An error occurred when deserializing the json body of a request: "
+                "Invalid LevelFilter."
+            )
         if "log_path" in settings:
-            self._file = os.fdopen(_open_for_append(settings["log_path"], "Logger error"), "w")
+            self._fd = _open_for_append(settings["log_path"], "Logger error")
         self._level = _LEVELS[level.lower()] if "level" in settings else self._level
         self._show_level = settings.get("show_level", self._show_level)
 
@@ -49,11 +52,8 @@ class Log:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now // 10**9))
         shown = f":{level.upper()}" if self._show_level else ""
         line = f"{stamp}.{now % 10**9:09} [{self._instance_id}:main{shown}] {message}\n"
-        try:
-            self._file.write(line)
-            self._file.flush()
-        except OSError:
-            pass  # who reads the log may go away; the VM stays
+        with suppress(OSError):  # who reads the log may be slow or go away; the VM stays
+            os.write(self._fd, line.encode())
 
 
 class Metrics:
@@ -66,7 +66,10 @@ class Metrics:
     def configure(self, path: str) -> None:
         """Open the file that metrics are flushed to. Once only."""
         if self._fd is not None:
-            raise Fault("Metrics error: Reinitialization of metrics not allowed.")
+            raise Fault(
+                "Metrics error: Cannot initialize the metrics system due to bad user input: "
+                "Reinitialization of metrics not allowed."
+            )
         self._fd = _open_for_append(path, "Metrics error")
 
     @contextmanager
@@ -90,4 +93,6 @@ def _open_for_append(path: str, subject: str) -> int:
     try:
         return os.open(path, flags, 0o644)
     except OSError as error:
-        raise Fault(f"{subject}: Failed to open target file: {error}") from None
+        raise Fault(
+            f"{subject}: Failed to open target file: {error.strerror} (os error {error.errno})"
+        ) from None

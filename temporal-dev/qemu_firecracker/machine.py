@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import VERSION
+from . import VERSION, clock
+from .clock import ClockError
 from .config import VmConfig, check_drive_file
-from .errors import FatalFault, Fault, after_start, before_start
+from .errors import FatalFault, Fault, after_start, before_start, pci_is_off, unsupported
 from .log import Log, Metrics
 from .memory import MIB, GuestMemory
 from .qemu import QEMU, Accelerator, Qemu, boot_arguments, machine_arguments
 from .qmp import QmpError
 from .schema import Json
+from .serial import SerialConsole
 from .snapfile import HostTraits, Snapfile, SnapfileError
 from .tap import open_tap
 
@@ -42,6 +45,9 @@ class Machine:
         self._accelerator = accelerator
         self._host: HostTraits | None = None
         self._memory: GuestMemory | None = None
+        self._serial_path: str | None = None
+        self._serial: SerialConsole | None = None
+        self._paused_at: float | None = None
 
     # Before the start
 
@@ -55,10 +61,12 @@ class Machine:
 
     def put_drive(self, drive: Json) -> None:
         """PUT /drives/{drive_id}"""
+        self._require_not_pluggable()
         self._configure().put_drive(drive)
 
     def put_interface(self, interface: Json) -> None:
         """PUT /network-interfaces/{iface_id}"""
+        self._require_not_pluggable()
         config = self._configure()
         config.check_interface(interface)
         self._open_tap(interface)
@@ -67,6 +75,13 @@ class Machine:
     def put_entropy(self, entropy: Json) -> None:
         """PUT /entropy"""
         self._configure().set_entropy(entropy)
+
+    def put_serial(self, settings: Json) -> None:
+        """PUT /serial"""
+        self._require_not_started()
+        if "rate_limiter" in settings:
+            raise unsupported("rate_limiter")
+        self._serial_path = settings.get("serial_out_path")
 
     def put_logger(self, settings: Json) -> None:
         """PUT /logger"""
@@ -104,7 +119,7 @@ class Machine:
         try:
             with self._metrics.measuring("load_snapshot"):
                 self._restore(parameters)
-        except (Fault, QmpError, SnapfileError, OSError) as error:
+        except (Fault, QmpError, SnapfileError, ClockError, OSError) as error:
             raise FatalFault(
                 f"Load snapshot error: Failed to restore from snapshot: {_reason(error)}"
             ) from None
@@ -118,6 +133,8 @@ class Machine:
         qemu = self.require_started()
         with self._metrics.measuring("pause_vm"):
             self._command(qemu, "stop")
+        if self.state == "Running":
+            self._paused_at = time.time()
         self.state = "Paused"
 
     def resume(self) -> None:
@@ -132,7 +149,7 @@ class Machine:
         if self.state != "Paused":
             raise Fault(
                 "Create snapshot error: Cannot save the microVM state: Operation not allowed: "
-                "the microVM is not paused."
+                "save/restore unavailable while running"
             )
         try:
             with self._metrics.measuring("full_create_snapshot"):
@@ -178,6 +195,11 @@ class Machine:
         if self.qemu is not None:
             self.qemu.kill()
 
+    def finish(self) -> None:
+        """After the guest's end: wait for its last words."""
+        if self._serial is not None:
+            self._serial.finish()
+
     # How
 
     def require_started(self) -> Qemu:
@@ -186,9 +208,18 @@ class Machine:
             raise before_start()
         return self.qemu
 
+    @property
+    def is_started(self) -> bool:
+        """Whether there is a guest, running or paused."""
+        return self.qemu is not None
+
     def _require_not_started(self) -> None:
         if self.qemu is not None:
             raise after_start()
+
+    def _require_not_pluggable(self) -> None:
+        if self.is_started:
+            raise pci_is_off()
 
     def _configure(self) -> VmConfig:
         """The configuration, to be changed: from now on a snapshot cannot be loaded."""
@@ -209,14 +240,21 @@ class Machine:
     def _launch(self, memory: GuestMemory, more_arguments: list[str]) -> Qemu:
         """Start QEMU with the VM stopped."""
         taps = {interface_id: fd for interface_id, (_, fd) in self._taps.items()}
-        arguments = machine_arguments(self._config, self._accelerator, memory, taps)
-        qemu = Qemu(arguments + more_arguments, (memory.fd, *taps.values()))
+        serial = self._open_serial()
+        serial_fd = serial.qemu_end.fileno()
+        arguments = machine_arguments(self._config, self._accelerator, memory, taps, serial_fd)
+        qemu = Qemu(arguments + more_arguments, (memory.fd, serial_fd, *taps.values()))
+        serial.start()
         try:
             self._host = self._accelerator.traits(qemu.qmp.negotiate())
         except QmpError as error:
             qemu.kill()
             raise QmpError(f"{error}: {qemu.messages()}") from None
         return qemu
+
+    def _open_serial(self) -> SerialConsole:
+        self._serial = SerialConsole(self._serial_path, self._log.error)
+        return self._serial
 
     def _started(self, qemu: Qemu, memory: GuestMemory) -> None:
         # QEMU has its own copies: a TAP is free again as soon as QEMU is gone.
@@ -235,13 +273,15 @@ class Machine:
         assert self._memory is not None and self._host is not None
         device_state = qemu.save_device_state()
         self._memory.copy_to(Path(parameters["mem_file_path"]), qemu.process.pid)
-        snapfile = Snapfile(self._host, self._config.to_json(), device_state)
+        snapfile = Snapfile(self._host, self._config.to_json(), device_state, self._paused_at)
         snapfile.write(Path(parameters["snapshot_path"]))
 
     def _restore(self, parameters: Json) -> None:
         snapfile = Snapfile.read(Path(parameters["snapshot_path"]))
         self._config = VmConfig.from_json(snapfile.config)
         self._apply_overrides(parameters["network_overrides"])
+        if "vsock_override" in parameters:  # no snapshot of this process has one
+            raise Fault("Failed to get snapshot state from file: Unknown Vsock Device.")
         memory = GuestMemory.open(Path(parameters["mem_backend"]["backend_path"]))
         _check_memory(memory, self._config.machine["mem_size_mib"])
         for drive in self._config.drives:
@@ -251,11 +291,22 @@ class Machine:
         qemu = self._launch(memory, ["-incoming", "defer"])
         try:
             _check_host(snapfile.host, self._host)
-            qemu.load_device_state(snapfile.device_state)
-        except (QmpError, SnapfileError) as error:
+            qemu.load_device_state(self._state_to_load(snapfile, parameters))
+        except (Fault, QmpError, SnapfileError, ClockError) as error:
             qemu.kill()
             raise QmpError(f"{error} {qemu.messages()}") from None
         self._started(qemu, memory)
+
+    def _state_to_load(self, snapfile: Snapfile, parameters: Json) -> bytes:
+        self._paused_at = snapfile.paused_at
+        if not parameters.get("clock_realtime"):
+            return snapfile.device_state
+        if self._accelerator.name != "tcg":
+            raise unsupported("clock_realtime", "with KVM")
+        if snapfile.paused_at is None:
+            raise unsupported("clock_realtime", "the snapshot does not say when it was paused")
+        self._paused_at = time.time()
+        return clock.moved_on(snapfile.device_state, self._paused_at - snapfile.paused_at)
 
     def _apply_overrides(self, overrides: list[Json]) -> None:
         interfaces = {each["iface_id"]: each for each in self._config.interfaces}

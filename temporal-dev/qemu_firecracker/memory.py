@@ -19,7 +19,7 @@ from pathlib import Path
 from . import files
 
 MIB = 1024 * 1024
-_CHUNK_BYTES = 64 * 1024
+_CHUNK_BYTES = MIB
 _ZEROS = bytes(_CHUNK_BYTES)
 
 
@@ -52,7 +52,7 @@ class GuestMemory:
         os.close(self.fd)
 
     def copy_to(self, path: Path, qemu_pid: int) -> None:
-        """Copy the memory of a paused VM to a file of the same size, sparse where it is zero."""
+        """Copy the memory of a paused VM to a file of the same size, dense as Firecracker's."""
         with files.replacing(path) as out:
             os.ftruncate(out, self.size)
             if self.shared:
@@ -61,11 +61,14 @@ class GuestMemory:
                 self._copy_process(out, qemu_pid)
 
     def _copy_file(self, out: int) -> None:
-        for start, end in _extents(self.fd, self.size):
+        end = 0
+        for start, next_end in _extents(self.fd, self.size):
+            _write_zeros(out, end, start)
             os.lseek(out, start, os.SEEK_SET)
-            position = start
-            while position < end:
-                position += os.sendfile(out, self.fd, position, end - position)
+            end = start
+            while end < next_end:
+                end += os.sendfile(out, self.fd, end, next_end - end)
+        _write_zeros(out, end, self.size)
 
     def _copy_process(self, out: int, pid: int) -> None:
         """What QEMU has written is in its private pages only, so read them through the process."""
@@ -75,8 +78,7 @@ class GuestMemory:
                 for start in range(0, length, _CHUNK_BYTES):
                     wanted = min(_CHUNK_BYTES, length - start)
                     data = os.pread(process.fileno(), wanted, address + start)
-                    if data != _ZEROS:
-                        os.pwrite(out, data, offset + start)
+                    os.pwrite(out, data, offset + start)
                     copied += len(data)
         if copied != self.size:
             raise OSError(f"only {copied} of {self.size} bytes of guest memory are mapped")
@@ -89,6 +91,11 @@ class GuestMemory:
             if mapped_inode == inode:
                 start, end = (int(address, 16) for address in addresses.split("-"))
                 yield start, int(offset, 16), end - start
+
+
+def _write_zeros(out: int, start: int, end: int) -> None:
+    for position in range(start, end, _CHUNK_BYTES):
+        os.pwrite(out, _ZEROS[: end - position], position)
 
 
 def _extents(fd: int, size: int) -> Iterator[tuple[int, int]]:

@@ -10,6 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from .clock import TSC_KHZ
 from .config import DEFAULT_BOOT_ARGS, VmConfig, find_kernel
 from .memory import GuestMemory
 from .qmp import Qmp
@@ -22,7 +23,7 @@ _LIBC = ctypes.CDLL(None)
 
 # An emulated CPU is too slow and too irregular for the kernel to calibrate its clocks with: on a
 # busy machine the guest hangs there.
-_TCG_BOOT_ARGS = "tsc_early_khz=2500000 tsc=reliable lpj=10000000 no_timer_check"
+_TCG_BOOT_ARGS = f"tsc_early_khz={TSC_KHZ} tsc=reliable lpj=10000000 no_timer_check"
 
 
 _ACCELERATOR_VARIABLE = "TEMPLATE_MANAGER_QEMU_ACCEL"
@@ -68,6 +69,7 @@ class Qemu:
         with theirs:
             self.process = subprocess.Popen(
                 command,
+                stdin=subprocess.DEVNULL,
                 stderr=self._messages,
                 pass_fds=(*fds, theirs.fileno()),
                 # With threads around, no more than a system call may happen before exec.
@@ -112,7 +114,11 @@ class Qemu:
 
 
 def machine_arguments(
-    config: VmConfig, accelerator: Accelerator, memory: GuestMemory, taps: dict[str, int]
+    config: VmConfig,
+    accelerator: Accelerator,
+    memory: GuestMemory,
+    taps: dict[str, int],
+    serial_fd: int,
 ) -> list[str]:
     """QEMU's arguments for a configuration; they must be the same before and after a snapshot."""
     machine = config.machine
@@ -127,7 +133,7 @@ def machine_arguments(
     arguments += ["-M", f"microvm,accel={accelerator.name},memory-backend=memory"]
     arguments += ["-object", backend, "-m", f"{machine['mem_size_mib']}M"]
     arguments += ["-cpu", accelerator.cpu, "-smp", f"{machine['vcpu_count']},threads={threads}"]
-    arguments += ["-chardev", "stdio,id=serial,signal=off", "-serial", "chardev:serial"]
+    arguments += ["-chardev", f"socket,id=serial,fd={serial_fd}", "-serial", "chardev:serial"]
     # Ctrl+Alt+Del and `reboot=k` go through the keyboard controller.
     arguments += ["-device", "i8042"]
     return arguments + _device_arguments(config, taps)
@@ -137,7 +143,7 @@ def boot_arguments(config: VmConfig, accelerator: Accelerator) -> list[str]:
     """QEMU's arguments for a cold start: kernel, initrd, command line."""
     assert config.boot_source is not None
     kernel, initrd = find_kernel(config.boot_source["kernel_image_path"])
-    given = config.boot_source.get("boot_args", DEFAULT_BOOT_ARGS).split()
+    given = (config.boot_source.get("boot_args") or DEFAULT_BOOT_ARGS).split()
     # The virtio drivers of this kernel are modules, so it must be able to load them.
     words = [word for word in given if word != "nomodule"]
     for drive in config.drives[:1]:

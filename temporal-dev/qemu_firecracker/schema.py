@@ -14,12 +14,17 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a body: its JSON type, whether it must be there, and its allowed values."""
+    """One field of a body: its JSON type, whether it must be there, and its allowed values.
+
+    A body may be an array of its fields, too; one that is `trailing` may be missing at its end.
+    """
 
     type: type
     required: bool = False
     choices: tuple[str, ...] = ()
     maximum: int | None = None
+    nullable: bool = True
+    trailing: bool = False
 
 
 Schema = Mapping[str, Field]
@@ -27,6 +32,8 @@ Schema = Mapping[str, Field]
 REQUIRED_TEXT = Field(str, required=True)
 TEXT = Field(str)
 FLAG = Field(bool)
+# A flag that is false if absent, but not if null.
+PLAIN_FLAG = Field(bool, nullable=False, trailing=True)
 OBJECT = Field(dict)
 
 BOOT_SOURCE: Schema = {
@@ -38,7 +45,7 @@ DRIVE: Schema = {
     "drive_id": REQUIRED_TEXT,
     "partuuid": TEXT,
     "is_root_device": Field(bool, required=True),
-    "cache_type": Field(str, choices=("Unsafe", "Writeback")),
+    "cache_type": Field(str, choices=("Unsafe", "Writeback"), nullable=False, trailing=True),
     "is_read_only": FLAG,
     "path_on_host": TEXT,
     "rate_limiter": OBJECT,
@@ -53,18 +60,24 @@ NETWORK_INTERFACE: Schema = {
     "tx_rate_limiter": OBJECT,
 }
 _CPU_TEMPLATES = ("C3", "T2", "T2S", "T2CL", "T2A", "V1N1", "None")
+_VCPUS_REPRESENTABLE = 2**8 - 1
+_MIB_REPRESENTABLE = 2**64 - 1
+_PAGES = ("None", "2M")
 MACHINE_CONFIG_UPDATE: Schema = {
-    "vcpu_count": Field(int, maximum=2**8 - 1),
-    "mem_size_mib": Field(int, maximum=2**64 - 1),
-    "smt": FLAG,
-    "cpu_template": Field(str, choices=_CPU_TEMPLATES),
-    "track_dirty_pages": FLAG,
-    "huge_pages": Field(str, choices=("None", "2M")),
+    "vcpu_count": Field(int, maximum=_VCPUS_REPRESENTABLE, trailing=True),
+    "mem_size_mib": Field(int, maximum=_MIB_REPRESENTABLE, trailing=True),
+    "smt": Field(bool, trailing=True),
+    "cpu_template": Field(str, choices=_CPU_TEMPLATES, trailing=True),
+    "track_dirty_pages": Field(bool, trailing=True),
+    "huge_pages": Field(str, choices=_PAGES, trailing=True),
 }
 MACHINE_CONFIG: Schema = {
-    **MACHINE_CONFIG_UPDATE,
-    "vcpu_count": Field(int, required=True, maximum=2**8 - 1),
-    "mem_size_mib": Field(int, required=True, maximum=2**64 - 1),
+    "vcpu_count": Field(int, required=True, maximum=_VCPUS_REPRESENTABLE),
+    "mem_size_mib": Field(int, required=True, maximum=_MIB_REPRESENTABLE),
+    "smt": PLAIN_FLAG,
+    "cpu_template": Field(str, choices=_CPU_TEMPLATES, trailing=True),
+    "track_dirty_pages": PLAIN_FLAG,
+    "huge_pages": Field(str, choices=_PAGES, nullable=False, trailing=True),
 }
 ENTROPY: Schema = {"rate_limiter": OBJECT}
 LOGGER: Schema = {
@@ -90,42 +103,93 @@ SNAPSHOT_LOAD: Schema = {
     "snapshot_path": REQUIRED_TEXT,
     "mem_file_path": TEXT,
     "mem_backend": OBJECT,
-    "enable_diff_snapshots": FLAG,
-    "track_dirty_pages": FLAG,
-    "resume_vm": FLAG,
-    "network_overrides": Field(list),
+    "enable_diff_snapshots": PLAIN_FLAG,
+    "track_dirty_pages": PLAIN_FLAG,
+    "resume_vm": PLAIN_FLAG,
+    "network_overrides": Field(list, nullable=False, trailing=True),
+    "vsock_override": OBJECT,
+    "clock_realtime": PLAIN_FLAG,
 }
 MEM_BACKEND: Schema = {
     "backend_type": Field(str, required=True, choices=("File", "Uffd")),
     "backend_path": REQUIRED_TEXT,
 }
+VSOCK_OVERRIDE: Schema = {"uds_path": REQUIRED_TEXT}
+SERIAL: Schema = {"serial_out_path": TEXT, "rate_limiter": OBJECT}
+BALLOON: Schema = {
+    "amount_mib": Field(int, required=True, maximum=2**32 - 1),
+    "deflate_on_oom": Field(bool, required=True),
+    "stats_polling_interval_s": Field(int, maximum=2**16 - 1, nullable=False, trailing=True),
+    "free_page_hinting": PLAIN_FLAG,
+    "free_page_reporting": PLAIN_FLAG,
+}
+PMEM: Schema = {
+    "id": REQUIRED_TEXT,
+    "path_on_host": REQUIRED_TEXT,
+    "root_device": PLAIN_FLAG,
+    "read_only": PLAIN_FLAG,
+    "rate_limiter": OBJECT,
+}
+MEMORY_HOTPLUG: Schema = {
+    "total_size_mib": Field(int, required=True),
+    "block_size_mib": Field(int, nullable=False, trailing=True),
+    "slot_size_mib": Field(int, nullable=False, trailing=True),
+}
 NETWORK_OVERRIDE: Schema = {"iface_id": REQUIRED_TEXT, "host_dev_name": REQUIRED_TEXT}
 
 
 def parse(body: bytes, schema: Schema) -> Json:
-    """The JSON object in a request's body; a `Fault` if it is not what the schema says."""
+    """The JSON in a request's body by field; a `Fault` if it is not what the schema says."""
     try:
-        value = json.loads(body)
+        value = json.loads(
+            body.decode(), object_pairs_hook=_unambiguous, parse_constant=_refuse_constant
+        )
     except ValueError as error:
         raise _malformed(str(error)) from None
     return check(value, schema)
 
 
+def _unambiguous(pairs: list[tuple[str, object]]) -> Json:
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"duplicate field `{name}`")
+    return dict(pairs)
+
+
+def _refuse_constant(name: str) -> object:
+    # NaN and Infinity are Python's, not JSON's.
+    raise ValueError(f"expected value, not {name}")
+
+
 def check(value: object, schema: Schema) -> Json:
-    """The same for a value inside a body. Null fields are as good as absent ones."""
-    if not isinstance(value, dict):
+    """The same for a value inside a body, an object or an array of its fields in their order."""
+    fields = _by_name(value, schema) if isinstance(value, list) else value
+    if not isinstance(fields, dict):
         raise _malformed(f"invalid type: {_name(value)}, expected a map")
-    for name in value:
+    for name in fields:
         if name not in schema:
-            expected = ", ".join(f"`{known}`" for known in schema)
-            raise _malformed(f"unknown field `{name}`, expected one of {expected}")
+            raise _malformed(f"unknown field `{name}`, expected {_one_of(tuple(schema))}")
     checked = {}
     for name, field in schema.items():
-        if value.get(name) is not None:
-            checked[name] = _checked(name, value[name], field)
+        if fields.get(name) is not None or (name in fields and not field.nullable):
+            checked[name] = _checked(name, fields[name], field)
         elif field.required:
             raise _malformed(f"missing field `{name}`")
     return checked
+
+
+def _by_name(values: list[object], schema: Schema) -> Json:
+    if len(values) > len(schema):
+        raise _malformed("trailing characters")
+    if not all(field.trailing for field in [*schema.values()][len(values) :]):
+        raise _malformed(f"invalid length {len(values)}, expected {len(schema)} elements")
+    return dict(zip(schema, values, strict=False))
+
+
+def _one_of(names: tuple[str, ...]) -> str:
+    quoted = [f"`{name}`" for name in names]
+    return " or ".join(quoted) if len(quoted) <= 2 else f"one of {', '.join(quoted)}"
 
 
 def _checked(name: str, value: object, field: Field) -> object:
@@ -136,8 +200,8 @@ def _checked(name: str, value: object, field: Field) -> object:
     if isinstance(value, str) and "\0" in value:
         raise _malformed(f"{name}: nul byte found in provided data")
     if field.choices and value not in field.choices:
-        expected = ", ".join(f"`{choice}`" for choice in field.choices)
-        raise _malformed(f"{name}: unknown variant `{value}`, expected one of {expected}")
+        expected = _one_of(field.choices)
+        raise _malformed(f"{name}: unknown variant `{value}`, expected {expected}")
     if isinstance(value, int) and field.maximum and not 0 <= value <= field.maximum:
         raise _malformed(f"{name}: invalid value: integer `{value}`")
     return value

@@ -4,7 +4,7 @@ Layout, little-endian:
 
     8 bytes   magic
     u32       length of the header
-    header    JSON: format version, host (see `HostTraits`), configuration of the VM
+    header    JSON: format version, host (see `HostTraits`), configuration of the VM, when paused
     u64       length of the device state
     state     QEMU's migration stream without guest memory
     32 bytes  SHA-256 of all before it
@@ -50,12 +50,13 @@ class Snapfile:
     host: HostTraits
     config: Json
     device_state: bytes
+    paused_at: float | None = None
+    """Wall clock in seconds when the guest's clock stopped; files of before 1.16 have none."""
 
     def write(self, path: Path) -> None:
         """Write the file whole or not at all, durably."""
-        header = json.dumps(
-            {"format": FORMAT_VERSION, "host": asdict(self.host), "config": self.config}
-        ).encode()
+        told = {"format": FORMAT_VERSION, "host": asdict(self.host), "config": self.config}
+        header = json.dumps({**told, "paused_at": self.paused_at}).encode()
         content = b"".join(
             (
                 _MAGIC,
@@ -87,4 +88,5 @@ class Snapfile:
         if header["format"] != FORMAT_VERSION:
             raise SnapfileError(f"format {header['format']} instead of {FORMAT_VERSION}")
         state = content[start + header_length + 8 :]
-        return cls(HostTraits(**header["host"]), header["config"], state)
+        host = HostTraits(**header["host"])
+        return cls(host, header["config"], state, header.get("paused_at"))
