@@ -48,6 +48,7 @@ class Machine:
         self._serial_path: str | None = None
         self._serial: SerialConsole | None = None
         self._paused_at: float | None = None
+        self._tsc_khz: int | None = None
 
     # Before the start
 
@@ -98,7 +99,9 @@ class Machine:
         self._require_not_started()
         if self._config.boot_source is None:
             raise Fault("Start microvm error: Cannot start microvm without kernel configuration.")
-        more_arguments = boot_arguments(self._config, self._accelerator)
+        if self._accelerator.name == "tcg":
+            self._tsc_khz = clock.host_tsc_khz()
+        more_arguments = boot_arguments(self._config, self._accelerator, self._tsc_khz)
         memory = GuestMemory.create(self._config.machine["mem_size_mib"])
         try:
             qemu = self._launch(memory, more_arguments)
@@ -106,6 +109,7 @@ class Machine:
             memory.close()
             raise Fault(f"Start microvm error: {_reason(error)}") from None
         self._started(qemu, memory)
+        clock.wait_for_early_second()
         self._go_on(qemu)
 
     def load_snapshot(self, parameters: Json) -> None:
@@ -273,7 +277,8 @@ class Machine:
         assert self._memory is not None and self._host is not None
         device_state = qemu.save_device_state()
         self._memory.copy_to(Path(parameters["mem_file_path"]), qemu.process.pid)
-        snapfile = Snapfile(self._host, self._config.to_json(), device_state, self._paused_at)
+        times = (self._paused_at, self._tsc_khz)
+        snapfile = Snapfile(self._host, self._config.to_json(), device_state, *times)
         snapfile.write(Path(parameters["snapshot_path"]))
 
     def _restore(self, parameters: Json) -> None:
@@ -298,15 +303,13 @@ class Machine:
         self._started(qemu, memory)
 
     def _state_to_load(self, snapfile: Snapfile, parameters: Json) -> bytes:
-        self._paused_at = snapfile.paused_at
+        self._paused_at, self._tsc_khz = snapfile.paused_at, snapfile.tsc_khz
         if not parameters.get("clock_realtime"):
             return snapfile.device_state
-        if self._accelerator.name != "tcg":
-            raise unsupported("clock_realtime", "with KVM")
-        if snapfile.paused_at is None:
-            raise unsupported("clock_realtime", "the snapshot does not say when it was paused")
-        self._paused_at = time.time()
-        return clock.moved_on(snapfile.device_state, self._paused_at - snapfile.paused_at)
+        if self._paused_at is None or self._tsc_khz is None:
+            raise unsupported("clock_realtime", "a snapshot made with KVM, or by an older one")
+        before, self._paused_at = self._paused_at, time.time()
+        return clock.moved_on(snapfile.device_state, self._paused_at - before, self._tsc_khz)
 
     def _apply_overrides(self, overrides: list[Json]) -> None:
         interfaces = {each["iface_id"]: each for each in self._config.interfaces}

@@ -10,7 +10,6 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from .clock import TSC_KHZ
 from .config import DEFAULT_BOOT_ARGS, VmConfig, find_kernel
 from .memory import GuestMemory
 from .qmp import Qmp
@@ -23,7 +22,7 @@ _LIBC = ctypes.CDLL(None)
 
 # An emulated CPU is too slow and too irregular for the kernel to calibrate its clocks with: on a
 # busy machine the guest hangs there.
-_TCG_BOOT_ARGS = f"tsc_early_khz={TSC_KHZ} tsc=reliable lpj=10000000 no_timer_check"
+_TCG_BOOT_ARGS = "tsc=reliable lpj=10000000 no_timer_check"
 
 
 _ACCELERATOR_VARIABLE = "TEMPLATE_MANAGER_QEMU_ACCEL"
@@ -139,7 +138,7 @@ def machine_arguments(
     return arguments + _device_arguments(config, taps)
 
 
-def boot_arguments(config: VmConfig, accelerator: Accelerator) -> list[str]:
+def boot_arguments(config: VmConfig, accelerator: Accelerator, tsc_khz: int | None) -> list[str]:
     """QEMU's arguments for a cold start: kernel, initrd, command line."""
     assert config.boot_source is not None
     kernel, initrd = find_kernel(config.boot_source["kernel_image_path"])
@@ -150,6 +149,8 @@ def boot_arguments(config: VmConfig, accelerator: Accelerator) -> list[str]:
         if drive["is_root_device"]:
             words += ["root=/dev/vda", "ro" if drive["is_read_only"] else "rw"]
     words += accelerator.boot_args.split()
+    if tsc_khz is not None:
+        words.append(f"tsc_early_khz={tsc_khz}")
     return ["-kernel", str(kernel), "-initrd", str(initrd), "-append", " ".join(words)]
 
 

@@ -52,11 +52,14 @@ class Snapfile:
     device_state: bytes
     paused_at: float | None = None
     """Wall clock in seconds when the guest's clock stopped; files of before 1.16 have none."""
+    tsc_khz: int | None = None
+    """What the guest's TSC counts at; none where that is KVM's affair."""
 
     def write(self, path: Path) -> None:
         """Write the file whole or not at all, durably."""
         told = {"format": FORMAT_VERSION, "host": asdict(self.host), "config": self.config}
-        header = json.dumps({**told, "paused_at": self.paused_at}).encode()
+        times = {"paused_at": self.paused_at, "tsc_khz": self.tsc_khz}
+        header = json.dumps({**told, **times}).encode()
         content = b"".join(
             (
                 _MAGIC,
@@ -89,4 +92,5 @@ class Snapfile:
             raise SnapfileError(f"format {header['format']} instead of {FORMAT_VERSION}")
         state = content[start + header_length + 8 :]
         host = HostTraits(**header["host"])
-        return cls(host, header["config"], state, header.get("paused_at"))
+        times = (header.get("paused_at"), header.get("tsc_khz"))
+        return cls(host, header["config"], state, *times)

@@ -78,18 +78,18 @@ async def test_from_boot_to_a_verified_snapshot(host: VmHost, image: PulledImage
 
 
 async def test_the_measured_clock_is_the_guests(host: VmHost, image: PulledImage) -> None:
-    """The emulated guest's clock stands still between snapshot and resume: a known skew."""
+    """What it was off before the snapshot it is after the resume: the time between was added."""
     vm, rootfs = await host.boot(image)
     # It began at the whole second that its clock chip told: up to one second behind.
     before = await asyncio.to_thread(clock_skew_ms, vm.name, lambda: None)
     assert before is not None
+    assert -1000 < before < 100
     snapshot = await host.snapshot(vm, rootfs)
     await asyncio.sleep(3)
     verified = await host.verify(vm, snapshot)
     assert verified.seconds_since_snapshot > 3
-    lost_ms = before - verified.clock_skew_ms
-    assert abs(lost_ms / 1000 - verified.seconds_since_snapshot) < 1
-    assert "set it after a resume" in host.bench.log_of(vm.scope)
+    assert abs(before - verified.clock_skew_ms) < 500
+    assert "set it after a resume" not in host.bench.log_of(vm.scope)
 
 
 async def test_the_server_answers_after_a_resume(host: VmHost, image: PulledImage) -> None:
