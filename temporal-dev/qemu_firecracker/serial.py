@@ -21,8 +21,12 @@ class SerialConsole:
     """Both directions of a guest's console; a thread of its own moves each."""
 
     def __init__(self, path: str | None, lost: Callable[[str], None]) -> None:
-        """Open the file, if one is named. `lost` hears why something was dropped."""
+        """Open the file, if one is named: the guest then has no input, as in Firecracker.
+
+        `lost` hears why something was dropped.
+        """
         self._lost = lost
+        self._has_input = path is None
         self._out = sys.stdout.fileno() if path is None else _open(path)
         self._ours, self.qemu_end = socket.socketpair()
         self._output: Thread | None = None
@@ -33,7 +37,8 @@ class SerialConsole:
         os.set_blocking(self._out, False)
         self._output = Thread(target=self._move_output, daemon=True)
         self._output.start()
-        Thread(target=self._move_input, daemon=True).start()
+        if self._has_input:
+            Thread(target=self._move_input, daemon=True).start()
 
     def finish(self) -> None:
         """Wait until everything that QEMU wrote before its end has been moved."""
@@ -68,7 +73,8 @@ def _received(connection: socket.socket) -> bytes:
 
 
 def _open(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    # What is in the file is written over from its beginning, and not cut off.
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
 
 def _told(error: OSError) -> str:
