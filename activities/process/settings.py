@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     """Registries (`host:port`) that speak plain HTTP, as a JSON list; hosts go by Docker's own."""
     secret_keys: SecretStr = SecretStr("")
     """Comma-separated `<key id>:<base64 of 32 bytes>`; the first seals, all open."""
+    sweep_interval_seconds: Annotated[float, Field(ge=1)] = 600
 
     # API
     api_address: str = "127.0.0.1:5008"
@@ -90,7 +91,6 @@ class Settings(BaseSettings):
     """Checkpoints that no build has used for longer are removed."""
     checkpoint_max_mb: Annotated[int, Field(ge=0)] = 200 * 1024
     """When all checkpoints of a host take more, those unused for longest are removed."""
-    sweep_interval_seconds: Annotated[float, Field(ge=1)] = 600
     restart_grace_seconds: float = 5
     """How long a restarted host waits for its own builds before it takes new ones."""
 
