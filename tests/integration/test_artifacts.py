@@ -199,7 +199,7 @@ async def test_a_cancelled_upload_stops_within_seconds_and_leaves_nothing_after_
     running = asyncio.ensure_future(
         environment.run(
             activities(held, empty_bucket).upload_artifact,
-            UploadArtifactInput(scope=held.scope, snapshot=what, name="memfile"),
+            UploadArtifactInput(scope=held.scope, snapshot=what, name=ArtifactName.MEMFILE),
         )
     )
     with storage.faults({"kind": "slow", "bytes_per_second": 400_000, "count": None}):

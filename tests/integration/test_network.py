@@ -18,6 +18,7 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.contract.errors import LeaseLostError
 from activities.contract.guest_network import GUEST_ADDRESS
+from activities.contract.names import VmPurpose
 from activities.contract.scope import VmRef
 from activities.microvm.network import (
     NetnsNetworkActivities,
@@ -41,7 +42,7 @@ def host(tmp_path: Path) -> Iterator[Workbench]:
 
 
 def vm_of(host: Workbench, build_id: str | None = None, number: int = 1) -> VmRef:
-    return VmRef(scope=host.scope(build_id, number), purpose="boot")
+    return VmRef(scope=host.scope(build_id, number), purpose=VmPurpose.BOOT)
 
 
 def links_in(name: str) -> dict[str, str]:
@@ -123,7 +124,7 @@ async def test_a_later_lease_removes_the_networks_of_earlier_ones(host: Workbenc
     networks = NetnsNetworkActivities(host.settings, host.ledger)
     build_id = str(uuid.uuid4())
     old, new = vm_of(host, build_id, 1), vm_of(host, build_id, 2)
-    verify = VmRef(scope=new.scope, purpose="verify")
+    verify = VmRef(scope=new.scope, purpose=VmPurpose.VERIFY)
     for vm in (old, new, verify):
         create_network(vm.name)
     await ActivityEnvironment().run(networks.tear_down_network, old)

@@ -297,7 +297,9 @@ async def test_a_vm_of_a_version_before_is_adopted_and_killed(
 async def test_a_person_who_looks_at_a_vm_is_not_taken_for_its_supervisor(host: Swept) -> None:
     scope = host.build(None)
     make_vm(host, scope)
-    place = DataDir(host.bench.settings.data_dir).vm(VmRef(scope=scope, purpose="boot").name)
+    place = DataDir(host.bench.settings.data_dir).vm(
+        VmRef(scope=scope, purpose=VmPurpose.BOOT).name
+    )
     looking = subprocess.Popen(["/bin/sleep", "1000"], cwd=place)
     await host.sweep()
     assert is_alive(looking.pid)

@@ -117,12 +117,12 @@ FILE = StoredFile(size_bytes=1 << 20, allocated_bytes=1 << 20, sha256="0" * 64)
 
 
 def rootfs_checkpoint(host: str) -> RootfsCheckpoint:
-    files = {ArtifactName.ROOTFS: FILE}
+    files: dict[str, StoredFile] = {ArtifactName.ROOTFS: FILE}
     return RootfsCheckpoint(fingerprint="f" * 64, host=host, files=files)
 
 
 def snapshot_checkpoint(host: str) -> SnapshotCheckpoint:
-    files = dict.fromkeys(ArtifactName, FILE)
+    files: dict[str, StoredFile] = dict.fromkeys(ArtifactName, FILE)
     return SnapshotCheckpoint(fingerprint="f" * 64, host=host, files=files)
 
 

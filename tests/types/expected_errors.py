@@ -6,7 +6,8 @@ the check of types fails, and says on which line.
 
 from __future__ import annotations
 
-from activities.contract.inputs import PullImageInput, WaitUntilReadyInput
+from activities.contract.image_steps import Run
+from activities.contract.inputs import BuildImageInput, PullImageInput, WaitUntilReadyInput
 from activities.contract.interface import DeletionActivities, ImageActivities, MicrovmActivities
 from activities.contract.results import DeletedTemplate, PulledImage
 from workflows.calling import call, call_with_two
@@ -40,3 +41,12 @@ def wrong_parts(kept: Kept, image: PulledImage) -> None:
     kept.keep(image=image)
     kept.keep(imgae=image)  # type: ignore[call-arg] # expected
     kept.keep(verification=image)  # type: ignore[arg-type] # expected
+
+
+def wrong_in_a_model(pull: PullImageInput, image: PulledImage) -> None:
+    """A model is made of another type, or of what is no member of its union."""
+    Run(command="make")
+    Run(command=3)  # type: ignore[arg-type] # expected
+    right, wrong = (Run(command="make"),), (pull,)
+    BuildImageInput(scope=pull.scope, base=image, steps=right, timeout_seconds=1)
+    BuildImageInput(scope=pull.scope, base=image, steps=wrong, timeout_seconds=1)  # type: ignore[arg-type] # expected

@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
+from pydantic import SecretStr
 
 from activities.contract.image_steps import Copy, Env, Run, User, Workdir
 from activities.contract.registry_logins import (
@@ -26,8 +27,8 @@ from api.server.validation import ValidRequest, config_sha256, require_build_id,
 
 BUILD = "4f2c6f0e-5d1c-4c8e-9d43-0a7c6a1b2c3d"
 OTHER_BUILD = "22222222-2222-4222-8222-222222222222"
-SETTINGS = Settings(secret_keys="k1:" + "A" * 43 + "=", registry="registry.test")
-NO_KEYS = Settings(secret_keys="")
+SETTINGS = Settings(secret_keys=SecretStr("k1:" + "A" * 43 + "="), registry="registry.test")
+NO_KEYS = Settings(secret_keys=SecretStr(""))
 
 
 def template(**changes: Any) -> pb.TemplateConfig:
