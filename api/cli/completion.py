@@ -6,6 +6,7 @@ It is asked between two key strokes: what does not answer at once is left out, w
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,6 +19,7 @@ T = TypeVar("T")
 
 LIMIT_SECONDS = 1.5
 MOST_BUILDS = 30
+API_ADDRESS = "TEMPLATE_MANAGER_API_ADDRESS"
 DEFAULT_API_ADDRESS = "127.0.0.1:5008"
 
 Offer = tuple[str, str]
@@ -41,7 +43,8 @@ def builds(*states: str) -> Callable[[Context, str], Iterator[Offer]]:
     """Return a completion by the ids of the latest builds in these states; none: in all."""
 
     def offered(ctx: Context, incomplete: str) -> Iterator[Offer]:
-        address = ctx.params.get("api_address") or DEFAULT_API_ADDRESS
+        # `pull` reads the bucket and has no such option: its ids are the API's all the same.
+        address = ctx.params.get("api_address") or os.environ.get(API_ADDRESS, DEFAULT_API_ADDRESS)
         for build in _at_once(_latest(str(address), states)):
             if build.build_id.startswith(incomplete):
                 yield build.build_id, f"{build.state} {build.template_id}"
