@@ -56,6 +56,7 @@ from activities.step.vm_requirements import require_host
 
 ANSWER_SECONDS = 30.0
 CLOCK_WARNING_MS = 1000.0
+CLOCK_FAULT_MS = 2500.0  # a guest may have booted up to a second behind
 POLL_SECONDS = 0.05
 VERSION_SECONDS = 10.0
 # Raise it when the same inputs give another snapshot than before.
@@ -424,7 +425,7 @@ def _is_clean(rootfs: Path, running: RunningStep) -> bool:
 
 def _require_right_clock(resumed: Resumed, skew: float | None) -> None:
     """Only a VMM that was told to set the clock can be blamed for a wrong one."""
-    if resumed.clock_set and skew is not None and abs(skew) > CLOCK_WARNING_MS:
+    if resumed.clock_set and skew is not None and abs(skew) > CLOCK_FAULT_MS:
         raise SnapshotNotResumableError(
             f"the resumed guest's clock is {skew / 1000:+.1f} s off although Firecracker was told "
             "to set it: the guest kernel needs the clock source kvm-clock"
