@@ -466,7 +466,7 @@ async def test_a_run_on_another_machine_than_it_was_made_for(
     ):
         firecracker.write_text(f"#!/bin/sh\necho Firecracker v{version}\n")
         ended = await cli("run", str(tmp_path / "it"), env=here)
-        assert ended.code == 1
+        assert ended.code == 2
         assert told in ended.err
         assert "→ " in ended.err
 

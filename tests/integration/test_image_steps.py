@@ -165,8 +165,10 @@ async def test_an_account_is_found_behind_lines_of_any_length(
     base = await base_of(host, registry)
     made = await host.build(
         base,
-        Run(command="head -c 200000000 /dev/zero | tr '\\0' x >> /etc/passwd"),
-        Run(command="printf '\\nlater:x:79:80::/:/bin/sh' >> /etc/passwd"),
+        Run(
+            command="{ head -c 200000000 /dev/zero | tr '\\0' x;"
+            " printf '\\nlater:x:79:80::/:/bin/sh'; } >> /etc/passwd"
+        ),
         Copy(source="a", destination="/a", owner="later", files_sha256=host.files(a="1")),
     )
     tree = host.tree(made)

@@ -342,7 +342,7 @@ async def test_the_agent_is_put_in_and_asked_for_its_version(
 async def test_an_image_that_is_gone_goes_back_to_the_pull(
     host: Workbench, registry: Registry
 ) -> None:
-    image = await pulled(host, registry, "vanished", Layer().busybox())
+    image = await pulled(host, registry, "vanished", Layer().busybox().add("vanished", b"1\n"))
     host.remove_images()
     with pytest.raises(CheckpointLostError) as error:
         await host.build_rootfs(image)
