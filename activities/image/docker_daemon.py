@@ -81,6 +81,18 @@ def error_in_words(said: str, message: str) -> TemplateManagerError | None:
     return None
 
 
+def require_room_for_layers(reference: str, count: int, added: int) -> None:
+    """Refuse an image whose `count` layers and the `added` ones of steps dockerd would not take.
+
+    Raises TooManyLayersError.
+    """
+    if count + added > MAX_LAYERS:
+        steps = f" and {added} steps that add one each" if added else ""
+        raise TooManyLayersError(
+            f"{reference} has {count} layers{steps}; Docker takes {MAX_LAYERS} together"
+        )
+
+
 class RegistrySettings(Model):
     """How dockerd speaks to one registry."""
 

@@ -17,7 +17,7 @@ import tarfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -36,7 +36,6 @@ from activities.contract.errors import (
     FilesystemToolError,
     ImageStepError,
     TemplateNotFoundError,
-    TooManyLayersError,
 )
 from activities.contract.image_steps import (
     Arg,
@@ -54,6 +53,7 @@ from activities.contract.interface import ImageStepActivities
 from activities.contract.names import ArtifactName, Step
 from activities.contract.results import ImageConfig, PulledImage
 from activities.contract.scope import BuildScope
+from activities.contract.units import MIB
 from activities.disk import mounts
 from activities.disk.archives import TAR
 from activities.disk.data_dir import DataDir
@@ -64,10 +64,10 @@ from activities.image.container_files import lines_of_file
 from activities.image.containers import DEFAULT_PATH, labels_of, remove_container, wait_for_exit
 from activities.image.copy_layout import CopyInstruction, lay_out
 from activities.image.docker_daemon import (
-    MAX_LAYERS,
     InspectedImage,
     docker_errors,
     find_image,
+    require_room_for_layers,
 )
 from activities.image.output_lines import lines_in
 from activities.process.settings import Settings
@@ -150,7 +150,7 @@ class DockerImageStepActivities(ImageStepActivities):
 
     def _build(self, running: RunningStep, build: BuildImageInput) -> PulledImage:
         base = build.base
-        _require_room_for_layers(base, build.steps)
+        require_room_for_layers(base.reference, base.layer_count, added_layers(build.steps))
         state = ImageState(
             image_id=base.image_id,
             key=base.digest,
@@ -214,7 +214,7 @@ class DockerImageStepActivities(ImageStepActivities):
 
     @contextmanager
     def _container(self, scope: BuildScope, state: ImageState, step: ChangesFiles) -> Iterator[str]:
-        memory = self._settings.image_step_memory_mb * 1024 * 1024
+        memory = self._settings.image_step_memory_mb * MIB
         command, user = (step.command, step.user) if isinstance(step, Run) else (":", None)
         created = self._docker.create_container(
             state.image_id,
@@ -411,15 +411,6 @@ class DockerImageStepActivities(ImageStepActivities):
         if found is None:
             raise DockerUnavailableError(f"Docker has lost {name}, which was made just now")
         return found
-
-
-def _require_room_for_layers(base: PulledImage, steps: Sequence[ImageStep]) -> None:
-    added = added_layers(steps)
-    if base.layer_count + added > MAX_LAYERS:
-        raise TooManyLayersError(
-            f"{base.reference} has {base.layer_count} layers and {added} steps that add one each; "
-            f"Docker takes {MAX_LAYERS} together"
-        )
 
 
 def _configured(state: ImageState, step: ImageStep) -> ImageState:

@@ -24,7 +24,6 @@ from activities.contract.errors import (
     ImageUnusableError,
     RegistryAuthError,
     RegistryUnavailableError,
-    TooManyLayersError,
 )
 from activities.contract.image_reference import ImageReference, ImageReferenceError
 from activities.contract.inputs import PullImageInput
@@ -36,7 +35,6 @@ from activities.contract.results import ImageConfig, PulledImage
 from activities.contract.units import MIB
 from activities.disk.data_dir import DataDir
 from activities.image.docker_daemon import (
-    MAX_LAYERS,
     ContainerConfig,
     DaemonInfo,
     InspectedImage,
@@ -44,6 +42,7 @@ from activities.image.docker_daemon import (
     docker_errors,
     error_in_words,
     find_image,
+    require_room_for_layers,
 )
 from activities.image.manifests import printable
 from activities.image.pulled_images import PulledImages
@@ -295,12 +294,7 @@ def require_taken(remote: RemoteImage, daemon: DaemonInfo, added_layers: int) ->
     `added_layers` is how many the request's steps put on top. Raises TooManyLayersError and
     ImageFormatUnsupportedError.
     """
-    count = len(remote.layer_types)
-    if count + added_layers > MAX_LAYERS:
-        steps = f" and {added_layers} steps that add one each" if added_layers else ""
-        raise TooManyLayersError(
-            f"{remote.reference} has {count} layers{steps}; Docker takes {MAX_LAYERS} together"
-        )
+    require_room_for_layers(str(remote.reference), len(remote.layer_types), added_layers)
     for kind in remote.layer_types:
         if kind.endswith("encrypted"):
             raise ImageFormatUnsupportedError(

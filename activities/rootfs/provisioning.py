@@ -23,6 +23,7 @@ from activities.contract.errors import (
 from activities.contract.inputs import BuildRootfsInput
 from activities.contract.names import Step
 from activities.contract.scope import BuildScope
+from activities.contract.units import MIB
 from activities.disk.data_dir import DataDir
 from activities.image.containers import DEFAULT_PATH, labels_of, wait_for_exit
 from activities.image.docker_daemon import ContainerConfig, InspectedImage, find_image
@@ -56,7 +57,7 @@ def create_container(
     Raises CheckpointLostError when the image is no longer on the host.
     """
     config = require_image(client, build).config or ContainerConfig()
-    memory = max(settings.provision_memory_mb, build.memory_mb) * 1024 * 1024
+    memory = max(settings.provision_memory_mb, build.memory_mb) * MIB
     host_config = client.create_host_config(
         mounts=[
             Mount(IN_GUEST, str(staged), type="bind", read_only=True),
