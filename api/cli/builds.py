@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from api.cli import completion
-from api.cli.completion import DEFAULT_API_ADDRESS
+from api.cli.completion import API_ADDRESS, DEFAULT_API_ADDRESS
 from api.cli.console import (
     BUILDS,
     EXAMPLE_BUILD,
@@ -41,9 +41,15 @@ ApiAddress = Annotated[
     str,
     typer.Option(
         "--api-address",
-        envvar="TEMPLATE_MANAGER_API_ADDRESS",
+        envvar=API_ADDRESS,
         help="Where the API listens.",
         metavar="HOST:PORT",
+    ),
+]
+Follow = Annotated[
+    bool | None,
+    typer.Option(
+        "--follow/--no-follow", help="Show the build until it ends; the default on a terminal."
     ),
 ]
 PASSED_ON = "--"
@@ -193,12 +199,7 @@ def build(
             help="Log in to ECR there; AWS_ACCESS_KEY_ID and its secret are read.",
         ),
     ] = "",
-    follow: Annotated[
-        bool | None,
-        typer.Option(
-            "--follow/--no-follow", help="Show the build until it ends; the default on a terminal."
-        ),
-    ] = None,
+    follow: Follow = None,
     as_json: AsJson = False,
     api_address: ApiAddress = DEFAULT_API_ADDRESS,
 ) -> None:
@@ -477,12 +478,7 @@ async def _listed(
 )
 def retry(
     build_id: Annotated[str, build_id_argument("failed")],
-    follow: Annotated[
-        bool | None,
-        typer.Option(
-            "--follow/--no-follow", help="Show the build until it ends; the default on a terminal."
-        ),
-    ] = None,
+    follow: Follow = None,
     as_json: AsJson = False,
     api_address: ApiAddress = DEFAULT_API_ADDRESS,
 ) -> None:
