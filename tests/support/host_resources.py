@@ -58,14 +58,18 @@ class HostResources:
 
 
 def all_resources() -> dict[str, list[str]]:
-    """Return all mounts, loop devices and containers of this machine, whosever they are."""
+    """Return all mounts, loop devices and containers of this machine, whosever they are.
+
+    Loop devices are the kernel's, and so those of another mount namespace are listed too: they are
+    told by files whose directories are not here.
+    """
     mounts = [line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     loops = [path.read_text() for path in Path("/sys/block").glob("loop*/loop/backing_file")]
     containers = make_docker_client().containers(all=True)
     return {
         # Docker's own come and go with containers, which are counted.
         "mounts": sorted(mount for mount in mounts if not mount.startswith("/var/lib/docker/")),
-        "loops": sorted(loops),
+        "loops": sorted(loop for loop in loops if Path(loop).parent.exists()),
         "containers": sorted(container["Id"] for container in containers),
     }
 
