@@ -248,12 +248,6 @@ class AgentMissingError(TemplateManagerError):
     hint = "Put the agent at the configured path, or unset TEMPLATE_MANAGER_GUEST_AGENT_PATH."
 
 
-class HugePagesUnsupportedError(TemplateManagerError):
-    """Huge pages need a page-fault handler that does not exist yet."""
-
-    hint = "Build with huge_pages=false."
-
-
 class VmmError(HostFaultError):
     """Firecracker refused a call or ended where it should not."""
 

@@ -332,7 +332,7 @@ class DockerImageStepActivities(ImageStepActivities):
 
     def _import(self, running: RunningStep, take: ImportTemplateInput) -> PulledImage:
         if take.shape is not None:
-            require_parts(self._settings, take.shape)
+            require_parts(self._settings, take.shape, running.log)
         metadata = read_metadata(self._bucket, take.build_id)
         if metadata is None:
             raise TemplateNotFoundError(f"there is no template {take.build_id} to start from")

@@ -100,7 +100,7 @@ class DockerImageActivities(ImageActivities):
 
     def _pull(self, step: RunningStep, pull: PullImageInput) -> PulledImage:
         if pull.shape is not None:
-            require_parts(self._settings, pull.shape)
+            require_parts(self._settings, pull.shape, step.log)
         try:
             return self._pull_once(step, pull)
         except RegistryAuthError as error:

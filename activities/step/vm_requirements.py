@@ -8,19 +8,28 @@ from pathlib import Path
 from activities.contract.errors import (
     AgentMissingError,
     FirecrackerMissingError,
-    HugePagesUnsupportedError,
     KernelMissingError,
 )
 from activities.contract.scope import VmShape
 from activities.process.settings import Settings
+from activities.step.build_log import BuildLog
+
+NO_HUGE_PAGES = (
+    "huge pages were asked for; this template's memory is of ordinary pages: Firecracker loads a "
+    "snapshot with huge pages only through a page-fault handler"
+)
 
 
-def require_parts(settings: Settings, shape: VmShape) -> None:
+def require_parts(settings: Settings, shape: VmShape, log: BuildLog) -> None:
     """Check that this host has all that a build of such a VM takes from its disk.
 
-    Raises AgentMissingError, and what `require_host` does.
+    Huge pages are a wish that every client of E2B's has for every Firecracker since 1.7; what comes
+    of it is the host's to choose, and is said in the log. Raises AgentMissingError, and what
+    `require_host` does.
     """
     require_host(settings, shape)
+    if shape.huge_pages:
+        log.warn(NO_HUGE_PAGES)
     agent = settings.guest_agent_path
     if agent is not None and not agent.exists():
         raise AgentMissingError(f"host {settings.host} has no guest agent at {agent}")
@@ -29,13 +38,8 @@ def require_parts(settings: Settings, shape: VmShape) -> None:
 def require_host(settings: Settings, shape: VmShape) -> Path:
     """Check that this host can run such a VM; returns Firecracker's path.
 
-    Raises KernelMissingError, FirecrackerMissingError or HugePagesUnsupportedError.
+    Raises KernelMissingError or FirecrackerMissingError.
     """
-    if shape.huge_pages:
-        raise HugePagesUnsupportedError(
-            "huge pages need a page-fault handler: Firecracker does not load such a snapshot "
-            "from a file"
-        )
     kernel = settings.kernel_path(shape.kernel_version)
     if not kernel.exists():
         raise KernelMissingError(f"host {settings.host} has no kernel at {kernel}")

@@ -13,7 +13,6 @@ from typing import assert_never
 
 import grpc
 
-from activities.contract.errors import HugePagesUnsupportedError
 from activities.contract.image_reference import ImageReference, ImageReferenceError
 from activities.contract.image_steps import (
     Arg,
@@ -278,13 +277,6 @@ class _Validator:
                 self._bad(f"steps[{number}]", str(error))
 
     def _check_preconditions(self) -> None:
-        if self._template.huge_pages:
-            raise failed_precondition(
-                "HUGE_PAGES_UNSUPPORTED",
-                "a snapshot with huge pages cannot be loaded from a file: that takes a page-fault "
-                "handler, which is not there yet",
-                HugePagesUnsupportedError.hint,
-            )
         if self._secret() and not self._sealer.can_seal:
             raise failed_precondition(
                 "NO_SECRET_KEY",
@@ -309,6 +301,7 @@ class _Validator:
             env=dict(template.env),
             force=template.force,
             team_id=template.team_id,
+            huge_pages=template.huge_pages,
             steps=tuple(self._steps),
             ready_timeout_seconds=template.ready_timeout_seconds or None,
         )

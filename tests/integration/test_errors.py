@@ -99,9 +99,6 @@ PROVOKED = {
         "integration/test_microvm.py::test_what_the_host_lacks_is_named_before_any_work"
     ),
     "AgentMissingError": ("integration/test_rootfs.py::test_a_missing_agent_fails_before_any_work"),
-    "HugePagesUnsupportedError": (
-        "integration/test_microvm.py::test_what_the_host_lacks_is_named_before_any_work"
-    ),
     "VmmError": (
         "unit/activities/microvm/test_client.py::test_what_firecracker_refuses_is_in_the_error"
     ),

@@ -21,7 +21,6 @@ from activities.contract.errors import (
     CheckpointLostError,
     FirecrackerMissingError,
     GuestDiedError,
-    HugePagesUnsupportedError,
     KernelMissingError,
     LeaseLostError,
     ReadyTimeoutError,
@@ -343,7 +342,6 @@ async def test_what_the_host_lacks_is_named_before_any_work(
     cases: list[tuple[dict[str, Any], type[TemplateManagerError], str]] = [
         ({"kernel_version": "vmlinux-0.1"}, KernelMissingError, "vmlinux-0.1/vmlinux.bin"),
         ({"firecracker_version": "v0.0.1"}, FirecrackerMissingError, "v0.0.1/firecracker"),
-        ({"huge_pages": True}, HugePagesUnsupportedError, "huge pages"),
     ]
     for change, kind, text in cases:
         with pytest.raises(kind, match=text):

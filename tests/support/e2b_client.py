@@ -84,6 +84,7 @@ def main(address: str, template_id: str, build_id: str) -> None:
             kernelVersion="vmlinux-6.1",
             firecrackerVersion="v1.13.1",
             startCommand="serve",
+            hugePages=True,  # both control planes set it for every Firecracker since 1.7
             readyCommand="check",
         )
         service.TemplateCreate(pb.TemplateCreateRequest(template=config))

@@ -300,11 +300,8 @@ def test_other_images_are_not_the_service_s_own(image: str) -> None:
     assert (source.is_own, source.own_tag) == (False, None)
 
 
-def test_huge_pages_cannot_be_had_and_it_says_why() -> None:
-    error = refused(huge_pages=True)
-    assert error.code is grpc.StatusCode.FAILED_PRECONDITION
-    assert error.reason == "HUGE_PAGES_UNSUPPORTED"
-    assert "page-fault" in error.message
+def test_huge_pages_are_a_wish_which_no_request_fails_for() -> None:
+    assert check(huge_pages=True).config.huge_pages
 
 
 def test_a_secret_is_sealed_for_its_build() -> None:
