@@ -49,7 +49,8 @@ docs: venv  ## Write the pages of docs/ that are made from the code
 
 proto: venv  ## Generate the stubs in api/pb
 	@$(PYTHON) -m grpc_tools.protoc -Iapi/pb=proto --python_out=. --pyi_out=. \
-	  --grpc_python_out=. --mypy_grpc_out=. proto/template_manager.proto
+	  --grpc_python_out=. --mypy_grpc_out=. proto/template_manager.proto \
+	  proto/info_service.proto
 
 proto-check: proto  ## Fail when the committed stubs are not current
 	@git diff --exit-code --stat -- api/pb

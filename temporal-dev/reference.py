@@ -22,7 +22,7 @@ from api.server.access import NEEDED, Right
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-PROTO = ROOT / "proto" / "template_manager.proto"
+PROTOS = tuple(ROOT / "proto" / name for name in ("template_manager.proto", "info_service.proto"))
 ROOMS = ("activities", "workflows", "api")
 EXAMPLES = 2
 MADE = "<!-- Made from the code by `make docs`: change the code, not this page. -->\n\n"
@@ -37,7 +37,8 @@ up to the build's `retry_attempts`. Where nothing is to be done next, the workfl
 API = """\
 # API
 
-`TemplateService` of [proto/template_manager.proto](../proto/template_manager.proto), where the
+`TemplateService` of [proto/template_manager.proto](../proto/template_manager.proto) and, in the
+last two rows, `InfoService` of [proto/info_service.proto](../proto/info_service.proto), where the
 messages are described. *Right* is what a caller's token needs where the API has a token file; each
 right includes those before it: `read`, `build`, `admin`.
 """
@@ -50,7 +51,7 @@ RPC = re.compile(
 
 @dataclass(frozen=True)
 class Rpc:
-    """One rpc of the proto file. Its comment is on one line."""
+    """One rpc of a proto file. Its comment is on one line."""
 
     name: str
     takes: str
@@ -70,10 +71,11 @@ def error_types() -> list[type[TemplateManagerError]]:
 
 
 def rpcs() -> list[Rpc]:
-    """Return the rpcs of the proto file, in its order."""
+    """Return the rpcs of the proto files, in their order."""
     return [
         Rpc(found["name"], found["takes"], found["answers"], _one_line(found["comment"], "//"))
-        for found in RPC.finditer(PROTO.read_text())
+        for proto in PROTOS
+        for found in RPC.finditer(proto.read_text())
     ]
 
 

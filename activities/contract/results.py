@@ -73,6 +73,21 @@ class HostBuild(Model):
     """Wall clock, seconds."""
 
 
+class MachineFacts(Model):
+    """What kind of machine a host is, and how busy. Processor fields are as /proc/cpuinfo's."""
+
+    cpu_architecture: str = ""
+    cpu_family: str = ""
+    cpu_model: str = ""
+    cpu_model_name: str = ""
+    cpu_flags: tuple[str, ...] = ()
+    cpu_count: int = 0
+    cpu_percent: float = 0
+    """Of all processors together: 0 to 100."""
+    memory_total_bytes: int = 0
+    memory_used_bytes: int = 0
+
+
 class HostFacts(Model):
     """What a host tells of itself."""
 
@@ -87,6 +102,8 @@ class HostFacts(Model):
     firecracker_versions: tuple[str, ...]
     version: str
     """Of template-manager."""
+    machine: MachineFacts | None = None
+    """None from a host of an earlier version."""
 
 
 class SweptItem(Model):

@@ -14,6 +14,7 @@ from activities.contract.interface import HostFactsActivities
 from activities.contract.results import HostBuild, HostFacts
 from activities.disk.data_dir import DataDir
 from activities.host.admission import Admission
+from activities.host.machine import tell_machine
 from activities.process.settings import Settings
 from activities.step.checkpoints import CheckpointStore
 from activities.step.ledger import LeaseLedger
@@ -61,6 +62,7 @@ class KvmHostFactsActivities(HostFactsActivities):
             kernel_versions=_versions(settings.kernels_dir, "vmlinux.bin"),
             firecracker_versions=_versions(settings.firecracker_dir, "firecracker"),
             version=importlib.metadata.version("template-manager"),
+            machine=tell_machine(),
         )
 
 

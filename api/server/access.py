@@ -49,6 +49,9 @@ NEEDED = {
     "TemplateBuildRetry": Right.BUILD,
     "TemplateBuildCancel": Right.BUILD,
     "TemplateBuildDelete": Right.ADMIN,
+    # Of InfoService: a control plane looks for services before it has a token for any.
+    "ServiceInfo": Right.NONE,
+    "ServiceStatusOverride": Right.ADMIN,
 }
 
 
@@ -232,7 +235,7 @@ def require_image(image: str | None) -> None:
 
 
 def audit(method: str, outcome: str, **subject: str) -> None:
-    """Write the line that says who has changed what: `build=…`, or `files=…` by their hash."""
+    """Write the line that says who has changed what: `build=…`, `status=…`, `files=…` by hash."""
     _log.info(
         "audit",
         caller=current_caller.get().name,

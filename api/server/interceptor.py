@@ -13,11 +13,13 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 
 from api.errors import Violation, internal_error, invalid_argument
+from api.pb import info_service_pb2 as info_pb
 from api.pb import template_manager_pb2 as pb
 from api.server.access import NEEDED, Access, Right, audit, current_caller
 from api.server.error_translation import to_api_error
 
 SERVICE = "TemplateService"
+SERVICES = (SERVICE, "InfoService")
 CHANGES_OF_A_BUILD = (
     pb.TemplateBuildRetryRequest,
     pb.TemplateBuildCancelRequest,
@@ -61,7 +63,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """Wrap the handlers of our own service; health and reflection stay as they are."""
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
-        if handler is None or not method.startswith(f"/{SERVICE}/"):
+        if handler is None or method.split("/")[1] not in SERVICES:
             return handler
         ours = cast("_Handler", handler)  # why: see _Handler
         # The request is decoded in here: gRPC itself would answer garbage with UNKNOWN.
@@ -141,6 +143,8 @@ def _subject(request: Message) -> dict[str, str]:
         return {"build": request.template.build_id}
     if isinstance(request, CHANGES_OF_A_BUILD):
         return {"build": request.build_id}
+    if isinstance(request, info_pb.ServiceStatusChangeRequest):
+        return {"status": info_pb.ServiceInfoStatus.Name(request.service_status)}
     assert isinstance(request, pb.InitLayerFileUploadRequest)
     return {"files": request.hash}
 

@@ -23,13 +23,17 @@ from activities.process.ready_file import shown_as_ready
 from activities.process.settings import Settings
 from activities.process.temporal import connect
 from activities.process.tracing import is_tracing
+from api.pb import info_service_pb2 as info_pb
+from api.pb import info_service_pb2_grpc as info_grpc
 from api.pb import template_manager_pb2 as pb
 from api.pb import template_manager_pb2_grpc as pb_grpc
 from api.pem import PemError
 from api.server.access import Access, RateLimit, TokenFileError, Tokens
 from api.server.ending import BuildEnder
 from api.server.finding import BuildFinder
-from api.server.interceptor import SERVICE, CallInterceptor
+from api.server.info import InfoService, ServiceStatus
+from api.server.interceptor import SERVICE, SERVICES, CallInterceptor
+from api.server.known_hosts import KnownHosts
 from api.server.listing import BuildListing
 from api.server.logs import BuildLogs
 from api.server.service import TemplateService
@@ -74,7 +78,9 @@ class ApiServer:
         self._server = grpc.aio.server(interceptors=interceptors, options=OPTIONS)
         self.logs = BuildLogs(client, bucket)
         finder = BuildFinder(client, bucket)
-        line = WaitingLine(client)
+        hosts = KnownHosts(client)
+        line = WaitingLine(client, hosts)
+        status = ServiceStatus(self._own_status)
         ender = BuildEnder(client, bucket, settings, finder)
         self.service = TemplateService(
             settings,
@@ -86,12 +92,14 @@ class ApiServer:
             logs=self.logs,
             bucket=bucket,
             temporal=self._temporal,
+            status=status,
         )
         self.address = ""
         """Where it listens, with the real port when the settings say port 0."""
         pb_grpc.add_TemplateServiceServicer_to_server(self.service, self._server)
+        info_grpc.add_InfoServiceServicer_to_server(InfoService(status, hosts), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 
     async def start(self) -> None:
@@ -132,6 +140,12 @@ class ApiServer:
         if self.service.is_draining:
             return "draining"
         return "" if self._temporal.is_serving else "Temporal does not answer"
+
+    def _own_status(self) -> info_pb.ServiceInfoStatus:
+        if self.service.is_draining:
+            return info_pb.ServiceDraining
+        serving = self._temporal.is_serving
+        return info_pb.ServiceHealthy if serving else info_pb.ServiceUnhealthy
 
     async def drain(self) -> None:
         """Say Draining, let running calls end for up to `drain_seconds`, then stop."""

@@ -20,6 +20,7 @@ from api.pb import template_manager_pb2_grpc as pb_grpc
 from api.server.access import require_image
 from api.server.ending import BuildEnder
 from api.server.finding import BuildFinder
+from api.server.info import ServiceStatus
 from api.server.interceptor import Context
 from api.server.listing import BuildListing, list_query
 from api.server.logs import BuildLogs
@@ -57,6 +58,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         logs: BuildLogs,
         bucket: TemplateBucket,
         temporal: TemporalHealth,
+        status: ServiceStatus,
     ) -> None:
         self._settings = settings
         self._sealer = Sealer(settings.secret_keys)
@@ -68,6 +70,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         self._logs = logs
         self._bucket = bucket
         self._temporal = temporal
+        self._status = status
         self._draining = asyncio.Event()
 
     @property
@@ -185,7 +188,11 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
 
     async def HealthStatus(self, request: Empty, context: Context) -> pb.HealthStatusResponse:
         """Say whether this process takes new work."""
-        return pb.HealthStatusResponse(status=pb.Draining if self.is_draining else pb.Healthy)
+        return pb.HealthStatusResponse(status=pb.Draining if self._drains() else pb.Healthy)
+
+    def _drains(self) -> bool:
+        """Whether it is ending, or was told to say another status than Healthy."""
+        return self.is_draining or self._status.is_told
 
     async def _view(
         self, request: pb.TemplateStatusRequest | pb.TemplateBuildLogsRequest

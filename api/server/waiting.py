@@ -1,14 +1,11 @@
 """Why a build waits for a host: its place in the line, the hosts and their slots.
 
-Temporal is the waiting line, so it is asked for it; what a host has is asked of the host, once in a
-while for all who wait, and only while somebody looks at a build that waits.
+Temporal is the waiting line, so it is asked for it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,8 +13,6 @@ from enum import Enum, auto
 
 import structlog
 from temporalio.api.enums.v1 import TaskQueueType
-from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client
 from temporalio.service import RPCError
 
@@ -25,20 +20,11 @@ from activities.contract.names import (
     SHARED_HOST_TASK_QUEUE,
     WORKFLOW_TASK_QUEUE,
     Step,
-    step_task_queue,
 )
 from activities.contract.results import HostFacts
-from activities.process.sweep_schedule import swept_hosts
-from api.server.hosts import ask_host
+from api.server.known_hosts import KnownHosts
 
 RPC_LIMIT = timedelta(seconds=5)
-# A worker's poll lasts up to a minute: one that has not polled for longer has ended.
-POLL_SECONDS = 75.0
-POLLED_SECONDS = 3.0
-FRESH_SECONDS = 20.0
-# What was known so long ago is better than nothing while the hosts are being asked again.
-STALE_SECONDS = 300.0
-ANSWER_SECONDS = 2.0
 # A build that no worker has begun yet has no step.
 WAITING_BUILDS = (
     "WorkflowType='BuildTemplate' AND ExecutionStatus='Running' "
@@ -119,20 +105,19 @@ def why_none_takes_it(hosts: HostSlots | None, *, works: bool, polled: bool) -> 
 class WaitingLine:
     """The builds that wait for a host, and what they wait for."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, hosts: KnownHosts) -> None:
         self._client = client
-        self._known: tuple[float, HostSlots] | None = None
-        self._asking: asyncio.Task[None] | None = None
-        self._polled: dict[str, tuple[float, bool]] = {}
+        self._hosts = hosts
 
     async def look(self, started: datetime) -> Waiting:
         """Tell of a build that was started then. What cannot be found out in time is left out."""
         builds_before, works, polled = await asyncio.gather(
             self.builds_before(started),
-            self._is_polled(WORKFLOW_TASK_QUEUE, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW),
-            self._is_polled(SHARED_HOST_TASK_QUEUE, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY),
+            self._hosts.is_polled(WORKFLOW_TASK_QUEUE, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW),
+            self._hosts.is_polled(SHARED_HOST_TASK_QUEUE, TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY),
         )
-        hosts = await self._hosts() if works else None
+        facts = await self._hosts.facts() if works else None
+        hosts = slots_of(facts) if facts is not None else None
         return Waiting(why_none_takes_it(hosts, works=works, polled=polled), builds_before, hosts)
 
     async def builds_before(self, started: datetime) -> int:
@@ -156,55 +141,6 @@ class WaitingLine:
         latest = [build.id for build in waiting.current_page or ()]
         total = max(counted.count, len(latest))
         return {name: total - 1 - number for number, name in enumerate(latest)}
-
-    async def _is_polled(self, queue: str, kind: TaskQueueType.ValueType) -> bool:
-        """Whether a worker asked for work there some seconds ago."""
-        asked, polled = self._polled.get(queue, (float("-inf"), False))
-        if time.monotonic() - asked > POLLED_SECONDS:
-            polled = await self._has_pollers(queue, kind)
-            self._polled[queue] = (time.monotonic(), polled)
-        return polled
-
-    async def _has_pollers(self, queue: str, kind: TaskQueueType.ValueType) -> bool:
-        """Ask Temporal for a queue's workers; True when it does not say."""
-        request = DescribeTaskQueueRequest(
-            namespace=self._client.namespace,
-            task_queue=TaskQueue(name=queue),
-            task_queue_type=kind,
-        )
-        try:
-            told = await self._client.workflow_service.describe_task_queue(
-                request, timeout=RPC_LIMIT
-            )
-        except RPCError as error:
-            _log.warning("a task queue cannot be described", queue=queue, error=str(error))
-            return True
-        since = time.time() - POLL_SECONDS
-        return any(poller.last_access_time.ToSeconds() >= since for poller in told.pollers)
-
-    async def _hosts(self) -> HostSlots | None:
-        """Return what is known of the hosts, and ask them again when that has become old."""
-        if self._age() > FRESH_SECONDS and (self._asking is None or self._asking.done()):
-            self._asking = asyncio.create_task(self._ask())
-        if self._asking is not None and self._age() > FRESH_SECONDS:
-            await asyncio.wait([self._asking], timeout=ANSWER_SECONDS)
-        return self._known[1] if self._known and self._age() <= STALE_SECONDS else None
-
-    def _age(self) -> float:
-        return time.monotonic() - self._known[0] if self._known else float("inf")
-
-    async def _ask(self) -> None:
-        with contextlib.suppress(RPCError):  # Temporal is away: what was known gets old
-            names = await swept_hosts(self._client)
-            facts = await asyncio.gather(*(self._facts(name) for name in names))
-            told = slots_of(dict(zip(names, facts, strict=True)))
-            self._known = (time.monotonic(), told)
-
-    async def _facts(self, host: str) -> HostFacts | None:
-        kind = TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY
-        if not await self._is_polled(step_task_queue(host), kind):
-            return None  # asking would only wait for it
-        return await ask_host(self._client, host)
 
 
 def _message(why: Why, hosts: HostSlots) -> str:

@@ -31,6 +31,12 @@ async def test_an_e2b_client_creates_asks_and_deletes(api: Api) -> None:
     answer, _ = await asyncio.wait_for(client.communicate(), 40)
     assert client.returncode == 0
     assert json.loads(answer) == {
+        "found": {
+            "roles": ["TemplateBuilder"],
+            "status": 0,
+            "named": True,
+            "statuses": [1, 0],
+        },
         "health": 0,
         "status": "Completed",
         "rootfs_size": 1,

@@ -1,4 +1,4 @@
-"""A client with E2B's own stubs, as of April 2025: camelCase names, the same numbers.
+"""A client with E2B's own stubs, as of April 2025 (discovery: of August 2026): the same numbers.
 
 It runs in a process of its own, since two descriptions of the same messages clash in one.
 `python e2b_client.py ADDRESS TEMPLATE_ID BUILD_ID` prints what it sees as JSON.
@@ -22,6 +22,7 @@ from grpc_tools import protoc
 PROTO = """
 syntax = "proto3";
 import "google/protobuf/empty.proto";
+import "google/protobuf/timestamp.proto";
 
 message TemplateConfig {
   string templateID = 1;
@@ -45,6 +46,21 @@ message TemplateBuildStatusResponse {
   TemplateBuildMetadata metadata = 2;
 }
 enum HealthState { Healthy = 0; Draining = 1; }
+enum ServiceInfoRole { TemplateBuilder = 0; Orchestrator = 1; }
+message MachineInfo { string cpu_architecture = 1; repeated string cpu_flags = 5; }
+message ServiceInfoResponse {
+  string node_id = 1;
+  string service_id = 2;
+  uint32 service_status = 51;
+  repeated ServiceInfoRole service_roles = 52;
+  google.protobuf.Timestamp service_startup = 53;
+  MachineInfo machine_info = 54;
+}
+message ServiceStatusChangeRequest { uint32 service_status = 2; }
+service InfoService {
+  rpc ServiceInfo(google.protobuf.Empty) returns (ServiceInfoResponse);
+  rpc ServiceStatusOverride(ServiceStatusChangeRequest) returns (google.protobuf.Empty);
+}
 message HealthStatusResponse { HealthState status = 1; }
 
 service TemplateService {
@@ -68,12 +84,28 @@ def stubs() -> tuple[Any, Any]:
         return importlib.import_module("e2b_pb2"), importlib.import_module("e2b_pb2_grpc")
 
 
+def find(pb: Any, info: Any) -> dict[str, Any]:
+    """Look for a service that builds templates, let it drain, and take that back."""
+    found = info.ServiceInfo(Empty())
+    statuses = []
+    for status in (1, 0):
+        info.ServiceStatusOverride(pb.ServiceStatusChangeRequest(service_status=status))
+        statuses.append(info.ServiceInfo(Empty()).service_status)
+    return {
+        "roles": [pb.ServiceInfoRole.Name(role) for role in found.service_roles],
+        "status": found.service_status,
+        "named": bool(found.node_id and found.service_id and found.service_startup.seconds),
+        "statuses": statuses,
+    }
+
+
 def main(address: str, template_id: str, build_id: str) -> None:
     """Create, ask until it is completed, delete."""
     pb, pb_grpc = stubs()
     seen: dict[str, Any] = {}
     with grpc.insecure_channel(address) as channel:
         service = pb_grpc.TemplateServiceStub(channel)
+        seen["found"] = find(pb, pb_grpc.InfoServiceStub(channel))
         seen["health"] = service.HealthStatus(Empty()).status
         config = pb.TemplateConfig(
             templateID=template_id,
