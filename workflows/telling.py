@@ -12,6 +12,7 @@ from activities.contract.names import LOG_TOPIC, Step
 from activities.contract.requests import TemplateConfig
 from activities.contract.search_attributes import BUILD_STATE, BUILD_STEP, KVM_HOST
 from activities.contract.status import BuildFailure, BuildState, LogEntry, LogLevel, StepRecord
+from workflows.markdown import block, code, escaped
 from workflows.timeline import Timeline
 
 
@@ -109,7 +110,7 @@ def details_markdown(
 ) -> str:
     """Return what the Temporal Web UI shows as the workflow's current details."""
     lines = [
-        f"**{config.template_id}** · `{config.source.described}` · {state}",
+        f"**{config.template_id}** · {code(config.source.described)} · {state}",
         "",
         f"Build `{config.build_id}` · {config.vcpu_count} vCPU · {config.memory_mb} MiB memory · "
         f"{config.disk_size_mb} MiB free disk · host {host or '(waiting)'}",
@@ -119,9 +120,9 @@ def details_markdown(
         *(_row(record) for record in timeline.records),
     ]
     if failure is not None:
-        lines += ["", f"**{failure.error_type}**: {failure.message}"]
-        lines += [f"*What to do:* {failure.hint}"] if failure.hint else []
-        lines += ["", "```", *failure.log_tail, "```"] if failure.log_tail else []
+        lines += ["", f"**{escaped(failure.error_type)}**: {code(failure.message)}"]
+        lines += ["", f"*What to do:* {escaped(failure.hint)}"] if failure.hint else []
+        lines += ["", *block(failure.log_tail)] if failure.log_tail else []
     return "\n".join(lines)
 
 

@@ -16,6 +16,7 @@ from temporalio.exceptions import TimeoutError as TemporalTimeoutError
 
 from activities.contract.names import Step
 from activities.contract.status import BuildFailure
+from activities.contract.text import one_line, readable
 
 LOG_TAIL_LINES = 20
 LOG_TAIL_LINE_CHARS = 400
@@ -41,12 +42,23 @@ class TemplateManagerError(Exception):
         hint: str | None = None,
         retry_after_seconds: float | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
+        # A registry, a guest or a tool may have written any of it.
+        self.message = one_line(message)
+        super().__init__(self.message)
         self.step = step
-        self.log_tail = tuple(line[:LOG_TAIL_LINE_CHARS] for line in log_tail[-LOG_TAIL_LINES:])
-        self.hint = type(self).hint if hint is None else hint
+        self.log_tail = log_tail
+        self.hint = type(self).hint if hint is None else one_line(hint)
         self.retry_after_seconds = retry_after_seconds
+
+    @property
+    def log_tail(self) -> tuple[str, ...]:
+        """The last lines of whatever failed."""
+        return self._log_tail
+
+    @log_tail.setter
+    def log_tail(self, lines: Sequence[str]) -> None:
+        last = lines[-LOG_TAIL_LINES:]
+        self._log_tail = tuple(readable(line)[:LOG_TAIL_LINE_CHARS] for line in last)
 
     def failure(self) -> BuildFailure:
         """Return what users are told."""

@@ -7,6 +7,7 @@ cannot pose as one of ours.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections import deque
@@ -21,7 +22,8 @@ from activities.contract.errors import (
     StartCommandError,
     TemplateManagerError,
 )
-from activities.step.build_log import BuildLog, readable, without_escapes
+from activities.contract.text import readable, without_escapes
+from activities.step.build_log import BuildLog
 
 PREFIX = "@tm@ "
 READ_BYTES = 256 * 1024
@@ -48,28 +50,49 @@ class ConsoleReader:
         self._mark = console.with_name("console.read")
         self._position = self._read_mark()
         self._rest = b""
+        self._is_inside_line = self._stands_inside_line()
 
     def lines(self) -> list[str]:
-        """Return the whole lines that have come since the last call."""
+        """Return the whole lines that have come since the last call, but for empty ones.
+
+        Of a line that has no end only the beginning is one: what follows, wherever it is cut, must
+        not be taken for a line of its own.
+        """
         try:
             with self._console.open("rb") as file:
                 file.seek(self._position + len(self._rest))
                 self._rest += file.read(READ_BYTES)
         except FileNotFoundError:
             return []
-        whole, newline, rest = self._rest.rpartition(b"\n")
-        if not newline and len(rest) > MAX_LINE_BYTES:  # endless: taken as a line
-            whole, newline, rest = rest, b"", b""
+        whole, newline, self._rest = self._rest.rpartition(b"\n")
+        if not newline and len(self._rest) <= MAX_LINE_BYTES:
+            return []
+        if not newline:
+            whole, self._rest = self._rest, b""
         self._position += len(whole) + len(newline)
-        self._rest = rest
-        lines = whole.decode(errors="replace").split("\n") if whole else []
-        return [without_escapes(line).removesuffix("\r") for line in lines]
+        lines = whole.split(b"\n")
+        begun, self._is_inside_line = self._is_inside_line, not newline
+        return [_text_of(line) for line in (lines[1:] if begun else lines) if line]
+
+    @property
+    def position(self) -> int:
+        """How many bytes of the console have been taken."""
+        return self._position
 
     def remember(self) -> None:
         """Keep how far the lines have been dealt with."""
         temporary = self._mark.with_suffix(".new")
         temporary.write_text(str(self._position))
         temporary.replace(self._mark)
+
+    def _stands_inside_line(self) -> bool:
+        """Whether the last reader has stopped inside a line without an end."""
+        if self._position == 0:
+            return False
+        with contextlib.suppress(FileNotFoundError), self._console.open("rb") as file:
+            file.seek(self._position - 1)
+            return file.read(1) != b"\n"
+        return False
 
     def _read_mark(self) -> int:
         try:
@@ -234,6 +257,10 @@ class GuestReadiness:
     def _hear_failed(self, text: str) -> None:
         self.tell_parts(now=True)
         self.failure = self.failure or StartCommandError(readable(text), log_tail=[*self.tail])
+
+
+def _text_of(line: bytes) -> str:
+    return without_escapes(line.decode(errors="replace")).removesuffix("\r")
 
 
 def _meaning(code: int | None) -> str:

@@ -14,6 +14,7 @@ import structlog
 
 from activities.contract.names import Step, VmPurpose, build_of_workflow
 from activities.contract.scope import VmRef
+from activities.contract.text import printable_lines
 from activities.process.settings import Settings
 
 STEPS = {
@@ -68,6 +69,16 @@ def flatten_sdk_fields(
     return event
 
 
+def only_text(
+    _logger: object, _method: str, event: structlog.types.EventDict
+) -> structlog.types.EventDict:
+    """Let no text of a line steer the terminal in which an operator reads it."""
+    return {
+        name: printable_lines(value) if isinstance(value, str) else value
+        for name, value in event.items()
+    }
+
+
 def configure_logging(settings: Settings, process: str) -> None:
     """Send every logger's lines, ours and the libraries', to stderr in one form.
 
@@ -89,7 +100,11 @@ def configure_logging(settings: Settings, process: str) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder(), flatten_sdk_fields],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                only_text,
+                renderer,
+            ],
         )
     )
     root = logging.getLogger()

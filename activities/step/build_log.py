@@ -27,6 +27,7 @@ from temporalio.contrib.workflow_streams import WorkflowStreamClient
 from activities.contract.errors import LOG_TAIL_LINES
 from activities.contract.names import LOG_TOPIC, UUID_PATTERN, Step
 from activities.contract.status import LogEntry, LogLevel
+from activities.contract.text import cut, readable
 from activities.contract.units import MIB
 from activities.disk.data_dir import DataDir
 from activities.disk.leftovers import Leftover, disk_bytes, entries, made_at
@@ -39,32 +40,8 @@ MAX_STEP_BYTES = 8 * MIB
 MAX_LINE_CHARS = 4_096
 FLUSH_LIMIT_SECONDS = 10.0
 REDACTED = "[secret]"
-UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
-
-# Of terminals (ECMA-48): control sequences, strings such as titles, and other escapes.
-ESCAPES = re.compile(
-    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[PX^_\]][^\x07\x1b]*(?:\x07|\x1b\\|$)|[ -/]*[0-~])"
-)
 
 _log = structlog.get_logger(__name__)
-
-
-def without_escapes(text: str) -> str:
-    """Return a text without what only steers a terminal."""
-    return ESCAPES.sub("", text)
-
-
-def readable(text: str) -> str:
-    """Return what a terminal would show of a line: no escapes, and the last of a progress bar.
-
-    What is no character that can be shown becomes U+FFFD.
-    """
-    plain = without_escapes(text)
-    if "\r" in plain:
-        plain = next((part for part in reversed(plain.split("\r")) if part), "")
-    if plain.isprintable():
-        return plain
-    return "".join(c if c == "\t" or c.isprintable() else UNPRINTABLE for c in plain)
 
 
 class BuildLog:
@@ -128,10 +105,7 @@ class BuildLog:
     def _clean(self, text: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, REDACTED)
-        text = readable(text)
-        if len(text) <= MAX_LINE_CHARS:
-            return text
-        return text[:MAX_LINE_CHARS] + f"… [{len(text) - MAX_LINE_CHARS} more characters cut]"
+        return cut(readable(text), MAX_LINE_CHARS)
 
     def _entry(self, level: LogLevel, cleaned: str, **fields: str) -> LogEntry:
         return LogEntry(
@@ -225,7 +199,7 @@ def read_entries(path: Path) -> list[LogEntry]:
     """Read a log file back; a last line that a crash cut short is left out."""
     entries = []
     with contextlib.suppress(FileNotFoundError):
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").split("\n"):  # texts have other line ends
             with contextlib.suppress(ValueError):
                 entries.append(LogEntry.model_validate_json(line))
     return entries

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from activities.contract.text import printable
+
 GAP = 2
 
 Row = Sequence[str | Text]
@@ -31,7 +33,7 @@ def print_rows(console: Console, columns: Sequence[Column], rows: Sequence[Row])
     """
     if not console.is_terminal:
         for row in rows:
-            line = "\t".join(", ".join(_plain(cell).split("\n")) for cell in row)
+            line = "\t".join(", ".join(map(_one_value, _plain(cell).split("\n"))) for cell in row)
             console.file.write(line + "\n")  # `print` would expand the tabs
         return
     shown = _fitting(columns, rows, console.width)
@@ -78,6 +80,11 @@ def _print_paragraph(console: Console, columns: Sequence[Column], row: Row) -> N
         else:
             told = " · ".join(_plain(cell).split("\n"))
             console.print(Text(f"  {column.heading}: {told}" if column.heading else f"  {told}"))
+
+
+def _one_value(text: str) -> str:
+    """Return a value that neither a tab nor a line end can make two of."""
+    return printable(text).replace("\t", " ")
 
 
 def _width(cell: str | Text) -> int:

@@ -11,13 +11,15 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from enum import IntEnum
-from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+from typing import IO, TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 from typer.models import ArgumentInfo
 
+from activities.contract.text import printable_lines
 from api.cli import completion
 
 if TYPE_CHECKING:
@@ -56,11 +58,45 @@ def write_readably() -> None:
             stream.reconfigure(errors=READABLE)
 
 
-def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False)
-    if console.is_terminal:
-        return console
-    return Console(stderr=stderr, highlight=False, width=UNWRAPPED)
+class TextConsole(Console):
+    """A console on which texts are only texts: no markup, and nothing that steers a terminal.
+
+    All that is printed comes through `render`: also tables, and what lives.
+    """
+
+    def __init__(
+        self,
+        *,
+        file: IO[str] | None = None,
+        stderr: bool = False,
+        width: int | None = None,
+        force_terminal: bool | None = None,
+    ) -> None:
+        super().__init__(
+            file=file,
+            stderr=stderr,
+            width=width,
+            force_terminal=force_terminal,
+            highlight=False,
+            markup=False,
+            emoji=False,
+        )
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """Render as Rich does. What is no character to be shown, nor a line end, is U+FFFD."""
+        for segment in super().render(renderable, options):
+            yield (
+                segment
+                if segment.control
+                else Segment(printable_lines(segment.text), segment.style)
+            )
+
+
+def _console(*, stderr: bool) -> TextConsole:
+    console = TextConsole(stderr=stderr)
+    return console if console.is_terminal else TextConsole(stderr=stderr, width=UNWRAPPED)
 
 
 out = _console(stderr=False)
@@ -208,13 +244,15 @@ def transfer_bars() -> Iterator[Callable[[str, int, int], None]]:
         DownloadColumn,
         Progress,
         TaskID,
+        TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
 
     bar = [BarColumn()] if err.width >= WIDE else []
     numbers = (DownloadColumn(True), TransferSpeedColumn(), TimeRemainingColumn(compact=True))
-    with Progress("{task.description}", *bar, *numbers, console=err) as progress:
+    title = TextColumn("{task.description}", markup=False)
+    with Progress(title, *bar, *numbers, console=err) as progress:
         bars: dict[str, TaskID] = {}
 
         def show(name: str, done: int, total: int) -> None:

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -148,7 +147,7 @@ def progress_text(progress: pb.BuildProgress) -> str:
         parts.append(f"attempt {progress.attempt}")
     if progress.last_failure:
         parts.append(f"last failure: {progress.last_failure}")
-    return escape(" · ".join(parts))
+    return " · ".join(parts)
 
 
 def rate_parts(progress: pb.BuildProgress, per_second: float) -> list[str]:

@@ -1,4 +1,7 @@
-"""From our models to protobuf messages."""
+"""From our models to protobuf messages.
+
+Texts of a build are made readable once more: an old log, or a host of an old version, may not have.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from activities.contract.results import UploadedArtifact
 from activities.contract.status import BuildFailure, BuildState, LogEntry, LogLevel, StepRecord
+from activities.contract.text import one_line, readable
 from api.pb import template_manager_pb2 as pb
 from api.server.listing import ListedBuild
 from api.server.view import BuildView, RunningActivity
@@ -66,10 +70,12 @@ def status_message(view: BuildView) -> pb.TemplateBuildStatusResponse:
 
 def log_message(entry: LogEntry) -> pb.TemplateBuildLogEntry:
     """Return a log line. The step, if any, is among the fields."""
-    fields = {**entry.fields, "step": str(entry.step)} if entry.step else entry.fields
+    fields = {name: readable(value) for name, value in entry.fields.items()}
+    if entry.step:
+        fields["step"] = str(entry.step)
     return pb.TemplateBuildLogEntry(
         timestamp=timestamp(entry.timestamp),
-        message=entry.message,
+        message=one_line(entry.message),
         level=level_number(entry.level),
         fields=fields,
     )
@@ -148,23 +154,23 @@ def _reason(view: BuildView) -> pb.TemplateBuildStatusReason | None:
 
 def _failure(failure: BuildFailure) -> pb.TemplateBuildStatusReason:
     return pb.TemplateBuildStatusReason(
-        message=failure.message,
+        message=one_line(failure.message),
         step=failure.step,
-        error_type=failure.error_type,
-        hint=failure.hint,
-        log_tail=failure.log_tail,
+        error_type=readable(failure.error_type),
+        hint=one_line(failure.hint),
+        log_tail=map(readable, failure.log_tail),
     )
 
 
 def _progress(activity: RunningActivity) -> pb.BuildProgress:
     progress = activity.progress
     return pb.BuildProgress(
-        what=progress.what,
+        what=readable(progress.what),
         done=max(progress.done, 0),
         total=max(progress.total, 0),
         unit=progress.unit,
         attempt=activity.attempt,
-        last_failure=activity.last_failure,
+        last_failure=one_line(activity.last_failure),
         per_second=max(progress.per_second, 0.0),
     )
 

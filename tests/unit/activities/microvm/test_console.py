@@ -1,18 +1,24 @@
 from __future__ import annotations
 
+import time
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from activities.contract.errors import GuestDiedError, StartCommandError
 from activities.contract.names import Step
 from activities.contract.status import LogLevel
+from activities.contract.units import MIB
 from activities.disk.data_dir import DataDir
 from activities.microvm import console as console_module
 from activities.microvm.console import MAX_LINE_BYTES, ConsoleReader, GuestReadiness
 from activities.step.build_log import BuildLog, open_build_log, read_entries
+from tests.support.hostile_text import hostile_bytes, hostile_text
 
 BUILD = "11111111-1111-4111-8111-111111111111"
 
@@ -54,9 +60,26 @@ def test_the_next_reader_goes_on_where_this_one_has_dealt_with(console: Path) ->
     assert ConsoleReader(console).lines() == ["two"]
 
 
-def test_a_line_without_an_end_is_taken_in_pieces(console: Path) -> None:
+def test_of_a_line_without_an_end_the_beginning_is_told(console: Path) -> None:
     append(console, b"x" * (MAX_LINE_BYTES + 1))
     assert ConsoleReader(console).lines() == ["x" * (MAX_LINE_BYTES + 1)]
+
+
+@pytest.mark.parametrize("is_another_reader", [False, True])
+def test_what_follows_in_an_endless_line_is_no_line_of_ours(
+    console: Path, is_another_reader: bool
+) -> None:
+    reader = ConsoleReader(console)
+    append(console, b"@tm@ out " + b"x" * MAX_LINE_BYTES)
+    assert len(reader.lines()) == 1
+    reader.remember()
+    append(console, b"@tm@ ready 1" + b" " * MAX_LINE_BYTES)
+    if is_another_reader:
+        reader = ConsoleReader(console)
+    assert reader.lines() == []
+    reader.remember()
+    append(console, b"@tm@ ready 2\n\n@tm@ ready 3\n")
+    assert reader.lines() == ["@tm@ ready 3"]
 
 
 def test_no_console_yet_is_no_line(tmp_path: Path) -> None:
@@ -248,3 +271,79 @@ async def test_a_line_that_makes_no_sense_is_left_out(log: BuildLog, forged: str
     assert guest.failure is None
     assert guest.attempts == 0
     assert "owned" not in log.path.read_text() if log.path.exists() else True
+
+
+@given(data=hostile_bytes)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+async def test_whatever_a_guest_writes_is_told_or_left_out(
+    tmp_path: Path, log: BuildLog, data: bytes
+) -> None:
+    path = tmp_path / "hostile"
+    path.write_bytes(data + b"\n")
+    guest = GuestReadiness(log)
+    for line in ConsoleReader(path).lines():
+        guest.hear(line)
+    guest.tell_parts(now=True)
+    failures = [guest.failure, guest.timed_out(1), guest.died("exit code 0")]
+    assert all(failure is None or not failure.retryable for failure in failures)
+
+
+KINDS = st.sampled_from(
+    [
+        "start",
+        "out",
+        "err",
+        "out-part",
+        "err-part",
+        "start-exit",
+        "ready-out",
+        "ready-attempt",
+        "ready",
+        "failed",
+        "other",
+    ]
+)
+NUMBERS = st.sampled_from(["", "0", "-1", "127", "abc", "1e9", "٣", "²", "9" * 5000, " 1 2 3 "])
+
+
+@given(lines=st.lists(st.tuples(KINDS, st.one_of(NUMBERS, hostile_text)), max_size=20))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+async def test_what_claims_to_be_ours_is_parsed_strictly(
+    log: BuildLog, lines: list[tuple[str, str]]
+) -> None:
+    guest = GuestReadiness(log)
+    for kind, text in lines:
+        guest.hear(f"@tm@ {kind} {text}")
+    guest.tell_parts(now=True)
+    assert 0 <= guest.attempts < 10**9
+    assert guest.last_attempt_code is None or 0 <= guest.last_attempt_code < 10**9
+    failures = [guest.failure, guest.timed_out(1), guest.died("exit code 0")]
+    assert all(failure is None or not failure.retryable for failure in failures)
+    shown = [entry.message for entry in read_entries(log.path)]
+    assert all(c == "\t" or c.isprintable() for message in shown for c in message)
+
+
+@pytest.mark.parametrize("status", ["f" * 10_000, "0", "7f"])
+async def test_a_panics_status_is_a_claim_too(log: BuildLog, status: str) -> None:
+    guest = GuestReadiness(log)
+    guest.hear(f"Kernel panic - not syncing: Attempted to kill init! exitcode=0x{status}")
+    assert "its init" in guest.died("exit code 0").message
+
+
+@pytest.mark.parametrize("part", [b"x", b"\r", b"\n", b"\x1b", b"\x1b[", b"@tm@ out ", b"@tm@ "])
+async def test_a_console_full_of_anything_takes_time_by_its_length(
+    log: BuildLog, console: Path, part: bytes
+) -> None:
+    console.write_bytes(part * (16_000_000 // len(part)))
+    reader, guest = ConsoleReader(console), GuestReadiness(log)
+    tracemalloc.start()
+    began, position = time.monotonic(), -1
+    while position != reader.position:
+        position = reader.position
+        for line in reader.lines():
+            guest.hear(line)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert position > 15_900_000
+    assert time.monotonic() - began < 120
+    assert peak < 64 * MIB

@@ -6,7 +6,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import structlog
@@ -79,3 +79,22 @@ def test_what_belongs_to_no_build_claims_none() -> None:
         "activity": "sweep_host",
         "attempt": 1,
     }
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_no_text_of_a_line_steers_the_operators_terminal(
+    stderr: io.StringIO,
+    monkeypatch: pytest.MonkeyPatch,
+    log_format: Literal["json", "console"],
+) -> None:
+    monkeypatch.setattr("sys.stderr", stderr)  # pytest has put its own there since the fixture
+    configure_logging(Settings(log_format=log_format), "host")
+    evil = "a\x1b]52;c;ZXZpbA==\x07\x9b2J\u202e\rb"
+    structlog.get_logger("any").warning(evil, error=evil)
+    try:
+        raise ValueError(evil)
+    except ValueError:
+        logging.getLogger("a library").exception(evil)
+    written = stderr.getvalue()
+    assert written.count("]52;c;") >= 4
+    assert all(c == "\n" or c.isprintable() for c in written)
