@@ -311,7 +311,7 @@ class StorageUnavailableError(HostFaultError):
 class StorageDeniedError(TemplateManagerError):
     """The bucket does not exist, or we may not write to it, or its quota is used up."""
 
-    hint = "Check the bucket's name, permissions and quota, then retry the build."
+    hint = "Check the bucket's name, the Google credentials here, permissions and quota; try again."
 
 
 class PreconditionFailedError(HostFaultError):

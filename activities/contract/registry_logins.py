@@ -11,6 +11,9 @@ from pydantic import Field, model_serializer, model_validator
 
 from activities.contract.model import Model
 
+MAX_SECRET_CHARS = 65_536
+"""Of a password, or of a key file."""
+
 
 class Sealed(Model):
     """A secret, encrypted by the API and opened only by the activity that needs it.

@@ -89,8 +89,9 @@ def _resume(
 
 def _read(directory: Path) -> TemplateMetadata:
     if not directory.is_dir():
+        told = f"{directory} is a file" if directory.exists() else f"there is no {directory}"
         raise TemplateNotFoundError(
-            f"there is no directory {directory}", hint="Name one that template-manager pull filled."
+            told, hint="Name a directory that template-manager pull filled."
         )
     try:
         metadata = TemplateMetadata.model_validate_json((directory / METADATA).read_bytes())

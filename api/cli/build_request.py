@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from activities.contract.image_reference import ImageReference, ImageReferenceError
+from activities.contract.registry_logins import MAX_SECRET_CHARS
 from api.pb import template_manager_pb2 as pb
 
 PASSWORD_VARIABLE = "TEMPLATE_MANAGER_REGISTRY_PASSWORD"  # noqa: S105 # a name, not a password
@@ -65,6 +66,8 @@ def environment_of(assignments: Sequence[str]) -> dict[str, str]:
     env = {}
     for assignment in assignments:
         name, sign, value = assignment.partition("=")
+        if not name:
+            raise OptionError(f"--env {assignment}: write --env NAME=VALUE")
         if not sign:
             if name not in os.environ:
                 raise OptionError(f"--env {name}: not set here; write --env {name}=VALUE")
@@ -91,6 +94,8 @@ def registry_of(
         )
     if options.google_key_file:
         key = _read(options.google_key_file, "--google-key-file")
+        if not key.strip():  # for the server that is the host's own credentials
+            raise OptionError(f"--google-key-file: {options.google_key_file} is empty")
         return pb.FromImageRegistry(gcp=pb.GcpRegistry(service_account_json=key))
     if options.google_default:
         return pb.FromImageRegistry(gcp=pb.GcpRegistry())
@@ -128,6 +133,10 @@ def _aws(region: str, environ: Mapping[str, str]) -> pb.AwsRegistry:
 
 def _read(path: Path, option: str) -> str:
     try:
-        return path.read_text()
+        with path.open() as file:
+            text = file.read(MAX_SECRET_CHARS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"{option}: cannot read {path}: {error}") from error
+    if len(text) > MAX_SECRET_CHARS:
+        raise OptionError(f"{option}: {path} has more than {MAX_SECRET_CHARS} characters")
+    return text

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 from typer.core import TyperCommand
 
 from api.cli import completion
@@ -25,6 +26,7 @@ from api.cli.console import (
     fail,
     out,
     print_json,
+    require_address,
     run_call,
 )
 from api.cli.image_builders import BuilderName
@@ -44,6 +46,7 @@ ApiAddress = Annotated[
         envvar=API_ADDRESS,
         help="Where the API listens.",
         metavar="HOST:PORT",
+        callback=require_address,
     ),
 ]
 Follow = Annotated[
@@ -53,6 +56,7 @@ Follow = Annotated[
     ),
 ]
 PASSED_ON = "--"
+MAX_CURSOR = 2**64 - 1
 
 app = typer.Typer()
 
@@ -282,6 +286,10 @@ def build(
     run_call(start, as_json)
 
 
+def _say(line: str) -> None:
+    err.print(Text(line), soft_wrap=True)
+
+
 async def _build_image(
     api_address: str, template: pb.TemplateConfig, recipe: DockerfileRecipe, as_json: bool
 ) -> None:
@@ -290,7 +298,7 @@ async def _build_image(
     from api.cli.image_builders import BuilderError, NoBuilderError
 
     try:
-        pushed = await recipe.build(api_address, template)
+        pushed = await recipe.build(api_address, template, _say)
     except NoBuilderError as error:
         fail(error.message, error.hint, Exit.UNAVAILABLE, as_json=as_json)
     except BuilderError as error:
@@ -381,7 +389,11 @@ def logs(
 
         async with TemplateClient(api_address) as client:
             lines = client.logs(
-                build_id, cursor=cursor, run_id=run_id, follow=follow, level=level.capitalize()
+                build_id,
+                cursor=min(cursor, MAX_CURSOR),
+                run_id=run_id,
+                follow=follow,
+                level=level.capitalize(),
             )
             async for line in lines:
                 if as_json:

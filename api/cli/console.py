@@ -33,6 +33,7 @@ UNWRAPPED = 10_000
 """The width where nobody looks at columns: in a pipe or a file every line stays whole."""
 WIDE = 100
 """Below it numbers have no bar beside them, and stand on lines of their own."""
+MAX_PORT = 65_535
 READABLE = "template-manager.readable"
 # One character each, so that columns stay below each other.
 PLAIN_CHARACTERS = str.maketrans("→│✓✗↺·…–━╸╺•×", ">|+x<.~---=*x")
@@ -119,6 +120,16 @@ BUILDS = "Builds and templates"
 EXAMPLE_BUILD = "4f2c6f0e-5d1c-4c8e-9d43-0a7c6a1b2c3d"
 
 
+def require_address(address: str) -> str:
+    """Return an address of a gRPC server. Raises BadParameter for what cannot be one."""
+    if address.startswith(("unix:", "dns:")):
+        return address
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isascii() and port.isdigit() and 0 < int(port) <= MAX_PORT:
+        return address
+    raise typer.BadParameter(f"{address!r}: must be HOST:PORT, such as 127.0.0.1:5008")
+
+
 class Exit(IntEnum):
     """The exit codes, the same for every command."""
 
@@ -127,6 +138,8 @@ class Exit(IntEnum):
     USAGE = 2
     UNAVAILABLE = 3
     INTERRUPTED = 130
+    UNREAD = 141
+    """As of a program that SIGPIPE ends: nobody reads its output any more."""
 
 
 def run_to_end(work: Coroutine[None, None, T]) -> T:
@@ -217,7 +230,9 @@ def _code_of(error: TemplateManagerError) -> Exit:
     )
     if isinstance(error, usage):
         return Exit.USAGE
-    unavailable = error.retryable or isinstance(error, errors.HostDiskFullError)
+    unavailable = error.retryable or isinstance(
+        error, errors.HostDiskFullError | errors.StorageDeniedError
+    )
     return Exit.UNAVAILABLE if unavailable else Exit.BUILD_FAILED
 
 
@@ -252,15 +267,28 @@ def transfer_bars() -> Iterator[Callable[[str, int, int], None]]:
     bar = [BarColumn()] if err.width >= WIDE else []
     numbers = (DownloadColumn(True), TransferSpeedColumn(), TimeRemainingColumn(compact=True))
     title = TextColumn("{task.description}", markup=False)
-    with Progress(title, *bar, *numbers, console=err) as progress:
-        bars: dict[str, TaskID] = {}
+    progress = Progress(title, *bar, *numbers, console=err)
+    bars: dict[str, TaskID] = {}
 
-        def show(name: str, done: int, total: int) -> None:
-            if name not in bars:
-                bars[name] = progress.add_task(name, total=total)
-            progress.update(bars[name], completed=done)
+    def show(name: str, done: int, total: int) -> None:
+        if name not in bars:
+            progress.start()  # not before: without a bar it would leave an empty line
+            bars[name] = progress.add_task(name, total=total)
+        progress.update(bars[name], completed=done)
 
+    try:
         yield show
+    finally:
+        if bars:
+            progress.stop()
+
+
+def print_table(console: Console, table: RenderableType) -> None:
+    """Print a table without the blanks that fill its last column."""
+    with console.capture() as captured:
+        console.print(table)
+    lines = captured.get().splitlines()
+    console.file.write("".join(f"{line.rstrip()}\n" for line in lines))
 
 
 def print_json(data: Mapping[str, object]) -> None:  # a TypedDict is nothing narrower

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from api.pb import template_manager_pb2 as pb
 
 # In a directory; the builders that know the second one know it as another name of the first.
 NAMES = ("Dockerfile", "Containerfile")
+# As a path has it, which takes the second slash away.
+_URL = re.compile(r"[a-z][a-z0-9+.-]*:/|git@")
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,24 @@ class DockerfileOptions:
         if self.dockerfile is None and self.file is None and self.directory is None:
             self._require_none()
             return None
+        self._require_files()
         context, path = self._context_and_path()
         if not context.is_dir():
             raise OptionError(f"{context} is not a directory: it is what COPY takes files from")
-        if not path.is_file():
+        if not path.exists():
             raise OptionError(f"cannot read {path}: there is no such file")
+        if not path.is_file():
+            raise OptionError(f"{path} is no plain file: save the Dockerfile, and name that")
         return DockerfileRecipe(context, path, self)
+
+    def _require_files(self) -> None:
+        """Refuse what `docker build` takes besides files of this machine, by its name."""
+        given = {"--dockerfile": self.dockerfile, "--file": self.file, "DIR": self.directory}
+        for option, path in given.items():
+            if path == Path("-"):
+                raise OptionError(f"{option} -: standard input is not taken: save it to a file")
+            if path is not None and _URL.match(str(path)):
+                raise OptionError(f"{option}: a URL is not taken: clone it, and name its directory")
 
     def _context_and_path(self) -> tuple[Path, Path]:
         if self.dockerfile is not None and self.directory is not None:
@@ -83,12 +98,16 @@ class DockerfileRecipe:
         name = re.sub(r"[^a-z0-9]+", "-", self.context.resolve().name.lower()).strip("-")
         return name[:MAX_TEMPLATE_ID] or "template"
 
-    async def build(self, api_address: str, template: pb.TemplateConfig) -> PushedImage:
+    async def build(
+        self, api_address: str, template: pb.TemplateConfig, tell: Callable[[str], None]
+    ) -> PushedImage:
         """Have the image built and pushed to where the server, or the user, says.
 
-        Nothing is built of a request that the server would refuse. Raises CallError, BuilderError.
+        `tell` hears by which builder. Nothing is built of a request that the server would refuse.
+        Raises CallError, BuilderError.
         """
-        builder = await find_builder(self.options.builder)
+        builder = await find_builder(self.options.builder, tell)
+        tell(f"built by {builder.name} ({builder.path})")
         image = await self._image(api_address, template)
         with tempfile.TemporaryDirectory(prefix="template-manager-") as place:
             return await self._built_by(builder, image, Path(place))

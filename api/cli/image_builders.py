@@ -15,7 +15,7 @@ import re
 import shutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -273,10 +273,12 @@ class Buildah(Podman):
 BUILDERS: tuple[type[ImageBuilder], ...] = (Docker, Buildx, Podman, Buildah)
 
 
-async def find_builder(wanted: BuilderName | None = None) -> ImageBuilder:
+async def find_builder(
+    wanted: BuilderName | None = None, tell: Callable[[str], None] = lambda line: None
+) -> ImageBuilder:
     """Return the first builder that answers, or the wanted one. Raises NoBuilderError.
 
-    Of several programs of one name on PATH each is asked.
+    Of several programs of one name on PATH each is asked; `tell` hears why one is not taken.
     """
     refused: list[str] = []
     for kind in BUILDERS:
@@ -288,6 +290,7 @@ async def find_builder(wanted: BuilderName | None = None) -> ImageBuilder:
             if not why_not:
                 return builder
             refused.append(f"{kind.name} ({path}): {why_not}")
+            tell(f"not taken: {refused[-1]}")
     which = f"{wanted} " + ("does not answer" if refused else "is not on PATH")
     none = "no image builder " + ("answers" if refused else "is on PATH")
     raise NoBuilderError("; ".join([which if wanted else none, *refused]), INSTALL_HINT)

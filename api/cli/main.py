@@ -17,17 +17,17 @@ from rich.text import Text
 
 from api.cli import builds, development, operators, processes, templates
 from api.cli.console import Exit, err, write_readably
-from api.cli.help_text import CommandPanels
+from api.cli.usage_errors import AllCommands
 
 EXIT_CODES = (
     "Exit codes: 0 success; 1 the build failed or was cancelled, or the template is damaged; "
     "2 wrong usage or a request that cannot be granted; 3 the API, or what it needs, is "
-    "unavailable: try again."
+    "unavailable: try again; 141 nobody reads the output any more."
 )
 
 app = typer.Typer(
     name="template-manager",
-    cls=CommandPanels,
+    cls=AllCommands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -22,6 +22,7 @@ from api.cli.console import (
     out,
     print_json,
     read_settings,
+    require_address,
     run_to_end,
     template_errors,
 )
@@ -97,6 +98,7 @@ def health(
         typer.Argument(
             metavar="HOST:PORT",
             envvar="TEMPLATE_MANAGER_HEALTH_ADDRESS",
+            callback=require_address,
             help="The health address of an api, worker or host.",
         ),
     ],
@@ -112,9 +114,9 @@ def health(
 
     try:
         answer = requests.get(f"http://{address}{LIVE_PATH if live else READY_PATH}", timeout=10)
-    except (requests.RequestException, ValueError) as error:
+    except (requests.RequestException, ValueError):
         hint = "Start the process with TEMPLATE_MANAGER_HEALTH_ADDRESS set to that address."
-        fail(f"nothing answers at {address}: {error}", hint, Exit.UNAVAILABLE, as_json=as_json)
+        fail(f"nothing answers at {address}", hint, Exit.UNAVAILABLE, as_json=as_json)
     if as_json:
         print_json({"ok": answer.ok, "told": answer.text.strip()})
     else:

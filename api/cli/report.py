@@ -229,7 +229,7 @@ def seconds_of(row: pb.StepTimeline) -> float | None:
 
 
 def _steps_table(status: pb.TemplateBuildStatusResponse) -> Table:
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table = _table_of_whole_values()
     for row in status.timeline:
         seconds = seconds_of(row)
         taken = "" if seconds is None else duration(seconds)
@@ -238,8 +238,16 @@ def _steps_table(status: pb.TemplateBuildStatusResponse) -> Table:
     return table
 
 
-def _artifacts_table(status: pb.TemplateBuildStatusResponse) -> Table:
+def _table_of_whole_values() -> Table:
+    """Return a table of three columns that breaks what does not fit, and cuts nothing off."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for _ in range(3):
+        table.add_column(overflow="fold")
+    return table
+
+
+def _artifacts_table(status: pb.TemplateBuildStatusResponse) -> Table:
+    table = _table_of_whole_values()
     for artifact in status.artifacts:
         sent = f"{artifact.sent_bytes / MIB:.1f} MiB sent"
         table.add_row(artifact.name, sent, f"of {artifact.size_bytes / MIB:.1f} MiB")

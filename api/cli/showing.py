@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from api.cli.console import Exit, err, out, print_json, read_settings
+from api.cli.console import Exit, err, out, print_json, print_table, read_settings
 
 if TYPE_CHECKING:
     from api.client.client import CreatedBuild, TemplateClient
@@ -74,7 +74,7 @@ def show_status(
     if as_json:
         print_json(status_json(build_id, status))
         return
-    out.print(build_table(build_id, status))
+    print_table(out, build_table(build_id, status))
     if status.run_id:  # on a line of its own, for it is long and there to be copied
         address = workflow_address(read_settings().web_ui_address, status)
         out.print(f"Web UI: {address}", soft_wrap=True)

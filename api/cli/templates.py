@@ -47,7 +47,7 @@ def pull(
         from activities.store.download import pull_template
 
         metadata = pull_template(
-            Bucket(bucket or read_settings().bucket), build_id, directory, show
+            Bucket(bucket or read_settings().bucket), build_id.lower(), directory, show
         )
     sizes = {name: artifact.size_bytes for name, artifact in metadata.artifacts.items()}
     if as_json:

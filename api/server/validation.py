@@ -27,6 +27,7 @@ from activities.contract.image_steps import (
 )
 from activities.contract.names import canonical_build_id
 from activities.contract.registry_logins import (
+    MAX_SECRET_CHARS,
     AwsLogin,
     GoogleDefaultLogin,
     GoogleKeyLogin,
@@ -51,7 +52,6 @@ MAX_DISK_MB = 65_536
 MAX_IMAGE_CHARS = 512
 MAX_COMMAND_CHARS = 32_768
 MAX_ENV_CHARS = 131_072
-MAX_SECRET_CHARS = 65_536
 MAX_TEAM_CHARS = 256
 TEMPLATE_ID = re.compile(r"[a-z0-9-]{1,63}")
 WRONG_TEMPLATE_ID = "must be 1 to 63 of a-z, 0-9 and -"

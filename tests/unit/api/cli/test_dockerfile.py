@@ -31,6 +31,27 @@ def refused(options: DockerfileOptions) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (
+            DockerfileOptions(dockerfile=Path("https://git.test/a")),
+            "--dockerfile: a URL is not",
+        ),
+        (
+            DockerfileOptions(file=Path("Dockerfile"), directory=Path("git@git.test:a")),
+            "DIR: a URL",
+        ),
+        (DockerfileOptions(file=Path("-"), directory=Path()), "--file -: standard input is not"),
+        (DockerfileOptions(file=Path("/dev/null"), directory=Path()), "/dev/null is no plain file"),
+    ],
+)
+def test_what_a_builder_takes_and_we_do_not_is_refused_by_name(
+    options: DockerfileOptions, told: str
+) -> None:
+    assert told in refused(options)
+
+
 def test_a_directory_has_its_dockerfile_and_is_its_context(context: Path) -> None:
     recipe = recipe_of(DockerfileOptions(dockerfile=context))
     assert (recipe.context, recipe.path) == (context, context / "Dockerfile")

@@ -370,6 +370,8 @@ def test_environment_is_given_or_taken_over(monkeypatch: pytest.MonkeyPatch) -> 
     assert environment_of(["A=1=2", "B=", "HERE"]) == {"A": "1=2", "B": "", "HERE": "there"}
     with pytest.raises(OptionError, match="NOWHERE"):
         environment_of(["NOWHERE"])
+    with pytest.raises(OptionError, match="--env =x: write --env NAME=VALUE"):
+        environment_of(["=x"])
 
 
 def test_credentials_come_from_files_and_the_environment(tmp_path: Path) -> None:
@@ -396,6 +398,10 @@ def test_credentials_come_from_files_and_the_environment(tmp_path: Path) -> None
         (RegistryOptions(password_file=Path("x")), "--registry-user"),
         (RegistryOptions(aws_region="eu-central-1"), "AWS_SECRET_ACCESS_KEY"),
         (RegistryOptions(google_key_file=Path("/nonexistent")), "cannot read"),
+        # For the server an empty key is the host's own credentials.
+        (RegistryOptions(google_key_file=Path("/dev/null")), "/dev/null is empty"),
+        (RegistryOptions(google_key_file=Path("/dev/zero")), "more than 65536 characters"),
+        (RegistryOptions(user="me", password_file=Path("/dev/zero")), "more than 65536"),
     ],
 )
 def test_half_given_credentials_are_refused(options: RegistryOptions, told: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
-from api.cli.console import READABLE, write_readably
+from api.cli.console import READABLE, print_table, write_readably
 from api.cli.live_view import LiveView, StepsDisplay
 from api.cli.report import build_table, failure_text, log_line
 from api.pb import template_manager_pb2 as pb
@@ -142,3 +142,18 @@ async def test_a_narrow_ascii_terminal_reads_every_word_of_an_error() -> None:
     assert max(map(len, said.splitlines())) <= 40
     assert "what to build from? Give one of --image," in " ".join(said.split())
     assert "> See template-manager build --help." in said
+
+
+def test_a_pipe_gets_no_blanks_at_the_ends_of_lines() -> None:
+    out = io.StringIO()
+    print_table(Console(file=out, width=10_000, highlight=False), build_table(BUILD, status()))
+    lines = out.getvalue().splitlines()
+    assert len(lines) > 5
+    assert [line for line in lines if line != line.rstrip()] == []
+
+
+@pytest.mark.parametrize("width", [30, 40, 50])
+def test_a_narrow_terminal_gets_whole_values(width: int) -> None:
+    text = "".join(rendered(build_table(BUILD, status()), width, "utf-8").split())
+    assert "…" not in text
+    assert BUILD in text

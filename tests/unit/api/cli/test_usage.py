@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import shlex
+import subprocess
+import sys
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from api.cli.console import require_address
 from api.cli.main import app
 
 runner = CliRunner()
@@ -58,3 +62,38 @@ def test_a_build_says_what_to_build_from(arguments: list[str], told: str) -> Non
     result = runner.invoke(app, ["build", *arguments])
     assert result.exit_code == 2
     assert told in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["build", "--memory", "1G"], "Invalid value for '--memory': must be a whole number"),
+        (["build", "--memory", "1"], "Give one of --image"),
+        (["list", "--since", "yesterday"], "must be a time such as 2026-11-01 or"),
+        (["build", "--builder", "kaniko"], "'--builder': 'kaniko' is not one of 'docker'"),
+        (["list", "--api-address", "127.0.0.1:99999"], "must be HOST:PORT, such as"),
+        (["list", "--api-address", "http://127.0.0.1:5008"], "must be HOST:PORT"),
+        (["list", "--api-address", ""], "must be HOST:PORT"),
+        (["health", "nope"], "'nope': must be HOST:PORT"),
+    ],
+)
+def test_a_wrong_value_is_told_in_plain_words(arguments: list[str], told: str) -> None:
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 2
+    assert told in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:5008", "[::1]:1", "unix:/run/api", "dns:///a:1"])
+def test_an_address_may_be_all_that_grpc_takes(address: str) -> None:
+    assert require_address(address) == address
+
+
+def test_nobody_reading_any_more_is_no_failed_build() -> None:
+    program = shlex.join([sys.executable, "-m", "api.cli.main", "--help"])
+    run = subprocess.run(
+        ["bash", "-c", f"(sleep 0.2; {program}) | true; echo ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (run.stdout, run.stderr) == ("141\n", "")
