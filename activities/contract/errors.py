@@ -112,6 +112,15 @@ class RegistryAuthError(TemplateManagerError):
     )
 
 
+class RegistryRefusedError(TemplateManagerError):
+    """The registry, or where it sends us, is not one that hosts may call."""
+
+    hint = (
+        "Give a registry with a public address, that sends clients to such ones by https alone. An "
+        "operator allows one of the inside with TEMPLATE_MANAGER_INTERNAL_REGISTRIES."
+    )
+
+
 class RegistryUnavailableError(HostFaultError):
     """The registry cannot be reached or asks us to come back later."""
 

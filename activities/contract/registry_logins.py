@@ -18,7 +18,8 @@ MAX_SECRET_CHARS = 65_536
 class Sealed(Model):
     """A secret, encrypted by the API and opened only by the activity that needs it.
 
-    `token` is base64(nonce ‖ AES-256-GCM ciphertext); the build id is its associated data.
+    `token` is base64(nonce ‖ AES-256-GCM ciphertext); build and registry are its
+    associated data (the build alone up to version 0.2).
     """
 
     key_id: str

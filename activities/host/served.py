@@ -68,7 +68,7 @@ def bucket_activities(settings: Settings, client: Client) -> list[Activity]:
     return served_by(
         BucketUploadUndoActivities(bucket),
         BucketLogActivities(bucket),
-        BucketDeletionActivities(bucket, sealer, settings.insecure_registries),
+        BucketDeletionActivities(bucket, sealer, settings),
         BucketSweep(
             bucket, describe_with(client), late_arrival_seconds=settings.late_arrival_seconds
         ),

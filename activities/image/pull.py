@@ -48,11 +48,12 @@ from activities.image.manifests import printable
 from activities.image.pulled_images import PulledImages
 from activities.image.registry import (
     Credentials,
+    RegistryAccess,
     RemoteImage,
     resolve,
 )
-from activities.image.registry_login import credentials_of, from_docker_config
-from activities.process.sealing import Sealer
+from activities.image.registry_login import HostLogins, credentials_for
+from activities.process.sealing import SealedFor, Sealer
 from activities.process.settings import Settings
 from activities.step.build_log import BuildLog
 from activities.step.ledger import LeaseLedger
@@ -116,7 +117,7 @@ class DockerImageActivities(ImageActivities):
         with contextlib.closing(self._make_docker_client()) as client, docker_errors():
             step.progress("asking the registry")
             daemon = daemon_info(client)
-            remote = self._resolve(client, daemon, pull.image, credentials)
+            remote = self._resolve(client, daemon, pull.image, credentials, step.check)
             require_taken(remote, daemon, pull.added_layers)
             step.log.info(f"image {reference} is {remote.digest} for linux/{remote.architecture}")
             step.check()
@@ -137,10 +138,11 @@ class DockerImageActivities(ImageActivities):
         daemon: DaemonInfo,
         image: str,
         credentials: Credentials | None,
+        check: Callable[[], None],
     ) -> RemoteImage:
-        reference, insecure = _reference_of(image), daemon.insecure_registries
+        access = RegistryAccess.of(self._settings, daemon.insecure_registries)
         try:
-            return resolve(reference, host_architecture(), credentials, insecure)
+            return resolve(_reference_of(image), host_architecture(), credentials, access, check)
         except ImageNotFoundError as error:
             if not _is_known_to_docker(client, image):
                 raise
@@ -152,15 +154,15 @@ class DockerImageActivities(ImageActivities):
     def _credentials(
         self, pull: PullImageInput, reference: ImageReference, log: BuildLog
     ) -> Credentials | None:
+        only_for = SealedFor(pull.scope.build_id, reference.registry)
+
         def open_secret(sealed: Sealed) -> str:
-            secret = self._sealer.open(sealed, pull.scope.build_id)
+            secret = self._sealer.open(sealed, only_for)
             _redact(log, secret)
             return secret
 
-        if pull.auth is None:
-            credentials = from_docker_config(reference)
-        else:
-            credentials = credentials_of(pull.auth, open_secret)
+        host = HostLogins(self._settings.lends_host_login_to)
+        credentials = credentials_for(reference, pull.auth, open_secret, host)
         if credentials:
             _redact(log, credentials.password)
         return credentials

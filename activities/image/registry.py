@@ -6,29 +6,33 @@ multi-platform index, nor when to come back after a 429, so this asks the regist
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import hashlib
 import ipaddress
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import NoReturn, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urlencode
 
 import requests
 from pydantic import ValidationError
-from requests.auth import HTTPBasicAuth
 
 from activities.contract.errors import (
     ImageNotFoundError,
     ImageUnusableError,
     RegistryAuthError,
+    RegistryRefusedError,
     RegistryUnavailableError,
 )
 from activities.contract.image_reference import DOCKER_HUB, DOCKER_HUB_API, ImageReference
 from activities.contract.model import Model
+from activities.image.addresses import InternalRegistries
+from activities.image.checked_http import CheckedHttp, Origin
 from activities.image.manifests import (
     DIGEST,
     INDEX_TYPES,
@@ -39,11 +43,11 @@ from activities.image.manifests import (
     Token,
 )
 from activities.image.platform_search import PlatformSearch
+from activities.process.settings import Settings
 
 M = TypeVar("M", bound=Model)
 
 MAX_JSON_BYTES = 8 * 1024 * 1024
-TIMEOUT_SECONDS = (5.0, 20.0)  # to connect, and between two bytes
 TOTAL_SECONDS = 60.0
 DELETE_SECONDS = 240.0  # every other tag of the repository is looked at
 CERTIFICATES = Path("/etc/docker/certs.d")
@@ -57,6 +61,27 @@ class Credentials:
 
     username: str
     password: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class RegistryAccess:
+    """How this machine speaks to registries."""
+
+    plain: frozenset[str] = frozenset()
+    """Those that speak plain HTTP, besides those on 127.0.0.0/8."""
+    internal: InternalRegistries = field(default_factory=InternalRegistries)
+
+    @classmethod
+    def of(cls, settings: Settings, plain: Iterable[str] = ()) -> RegistryAccess:
+        """Return what the settings say; `plain` are more registries that speak plain HTTP."""
+        return cls(
+            frozenset(settings.insecure_registries).union(plain),
+            InternalRegistries(settings.allowed_inside),
+        )
+
+    def scheme_of(self, registry: str) -> str:
+        """Return how to speak to a registry: `http` or `https`."""
+        return "http" if _is_plain(registry, self.plain) else "https"
 
 
 @dataclass(frozen=True)
@@ -78,15 +103,18 @@ def resolve(
     reference: ImageReference,
     architecture: str,
     credentials: Credentials | None = None,
-    insecure: frozenset[str] = frozenset(),
+    access: RegistryAccess | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> RemoteImage:
     """Ask the registry for the image's manifest for linux on `architecture`.
 
-    Blocking, bounded by TOTAL_SECONDS. `insecure` are registries that speak plain HTTP, besides
-    those on 127.0.0.0/8. Raises ImageNotFoundError, RegistryAuthError, RegistryUnavailableError,
+    Blocking, bounded by TOTAL_SECONDS; ends soon after `check` raises, with what it raised.
+    Raises ImageNotFoundError, RegistryAuthError, RegistryRefusedError, RegistryUnavailableError,
     and what a `PlatformSearch` does.
     """
-    with _Conversation(reference, credentials, insecure) as registry:
+    access = access or RegistryAccess()
+    talk = _Conversation(reference, credentials, access, TOTAL_SECONDS)
+    with talk as registry, registry.cut_by(check):
         found = PlatformSearch(registry, reference, architecture).find()
     manifest = found.manifest
     layers = {layer.digest: layer.size for layer in manifest.layers or ()}
@@ -98,15 +126,16 @@ def resolve(
 def delete_tag(
     reference: ImageReference,
     credentials: Credentials | None = None,
-    insecure: frozenset[str] = frozenset(),
+    access: RegistryAccess | None = None,
 ) -> str:
     """Remove a tag; returns '' when it is gone, else why it was left.
 
     A plain registry deletes by digest, with every tag on it, so a digest that has another tag is
-    left alone. Blocking, bounded by DELETE_SECONDS. Raises RegistryAuthError and
-    RegistryUnavailableError.
+    left alone. Blocking, bounded by DELETE_SECONDS. Raises RegistryAuthError, RegistryRefusedError
+    and RegistryUnavailableError.
     """
-    with _Conversation(reference, credentials, insecure, DELETE_SECONDS) as registry:
+    access = access or RegistryAccess()
+    with _Conversation(reference, credentials, access, DELETE_SECONDS) as registry:
         try:
             digest, _ = registry.manifest(reference.version)
             tags = [tag for tag in registry.tags() if tag != reference.version]
@@ -134,25 +163,26 @@ class _Conversation:
         self,
         reference: ImageReference,
         credentials: Credentials | None,
-        insecure: frozenset[str],
-        total_seconds: float = TOTAL_SECONDS,
+        access: RegistryAccess,
+        total_seconds: float,
     ) -> None:
         self._reference = reference
         self._credentials = credentials
-        scheme = "http" if _is_plain(reference.registry, insecure) else "https"
-        self._base = f"{scheme}://{_api_host(reference)}/v2/{reference.repository}"
-        self._session = requests.Session()
-        self._session.trust_env = True
-        self._deadline = time.monotonic() + total_seconds
+        self._access = access
+        registry_url = f"{access.scheme_of(reference.registry)}://{_api_host(reference)}"
+        self._base = f"{registry_url}/v2/{reference.repository}"
         certificate = CERTIFICATES / reference.registry / "ca.crt"
-        if certificate.exists():
-            self._session.verify = str(certificate)
+        verify = str(certificate) if certificate.exists() else True
+        self._http = CheckedHttp(registry_url, access.internal, verify, total_seconds)
+        self._authorization = ""
+        self.cut_by = self._http.cut_by
 
     def __enter__(self) -> _Conversation:
+        self._http.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._session.close()
+        self._http.__exit__()
 
     def manifest(self, version: str) -> tuple[str, Manifest]:
         """Return a manifest or index with the digest of what was received."""
@@ -206,83 +236,85 @@ class _Conversation:
             ) from None
 
     def _get(self, path: str, accept: str, method: str = "GET") -> bytes:
-        url = f"{self._base}/{path}"
-        response = self._request(url, {"Accept": accept}, method)
-        if response.status_code == requests.codes.unauthorized:
+        with self._open(path, accept, method) as response:
+            return self._read(response)
+
+    def _open(self, path: str, accept: str, method: str = "GET") -> requests.Response:
+        """Return a successful answer whose body is still to be read. Logs in when asked to."""
+        url, headers = f"{self._base}/{path}", {"Accept": accept}
+        response = self._request(url, headers, method, self._authorization)
+        unauthorized = response.status_code == requests.codes.unauthorized
+        if unauthorized and self._http.came_from_registry(response):
             challenge = response.headers.get("WWW-Authenticate", "")
             response.close()
             self._log_in(challenge)
-            response = self._request(url, {"Accept": accept}, method)
-        with response:
+            response = self._request(url, headers, method, self._authorization)
+        with contextlib.ExitStack() as closing:
+            closing.enter_context(response)
             self._require_success(response)
-            return self._read(response)
+            closing.pop_all()
+        return response
 
     def _request(
-        self,
-        url: str,
-        headers: dict[str, str],
-        method: str = "GET",
-        params: dict[str, str] | None = None,
-        auth: HTTPBasicAuth | None = None,
+        self, url: str, headers: Mapping[str, str], method: str = "GET", authorization: str = ""
     ) -> requests.Response:
         try:
-            return self._session.request(
-                method,
-                url,
-                headers=headers,
-                params=params,
-                auth=auth,
-                timeout=TIMEOUT_SECONDS,
-                stream=True,
-            )
+            return self._http.send(method, url, headers, authorization)
         except requests.RequestException as error:
             raise RegistryUnavailableError(
-                f"registry {self._reference.registry} cannot be reached: {_why(error)}"
+                f"registry {self._reference.registry} cannot be reached: {self._why(error)}"
             ) from None  # the chain could show a URL with a token in it
 
     def _read(self, response: requests.Response) -> bytes:
         body = b""
         try:
-            for part in response.iter_content(64 * 1024):
+            for part in self._http.body(response):
                 body += part
-                if len(body) > MAX_JSON_BYTES or time.monotonic() > self._deadline:
+                if len(body) > MAX_JSON_BYTES:
                     raise RegistryUnavailableError(
-                        f"registry {self._reference.registry} sent too much, or too slowly"
+                        f"registry {self._reference.registry} sent more than {MAX_JSON_BYTES} "
+                        "bytes where a manifest or config belongs"
                     )
         except requests.RequestException as error:
             raise RegistryUnavailableError(
-                f"registry {self._reference.registry} broke off: {_why(error)}"
+                f"registry {self._reference.registry} broke off: {self._why(error)}"
             ) from None
         return body
 
+    def _why(self, error: requests.RequestException) -> str:
+        return f"too slow for {self._http.seconds:g} s" if self._http.is_over else _why(error)
+
     def _log_in(self, challenge: str) -> None:
         kind, parameters = _parse_challenge(challenge)
-        basic = (
-            HTTPBasicAuth(self._credentials.username.encode(), self._credentials.password.encode())
-            if self._credentials
-            else None
-        )
+        basic = _basic(self._credentials) if self._credentials else ""
         if kind == "basic" and basic:
-            self._session.auth = basic
+            self._authorization = basic
         elif kind == "bearer" and "realm" in parameters:
-            self._session.headers["Authorization"] = f"Bearer {self._token(parameters, basic)}"
+            self._authorization = f"Bearer {self._token(parameters, basic)}"
         else:
             raise RegistryAuthError(
                 f"registry {self._reference.registry} asks for credentials for "
                 f"{self._reference.repository}"
             )
 
-    def _token(self, parameters: Mapping[str, str], basic: HTTPBasicAuth | None) -> str:
+    def _token(self, parameters: Mapping[str, str], basic: str) -> str:
         realm = parameters["realm"]
-        if basic and self._base.startswith("https:") and urlsplit(realm).scheme != "https":
-            raise RegistryAuthError(
-                f"registry {self._reference.registry} wants the password sent in the clear"
-            )
+        self._require_realm(realm)
         scope = parameters.get("scope") or f"repository:{self._reference.repository}:pull"
-        asked = {"service": parameters.get("service", ""), "scope": scope}
-        with self._request(realm, {}, params=asked, auth=basic) as response:
+        asked = urlencode({"service": parameters.get("service", ""), "scope": scope})
+        joint = "&" if "?" in realm else "?"
+        with self._request(f"{realm}{joint}{asked}", {}, authorization=basic) as response:
             self._require_success(response)
             return self._parse(self._read(response), Token).value
+
+    def _require_realm(self, realm: str) -> None:
+        """Refuse plain HTTP, but for registries that an operator has told us speak it."""
+        place = Origin.of(realm)
+        is_plain = self._access.scheme_of(f"{place.host}:{place.port}") == "http"
+        if place.scheme != "https" and not (is_plain and self._http.registry.scheme == "http"):
+            raise RegistryRefusedError(
+                f"registry {self._reference.registry} wants its token fetched in the clear"
+            )
 
     def _require_success(self, response: requests.Response) -> None:
         if response.status_code in (requests.codes.ok, requests.codes.accepted):
@@ -328,6 +360,11 @@ def _is_plain(registry: str, insecure: frozenset[str]) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _basic(credentials: Credentials) -> str:
+    pair = f"{credentials.username}:{credentials.password}".encode()
+    return f"Basic {base64.b64encode(pair).decode()}"
 
 
 def _parse_challenge(header: str) -> tuple[str, dict[str, str]]:

@@ -1,14 +1,17 @@
 """Sealing secrets: the API closes them, only the activity that needs one opens it.
 
-AES-256-GCM from the `cryptography` package (NIST SP 800-38D): a random 12-byte nonce, the build
-id as associated data, so that a token copied into another build does not open.
+AES-256-GCM from the `cryptography` package (NIST SP 800-38D): a random 12-byte nonce; what the
+secret is for as associated data, so that it opens in no other build and for no other registry.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
+import json
 import os
+from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -19,6 +22,24 @@ from activities.contract.registry_logins import Sealed
 
 NONCE_BYTES = 12
 KEY_BYTES = 32
+
+
+@dataclass(frozen=True)
+class SealedFor:
+    """What a secret may be opened for, and nothing else."""
+
+    build_id: str
+    registry: str
+    """Its host, with its port if it has one."""
+    tenant: str = ""
+
+    def associated_data(self) -> bytes:
+        """Return it as AES-GCM takes it: no two say the same."""
+        return json.dumps(["v2", self.build_id, self.registry, self.tenant]).encode()
+
+    def earlier_associated_data(self) -> bytes:
+        """Return what versions up to 0.2 bound a secret to: they knew the build alone."""
+        return self.build_id.encode()
 
 
 class Sealer:
@@ -34,25 +55,28 @@ class Sealer:
         """Whether any key is configured."""
         return self._first is not None
 
-    def seal(self, secret: str, build_id: str) -> Sealed:
-        """Encrypt `secret` for that build. Raises SealedSecretError when no key is configured."""
+    def seal(self, secret: str, only_for: SealedFor) -> Sealed:
+        """Encrypt `secret`. Raises SealedSecretError when no key is configured."""
         if self._first is None:
             raise SealedSecretError("no key is configured to seal the registry's secret with")
         nonce = os.urandom(NONCE_BYTES)
-        closed = self._keys[self._first].encrypt(nonce, secret.encode(), build_id.encode())
+        data = only_for.associated_data()
+        closed = self._keys[self._first].encrypt(nonce, secret.encode(), data)
         return Sealed(key_id=self._first, token=base64.b64encode(nonce + closed).decode())
 
-    def open(self, sealed: Sealed, build_id: str) -> str:
-        """Decrypt. Raises SealedSecretError when the key is unknown or the token is not ours."""
+    def open(self, sealed: Sealed, wanted_for: SealedFor) -> str:
+        """Decrypt. Raises SealedSecretError when the key is unknown or it is for something else."""
         key = self._keys.get(sealed.key_id)
         if key is None:
             raise SealedSecretError(f"this host does not know the secret key {sealed.key_id!r}")
         raw = base64.b64decode(sealed.token)
-        try:
-            opened = key.decrypt(raw[:NONCE_BYTES], raw[NONCE_BYTES:], build_id.encode())
-        except InvalidTag:
-            raise SealedSecretError("the sealed secret does not belong to this build") from None
-        return opened.decode()
+        nonce, closed = raw[:NONCE_BYTES], raw[NONCE_BYTES:]
+        for data in (wanted_for.associated_data(), wanted_for.earlier_associated_data()):
+            with contextlib.suppress(InvalidTag):
+                return key.decrypt(nonce, closed, data).decode()
+        raise SealedSecretError(
+            f"the sealed secret does not belong to this build and {wanted_for.registry}"
+        )
 
 
 def _parts(secret_keys: SecretStr) -> list[str]:

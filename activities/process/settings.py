@@ -9,17 +9,25 @@ from __future__ import annotations
 
 import socket
 from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, StringConstraints
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from activities.contract.image_reference import ImageReference
 from activities.contract.names import HostName, PlainName
 from activities.contract.requests import BuildOptions
 
 # What a frozen host may still have under way when its lease has run out.
 LONGEST_UPLOAD_REQUEST_SECONDS = 60
+
+
+RegistryHost = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.-]+(:[0-9]+)?$")]
+"""`host` or `host:port`."""
+ImagePrefix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.-]+(:[0-9]+)?(/[^/:@]+)*$")]
+"""A registry, or a path of repositories in it."""
 
 
 def _default_host() -> HostName:
@@ -43,6 +51,13 @@ class Settings(BaseSettings):
     bucket: str = "template-manager-dev"
     insecure_registries: tuple[str, ...] = ()
     """Registries (`host:port`) that speak plain HTTP, as a JSON list; hosts go by Docker's own."""
+    internal_registries: tuple[IPv4Network | IPv6Network | RegistryHost, ...] = ()
+    """Registries of the inside that may be called: `host`, `host:port` and networks.
+
+    An operator who sets `registry` has named it, too.
+    """
+    host_login_registries: tuple[ImagePrefix, ...] = ()
+    """Registries, or paths in them, that get the host's own credentials: `docker login`, Google."""
     secret_keys: SecretStr = SecretStr("")
     """Comma-separated `<key id>:<base64 of 32 bytes>`; the first seals, all open."""
     sweep_interval_seconds: Annotated[float, Field(ge=1)] = 600
@@ -106,6 +121,18 @@ class Settings(BaseSettings):
             limits.heartbeat_timeout_seconds
             + limits.lease_grace_seconds
             + LONGEST_UPLOAD_REQUEST_SECONDS
+        )
+
+    @property
+    def allowed_inside(self) -> tuple[IPv4Network | IPv6Network | RegistryHost, ...]:
+        """Return all that an operator has named of the inside."""
+        own = (self.registry,) if "registry" in self.model_fields_set else ()
+        return (*self.internal_registries, *(name.partition("/")[0] for name in own))
+
+    def lends_host_login_to(self, reference: ImageReference) -> bool:
+        """Whether the host's own credentials may be used for that image."""
+        return any(
+            f"{reference.name}/".startswith(f"{prefix}/") for prefix in self.host_login_registries
         )
 
     def kernel_path(self, version: PlainName) -> Path:

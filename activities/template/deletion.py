@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 
 from temporalio import activity
 
@@ -11,9 +10,10 @@ from activities.contract.image_reference import ImageReference, ImageReferenceEr
 from activities.contract.inputs import DeleteTemplateInput
 from activities.contract.interface import DeletionActivities
 from activities.contract.results import DeletedTemplate
-from activities.image.registry import delete_tag
-from activities.image.registry_login import credentials_of, from_docker_config
-from activities.process.sealing import Sealer
+from activities.image.registry import RegistryAccess, delete_tag
+from activities.image.registry_login import GOOGLE_DELETES, HostLogins, credentials_for
+from activities.process.sealing import SealedFor, Sealer
+from activities.process.settings import Settings
 from activities.store.bucket import Bucket
 from activities.store.lease_numbers import LeaseObjects
 from activities.store.objects import archived_log_name, lease_name, template_prefix
@@ -23,13 +23,12 @@ from activities.template.artifacts import remove_listed, remove_objects
 class BucketDeletionActivities(DeletionActivities):
     """Deletes objects and image tags. See `interface` for the contract."""
 
-    def __init__(
-        self, bucket: Bucket, sealer: Sealer, insecure_registries: Iterable[str] = ()
-    ) -> None:
-        """`insecure_registries` speak plain HTTP."""
+    def __init__(self, bucket: Bucket, sealer: Sealer, settings: Settings) -> None:
+        """`settings` say how to speak to registries, and what they get of this machine's."""
         self._bucket = bucket
         self._sealer = sealer
-        self._insecure_registries = frozenset(insecure_registries)
+        self._access = RegistryAccess.of(settings)
+        self._host_logins = HostLogins(settings.lends_host_login_to, GOOGLE_DELETES)
         self._leases = LeaseObjects(bucket)
 
     @activity.defn(name="delete_objects")
@@ -56,13 +55,14 @@ class BucketDeletionActivities(DeletionActivities):
             reference = ImageReference.parse(delete.own_image)
         except ImageReferenceError:
             return ""  # no registry can have it
-        if delete.registry_auth is None:
-            credentials = from_docker_config(reference)
-        else:
-            credentials = credentials_of(
-                delete.registry_auth, lambda sealed: self._sealer.open(sealed, delete.build_id)
-            )
-        return delete_tag(reference, credentials, self._insecure_registries)
+        only_for = SealedFor(delete.build_id, reference.registry)
+        credentials = credentials_for(
+            reference,
+            delete.registry_auth,
+            lambda sealed: self._sealer.open(sealed, only_for),
+            self._host_logins,
+        )
+        return delete_tag(reference, credentials, self._access)
 
     def _delete_objects(self, build_id: str) -> DeletedTemplate:
         tombstone = self._leases.bury(build_id)

@@ -41,7 +41,7 @@ from activities.contract.requests import (
     TemplateConfig,
 )
 from activities.contract.sources import FromImage, FromTemplate, Source
-from activities.process.sealing import Sealer
+from activities.process.sealing import SealedFor, Sealer
 from activities.process.settings import Settings
 from api.errors import ApiError, Violation, failed_precondition, invalid_argument
 from api.pb import template_manager_pb2 as pb
@@ -240,6 +240,8 @@ class _Validator:
                 self._bad("from_image_registry.aws.aws_region", "must be a region: eu-central-1, …")
         elif registry.gcp.service_account_json:
             self._check_google_key(registry.gcp.service_account_json)
+        else:
+            self._check_host_login()
 
     def _require(self, field: str, value: str) -> None:
         if not value or len(value) > MAX_SECRET_CHARS:
@@ -257,6 +259,18 @@ class _Validator:
                 "from_image_registry.gcp.service_account_json",
                 "must be a service account's key in JSON, or empty for the host's own credentials",
             )
+
+    def _check_host_login(self) -> None:
+        image = self._template.from_image or self._own_image()
+        if _is_reference(image):  # else that is said
+            reference = ImageReference.parse(image)
+            if not self._settings.lends_host_login_to(reference):
+                self._bad(
+                    "from_image_registry.gcp",
+                    f"the hosts' own credentials are not for {reference.name}; give "
+                    "service_account_json, or let an operator name it in "
+                    "TEMPLATE_MANAGER_HOST_LOGIN_REGISTRIES",
+                )
 
     def _check_base(self) -> None:
         if not self._template.HasField("from_template"):
@@ -310,7 +324,7 @@ class _Validator:
         if self._base_id is not None:
             return FromTemplate(build_id=self._base_id)
         reference = self._template.from_image or self._own_image()
-        return FromImage(reference=reference, is_own=self._is_own(), login=self._login())
+        return FromImage(reference=reference, is_own=self._is_own(), login=self._login(reference))
 
     def _is_own(self) -> bool:
         if self._template.HasField("from_template"):
@@ -333,11 +347,12 @@ class _Validator:
             or registry.gcp.service_account_json
         )
 
-    def _login(self) -> RegistryLogin | None:
+    def _login(self, reference: str) -> RegistryLogin | None:
         registry = self._template.from_image_registry
+        only_for = SealedFor(self._build_id, ImageReference.parse(reference).registry)
 
         def sealed(secret: str) -> Sealed:
-            return self._sealer.seal(secret, self._build_id)
+            return self._sealer.seal(secret, only_for)
 
         match registry.WhichOneof("type"):
             case "general":

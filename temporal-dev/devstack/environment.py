@@ -74,6 +74,8 @@ class StackEnvironment:
             f"{prefix}DATA_DIR": str(self.state_dir / "data"),
             f"{prefix}DEFAULT_FIRECRACKER_VERSION": FIRECRACKER_VERSION,
             f"{prefix}FIRECRACKER_DIR": str(self.firecracker.parent.parent),
+            # Registries of this machine: the stack's own, and those that tests run.
+            f"{prefix}INTERNAL_REGISTRIES": '["127.0.0.0/8"]',
             f"{prefix}KERNELS_DIR": str(self.kernels),
             f"{prefix}REGISTRY": f"127.0.0.1:{self.ports.registry}",
             f"{prefix}SECRET_KEYS": secret_keys(self.state_dir),

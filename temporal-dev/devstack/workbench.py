@@ -117,7 +117,13 @@ class Workbench:
 def workbench(directory: Path, **settings: Any) -> Workbench:
     """Make a workbench on a new data directory."""
     key = "test:" + "A" * 43 + "="
-    values: dict[str, Any] = {"data_dir": directory, "host": HOST, "secret_keys": key, **settings}
+    values: dict[str, Any] = {
+        "data_dir": directory,
+        "host": HOST,
+        "secret_keys": key,
+        "internal_registries": ("127.0.0.0/8",),
+        **settings,
+    }
     made = Settings(**values)
     return Workbench(made, Sealer(made.secret_keys))
 

@@ -38,6 +38,7 @@ from activities.contract.errors import (
     RegistryUnavailableError,
     StartCommandError,
 )
+from activities.contract.image_reference import ImageReference
 from activities.contract.inputs import PullImageInput
 from activities.contract.names import Step, build_workflow_id, delete_workflow_id
 from activities.contract.registry_logins import PasswordLogin
@@ -45,7 +46,7 @@ from activities.contract.sources import FromImage
 from activities.contract.status import BuildState, BuildStatus, LogEntry, LogLevel
 from activities.process.clock import utc_now
 from activities.process.health import temporal_readiness
-from activities.process.sealing import Sealer
+from activities.process.sealing import SealedFor, Sealer
 from activities.store.bucket import Bucket
 from activities.store.log_archive import BucketLogActivities, read_archived_log, to_jsonl
 from activities.store.objects import archived_log_name, metadata_name
@@ -639,7 +640,8 @@ async def pull_of_retry(api: Api, bucket: Bucket, build_id: str) -> PullImageInp
 
 def password_of(api: Api, pull: PullImageInput) -> str:
     assert isinstance(pull.auth, PasswordLogin)
-    return Sealer(api.settings.secret_keys).open(pull.auth.secret, pull.scope.build_id)
+    only_for = SealedFor(pull.scope.build_id, ImageReference.parse(pull.image).registry)
+    return Sealer(api.settings.secret_keys).open(pull.auth.secret, only_for)
 
 
 async def forget_in_temporal(api: Api, build_id: str) -> None:
@@ -756,7 +758,8 @@ async def test_a_private_image_of_the_service_s_own_is_deleted_with_its_login(
     assert delete.own_image == f"{api.settings.registry}/web:{build_id}"
     assert isinstance(delete.registry_auth, PasswordLogin)
     sealer = Sealer(api.settings.secret_keys)
-    assert sealer.open(delete.registry_auth.secret, build_id) == PASSWORD
+    only_for = SealedFor(build_id, api.settings.registry)
+    assert sealer.open(delete.registry_auth.secret, only_for) == PASSWORD
 
 
 async def test_what_was_done_is_not_guessed_when_nothing_tells_it(

@@ -24,9 +24,10 @@ from activities.contract.names import Step
 from activities.contract.registry_logins import GoogleKeyLogin, PasswordLogin, RegistryLogin
 from activities.contract.results import DeletedTemplate
 from activities.contract.status import BuildState, LogEntry, LogLevel
-from activities.image.registry import Credentials, delete_tag
+from activities.image.registry import Credentials, RegistryAccess, delete_tag
 from activities.process.clock import utc_now
-from activities.process.sealing import Sealer
+from activities.process.sealing import SealedFor, Sealer
+from activities.process.settings import Settings
 from activities.store.bucket import Bucket
 from activities.store.lease_numbers import LeaseObjects
 from activities.store.log_archive import read_archived_log, to_jsonl
@@ -40,9 +41,13 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 KEY = "k:" + base64.b64encode(bytes(32)).decode()
 
 
+def settings(**more: Any) -> Settings:
+    return Settings(internal_registries=("127.0.0.0/8",), **more)
+
+
 @pytest.fixture
 def deletion(empty_bucket: Bucket) -> BucketDeletionActivities:
-    return BucketDeletionActivities(empty_bucket, Sealer(SecretStr(KEY)))
+    return BucketDeletionActivities(empty_bucket, Sealer(SecretStr(KEY)), settings())
 
 
 async def delete_objects(deletion: BucketDeletionActivities) -> DeletedTemplate:
@@ -290,6 +295,7 @@ def basic(username: str, password: str) -> str:
 
 
 CREDENTIALS = Credentials("me", "secret")
+ACCESS = RegistryAccess.of(settings())
 
 
 @pytest.fixture(params=["basic", "bearer"])
@@ -312,7 +318,7 @@ async def test_a_registry_that_wants_credentials_gets_the_sealed_ones(
     deletion: BucketDeletionActivities, registry: str, gate: Any
 ) -> None:
     push(registry, "own", BUILD)
-    secret = Sealer(SecretStr(KEY)).seal("secret", BUILD)
+    secret = Sealer(SecretStr(KEY)).seal("secret", SealedFor(BUILD, gate.address))
     auth = PasswordLogin(username="me", secret=secret)
     deleted = await delete_image(deletion, f"{gate.address}/own:{BUILD}", auth)
     assert deleted.removed_tag
@@ -325,11 +331,27 @@ async def test_a_google_key_is_a_password_too(
     push(registry, "own", BUILD)
     key = '{"type": "service_account"}'
     gate.basic = basic("_json_key_base64", base64.b64encode(key.encode()).decode())
-    auth = GoogleKeyLogin(secret=Sealer(SecretStr(KEY)).seal(key, BUILD))
+    auth = GoogleKeyLogin(secret=Sealer(SecretStr(KEY)).seal(key, SealedFor(BUILD, gate.address)))
     assert (await delete_image(deletion, f"{gate.address}/own:{BUILD}", auth)).removed_tag
 
 
 async def test_what_docker_login_has_left_opens_it(
+    empty_bucket: Bucket,
+    registry: str,
+    gate: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    push(registry, "own", BUILD)
+    entry = {"auth": base64.b64encode(b"me:secret").decode()}
+    (tmp_path / "config.json").write_text(json.dumps({"auths": {gate.address: entry}}))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    lent = settings(host_login_registries=(gate.address,))
+    deletion = BucketDeletionActivities(empty_bucket, Sealer(SecretStr(KEY)), lent)
+    assert (await delete_image(deletion, f"{gate.address}/own:{BUILD}")).removed_tag
+
+
+async def test_what_docker_login_has_left_is_lent_to_no_other_registry(
     deletion: BucketDeletionActivities,
     registry: str,
     gate: Any,
@@ -340,7 +362,9 @@ async def test_what_docker_login_has_left_opens_it(
     entry = {"auth": base64.b64encode(b"me:secret").decode()}
     (tmp_path / "config.json").write_text(json.dumps({"auths": {gate.address: entry}}))
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-    assert (await delete_image(deletion, f"{gate.address}/own:{BUILD}")).removed_tag
+    with pytest.raises(RegistryAuthError):
+        await delete_image(deletion, f"{gate.address}/own:{BUILD}")
+    assert BUILD in tags(registry, "own")
 
 
 async def test_plain_http_beyond_loopback_is_asked_for(
@@ -350,17 +374,18 @@ async def test_plain_http_beyond_loopback_is_asked_for(
     monkeypatch.setattr(
         "activities.image.registry._is_plain", lambda name, insecure: name in insecure
     )
-    secure = BucketDeletionActivities(empty_bucket, Sealer(SecretStr(KEY)))
+    secure = BucketDeletionActivities(empty_bucket, Sealer(SecretStr(KEY)), settings())
     with pytest.raises(RegistryUnavailableError):
         await delete_image(secure, f"{registry}/own:{BUILD}")
-    plain = BucketDeletionActivities(empty_bucket, Sealer(SecretStr(KEY)), [registry])
+    told = settings(insecure_registries=(registry,))
+    plain = BucketDeletionActivities(empty_bucket, Sealer(SecretStr(KEY)), told)
     assert (await delete_image(plain, f"{registry}/own:{BUILD}")).removed_tag
 
 
 def test_without_credentials_it_is_refused_and_nothing_is_removed(registry: str, gate: Any) -> None:
     push(registry, "own", BUILD)
     with pytest.raises(RegistryAuthError):
-        delete_tag(ImageReference.parse(f"{gate.address}/own:{BUILD}"))
+        delete_tag(ImageReference.parse(f"{gate.address}/own:{BUILD}"), access=ACCESS)
     assert BUILD in tags(registry, "own")
 
 
@@ -368,4 +393,4 @@ def test_a_registry_that_does_not_delete_is_said(registry: str, gate: Any) -> No
     push(registry, "own", BUILD)
     gate.deletes = False
     own = ImageReference.parse(f"{gate.address}/own:{BUILD}")
-    assert "does not allow deletion" in delete_tag(own, CREDENTIALS)
+    assert "does not allow deletion" in delete_tag(own, CREDENTIALS, ACCESS)

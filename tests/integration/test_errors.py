@@ -49,6 +49,9 @@ PROVOKED = {
     "RegistryAuthError": (
         "integration/test_image.py::test_without_the_right_password_the_registry_refuses"
     ),
+    "RegistryRefusedError": (
+        "attacks/test_registries.py::test_a_registry_of_the_inside_is_not_called"
+    ),
     "RegistryUnavailableError": (
         "integration/test_image.py::test_an_unreachable_registry_can_be_tried_again"
     ),

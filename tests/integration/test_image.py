@@ -30,6 +30,7 @@ from activities.contract.errors import (
 )
 from activities.contract.inputs import PullImageInput
 from activities.contract.registry_logins import AwsLogin, PasswordLogin
+from activities.process.sealing import SealedFor
 from tests.support.fake_ecr import running_ecr
 from tests.support.host_resources import all_resources
 from tests.support.local_http import QuietHandler, serving
@@ -158,7 +159,7 @@ async def test_a_password_opens_a_private_registry(
     host: Workbench, locked_registry: Registry
 ) -> None:
     scope = host.scope()
-    sealed = host.secret_keys.seal(PASSWORD, scope.build_id)
+    sealed = host.secret_keys.seal(PASSWORD, SealedFor(scope.build_id, locked_registry.address))
     auth = PasswordLogin(username=USER, secret=sealed)
     pulled = await host.pull(f"{locked_registry.address}/private", auth, scope)
     assert pulled.layer_count == 1
@@ -172,7 +173,7 @@ async def test_without_the_right_password_the_registry_refuses(
     scope = host.scope()
     auth = None
     if password:
-        sealed = host.secret_keys.seal(password, scope.build_id)
+        sealed = host.secret_keys.seal(password, SealedFor(scope.build_id, locked_registry.address))
         auth = PasswordLogin(username=USER, secret=sealed)
     with pytest.raises(RegistryAuthError) as error:
         await host.pull(f"{locked_registry.address}/private", auth, scope)
@@ -180,18 +181,25 @@ async def test_without_the_right_password_the_registry_refuses(
     assert "wrong-password" not in host.log_of(scope)
 
 
-async def test_what_docker_login_has_left_is_used(
-    host: Workbench,
+@pytest.mark.parametrize("lent", [True, False])
+async def test_what_docker_login_has_left_is_used_where_it_is_lent(
     locked_registry: Registry,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    lent: bool,
 ) -> None:
+    lent_to = (f"{locked_registry.address}/private",) if lent else ()
+    host = workbench(tmp_path / "data", host_login_registries=lent_to)
     token = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
     config = {"auths": {locked_registry.address: {"auth": token}}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-    pulled = await host.pull(f"{locked_registry.address}/private")
-    assert pulled.layer_count == 1
+    if lent:
+        assert (await host.pull(f"{locked_registry.address}/private")).layer_count == 1
+        host.remove_images()
+    else:
+        with pytest.raises(RegistryAuthError, match="asks for credentials"):
+            await host.pull(f"{locked_registry.address}/private")
 
 
 async def test_a_damaged_layer_is_never_taken(
@@ -267,7 +275,9 @@ async def test_a_token_that_has_run_out_is_renewed_once(
     host: Workbench, locked_registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scope = host.scope()
-    sealed = host.secret_keys.seal("aws-secret-key", scope.build_id)
+    sealed = host.secret_keys.seal(
+        "aws-secret-key", SealedFor(scope.build_id, locked_registry.address)
+    )
     auth = AwsLogin(access_key_id=USER, secret=sealed, region="eu-central-1")
     with running_ecr("an-old-token-0000", PASSWORD, user=USER) as ecr:
         monkeypatch.setenv("AWS_ENDPOINT_URL_ECR", ecr.address)

@@ -20,10 +20,11 @@ from activities.contract.errors import (
     WrongArchitectureError,
 )
 from activities.contract.image_reference import ImageReference
+from activities.image.addresses import InternalRegistries
 from activities.image.docker_daemon import DaemonInfo
 from activities.image.platform_search import MAX_DEPTH, MAX_LOOKED_INTO
 from activities.image.pull import require_taken
-from activities.image.registry import RemoteImage, resolve
+from activities.image.registry import RegistryAccess, RemoteImage, resolve
 from tests.support.served_images import ServedImages, digest_of, serving_images
 
 
@@ -34,7 +35,8 @@ def images() -> Iterator[ServedImages]:
 
 
 def resolved(images: ServedImages, tag: str, architecture: str = "amd64") -> RemoteImage:
-    return resolve(ImageReference.parse(images.reference(tag)), architecture)
+    access = RegistryAccess(internal=InternalRegistries((images.address,)))
+    return resolve(ImageReference.parse(images.reference(tag)), architecture, access=access)
 
 
 def of(os: str, architecture: str, variant: str = "") -> dict[str, object]:

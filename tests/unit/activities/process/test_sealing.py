@@ -3,13 +3,22 @@ from __future__ import annotations
 import base64
 
 import pytest
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import SecretStr
 
 from activities.contract.errors import SealedSecretError
-from activities.process.sealing import Sealer
+from activities.contract.registry_logins import Sealed
+from activities.process.sealing import SealedFor, Sealer
 
-BUILD = "11111111-1111-4111-8111-111111111111"
-OTHER = "22222222-2222-4222-8222-222222222222"
+ID = "11111111-1111-4111-8111-111111111111"
+BUILD = SealedFor(ID, "registry.test")
+OTHERS = [
+    SealedFor("22222222-2222-4222-8222-222222222222", "registry.test"),
+    SealedFor(ID, "other.test"),
+    SealedFor(ID, "registry.test:443"),
+    SealedFor(ID, "registry.test", "tenant"),
+]
 
 
 def keys(*ids: str) -> SecretStr:
@@ -23,10 +32,11 @@ def test_a_sealed_secret_opens_for_its_own_build() -> None:
     assert Sealer(keys("k1")).open(sealed, BUILD) == "pässword\n"
 
 
-def test_a_sealed_secret_does_not_open_for_another_build() -> None:
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_sealed_secret_opens_for_nothing_else(other: SealedFor) -> None:
     sealer = Sealer(keys("k1"))
     with pytest.raises(SealedSecretError, match="does not belong"):
-        sealer.open(sealer.seal("secret", BUILD), OTHER)
+        sealer.open(sealer.seal("secret", BUILD), other)
 
 
 def test_keys_can_be_rotated() -> None:
@@ -49,3 +59,25 @@ def test_a_malformed_key_is_named_but_not_shown() -> None:
         Sealer(SecretStr("k1:c2hvcnQ="))
     assert "'k1'" in str(caught.value)
     assert "c2hvcnQ" not in str(caught.value)
+
+
+def sealed_by_an_earlier_version(secret: str, build_id: str) -> Sealed:
+    encoded = keys("k1").get_secret_value().partition(":")[2]
+    nonce = bytes(12)
+    closed = AESGCM(base64.b64decode(encoded)).encrypt(nonce, secret.encode(), build_id.encode())
+    return Sealed(key_id="k1", token=base64.b64encode(nonce + closed).decode())
+
+
+def test_what_was_sealed_before_the_upgrade_opens_for_its_own_build_alone() -> None:
+    sealed = sealed_by_an_earlier_version("secret", ID)
+    assert Sealer(keys("k1")).open(sealed, BUILD) == "secret"
+    with pytest.raises(SealedSecretError):
+        Sealer(keys("k1")).open(sealed, OTHERS[0])
+
+
+def test_what_is_sealed_now_does_not_open_as_an_earlier_one() -> None:
+    sealed = Sealer(keys("k1")).seal("secret", BUILD)
+    raw = base64.b64decode(sealed.token)
+    key = AESGCM(base64.b64decode(keys("k1").get_secret_value().partition(":")[2]))
+    with pytest.raises(InvalidTag):
+        key.decrypt(raw[:12], raw[12:], ID.encode())

@@ -19,7 +19,7 @@ from activities.contract.registry_logins import (
 )
 from activities.contract.requests import TemplateConfig
 from activities.contract.sources import FromImage, FromTemplate
-from activities.process.sealing import Sealer
+from activities.process.sealing import SealedFor, Sealer
 from activities.process.settings import Settings
 from api.errors import DETAILS_TRAILER, ApiError
 from api.pb import template_manager_pb2 as pb
@@ -27,7 +27,12 @@ from api.server.validation import ValidRequest, config_sha256, require_build_id,
 
 BUILD = "4f2c6f0e-5d1c-4c8e-9d43-0a7c6a1b2c3d"
 OTHER_BUILD = "22222222-2222-4222-8222-222222222222"
-SETTINGS = Settings(secret_keys=SecretStr("k1:" + "A" * 43 + "="), registry="registry.test")
+SETTINGS = Settings(
+    secret_keys=SecretStr("k1:" + "A" * 43 + "="),
+    registry="registry.test",
+    host_login_registries=("docker.io/library",),
+)
+ONLY_FOR = SealedFor(BUILD, "docker.io")
 NO_KEYS = Settings(secret_keys=SecretStr(""))
 
 
@@ -309,7 +314,7 @@ def test_a_secret_is_sealed_for_its_build() -> None:
     assert isinstance(login, PasswordLogin)
     assert login.username == "me"
     assert "hunter2" not in login.model_dump_json()
-    assert Sealer(SETTINGS.secret_keys).open(login.secret, BUILD) == "hunter2"
+    assert Sealer(SETTINGS.secret_keys).open(login.secret, ONLY_FOR) == "hunter2"
 
 
 def test_without_a_key_a_secret_is_refused_with_the_fix() -> None:
@@ -332,13 +337,34 @@ def test_each_kind_of_credentials_is_known(
 ) -> None:
     match login_of(registry):
         case GoogleKeyLogin(secret=sealed):
-            assert Sealer(SETTINGS.secret_keys).open(sealed, BUILD) == secret == GOOGLE_KEY
+            assert Sealer(SETTINGS.secret_keys).open(sealed, ONLY_FOR) == secret == GOOGLE_KEY
         case GoogleDefaultLogin():
             assert secret is None
         case AwsLogin(access_key_id="AKIA", secret=sealed, region="eu-central-1"):
-            assert Sealer(SETTINGS.secret_keys).open(sealed, BUILD) == secret == "secret"
+            assert Sealer(SETTINGS.secret_keys).open(sealed, ONLY_FOR) == secret == "secret"
         case other:
             raise AssertionError(other)
+
+
+@pytest.mark.parametrize(
+    ("image", "lent"),
+    [
+        ("docker.io/library/debian", True),
+        ("debian", True),
+        ("docker.io/library-of-mine/debian", False),
+        ("docker.io/mine/library", False),
+        ("evil.test/library/debian", False),
+        ("", False),  # the service's own
+    ],
+)
+def test_the_hosts_own_login_is_for_named_registries_alone(image: str, lent: bool) -> None:
+    if lent:
+        check(from_image=image, from_image_registry=google(""))
+        return
+    error = refused(from_image=image, from_image_registry=google(""))
+    [violation] = error.violations
+    assert violation.field == "template.from_image_registry.gcp"
+    assert "TEMPLATE_MANAGER_HOST_LOGIN_REGISTRIES" in violation.description
 
 
 def test_a_build_id_is_made_canonical_or_refused() -> None:
