@@ -78,6 +78,8 @@ class SnapshotFacts(_Facts):
     kernel_version: str = ""
     fsck_clean: YesNo = False
     """Whether e2fsck found no fault with the disk, which the guest still has mounted."""
+    clock_skew_ms: float | None = None
+    """The guest's clock minus the host's just before the snapshot; None when it did not tell."""
 
 
 class Checkpoint(Model):

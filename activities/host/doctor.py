@@ -40,6 +40,7 @@ TOOLS = {
     "mount": "mount",
     "losetup": "mount",
     "setpriv": "util-linux",
+    "fallocate": "util-linux",
 }
 
 State = Literal["ok", "warning", "wrong"]

@@ -10,17 +10,22 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from activities.contract.errors import SnapshotNotResumableError
 from activities.contract.guest_network import GUEST_ADDRESS
 from activities.microvm.network import in_network
 
-ECHO, ECHO_REPLY = 8, 0
-TIMESTAMP, TIMESTAMP_REPLY = 13, 14
+# A request's type, and its reply's.
+ECHO = (8, 0)
+TIMESTAMP = (13, 14)
 HEADER = struct.Struct("!BBHHH")
 TIMES = struct.Struct("!III")
 DAY_MS = 86_400_000
 ATTEMPT_SECONDS = 0.2
+CLOCK_ATTEMPT_SECONDS = 2.0
+CLOCK_ATTEMPTS = 5
+EXACT_MS = 5.0
 IP_HEADER_WORDS = 0x0F
 
 
@@ -30,7 +35,7 @@ def ping_until_answered(network: str, seconds: float, check: Callable[[], None])
     with in_network(network, _icmp_socket) as icmp:
         for sequence in range(1_000_000):
             check()
-            if _ask(icmp, ECHO, ECHO_REPLY, sequence & 0xFFFF, b"template") is not None:
+            if _ask(icmp, ECHO, sequence & 0xFFFF, b"template") is not None:
                 return
             if time.monotonic() > deadline:
                 raise SnapshotNotResumableError(
@@ -38,22 +43,43 @@ def ping_until_answered(network: str, seconds: float, check: Callable[[], None])
                 )
 
 
-def clock_skew_ms(network: str, check: Callable[[], None]) -> float | None:
-    """Return the guest's clock minus the host's, in ms; None when the guest does not tell.
+@dataclass(frozen=True)
+class ClockReading:
+    """What a guest's clock showed."""
+
+    skew_ms: float
+    """The guest's clock minus the host's."""
+    error_ms: float
+    """How wrong that may be: half of the time that the answer took, and a millisecond."""
+
+
+def read_clock(network: str, check: Callable[[], None]) -> ClockReading | None:
+    """Read the guest's clock, of several readings the best; None when the guest does not tell.
 
     An ICMP timestamp has milliseconds since midnight UTC, so a skew over twelve hours wraps.
     """
+    best: ClockReading | None = None
     with in_network(network, _icmp_socket) as icmp:
-        for sequence in range(5):
+        for sequence in range(CLOCK_ATTEMPTS):
             check()
-            before = _ms_of_day()
-            answer = _ask(icmp, TIMESTAMP, TIMESTAMP_REPLY, sequence, TIMES.pack(before, 0, 0))
-            if answer is None:
-                continue
-            received = int(TIMES.unpack_from(answer)[1])
-            middle = (before + (_ms_of_day() - before) % DAY_MS / 2) % DAY_MS
-            return (received - middle + DAY_MS / 2) % DAY_MS - DAY_MS / 2
-    return None
+            reading = _read_once(icmp, sequence)
+            if reading and (best is None or reading.error_ms < best.error_ms):
+                best = reading
+            if best and best.error_ms < EXACT_MS:
+                break
+    return best
+
+
+def _read_once(icmp: socket.socket, sequence: int) -> ClockReading | None:
+    before, began = _ms_of_day(), time.monotonic()
+    payload = TIMES.pack(before, 0, 0)
+    answer = _ask(icmp, TIMESTAMP, sequence, payload, CLOCK_ATTEMPT_SECONDS)
+    if answer is None:
+        return None
+    half_ms = (time.monotonic() - began) * 1000 / 2
+    received = int(TIMES.unpack_from(answer)[1])
+    skew = (received - before - half_ms + DAY_MS / 2) % DAY_MS - DAY_MS / 2
+    return ClockReading(skew, half_ms + 1)
 
 
 def _icmp_socket() -> socket.socket:
@@ -64,7 +90,14 @@ def _ms_of_day() -> int:
     return int(time.time() * 1000) % DAY_MS
 
 
-def _ask(icmp: socket.socket, kind: int, reply: int, sequence: int, payload: bytes) -> bytes | None:
+def _ask(
+    icmp: socket.socket,
+    kinds: tuple[int, int],
+    sequence: int,
+    payload: bytes,
+    seconds: float = ATTEMPT_SECONDS,
+) -> bytes | None:
+    kind, reply = kinds
     identity = os.getpid() & 0xFFFF
     head = HEADER.pack(kind, 0, 0, identity, sequence)
     packet = HEADER.pack(kind, 0, _checksum(head + payload), identity, sequence) + payload
@@ -73,11 +106,13 @@ def _ask(icmp: socket.socket, kind: int, reply: int, sequence: int, payload: byt
     except OSError:  # the neighbour is not there yet
         time.sleep(ATTEMPT_SECONDS / 4)
         return None
-    return _answer(icmp, reply, identity, sequence)
+    return _answer(icmp, reply, identity, sequence, seconds)
 
 
-def _answer(icmp: socket.socket, reply: int, identity: int, sequence: int) -> bytes | None:
-    deadline = time.monotonic() + ATTEMPT_SECONDS
+def _answer(
+    icmp: socket.socket, reply: int, identity: int, sequence: int, seconds: float
+) -> bytes | None:
+    deadline = time.monotonic() + seconds
     while (left := deadline - time.monotonic()) > 0:
         icmp.settimeout(left)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -12,7 +13,7 @@ from typing import Literal, ParamSpec, TypeVar
 
 from temporalio import activity
 
-from activities.contract.errors import TemplateManagerError
+from activities.contract.errors import HostDiskFullError, TemplateManagerError
 from activities.contract.names import Step
 from activities.contract.scope import BuildScope
 from activities.contract.status import Progress
@@ -25,6 +26,7 @@ T = TypeVar("T")
 
 MAX_BEAT_SECONDS = 5.0
 MIN_BEAT_SECONDS = 0.2
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class StepStopped(Exception):
@@ -86,7 +88,8 @@ async def running_step(
     """Check the lease, open the build log and heartbeat while the body runs.
 
     Raises LeaseLostError before anything is done when the host no longer holds the build. An
-    error of ours that passes through gets the step's name and, if it has none, the log's tail.
+    error of ours that passes through gets the step's name; a disk without room is HostDiskFullError
+    wherever it is met.
     """
     ledger.require(scope)
     async with open_build_log(data_dir, scope.build_id, step) as log:
@@ -95,14 +98,25 @@ async def running_step(
         try:
             yield running
         except TemplateManagerError as error:
-            error.step = error.step or step
-            log.error(error.message, error_type=type(error).__name__)
+            _tell(error, step, log)
             raise
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            full = HostDiskFullError(f"the host's disk is full: {error}")
+            _tell(full, step, log)
+            raise full from error
         finally:
             running.stop.set()
             beat.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await beat
+
+
+def _tell(error: TemplateManagerError, step: Step, log: BuildLog) -> None:
+    error.step = error.step or step
+    with contextlib.suppress(OSError):  # there may be no room for it
+        log.error(error.message, error_type=type(error).__name__)
 
 
 async def _heartbeat(running: RunningStep) -> None:

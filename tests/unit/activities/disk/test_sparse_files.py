@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from activities.disk.sparse_files import CHUNK_BYTES, allocated_bytes, copy_private, sha256_of
+from activities.disk.sparse_files import (
+    CHUNK_BYTES,
+    allocated_bytes,
+    copy_private,
+    dig_holes,
+    sha256_of,
+)
 from tests.support.step_checks import Stopped, go_on, stop_at
 
 MIB = 1024 * 1024
@@ -70,3 +76,27 @@ def test_a_copy_stops_when_it_is_told_to(tmp_path: Path) -> None:
     source.write_bytes(b"x" * (3 * CHUNK_BYTES))
     with pytest.raises(Stopped):
         copy_private(source, tmp_path / "target", stop_at(2))
+
+
+def test_holes_are_dug_where_there_are_only_zeros(tmp_path: Path) -> None:
+    memory = tmp_path / "memfile"
+    content = bytearray(32 * MIB)  # every page is written, as Firecracker does
+    for offset in (0, 5 * MIB + 17, 32 * MIB - 1):
+        content[offset] = 7
+    memory.write_bytes(content)
+    assert allocated_bytes(memory) >= 32 * MIB
+    before = sha256_of(memory, go_on)
+    freed = dig_holes(memory, go_on)
+    assert freed >= 31 * MIB
+    assert allocated_bytes(memory) <= MIB
+    assert memory.stat().st_size == 32 * MIB
+    assert sha256_of(memory, go_on) == before == hashlib.sha256(content).hexdigest()
+    assert dig_holes(memory, go_on) == 0  # again, after a crash
+
+
+def test_digging_can_be_stopped(tmp_path: Path) -> None:
+    memory = tmp_path / "memfile"
+    memory.write_bytes(bytes(MIB))
+    with pytest.raises(Stopped):
+        dig_holes(memory, stop_at(1))
+    assert memory.read_bytes() == bytes(MIB)
