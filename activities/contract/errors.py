@@ -275,6 +275,16 @@ class VmmError(HostFaultError):
     hint = "Read Firecracker's message; check its version and the host's memory, then retry."
 
 
+class VmmEndedError(VmmError):
+    """Firecracker ended by itself, or was killed, while its guest was running."""
+
+    retryable = False  # the VM is gone: nothing that follows it can go on
+    hint = (
+        "Read Firecracker's last lines and the host's (dmesg: out of memory, KVM), then retry the "
+        "build."
+    )
+
+
 class GuestDiedError(TemplateManagerError):
     """The guest shut down or panicked before it was ready."""
 

@@ -11,7 +11,7 @@ import contextlib
 import re
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,9 @@ from activities.contract.errors import (
     ReadyTimeoutError,
     StartCommandError,
     TemplateManagerError,
+    VmmEndedError,
 )
+from activities.contract.model import Model
 from activities.contract.text import readable, without_escapes
 from activities.step.build_log import BuildLog
 
@@ -29,13 +31,36 @@ PREFIX = "@tm@ "
 READ_BYTES = 256 * 1024
 MAX_LINE_BYTES = 16 * 1024
 PANIC = "Kernel panic"
+# What the kernel says last, whatever the level of its log, when it is the guest that ends.
+GOODBYE = re.compile(
+    r"reboot: (?:Restarting system|Power down|System halted)|sysrq: (?:Resetting|Power Off)"
+)
 INIT_ENDED = re.compile(r"Attempted to kill init! exitcode=0x(?P<status>[0-9a-f]+)")
 EXIT_MEANINGS = {126: " (not executable)", 127: " (not found)"}
 NOT_RUNNABLE = frozenset(EXIT_MEANINGS)
+# Of the VMM's own log, so many lines go into an error; the rest of it is the guest's last words.
+VMM_LOG_LINES = 10
 # So often in a row a ready command is not found before that is told as a warning.
 NOT_FOUND_ATTEMPTS = 3
 # A line whose end does not come is told after so long.
 PART_SECONDS = 1.0
+
+
+class Lost(Model):
+    """What is not in the console's file, as the VM's supervisor counts it."""
+
+    lines: int = 0
+    """There was no room for them."""
+    writes: int = 0
+    """So often at least the VMM could not write: each may be a byte or more."""
+
+    def __str__(self) -> str:
+        told = []
+        if self.lines:
+            told.append(f"{self.lines} lines of the guest's console are left out")
+        if self.writes:
+            told.append(f"{self.writes} writes to it were lost while this host was too busy")
+        return "; ".join(told)
 
 
 class ConsoleReader:
@@ -78,6 +103,13 @@ class ConsoleReader:
     def position(self) -> int:
         """How many bytes of the console have been taken."""
         return self._position
+
+    def lost(self) -> Lost:
+        """Return what the guest has said and the file has not."""
+        try:
+            return Lost.model_validate_json(self._console.with_name("console.lost").read_text())
+        except (FileNotFoundError, ValueError):
+            return Lost()
 
     def remember(self) -> None:
         """Keep how far the lines have been dealt with."""
@@ -130,6 +162,8 @@ class GuestReadiness:
     last_attempt_code: int | None = None
     failure: TemplateManagerError | None = None
     panic: str = ""
+    goodbye: str = ""
+    """The kernel's word that it ends; '' while it has not said one."""
     init: str = ""
     """What is the guest's first process, such as `other /sbin/init`."""
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_TAIL_LINES))
@@ -137,6 +171,7 @@ class GuestReadiness:
     _parts: dict[str, LineParts] = field(
         default_factory=lambda: {"stdout": LineParts(), "stderr": LineParts()}
     )
+    _start_code: int | None = None
     _ready_out: str = ""
     _not_found: int = 0
 
@@ -178,12 +213,25 @@ class GuestReadiness:
             log_tail=[*(self.tail or self.console_tail)],
         )
 
-    def died(self, reason: str) -> TemplateManagerError:
-        """Return the error for a guest that ended."""
+    def ended(self, reason: str, vmm_log: Sequence[str]) -> TemplateManagerError:
+        """Return the error for a VM that ended, with what the VMM has logged.
+
+        A guest that ends says so. When it has not, it was the VMM that ended, whatever its exit
+        code: Firecracker's is 0 also when KVM cannot go on with the guest.
+        """
         self.tell_parts(now=True)
         if self.failure is not None:
             return self.failure
-        what = self.panic or f"the VM ended ({reason})"
+        if self.panic or self.goodbye:
+            return self._died(reason)
+        said = f": {vmm_log[-1]}" if vmm_log else ""
+        return VmmEndedError(
+            f"Firecracker ended ({reason}) while its guest was running{said}",
+            log_tail=[*self.console_tail, *vmm_log[-VMM_LOG_LINES:]],
+        )
+
+    def _died(self, reason: str) -> GuestDiedError:
+        what = self.panic or f"{self.goodbye} ({reason})"
         ended = INIT_ENDED.search(self.panic)
         if ended:
             what = f"its init ({self.init or 'unknown'}) ended with {_wait_status(ended['status'])}"
@@ -198,6 +246,8 @@ class GuestReadiness:
             self.console_tail.append(line)
         if PANIC in line and not self.panic:
             self.panic = line
+        if found := GOODBYE.search(line):
+            self.goodbye = found[0]
         self.log.debug(line, source="console")
 
     def _hear_start(self, init: str) -> None:
@@ -214,8 +264,9 @@ class GuestReadiness:
     def _hear_start_exit(self, text: str) -> None:
         self.tell_parts(now=True)
         code = _number(text)
-        if code is None:
+        if code is None or code == self._start_code:  # said until it is heard
             return
+        self._start_code = code
         self.log.info(f"start command ended with exit code {code}", source="guest")
         if code != 0 and not self.ready:
             self.failure = StartCommandError(
@@ -244,6 +295,8 @@ class GuestReadiness:
             )
 
     def _hear_ready(self, text: str) -> None:
+        if self.ready:  # the guest says it until it is heard
+            return
         self.tell_parts(now=True)
         self.ready = True
         self.log.info("guest is ready", source="guest")

@@ -161,24 +161,28 @@ class HostMicrovmActivities(MicrovmActivities):
         console, guest = ConsoleReader(vm.console), GuestReadiness(running.log)
         # By the VM's own age: a worker that took it up again does not start the clock anew.
         deadline = _started_at(vm) + wait.timeout_seconds
-        while not guest.ready:
-            running.check()
-            ended = vm.has_ended()  # before reading: what it said last is then read
-            lines = console.lines()
-            for line in lines:
-                guest.hear(line)
-            guest.tell_parts()
-            console.remember()
-            running.progress("waiting for the guest", guest.attempts, 0, "attempts")
-            if guest.failure is not None:
-                raise guest.failure
-            if lines or guest.ready:
-                continue
-            if ended:
-                raise guest.died(vm.exit_reason())
-            if time.time() > deadline:
-                raise guest.timed_out(wait.timeout_seconds)
-            time.sleep(POLL_SECONDS)
+        try:
+            while not guest.ready:
+                running.check()
+                ended = vm.has_ended()  # before reading: what it said last is then read
+                lines = console.lines()
+                for line in lines:
+                    guest.hear(line)
+                guest.tell_parts()
+                console.remember()
+                running.progress("waiting for the guest", guest.attempts, 0, "attempts")
+                if guest.failure is not None:
+                    raise guest.failure
+                if lines or guest.ready:
+                    continue
+                if ended:
+                    raise guest.ended(vm.exit_reason(), vm.log_tail())
+                if time.time() > deadline:
+                    raise guest.timed_out(wait.timeout_seconds)
+                time.sleep(POLL_SECONDS)
+        finally:
+            if lost := str(console.lost()):
+                running.log.warn(lost)
 
     # ---- Snapshot
 
@@ -266,7 +270,7 @@ class HostMicrovmActivities(MicrovmActivities):
             _require_right_clock(resumed, clock, verify.snapshot.facts.clock_skew_ms)
         except SnapshotNotResumableError as error:
             self._store.condemn(verify.snapshot)  # a retry must boot again, not find this one
-            error.log_tail = tuple(vm.tail(4000).splitlines()[-20:])
+            error.log_tail = tuple(vm.tail())
             raise
         finally:
             vm.remove()

@@ -25,6 +25,7 @@ import psutil
 
 from activities.contract.errors import VmmError
 from activities.contract.scope import VmRef
+from activities.contract.text import readable
 from activities.contract.units import MIB
 from activities.disk.data_dir import DataDir
 from activities.disk.leftovers import Leftover, disk_bytes, entries, made_at
@@ -33,8 +34,11 @@ from activities.microvm.vm_names import is_superseded, leftover_of_vm
 from activities.microvm.vm_supervisor import start_ticks
 
 SUPERVISOR = Path(__file__).with_name("vm_supervisor.py")
-CONSOLE_BYTES = 8 * MIB
+CONSOLE_BYTES = 16 * MIB
 SOCKET = "api.sock"
+LOG_PIPE = "vmm.log.pipe"
+LOG_TAIL_BYTES = 4000
+TAIL_LINES = 10
 KILL_SECONDS = 10.0
 POLL_SECONDS = 0.02
 
@@ -47,9 +51,11 @@ class VmProcess:
         self.name = directory.name
         self.directory = directory
         self.console = directory / "console"
+        self.log = directory / "vmm.log"
 
     def start(self, vmm: Path, check: Callable[[], None]) -> None:
         """Start the VMM in the VM's netns and wait until it answers. Raises VmmError."""
+        os.mkfifo(self.directory / LOG_PIPE, 0o600)
         command = [sys.executable, "-I", "-S", str(SUPERVISOR), self.name, str(CONSOLE_BYTES)]
         command += [
             str(vmm),
@@ -57,6 +63,8 @@ class VmProcess:
             SOCKET,
             "--id",
             _short_id(self.name),
+            "--log-path",
+            LOG_PIPE,
             "--level",
             "Error",
         ]
@@ -125,16 +133,28 @@ class VmProcess:
     def _require_no_exit(self, check: Callable[[], None]) -> None:
         check()
         if (self.directory / "exit.json").exists():
-            raise VmmError(f"the VMM ended at once: {self.exit_reason()}: {self.tail(500)}")
+            told = self.log_tail() or ["it says nothing"]
+            raise VmmError(
+                f"the VMM ended at once: {self.exit_reason()}: {told[-1]}", log_tail=told
+            )
 
-    def tail(self, size_bytes: int) -> str:
-        """Return the end of what it has written to its console."""
-        try:
-            with self.console.open("rb") as file:
-                file.seek(max(0, self.console.stat().st_size - size_bytes))
-                return file.read().decode(errors="replace").strip()
-        except FileNotFoundError:
-            return ""
+    def log_tail(self) -> list[str]:
+        """Return the last lines that the VMM has logged; a panic of its own is among them."""
+        return _last_lines(self.log)
+
+    def tail(self) -> list[str]:
+        """Return the last lines of its console, then those that the VMM has logged."""
+        return [*_last_lines(self.console)[-TAIL_LINES:], *self.log_tail()[-TAIL_LINES:]]
+
+
+def _last_lines(path: Path) -> list[str]:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return []
+    return [readable(line) for line in text.splitlines() if line.strip()]
 
 
 def remove_vms_until(vm: VmRef, data_dir: DataDir) -> None:

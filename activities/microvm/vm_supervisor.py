@@ -1,22 +1,46 @@
 """The parent of one VMM process. Runs alone and detached, outlives the worker that started it.
 
 Usage: `vm_supervisor.py NETNS CONSOLE_BYTES VMM [ARGUMENT…]`, in the VM's own directory. It enters
-the netns, starts the VMM, writes `vmm.json` (pids and start times), its serial output to `console`
-(at most CONSOLE_BYTES; what comes later is read and dropped, so the guest never blocks), and at the
-end `exit.json`. Standard library only, and it imports nothing of ours: it must start fast and go on
-running while the product is upgraded.
+the netns, starts the VMM, and writes
+
+- `vmm.json`: pids and start times;
+- `console`: what the guest says on its serial console, in whole lines. Of lines that are not of our
+  script in the guest, and again of the start command's, the first CONSOLE_BYTES; what decides a
+  build (`DECIDING`) has room of its own. The rest is read and dropped: the guest never waits;
+- `console.lost`: how much that was;
+- `vmm.log`: the end of what the VMM itself says. It comes by the FIFO `vmm.log.pipe`, if that is
+  there, which is also the VMM's standard error;
+- at the end `exit.json`.
+
+Standard library only, and it imports nothing of ours: it must start fast and go on running while
+the product is upgraded.
 """
 
+import contextlib
 import ctypes
+import fcntl
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 
 CLONE_NEWNET = 0x40000000
 PR_SET_PDEATHSIG = 1
-READ_BYTES = 65536
+READ_BYTES = 1 << 20
+# Firecracker does not wait for who reads: what the pipe cannot take is lost. A guest says a few
+# hundred KiB a second, so this holds what it says while the host is too busy to read for long.
+# Memory is taken only for what waits in it. Beyond 1 MiB it takes root.
+PIPE_BYTES = (16 << 20, 1 << 20, 1 << 18)
+OURS = b"@tm@ "
+DECIDING = (b"start", b"start-exit", b"ready-attempt", b"ready", b"failed")
+DECIDING_BYTES = 1 << 20
+LINE_BYTES = 1 << 16
+LOG_BYTES = 1 << 18
+LOG_KEPT_BYTES = 1 << 16
+TELL_MS = 500
+LOST_WRITE = b"Failed the write to serial"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -47,26 +71,146 @@ def die_with_parent() -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+class Console:
+    """The file of what the guest says, bounded, and the count of what is not in it."""
+
+    def __init__(self, console_bytes: int) -> None:
+        self._file = os.open("console", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
+        self._room = {"other": console_bytes, "said": console_bytes, "deciding": DECIDING_BYTES}
+        self._rest = b""
+        self._is_endless = self._is_torn = False
+        self._told = self.lost = {"lines": 0, "writes": 0}
+
+    def take(self, data: bytes) -> None:
+        """Take what has come, b"" at the end.
+
+        Of a line without an end the beginning is kept: what follows must not stand as a line.
+        """
+        *whole, self._rest = (self._rest + data).split(b"\n")
+        if self._is_endless and whole:
+            del whole[0]
+            self._is_endless = False
+        if self._is_endless:
+            self._rest = b""
+        elif len(self._rest) > LINE_BYTES or not data:
+            whole, self._rest, self._is_endless = [*whole, self._rest], b"", True
+        kept = [line + b"\n" for line in whole if self._has_room(line)]
+        self._write(b"".join(kept), len(kept))
+
+    def tell(self) -> None:
+        """Leave the counts where the worker finds them."""
+        if self.lost != self._told:
+            with contextlib.suppress(OSError):  # a full disk: the next time, perhaps
+                write_whole("console.lost", self.lost)
+                self._told = self.lost
+
+    def lose(self, what: str, count: int) -> None:
+        """Count what is lost."""
+        self.lost = {**self.lost, what: self.lost[what] + count}
+
+    def _has_room(self, line: bytes) -> bool:
+        kind = "other"
+        if line.startswith(OURS):
+            word = line[len(OURS) :].split(b" ", 1)[0].rstrip(b"\r")
+            kind = "deciding" if word in DECIDING else "said"
+        self._room[kind] -= len(line) + 1
+        if self._room[kind] >= 0:
+            return True
+        if line.rstrip(b"\r"):
+            self.lose("lines", 1)
+        return False
+
+    def _write(self, data: bytes, lines: int) -> None:
+        if not data:
+            return
+        wanted = b"\n" + data if self._is_torn else data
+        written = 0
+        with contextlib.suppress(OSError):  # the disk is full: the guest must not wait for it
+            written = os.write(self._file, wanted)
+        self._is_torn = written not in (0, len(wanted)) or (self._is_torn and written == 0)
+        if written < len(wanted):
+            self.lose("lines", lines - wanted[:written].count(b"\n"))
+
+
+class Log:
+    """The end of what the VMM says, in a file; its beginning is given up for it."""
+
+    def __init__(self) -> None:
+        self.pipe = self.errors = -1
+        with contextlib.suppress(FileNotFoundError):  # read and write: it has no end, and no wait
+            self.pipe = os.open("vmm.log.pipe", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            self.errors = os.open("vmm.log.pipe", os.O_WRONLY | os.O_CLOEXEC)
+            enlarge(self.pipe, PIPE_BYTES[1:])
+        self._end = b""
+
+    def take(self) -> int:
+        """Move what has come to the file; returns how often the console lost a write."""
+        if self.pipe < 0:
+            return 0
+        lost = 0
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.pipe, READ_BYTES):
+                self._keep(data)
+                lost += data.count(LOST_WRITE)
+        return lost
+
+    def _keep(self, data: bytes) -> None:
+        self._end += data
+        mode = "ab"
+        if len(self._end) > LOG_BYTES:
+            self._end = data = self._end[-LOG_KEPT_BYTES:]
+            mode = "wb"
+        with contextlib.suppress(OSError), open("vmm.log", mode, buffering=0) as file:
+            file.write(data)
+
+
+def enlarge(pipe: int, sizes: tuple[int, ...]) -> None:
+    """Give a pipe the first of these sizes that the kernel grants."""
+    for size in sizes:
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, size)
+            return
+
+
 def supervise(command: list[str], console_bytes: int) -> int:
     """Run the VMM to its end; returns its exit code, negative for a signal."""
+    log = Log()
+    output, input_ = os.pipe()
+    enlarge(input_, PIPE_BYTES)
     vmm = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stdout=input_,
+        stderr=input_ if log.errors < 0 else log.errors,
         preexec_fn=die_with_parent,  # noqa: PLW1509 # this program has one thread
     )
+    for descriptor in (input_, log.errors):
+        if descriptor >= 0:
+            os.close(descriptor)
     pids = {"vmm": vmm.pid, "supervisor": os.getpid()}
     write_whole("vmm.json", {name: [pid, start_ticks(pid)] for name, pid in pids.items()})
     signal.signal(signal.SIGTERM, lambda *_: vmm.terminate())
-    assert vmm.stdout is not None
-    written = 0
-    with open("console", "ab", buffering=0) as console:
-        while data := os.read(vmm.stdout.fileno(), READ_BYTES):
-            kept = data[: console_bytes - written]
-            if kept:
-                written += console.write(kept)
+    follow(output, log, Console(console_bytes))
     return vmm.wait()
+
+
+def follow(output: int, log: Log, console: Console) -> None:
+    """Move what guest and VMM say to their files until the VMM has ended."""
+    poll = select.poll()
+    for pipe in (output, log.pipe):
+        if pipe >= 0:
+            poll.register(pipe, select.POLLIN)
+    is_open = True
+    while is_open:
+        ready = {pipe for pipe, _ in poll.poll(TELL_MS)}
+        if output in ready:
+            data = os.read(output, READ_BYTES)
+            console.take(data)
+            is_open = bool(data)
+        if lost := log.take():
+            console.lose("writes", lost)
+        if output not in ready or not is_open:
+            console.tell()
 
 
 def main() -> int:

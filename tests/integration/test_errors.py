@@ -105,6 +105,9 @@ PROVOKED = {
     "VmmError": (
         "unit/activities/microvm/test_client.py::test_what_firecracker_refuses_is_in_the_error"
     ),
+    "VmmEndedError": (
+        "integration/test_microvm.py::test_a_killed_vmm_is_told_and_another_attempt_boots"
+    ),
     "GuestDiedError": "integration/test_microvm.py::test_a_kernel_panic_is_told",
     "StartCommandError": (
         "integration/test_microvm.py::test_a_command_that_does_not_exist_fails_at_once"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -21,6 +22,7 @@ from activities.contract.errors import (
     CheckpointLostError,
     FirecrackerMissingError,
     GuestDiedError,
+    HostDiskFullError,
     KernelMissingError,
     LeaseLostError,
     ReadyTimeoutError,
@@ -28,6 +30,7 @@ from activities.contract.errors import (
     StartCommandError,
     TemplateManagerError,
     TemplateNotFoundError,
+    VmmEndedError,
 )
 from activities.contract.inputs import (
     StartVmInput,
@@ -37,12 +40,13 @@ from activities.contract.names import Step, VmPurpose
 from activities.contract.results import PulledImage
 from activities.disk.ext4 import check_filesystem
 from activities.host.local_run import run_template
-from activities.microvm.clock import clock_skew_ms
+from activities.microvm.clock import read_clock
 from activities.microvm.microvm import HostMicrovmActivities, resume
 from activities.microvm.network import in_network
 from activities.process.settings import Settings
 from activities.step.vm_requirements import require_host
 from tests.support.local_http import HTTPD, HTTPD_ANSWERS, get_page
+from tests.support.small_disk import small_disk
 from tests.support.vm_host import VmHost, run, vm_host
 
 pytestmark = pytest.mark.counts_host
@@ -80,10 +84,13 @@ async def test_the_measured_clock_is_the_guests(host: VmHost, image: PulledImage
     """What it was off before the snapshot it is after the resume: the time between was added."""
     vm, rootfs = await host.boot(image)
     # It began at the whole second that its clock chip told: up to one second behind.
-    before = await asyncio.to_thread(clock_skew_ms, vm.name, lambda: None)
-    assert before is not None
-    assert -1000 < before < 100
+    read = await asyncio.to_thread(read_clock, vm.name, lambda: None)
+    assert read is not None
+    assert -1000 - read.error_ms < read.skew_ms < 100 + read.error_ms
     snapshot = await host.snapshot(vm, rootfs)
+    before = snapshot.facts.clock_skew_ms
+    assert before is not None
+    assert abs(before - read.skew_ms) < 250
     await asyncio.sleep(3)
     verified = await host.verify(vm, snapshot)
     assert verified.seconds_since_snapshot > 3
@@ -169,7 +176,7 @@ async def test_a_guest_that_powers_off_is_told(host: VmHost, image: PulledImage)
         image, vm, start_command="/bin/busybox reboot -f", ready_command="false"
     )
     await host.start(vm, rootfs)
-    with pytest.raises(GuestDiedError, match="exit code 0"):
+    with pytest.raises(GuestDiedError, match="reboot: Restarting system"):
         await host.wait(vm)
 
 
@@ -257,7 +264,7 @@ async def test_a_killed_vmm_is_told_and_another_attempt_boots(
     await host.start(vm, rootfs)
     pids = json.loads((host.process(vm).directory / "vmm.json").read_text())
     os.kill(pids["vmm"][0], signal.SIGKILL)
-    with pytest.raises(GuestDiedError, match="signal 9"):
+    with pytest.raises(VmmEndedError, match="signal 9"):
         await host.wait(vm)
     await host.start(vm, rootfs)
     assert host.process(vm).is_running()
@@ -269,7 +276,7 @@ async def test_a_killed_supervisor_takes_its_vmm_along(host: VmHost, image: Pull
     await host.start(vm, rootfs)
     pids = json.loads((host.process(vm).directory / "vmm.json").read_text())
     os.kill(pids["supervisor"][0], signal.SIGKILL)
-    with pytest.raises(GuestDiedError):
+    with pytest.raises(VmmEndedError):
         await host.wait(vm)
 
 
@@ -376,6 +383,43 @@ async def test_much_output_neither_blocks_nor_fills_anything(
     log = host.bench.log_of(vm.scope)
     assert "last line" in log
     assert log.count("0123456789abcdef0123456789abcdef") == 600
+
+
+async def test_a_disk_that_fills_at_the_snapshot_is_told_and_nothing_stays(
+    tmp_path: Path, registry: Registry
+) -> None:
+    """The VM stays paused: when there is room again, the same attempt goes on."""
+    registry.push("vm-small", [Layer().directory("bin").busybox().tar()])
+    with small_disk(tmp_path, 700) as data:
+        async with vm_host(data) as host:
+            image = await host.bench.pull(f"{registry.address}/vm-small")
+            vm, rootfs = await host.boot(image)
+            directory = host.process(vm).directory
+            ballast = data / "ballast"
+            free = shutil.disk_usage(data).free
+            ballast.write_bytes(bytes(free - (100 << 20)))  # less than the memory takes
+            with pytest.raises(HostDiskFullError, match="no room for the snapshot") as error:
+                await host.snapshot(vm, rootfs)
+            assert error.value.hint
+            assert not {"memfile", "snapfile"} & {path.name for path in directory.iterdir()}
+            assert shutil.disk_usage(data).free >= 90 << 20
+            ballast.unlink()
+            snapshot = await host.snapshot(vm, rootfs)
+            await host.verify(vm, snapshot)
+
+
+async def test_memory_that_is_zero_takes_no_disk(host: VmHost, image: PulledImage) -> None:
+    """The VMM writes every page; what is kept, hashed and counted is what the guest has used."""
+    vm, rootfs = await host.boot(image)
+    snapshot = await host.snapshot(vm, rootfs)
+    memory = snapshot.files["memfile"]
+    assert memory.size_bytes == 256 << 20
+    assert 0 < memory.allocated_bytes < 200 << 20
+    kept = host.bench.store.path(snapshot.step, snapshot.fingerprint) / "memfile"
+    assert kept.stat().st_blocks * 512 == memory.allocated_bytes
+    [checkpoint] = [each for each in host.bench.store.all() if each.path == kept.parent]
+    assert checkpoint.bytes < 256 << 20
+    await host.verify(vm, snapshot)
 
 
 async def test_a_busy_disk_survives_the_snapshot(host: VmHost, image: PulledImage) -> None:

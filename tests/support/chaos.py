@@ -64,7 +64,7 @@ SHORT = {
 }
 # What a build may fail with when this was killed, because it is the truth.
 TRUE_CAUSES = {
-    "firecracker": {"GuestDiedError", "VmmError", "SnapshotNotResumableError"},
+    "firecracker": {"VmmEndedError", "VmmError", "SnapshotNotResumableError"},
 }
 
 

@@ -11,6 +11,7 @@ console=/dev/ttyS0
 ATTEMPT_SECONDS=30
 LINE_CHARS=2000
 CHUNK_BYTES=4096
+TELLINGS=60
 newline='
 '
 
@@ -169,12 +170,24 @@ read -r up _ </proc/uptime
 began=${up%.*}${up#*.}
 if has_start_command; then run_start_command; fi
 if [ -x $t/agent ]; then $bb setsid $t/agent </dev/null >/dev/null 2>&1 & fi
+# What decides a build is said until it is heard: a line on the console may get lost where the host is
+# too busy to read it. Who has heard it pauses the guest for the snapshot, or kills it.
+keep_saying() { # kind, text
+    told=0
+    while [ $told -lt $TELLINGS ]; do
+        if [ "$1" = failed ] && start_has_failed; then say start-exit "$code"; fi
+        say "$1" "$2"
+        told=$((told + 1))
+        $bb sleep 1
+    done
+}
+
 if get_ready; then
     : >$state/is-ready
     $bb sync
-    say ready "$attempt $by"
+    keep_saying ready "$attempt $by"
 else
-    say failed 'the start command ended before the guest was ready'
+    keep_saying failed 'the start command ended before the guest was ready'
 fi
 # systemd would end what belongs to a service when its first process ends.
 while :; do

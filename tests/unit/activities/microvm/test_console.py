@@ -10,7 +10,7 @@ import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from activities.contract.errors import GuestDiedError, StartCommandError
+from activities.contract.errors import GuestDiedError, StartCommandError, VmmEndedError
 from activities.contract.names import Step
 from activities.contract.status import LogLevel
 from activities.contract.units import MIB
@@ -135,7 +135,7 @@ async def test_a_panic_is_told_however_long_its_trace(log: BuildLog) -> None:
     guest.hear("[ 2.4] Kernel panic - not syncing: sysrq triggered crash")
     for number in range(100):
         guest.hear(f"[ 2.5]  function_{number}+0x1/0x2")
-    error = guest.died("exit code 0")
+    error = guest.ended("exit code 0", [])
     assert isinstance(error, GuestDiedError)
     assert "Kernel panic - not syncing" in error.message
 
@@ -243,10 +243,80 @@ async def test_an_init_that_ends_is_named_with_its_last_words(log: BuildLog) -> 
     guest.hear("cannot open /etc/service: goodbye")
     guest.hear("[ 3.1] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000300")
     guest.hear("[ 3.1] CPU: 0 PID: 1 Comm: init Not tainted")
-    error = guest.died("exit code 0")
+    error = guest.ended("exit code 0", [])
     assert "its init (other /sbin/init) ended with exit code 3" in error.message
     assert error.log_tail[-2] == "cannot open /etc/service: goodbye"
     assert "Kernel panic" in error.log_tail[-1]
+
+
+@pytest.mark.parametrize(
+    "goodbye",
+    [
+        "[   12.3] reboot: Restarting system",
+        "[   12.3] reboot: Restarting system with command 'now'",
+        "reboot: Power down",
+        "[   12.3] reboot: System halted",
+        "[   12.3] sysrq: Resetting",
+    ],
+)
+async def test_a_guest_that_ends_says_so(log: BuildLog, goodbye: str) -> None:
+    guest = GuestReadiness(log)
+    guest.hear("stopping all")
+    guest.hear(goodbye)
+    error = guest.ended("exit code 0", ["Firecracker exiting successfully. exit_code=0"])
+    assert isinstance(error, GuestDiedError)
+    assert error.message.startswith("the guest died before it was ready: ")
+    assert error.log_tail == ("stopping all", goodbye)
+
+
+@pytest.mark.parametrize("reason", ["exit code 0", "exit code 148", "signal 9"])
+async def test_without_a_goodbye_it_is_the_vmm_that_ended(log: BuildLog, reason: str) -> None:
+    """KVM_EXIT_INTERNAL_ERROR ends Firecracker with code 0, too."""
+    guest = GuestReadiness(log)
+    guest.hear("@tm@ start systemd")
+    guest.hear("[   12.3] all is well")
+    guest.hear("@tm@ out reboot: Restarting system")  # only the start command says so
+    vmm_log = [f"[x:fc_vcpu 0] line {number}" for number in range(30)]
+    vmm_log.append("[x:fc_vcpu 0] Received KVM_EXIT_INTERNAL_ERROR signal")
+    error = guest.ended(reason, vmm_log)
+    assert isinstance(error, VmmEndedError)
+    assert not error.retryable
+    assert f"Firecracker ended ({reason}) while its guest was running" in error.message
+    assert "KVM_EXIT_INTERNAL_ERROR" in error.message
+    assert "[   12.3] all is well" in error.log_tail
+    assert error.log_tail[-10:] == tuple(vmm_log[-10:])
+
+
+async def test_what_is_said_until_it_is_heard_is_told_once(log: BuildLog) -> None:
+    guest = GuestReadiness(log)
+    for _ in range(3):
+        guest.hear("@tm@ start-exit 0")
+        guest.hear("@tm@ ready 1 time")
+    told = [each.message for each in read_entries(log.path)]
+    assert told.count("start command ended with exit code 0") == 1
+    assert told.count("guest is ready") == 1
+    assert len([message for message in told if "no ready command" in message]) == 1
+
+
+async def test_a_failure_keeps_its_first_words(log: BuildLog) -> None:
+    guest = GuestReadiness(log)
+    for _ in range(2):
+        guest.hear("@tm@ start-exit 3")
+        guest.hear("@tm@ failed the start command ended before the guest was ready")
+    assert guest.failure is not None
+    assert "exit code 3" in guest.failure.message
+
+
+def test_what_is_lost_is_told_in_numbers(console: Path) -> None:
+    reader = ConsoleReader(console)
+    assert str(reader.lost()) == ""
+    lost = console.with_name("console.lost")
+    lost.write_text('{"lines": 12, "writes": 0}')
+    assert str(reader.lost()) == "12 lines of the guest's console are left out"
+    lost.write_text('{"lines": 12, "writes": 3}')
+    assert "; 3 writes to it were lost" in str(reader.lost())
+    lost.write_text("half")
+    assert str(reader.lost()) == ""
 
 
 @pytest.mark.parametrize(
