@@ -70,6 +70,10 @@ class SnapshotFacts(_Facts):
 
     vmm_name: str = "Firecracker"
     vmm_version: str = ""
+    snapshot_format: str = ""
+    """As the VMM numbers it: a load wants the same major one, and no newer a minor one."""
+    architecture: str = ""
+    """As uname(1) says."""
     cpu_model: str = ""
     snapshot_at: float = 0
     """Wall clock, seconds."""

@@ -19,8 +19,8 @@ from activities.contract.search_attributes import SEARCH_ATTRIBUTES
 from activities.disk.data_dir import DataDir
 from activities.disk.leftovers import Leftover, made_at
 from activities.image.docker_daemon import make_docker_client
-from activities.microvm.microvm import vmm_version
 from activities.microvm.network import create_network, passing_name, remove_network
+from activities.microvm.resumable import vmm_version
 from activities.process.sealing import Sealer
 from activities.process.settings import Settings
 from activities.process.temporal import missing_search_attributes

@@ -24,8 +24,9 @@ from activities.contract.guest_network import GUEST_ADDRESS
 from activities.contract.names import ArtifactName
 from activities.contract.scope import VmShape
 from activities.disk.sparse_files import sha256_of
-from activities.microvm.microvm import Resumed, cpu_model, resume, vmm_version
+from activities.microvm.microvm import Resumed, resume
 from activities.microvm.network import create_network, passing_name, remove_network
+from activities.microvm.resumable import SnapshotTraits, require_resumable, traits_here
 from activities.microvm.vm_process import VmProcess
 from activities.process.settings import Settings
 from activities.step.vm_requirements import require_host
@@ -63,7 +64,7 @@ def run_template(directory: Path, settings: Settings, show: Callable[[LocalRun],
         firecracker_version=metadata.config.firecracker_version,
     )
     firecracker = require_host(settings, shape)
-    _require_same_machine(metadata, firecracker)
+    require_resumable(_traits(metadata), traits_here(firecracker), firecracker)
     with _vm() as vm, _stop_signal() as stopped:
         resumed = _resume(vm, directory, metadata, firecracker)
         show(LocalRun(vm.name, GUEST_ADDRESS, resumed.answer_ms))
@@ -137,19 +138,9 @@ def _require_rights() -> None:
         )
 
 
-def _require_same_machine(metadata: TemplateMetadata, firecracker: Path) -> None:
-    """Refuse early what would fail obscurely: another VMM version or CPU model."""
-    here, there = vmm_version(firecracker), metadata.vmm.version
-    if here != there:
-        raise MachineUnfitError(
-            f"the template was made by Firecracker {there}; {firecracker} is {here}",
-            hint="Install that Firecracker at that path.",
-        )
-    if metadata.vmm.cpu_model != cpu_model():
-        raise MachineUnfitError(
-            f"the template was made on a {metadata.vmm.cpu_model}; this is a {cpu_model()}",
-            hint="Run it on a machine with that CPU.",
-        )
+def _traits(metadata: TemplateMetadata) -> SnapshotTraits:
+    vmm = metadata.vmm
+    return SnapshotTraits(vmm.version, vmm.snapshot_format, vmm.architecture, vmm.cpu_model)
 
 
 @contextmanager

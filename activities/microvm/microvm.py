@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -18,6 +17,7 @@ from activities.contract.errors import (
     CheckpointLostError,
     FilesystemDamagedError,
     HostDiskFullError,
+    MachineUnfitError,
     SnapshotNotResumableError,
     TemplateManagerError,
     VmmError,
@@ -47,6 +47,13 @@ from activities.disk.sparse_files import allocated_bytes, copy_private, dig_hole
 from activities.microvm.client import FirecrackerClient
 from activities.microvm.clock import ClockReading, ping_until_answered, read_clock
 from activities.microvm.console import ConsoleReader, GuestReadiness
+from activities.microvm.resumable import (
+    SnapshotTraits,
+    cpu_model,
+    require_resumable,
+    snapshot_format,
+    traits_here,
+)
 from activities.microvm.vm_process import VmProcess, remove_vms_until
 from activities.process.settings import Settings
 from activities.step.checkpoints import CheckpointStore, fingerprint
@@ -60,7 +67,6 @@ CLOCK_WARNING_MS = 1000.0
 CLOCK_FAULT_MS = 250.0
 NO_ROOM = "No space left on device"  # in Firecracker's words, which are Rust's
 POLL_SECONDS = 0.05
-VERSION_SECONDS = 10.0
 # Raise it when the same inputs give another snapshot than before.
 BOOT_VERSION = 1
 
@@ -244,11 +250,15 @@ class HostMicrovmActivities(MicrovmActivities):
                 client.pause()
             _write_snapshot(vm, client)
         took = time.time() - taken
+        firecracker = self._settings.firecracker_path(snapshot.shape.firecracker_version)
+        made_format = snapshot_format(firecracker, vm.directory / ArtifactName.SNAPFILE)
         vm.kill()
         running.log.info(f"snapshot taken in {took * 1000:.0f} ms")
         return SnapshotFacts(
             vmm_name="Firecracker",
             vmm_version=version,
+            snapshot_format=made_format,
+            architecture=platform.machine(),
             cpu_model=cpu_model(),
             snapshot_at=taken,
             boot_seconds=round(taken - _started_at(vm), 3),
@@ -261,6 +271,7 @@ class HostMicrovmActivities(MicrovmActivities):
     def _verify(self, verify: VerifySnapshotInput, running: RunningStep) -> Verification:
         firecracker = require_host(self._settings, verify.shape)
         snapshot = self._store.require(verify.snapshot, verify.vm.scope.build_id)
+        _require_still_resumable(verify.snapshot.facts, firecracker)
         vm = VmProcess(self._data_dir.vm(verify.vm.name))
         vm.remove()
         vm.directory.mkdir(parents=True)
@@ -363,29 +374,6 @@ def snapshot_fingerprint(settings: Settings, rootfs: RootfsCheckpoint, shape: Vm
     )
 
 
-def cpu_model() -> str:
-    """Return the CPU's name: a snapshot resumes on the same model only."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def vmm_version(firecracker: Path) -> str:
-    """Return what `firecracker --version` says, without the name. Raises VmmError."""
-    try:
-        said = subprocess.run(
-            [firecracker, "--version"],
-            capture_output=True,
-            text=True,
-            timeout=VERSION_SECONDS,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise VmmError(f"{firecracker} --version does not work: {error}") from error
-    return said.stdout.split("\n", 1)[0].removeprefix("Firecracker ").removeprefix("v").strip()
-
-
 def _identity(path: Path) -> str:
     stat = path.stat()
     return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
@@ -433,6 +421,17 @@ def _is_clean(rootfs: Path, running: RunningStep) -> bool:
         running.log.warn("e2fsck of the mounted disk: " + "; ".join(error.log_tail[-3:]))
         return False
     return True
+
+
+def _require_still_resumable(facts: SnapshotFacts, firecracker: Path) -> None:
+    """Raise CheckpointLostError when the host has changed since: it boots anew then."""
+    made = SnapshotTraits(
+        facts.vmm_version, facts.snapshot_format, facts.architecture, facts.cpu_model
+    )
+    try:
+        require_resumable(made, traits_here(firecracker), firecracker)
+    except MachineUnfitError as error:
+        raise CheckpointLostError(error.message, step=Step.BOOT) from error
 
 
 def _write_snapshot(vm: VmProcess, client: FirecrackerClient) -> None:

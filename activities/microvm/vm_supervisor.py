@@ -75,7 +75,8 @@ class Console:
     """The file of what the guest says, bounded, and the count of what is not in it."""
 
     def __init__(self, console_bytes: int) -> None:
-        self._file = os.open("console", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        self._file = os.open("console", flags, 0o600)
         self._room = {"other": console_bytes, "said": console_bytes, "deciding": DECIDING_BYTES}
         self._rest = b""
         self._is_endless = self._is_torn = False

@@ -6,9 +6,10 @@ while every object that it names is there with the generation, size and CRC32C t
 
 from __future__ import annotations
 
+import operator
 from datetime import datetime
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from activities.contract.checkpoints import RootfsFacts, SnapshotFacts
 from activities.contract.errors import TemplateDamagedError
@@ -51,6 +52,9 @@ class VmmMetadata(Model):
     cpu_model: str
     vcpu_count: int
     memory_mb: int
+    snapshot_format: str = Field(default="", exclude_if=operator.not_)
+    """'' in templates of before it was told: then only the same version resumes them."""
+    architecture: str = Field(default="", exclude_if=operator.not_)
 
 
 class TemplateMetadata(Model):
@@ -111,6 +115,8 @@ def metadata_of(publish: PublishTemplateInput, build_log: StoredObject) -> Templ
             cpu_model=snapshot.cpu_model,
             vcpu_count=config.vcpu_count,
             memory_mb=config.memory_mb,
+            snapshot_format=snapshot.snapshot_format,
+            architecture=snapshot.architecture,
         ),
         rootfs_size_mb=publish.uploads[ArtifactName.ROOTFS].size_bytes // MIB,
         agent_version=publish.rootfs.facts.agent_version,

@@ -105,7 +105,13 @@ def metadata(build_id: str = BUILD, source: Source | None = None) -> TemplateMet
         snapshot=SnapshotCheckpoint(
             fingerprint="f" * 64,
             host="h1",
-            facts=SnapshotFacts(vmm_name="Firecracker", vmm_version="1.13.1", cpu_model="A CPU"),
+            facts=SnapshotFacts(
+                vmm_name="Firecracker",
+                vmm_version="1.13.1",
+                snapshot_format="8.0.0",
+                architecture="x86_64",
+                cpu_model="A CPU",
+            ),
         ),
         verification=Verification(
             resume_ms=17.5, load_ms=3, clock_skew_ms=-40, seconds_since_snapshot=2

@@ -19,6 +19,8 @@ def test_metadata_says_everything_that_a_consumer_needs() -> None:
         "cpu_model": "A CPU",
         "vcpu_count": 2,
         "memory_mb": 512,
+        "snapshot_format": "8.0.0",
+        "architecture": "x86_64",
     }
     assert found["rootfs_size_mb"] == 512
     assert found["agent_version"] == "0.2"
