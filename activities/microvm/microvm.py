@@ -171,15 +171,15 @@ class HostMicrovmActivities(MicrovmActivities):
             while not guest.ready:
                 running.check()
                 ended = vm.has_ended()  # before reading: what it said last is then read
-                lines = console.lines()
-                for line in lines:
+                before = console.position
+                for line in console.lines():
                     guest.hear(line)
                 guest.tell_parts()
                 console.remember()
                 running.progress("waiting for the guest", guest.attempts, 0, "attempts")
                 if guest.failure is not None:
                     raise guest.failure
-                if lines or guest.ready:
+                if console.position != before or guest.ready:
                     continue
                 if ended:
                     raise guest.ended(vm.exit_reason(), vm.log_tail())

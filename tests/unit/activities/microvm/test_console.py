@@ -354,7 +354,7 @@ async def test_whatever_a_guest_writes_is_told_or_left_out(
     for line in ConsoleReader(path).lines():
         guest.hear(line)
     guest.tell_parts(now=True)
-    failures = [guest.failure, guest.timed_out(1), guest.died("exit code 0")]
+    failures = [guest.failure, guest.timed_out(1), guest.ended("exit code 0", [])]
     assert all(failure is None or not failure.retryable for failure in failures)
 
 
@@ -387,7 +387,7 @@ async def test_what_claims_to_be_ours_is_parsed_strictly(
     guest.tell_parts(now=True)
     assert 0 <= guest.attempts < 10**9
     assert guest.last_attempt_code is None or 0 <= guest.last_attempt_code < 10**9
-    failures = [guest.failure, guest.timed_out(1), guest.died("exit code 0")]
+    failures = [guest.failure, guest.timed_out(1), guest.ended("exit code 0", [])]
     assert all(failure is None or not failure.retryable for failure in failures)
     shown = [entry.message for entry in read_entries(log.path)]
     assert all(c == "\t" or c.isprintable() for message in shown for c in message)
@@ -397,7 +397,7 @@ async def test_what_claims_to_be_ours_is_parsed_strictly(
 async def test_a_panics_status_is_a_claim_too(log: BuildLog, status: str) -> None:
     guest = GuestReadiness(log)
     guest.hear(f"Kernel panic - not syncing: Attempted to kill init! exitcode=0x{status}")
-    assert "its init" in guest.died("exit code 0").message
+    assert "its init" in guest.ended("exit code 0", []).message
 
 
 @pytest.mark.parametrize("part", [b"x", b"\r", b"\n", b"\x1b", b"\x1b[", b"@tm@ out ", b"@tm@ "])
