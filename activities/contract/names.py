@@ -34,6 +34,11 @@ TemplateId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}$")]
 ImageDigest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 PlainName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$")]
 Fingerprint = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+TenantName = Annotated[str, StringConstraints(pattern=rf"^{TENANT_NAME.pattern}$")]
+"""Who a build belongs to: a name, or a UUID as E2B's clients have it for a team."""
+DEFAULT_TENANT = "default"
+"""The one tenant of a service without tokens, and whose everything is that names no tenant."""
 HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,62})$")]
 WORKFLOW_TASK_QUEUE = "template-manager"
 SHARED_HOST_TASK_QUEUE = "kvm-hosts"

@@ -6,7 +6,13 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from activities.contract.image_steps import ImageStep
 from activities.contract.model import Model
-from activities.contract.names import BuildId, PlainName, TemplateId
+from activities.contract.names import (
+    DEFAULT_TENANT,
+    BuildId,
+    PlainName,
+    TemplateId,
+    TenantName,
+)
 from activities.contract.sources import FromImage, PersistedSource, Source
 
 # As a start command: what the image itself would run.
@@ -34,10 +40,15 @@ class TemplateConfig(Model):
     huge_pages: bool = False
     force: bool = False
     team_id: str = ""
+    """What the request calls its team, where that is not the tenant; it has no effect."""
     steps: tuple[ImageStep, ...] = ()
     """What is done to the image before it becomes a template."""
     ready_timeout_seconds: float | None = None
     """For this template, instead of the one in the options."""
+    tenant: TenantName = Field(
+        default=DEFAULT_TENANT, exclude_if=lambda tenant: tenant == DEFAULT_TENANT
+    )
+    """Whose build it is, by the caller's token; never by what the request says of itself."""
 
     def without_login(self) -> TemplateConfig:
         """Return it as it may be kept for long: without the login for its registry."""

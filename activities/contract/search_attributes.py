@@ -10,6 +10,10 @@ BUILD_STATE = SearchAttributeKey.for_keyword("BuildState")
 BUILD_STEP = SearchAttributeKey.for_keyword("BuildStep")
 KVM_HOST = SearchAttributeKey.for_keyword("KvmHost")
 IMAGE = SearchAttributeKey.for_keyword("TemplateImage")
-SEARCH_ATTRIBUTES = (TEMPLATE_ID, BUILD_ID, IMAGE, BUILD_STATE, BUILD_STEP, KVM_HOST)
+TENANT = SearchAttributeKey.for_keyword("Tenant")
+"""Only for lists: who may see a build is decided by `TENANT_MEMO`."""
+SEARCH_ATTRIBUTES = (TEMPLATE_ID, BUILD_ID, IMAGE, BUILD_STATE, BUILD_STEP, KVM_HOST, TENANT)
 CONFIG_SHA256_MEMO = "config_sha256"
 IMAGE_MEMO = "image"
+TENANT_MEMO = "tenant"
+"""Builds that have none are of `DEFAULT_TENANT`."""

@@ -16,6 +16,7 @@ from activities.contract.names import UUID_PATTERN, ArtifactName
 METADATA = "metadata.json"
 """The commit mark; also the name of its copy beside a template that was pulled."""
 LEASES = ".leases/"
+OWNERS = ".owners/"
 LOGS = "logs/"
 FILES = "files/"
 PROBES = ".doctor/"
@@ -33,6 +34,7 @@ class ObjectKind(StrEnum):
     TEMPLATE = "template"
     PART = "part"
     LEASE = "lease object"
+    OWNER = "owner"
     LOG = "log"
     FILES = "files"
     PROBE = "probe"
@@ -96,6 +98,11 @@ def lease_name(build_id: str) -> str:
     return f"{LEASES}{build_id}"
 
 
+def owner_name(build_id: str) -> str:
+    """Name the object that binds a build id to its tenant."""
+    return f"{OWNERS}{build_id}"
+
+
 def archived_log_name(build_id: str) -> str:
     """Name the log of a closed build."""
     return f"{LOGS}{build_id}.jsonl"
@@ -124,6 +131,7 @@ _PATTERNS = {
     ObjectKind.PART: re.compile(rf"{_BUILD}/{re.escape(_PARTS)}.+"),
     ObjectKind.TEMPLATE: re.compile(rf"{_BUILD}/[^/]+"),
     ObjectKind.LEASE: re.compile(rf"{re.escape(LEASES)}{_BUILD}"),
+    ObjectKind.OWNER: re.compile(rf"{re.escape(OWNERS)}{_BUILD}"),
     ObjectKind.LOG: re.compile(rf"{LOGS}{_BUILD}\.jsonl"),
     ObjectKind.FILES: re.compile(rf"{FILES}[0-9a-f]{{64}}\.tar"),
     ObjectKind.PROBE: re.compile(rf"{re.escape(PROBES)}.+"),

@@ -27,7 +27,7 @@ Offer = tuple[str, str]
 
 STATES = ("building", "cancelling", "completed", "failed", "cancelled")
 LEVELS = ("debug", "info", "warn", "error")
-RIGHTS = ("read", "build", "admin")
+RIGHTS = ("read", "build", "admin", "operator")
 
 
 def one_of(values: Sequence[str]) -> Callable[[str], list[str]]:

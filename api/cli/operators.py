@@ -130,11 +130,12 @@ def health(
 )
 def token(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; audit lines say it.")],
+    *,
     right: Annotated[
         str,
         typer.Option(
             metavar="RIGHT",
-            help="read, build or admin.",
+            help="read, build or admin; operator is admin in all tenants.",
             autocompletion=completion.one_of(completion.RIGHTS),
         ),
     ] = "build",
@@ -145,15 +146,30 @@ def token(
             help="Images that it may build from, as a shell pattern. May be repeated.",
         ),
     ] = None,
+    tenant: Annotated[
+        str,
+        typer.Option(metavar="TENANT", help="Whose builds it sees and makes.", show_default=True),
+    ] = "default",
+    certificate: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Make no token, but the line for client certificates with this common or "
+            "alternative name.",
+        ),
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Make a bearer token: prints it once, and the line for the API's token file."""
     import secrets
 
-    from api.server.access import TokenFileError, hash_token, parse_tokens
+    from activities.contract.names import DEFAULT_TENANT
+    from api.server.access import CERTIFICATE, TokenFileError, hash_token, parse_tokens
 
-    made = secrets.token_urlsafe(32)
-    line = " ".join([name, hash_token(made), right, ",".join(image or ())]).strip()
+    made = "" if certificate else secrets.token_urlsafe(32)
+    key = f"{CERTIFICATE}{certificate}" if certificate else hash_token(made)
+    options = [",".join(image or ()), f"tenant={tenant}" if tenant != DEFAULT_TENANT else ""]
+    line = " ".join(filter(None, [name, key, right, *options]))
     try:
         parse_tokens(line)
     except TokenFileError as error:
@@ -161,9 +177,11 @@ def token(
     if as_json:
         print_json({"token": made, "line": line})
         return
-    out.print(f"token: {made}", soft_wrap=True)
+    if made:
+        out.print(f"token: {made}", soft_wrap=True)
     out.print(f"line:  {line}", soft_wrap=True)
-    err.print("→ add the line to the API's token file; clients set TEMPLATE_MANAGER_TOKEN")
+    clients = "; clients set TEMPLATE_MANAGER_TOKEN" if made else ""
+    err.print(f"→ add the line to the API's token file{clients}")
 
 
 @app.command(rich_help_panel=OPERATIONS, epilog="Example: template-manager sweep --dry-run")

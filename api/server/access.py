@@ -1,8 +1,11 @@
-"""Who may do what: bearer tokens with rights, images they may use, and how many calls a second.
+"""Who may do what: bearer tokens and client certificates with their tenant, rights and images, and
+how many calls a second.
 
-The token file has a line a token: `name sha256-of-the-token rights [image-pattern,…]`, with rights
-`read`, `build` (and read) or `admin` (and build, and delete). `#` begins a comment. A change of the
-file counts at once; one that cannot be read keeps the last that could.
+The token file has a line a token, or a client certificate:
+`name sha256-of-the-token|cert:name-in-the-certificate rights [image-pattern,…] [tenant=T]`, with
+rights `read`, `build` (and read), `admin` (and build, and delete) or `operator` (the same in all
+tenants). Without a tenant it is `default`. `#` begins a comment. A change of the file counts at
+once; one that cannot be read keeps the last that could.
 """
 
 from __future__ import annotations
@@ -10,8 +13,9 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import hmac
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -21,9 +25,11 @@ import grpc
 import structlog
 
 from activities.contract.image_reference import ImageReference, ImageReferenceError
+from activities.contract.names import DEFAULT_TENANT, TENANT_NAME
 from api.errors import ApiError
 
 BEARER = "bearer "
+CERTIFICATE = "cert:"
 MAX_CALLERS = 10_000
 
 _log = structlog.get_logger(__name__)
@@ -36,6 +42,7 @@ class Right(IntEnum):
     READ = 1
     BUILD = 2
     ADMIN = 3
+    OPERATOR = 4
 
 
 NEEDED = {
@@ -51,8 +58,11 @@ NEEDED = {
     "TemplateBuildDelete": Right.ADMIN,
     # Of InfoService: a control plane looks for services before it has a token for any.
     "ServiceInfo": Right.NONE,
-    "ServiceStatusOverride": Right.ADMIN,
+    "ServiceStatusOverride": Right.OPERATOR,
 }
+
+
+SHA256 = re.compile("[0-9A-Fa-f]{64}")
 
 
 class TokenFileError(ValueError):
@@ -67,6 +77,13 @@ class Caller:
     right: Right
     images: tuple[str, ...] = ()
     """Patterns of images, as in a shell; none means all."""
+    tenant: str = DEFAULT_TENANT
+    is_known: bool = True
+    """False for who calls where nobody has to say who he is."""
+
+    def sees(self, tenant: str) -> bool:
+        """Whether what belongs to a tenant is there for this caller. Nothing else decides it."""
+        return self.right is Right.OPERATOR or tenant == self.tenant
 
     def may_use(self, image: str | None) -> bool:
         """Whether this caller may build from an image; None is one that nobody knows any more."""
@@ -83,8 +100,10 @@ class Caller:
         )
 
 
-ANONYMOUS = Caller("anonymous", Right.ADMIN)
-current_caller: ContextVar[Caller] = ContextVar("current_caller", default=ANONYMOUS)
+ANONYMOUS = Caller("anonymous", Right.OPERATOR, is_known=False)
+NOBODY = Caller("nobody", Right.NONE, tenant="", is_known=False)
+# Outside of a call that was admitted nothing is to be seen.
+current_caller: ContextVar[Caller] = ContextVar("current_caller", default=NOBODY)
 
 
 def hash_token(token: str) -> str:
@@ -93,20 +112,41 @@ def hash_token(token: str) -> str:
 
 
 def parse_tokens(text: str) -> dict[str, Caller]:
-    """Read a token file: callers by the hash of their token. Raises TokenFileError."""
-    callers = {}
+    """Read a token file: callers by the hash of their token, or `cert:` and a certificate's name.
+
+    Raises TokenFileError.
+    """
+    callers: dict[str, Caller] = {}
     for number, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].split()
         if not words:
             continue
-        if len(words) not in (3, 4) or len(words[1]) != 64:
-            raise TokenFileError(f"line {number}: write: name sha256 rights [images]")
-        name, digest, right = words[:3]
-        if right.upper() not in Right.__members__ or right.upper() == "NONE":
-            raise TokenFileError(f"line {number}: rights are read, build or admin, not {right}")
-        images = tuple(words[3].split(",")) if len(words) == 4 else ()
-        callers[digest.lower()] = Caller(name, Right[right.upper()], images)
+        try:
+            key, caller = _parse_line(words)
+        except ValueError as error:
+            raise TokenFileError(f"line {number}: {error}") from None
+        if callers.setdefault(key, caller) != caller:
+            raise TokenFileError(f"line {number}: an earlier line has it as somebody else's")
     return callers
+
+
+def _parse_line(words: list[str]) -> tuple[str, Caller]:
+    if len(words) < 3 or not (words[1].startswith(CERTIFICATE) or SHA256.fullmatch(words[1])):
+        raise ValueError("write: name sha256|cert:name rights [images] [tenant=T]")
+    name, key, right = words[:3]
+    if right.upper() not in Right.__members__ or right.upper() == "NONE":
+        raise ValueError(f"rights are read, build, admin or operator, not {right}")
+    images = [word for word in words[3:] if "=" not in word]
+    options = dict(word.split("=", 1) for word in words[3:] if "=" in word)
+    # What is not understood is refused: a mistyped tenant must not become the default one.
+    if len(images) > 1 or len(images) + len(options) < len(words) - 3 or set(options) - {"tenant"}:
+        raise ValueError("after the rights come [images] [tenant=T], each once")
+    tenant = options.get("tenant", DEFAULT_TENANT)
+    if not TENANT_NAME.fullmatch(tenant):
+        raise ValueError(f"a tenant is 1 to 63 of a-z, 0-9 and -, not {tenant!r}")
+    patterns = tuple(images[0].split(",")) if images else ()
+    caller = Caller(name, Right[right.upper()], patterns, tenant)
+    return key if key.startswith(CERTIFICATE) else key.lower(), caller
 
 
 class Tokens:
@@ -126,6 +166,12 @@ class Tokens:
             if hmac.compare_digest(known, digest):
                 found = caller
         return found
+
+    def of_certificate(self, names: Collection[str]) -> Caller | None:
+        """Return whose client certificate it is, by its names; None when lines disagree."""
+        self._reload()
+        found = {self._callers.get(f"{CERTIFICATE}{name}") for name in names} - {None}
+        return found.pop() if len(found) == 1 else None
 
     def _stamp(self) -> tuple[int, int, int]:
         status = self._path.stat()
@@ -171,14 +217,24 @@ class Access:
         self._tokens = tokens
         self._limit = limit
 
-    def admit(self, method: str, metadata: Mapping[str, str | bytes], peer: str) -> Caller:
-        """Return who calls.
+    def admit(
+        self,
+        method: str,
+        metadata: Mapping[str, str | bytes],
+        peer: str,
+        certificate_names: Collection[str] = (),
+    ) -> Caller:
+        """Return who calls: a token says it, else the client certificate that TLS has checked.
 
         Raises ApiError UNAUTHENTICATED, PERMISSION_DENIED or RESOURCE_EXHAUSTED.
         """
         needed = NEEDED.get(method, Right.ADMIN)
-        caller = self._caller(metadata, needed)
-        self._require_rate(caller.name if self._tokens else peer)
+        try:
+            caller = self._caller(metadata, needed, certificate_names)
+        except ApiError:
+            self._require_rate(peer)  # so that tokens cannot be guessed at any speed
+            raise
+        self._require_rate(f"{caller.tenant}/{caller.name}" if caller.is_known else peer)
         if caller.right < needed:
             raise ApiError(
                 grpc.StatusCode.PERMISSION_DENIED,
@@ -189,14 +245,21 @@ class Access:
             )
         return caller
 
-    def _caller(self, metadata: Mapping[str, str | bytes], needed: Right) -> Caller:
+    def _caller(
+        self,
+        metadata: Mapping[str, str | bytes],
+        needed: Right,
+        certificate_names: Collection[str],
+    ) -> Caller:
         if self._tokens is None:
             return ANONYMOUS
         given = str(metadata.get("authorization", ""))
         is_token = given.lower().startswith(BEARER)
         caller = self._tokens.find(given[len(BEARER) :].strip()) if is_token else None
+        if not given:
+            caller = self._tokens.of_certificate(certificate_names)
         if caller is None and needed is Right.NONE:
-            return Caller("anonymous", Right.NONE)
+            return Caller("anonymous", Right.NONE, is_known=False)
         if caller is None:
             raise ApiError(
                 grpc.StatusCode.UNAUTHENTICATED,
@@ -236,9 +299,11 @@ def require_image(image: str | None) -> None:
 
 def audit(method: str, outcome: str, **subject: str) -> None:
     """Write the line that says who has changed what: `build=…`, `status=…`, `files=…` by hash."""
+    caller = current_caller.get()
     _log.info(
         "audit",
-        caller=current_caller.get().name,
+        caller=caller.name,
+        tenant=caller.tenant,
         rpc=method,
         outcome=outcome,
         **subject,

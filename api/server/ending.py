@@ -22,7 +22,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.contract.errors import TemplateAlreadyPublishedError, failure_of
 from activities.contract.inputs import DeleteTemplateInput
-from activities.contract.names import WORKFLOW_TASK_QUEUE, build_workflow_id, delete_workflow_id
+from activities.contract.names import WORKFLOW_TASK_QUEUE, delete_workflow_id
 from activities.contract.search_attributes import TEMPLATE_ID
 from activities.contract.sources import FromImage
 from activities.process.settings import Settings
@@ -30,7 +30,6 @@ from api.errors import RETRY_SECONDS, ApiError, failed_precondition, temporal_un
 from api.server.error_translation import build_not_found
 from api.server.finding import RPC_LIMIT, BuildFinder, run_of_build
 from api.server.history import BuildHistory
-from api.server.template_bucket import TemplateBucket
 from api.server.view import BuildView
 from workflows.delete_template import DeleteTemplate
 
@@ -40,11 +39,8 @@ _log = structlog.get_logger(__name__)
 class BuildEnder:
     """Cancels and deletes builds. What it has begun goes on in Temporal when the caller leaves."""
 
-    def __init__(
-        self, client: Client, bucket: TemplateBucket, settings: Settings, finder: BuildFinder
-    ) -> None:
+    def __init__(self, client: Client, settings: Settings, finder: BuildFinder) -> None:
         self._client = client
-        self._bucket = bucket
         self._settings = settings
         self._finder = finder
         self._history = BuildHistory(client)
@@ -72,7 +68,9 @@ class BuildEnder:
             await self.finish_delete(build_id)
             return
         await self._replace_earlier_delete(build_id, described)
-        await self._run_delete(await self._delete_input(build_id, template_id))
+        delete = await self._delete_input(build_id, template_id)
+        await self._finder.keep_id(build_id)
+        await self._run_delete(delete)
         _log.info("build deleted", build_id=build_id, template_id=template_id)
 
     async def finish_delete(self, build_id: str) -> None:
@@ -90,7 +88,7 @@ class BuildEnder:
     async def _described(
         self, build_id: str, template_id: str
     ) -> WorkflowExecutionDescription | None:
-        described = await self._finder.describe(build_workflow_id(build_id))
+        described = await self._finder.describe(build_id)
         _require_template(build_id, template_id, described)
         return described
 
@@ -111,7 +109,7 @@ class BuildEnder:
 
     async def _delete_input(self, build_id: str, template_id: str) -> DeleteTemplateInput:
         view = await self._finder.find(build_id)
-        if view is None and not await self._bucket.has_objects(build_id):
+        if view is None and not await self._finder.has_leftovers(build_id):
             raise build_not_found(build_id, template_id)
         if view is not None and template_id and view.template_id not in ("", template_id):
             raise build_not_found(build_id, template_id)
@@ -156,7 +154,7 @@ class BuildEnder:
     ) -> None:
         """End a delete that still waits for late arrivals of an earlier build of this id: it would
         answer for what it has deleted, not for what has been built since."""
-        delete = await self._finder.describe(delete_workflow_id(build_id))
+        delete = await self._finder.describe_delete(build_id)
         if build is None or delete is None or delete.start_time > build.start_time:
             return
         if delete.status is WorkflowExecutionStatus.RUNNING:

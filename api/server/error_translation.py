@@ -44,6 +44,20 @@ def build_not_found(build_id: str, template_id: str = "") -> ApiError:
     )
 
 
+def build_id_taken(build_id: str) -> ApiError:
+    """Return the error for another tenant's build id.
+
+    It tells as little as can be told: not whose it is, nor whether anything of it is there.
+    """
+    return ApiError(
+        grpc.StatusCode.ALREADY_EXISTS,
+        "BUILD_ID_TAKEN",
+        f"build id {build_id} cannot be used",
+        hint="Use a new random UUID.",
+        metadata={"build_id": build_id},
+    )
+
+
 def reason_of(error: TemplateManagerError) -> str:
     """Return an error class's name as a google.rpc reason: TemplateNotFoundError, for example, as
     TEMPLATE_NOT_FOUND."""

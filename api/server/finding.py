@@ -1,9 +1,13 @@
-"""Finding builds: in Temporal, which runs and remembers them, and in the bucket."""
+"""Finding builds: in Temporal, which runs and remembers them, and in the bucket.
+
+Only the caller's: what is another tenant's is looked for as what does not exist is, and not found.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import structlog
 from temporalio.client import (
@@ -17,10 +21,11 @@ from temporalio.client import (
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.contract.errors import failure_of
-from activities.contract.names import build_workflow_id, delete_workflow_id
+from activities.contract.names import DEFAULT_TENANT, build_workflow_id, delete_workflow_id
 from activities.contract.status import BuildResult, BuildState, BuildStatus
-from api.server.error_translation import build_not_found
+from api.server.error_translation import build_id_taken, build_not_found
 from api.server.template_bucket import TemplateBucket
+from api.server.tenancy import is_visible, is_visible_workflow
 from api.server.view import (
     BuildView,
     view_of_description,
@@ -29,6 +34,9 @@ from api.server.view import (
     with_description,
 )
 from workflows.build_template import BuildTemplate
+
+if TYPE_CHECKING:  # loads Google's client, see TemplateBucket
+    from activities.store.metadata import TemplateMetadata
 
 RPC_LIMIT = timedelta(seconds=10)
 QUERY_LIMIT = timedelta(seconds=3)
@@ -57,7 +65,7 @@ class BuildFinder:
 
     async def find(self, build_id: str) -> BuildView | None:
         """Tell everything about a build; None when it is not there, or was deleted."""
-        described = await self.describe(build_workflow_id(build_id))
+        described = await self.describe(build_id)
         if described is None:
             return await self.forgotten(build_id)
         if await self.was_deleted(build_id, described):
@@ -71,15 +79,59 @@ class BuildFinder:
 
     async def forgotten(self, build_id: str) -> BuildView | None:
         """Find a build that Temporal does not know (any more): in the bucket."""
-        metadata = await self._bucket.metadata(build_id)
+        metadata = await self.template(build_id)
         if metadata is not None:
             return view_of_metadata(metadata, self._bucket.name)
         view = await self._archived(build_id)
         # Without its metadata a completed build's template has been deleted.
         return None if view is None or view.state is BuildState.COMPLETED else view
 
-    async def describe(self, workflow_id: str) -> WorkflowExecutionDescription | None:
-        """Return what Temporal knows of a workflow's latest run; None when it knows none."""
+    async def describe(self, build_id: str) -> WorkflowExecutionDescription | None:
+        """Return what Temporal knows of a build's latest run; None when it knows none."""
+        described = await self._describe(build_workflow_id(build_id))
+        if described is None or not await is_visible_workflow(described):
+            return None
+        return described
+
+    async def describe_delete(self, build_id: str) -> WorkflowExecutionDescription | None:
+        """Return what Temporal knows of the latest delete of a build that the caller sees."""
+        return await self._describe(delete_workflow_id(build_id))
+
+    async def template(self, build_id: str) -> TemplateMetadata | None:
+        """Return a template's metadata, or None when there is no such template."""
+        metadata = await self._bucket.metadata(build_id)
+        return metadata if metadata and is_visible(metadata.config.tenant) else None
+
+    async def has_leftovers(self, build_id: str) -> bool:
+        """Return whether the bucket has anything of a build that nobody remembers."""
+        owner = await self._bucket.owner(build_id) or DEFAULT_TENANT
+        return await self._bucket.has_objects(build_id) and is_visible(owner)
+
+    async def require_id(self, build_id: str, tenant: str) -> None:
+        """Raise ApiError ALREADY_EXISTS when a build id is another tenant's, whoever asks."""
+        owner = await self._bucket.owner(build_id)
+        if owner is None and tenant != DEFAULT_TENANT and await self._was_used(build_id):
+            owner = DEFAULT_TENANT  # before there were tenants
+        if owner not in (None, tenant):
+            raise build_id_taken(build_id)
+
+    async def claim_id(self, build_id: str, tenant: str) -> None:
+        """Bind a build id to its tenant for ever. Raises ApiError ALREADY_EXISTS."""
+        if await self._bucket.claim(build_id, tenant) != tenant:
+            raise build_id_taken(build_id)
+
+    async def keep_id(self, build_id: str) -> None:
+        """Bind the id of a build of before there were tenants, whose last traces are to go."""
+        await self._bucket.claim(build_id, DEFAULT_TENANT)
+
+    async def _was_used(self, build_id: str) -> bool:
+        return bool(
+            await self._describe(build_workflow_id(build_id))
+            or await self._bucket.archived_log(build_id)
+            or await self._bucket.has_objects(build_id)
+        )
+
+    async def _describe(self, workflow_id: str) -> WorkflowExecutionDescription | None:
         try:
             handle = self._client.get_workflow_handle(workflow_id)
             return await handle.describe(rpc_timeout=RPC_LIMIT)
@@ -92,7 +144,7 @@ class BuildFinder:
         """Whether a delete has begun after this build, and has not failed."""
         if build.status is WorkflowExecutionStatus.RUNNING:
             return False  # a delete stops it first
-        delete = await self.describe(delete_workflow_id(build_id))
+        delete = await self.describe_delete(build_id)
         if delete is None or delete.start_time < build.start_time:
             return False
         running_or_done = (WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.COMPLETED)
@@ -115,7 +167,9 @@ class BuildFinder:
 
     async def _archived(self, build_id: str) -> BuildView | None:
         archived = await self._bucket.archived_log(build_id)
-        return view_of_status(archived[0]) if archived else None
+        if archived is None or not is_visible(archived[0].config.tenant):
+            return None
+        return view_of_status(archived[0])
 
     async def _ended(self, build_id: str, described: WorkflowExecutionDescription) -> BuildView:
         """Tell what the end of the workflow itself tells: its failure, with no worker's help."""

@@ -105,15 +105,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _admit(self, name: str, context: Context) -> None:
         metadata = dict(context.invocation_metadata() or ())
         peer = context.peer().rpartition(":")[0]
-        caller = self._access.admit(name.rpartition("/")[2], metadata, peer)
+        names = _certificate_names(context)
+        caller = self._access.admit(name.rpartition("/")[2], metadata, peer, names)
         current_caller.set(caller)  # of this call's own task
-        structlog.contextvars.bind_contextvars(caller=caller.name)
+        structlog.contextvars.bind_contextvars(caller=caller.name, tenant=caller.tenant)
 
     @contextmanager
     def _counted(self, name: str) -> Iterator[None]:
         self._running += 1
         try:
-            with structlog.contextvars.bound_contextvars(rpc=name, caller=""):
+            with structlog.contextvars.bound_contextvars(rpc=name, caller="", tenant=""):
                 yield
         finally:
             self._running -= 1
@@ -136,6 +137,13 @@ async def _audited(name: str, handler: _Handler, request: Message, context: Cont
         raise
     audit(method, "ok", **subject)
     return answer
+
+
+def _certificate_names(context: Context) -> set[str]:
+    """Return the names in a client's certificate, which TLS has checked; none without one."""
+    told = context.auth_context()
+    keys = ("x509_common_name", "x509_subject_alternative_name")
+    return {name.decode(errors="replace") for key in keys for name in told.get(key, ())}
 
 
 def _subject(request: Message) -> dict[str, str]:

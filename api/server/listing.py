@@ -1,5 +1,5 @@
-"""Lists of builds, from Temporal's visibility store. It lags behind by a moment: a build is
-addressed by its id, never looked for in a list."""
+"""Lists of the caller's builds, from Temporal's visibility store. It lags behind by a moment: a
+build is addressed by its id, never looked for in a list."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from activities.contract.status import BuildState
 from api.errors import ApiError, Violation, invalid_argument
 from api.pb import template_manager_pb2 as pb
 from api.server.finding import RPC_LIMIT
+from api.server.tenancy import is_visible_workflow, visible_condition
 from api.server.validation import TEMPLATE_ID as TEMPLATE_ID_PATTERN
 from api.server.view import CLOSED_STATES
 from api.server.waiting import WaitingLine
@@ -94,7 +95,11 @@ class BuildListing:
             rpc_timeout=RPC_LIMIT,
         )
         await found.fetch_next_page()
-        builds = _latest_runs(found.current_page or ())
+        builds = [
+            build
+            for build in _latest_runs(found.current_page or ())
+            if await is_visible_workflow(build)  # the query says so, too
+        ]
         deleted = await self._deletes([build.id for build in builds])
         listed = [
             await _listed(build)
@@ -129,7 +134,7 @@ class BuildListing:
         raise ApiError(
             grpc.StatusCode.RESOURCE_EXHAUSTED,
             "TOO_MANY_BUILDS",
-            f"{running.count} builds are running; this service allows {most}",
+            f"{most} builds are running, and this service allows no more",
             hint="Wait for a build to end (template-manager list --state building).",
             retry_after_seconds=ROOM_RETRY_SECONDS,
         )
@@ -148,11 +153,12 @@ class BuildListing:
 
 
 def list_query(request: pb.TemplateBuildListRequest) -> str:
-    """Return the visibility query for a request.
+    """Return the visibility query for a request of the current caller.
 
     Raises ApiError INVALID_ARGUMENT, so that nothing of a request gets into a query unchecked.
     """
-    parts, violations = ["WorkflowType='BuildTemplate'"], []
+    parts = ["WorkflowType='BuildTemplate'", *filter(None, [visible_condition()])]
+    violations = []
     if request.template_id:
         parts.append(f"TemplateId='{request.template_id}'")
         if not TEMPLATE_ID_PATTERN.fullmatch(request.template_id):

@@ -81,7 +81,7 @@ class ApiServer:
         hosts = KnownHosts(client)
         line = WaitingLine(client, hosts)
         status = ServiceStatus(self._own_status)
-        ender = BuildEnder(client, bucket, settings, finder)
+        ender = BuildEnder(client, settings, finder)
         self.service = TemplateService(
             settings,
             finder=finder,

@@ -31,6 +31,8 @@ from activities.contract.search_attributes import (
     IMAGE,
     IMAGE_MEMO,
     TEMPLATE_ID,
+    TENANT,
+    TENANT_MEMO,
 )
 from activities.contract.sources import FromImage, FromTemplate
 from activities.contract.status import BuildState
@@ -90,10 +92,10 @@ class BuildStarter:
     async def create(self, valid: ValidRequest) -> StartedBuild:
         """Start a build, or find the one that this request has started before.
 
-        Raises ApiError ALREADY_EXISTS when the build id has another config, FAILED_PRECONDITION
-        while the earlier build is being cancelled or the base is not published yet, NOT_FOUND when
-        there is no such base or files of a COPY, PERMISSION_DENIED when the caller may not use the
-        image.
+        Raises ApiError ALREADY_EXISTS when the build id has another config or is another tenant's,
+        FAILED_PRECONDITION while the earlier build is being cancelled or the base is not published
+        yet, NOT_FOUND when there is no such base or files of a COPY, PERMISSION_DENIED when the
+        caller may not use the image.
         """
         source = valid.config.source
         if isinstance(source, FromImage):
@@ -103,8 +105,9 @@ class BuildStarter:
             if existing is not None:
                 return existing
             if isinstance(source, FromTemplate):
-                await self._require_base(source.build_id)
+                await self._require_base(source.build_id, valid.config.tenant)
             await self._require_files(valid.config.steps)
+            await self._finder.claim_id(valid.config.build_id, valid.config.tenant)
             with contextlib.suppress(WorkflowAlreadyStartedError):  # another call was quicker
                 return await self._start(BuildInput(config=valid.config, options=valid.options))
         raise _busy(valid.config.build_id)
@@ -153,7 +156,8 @@ class BuildStarter:
     async def _existing(self, valid: ValidRequest) -> StartedBuild | None:
         """Return the build that answers the request; None when one is to be started."""
         build_id = valid.config.build_id
-        described = await self._finder.describe(build_workflow_id(build_id))
+        await self._finder.require_id(build_id, valid.config.tenant)
+        described = await self._finder.describe(build_id)
         if described is None:
             return await self._existing_in_bucket(valid)
         state = state_of_description(described)
@@ -174,10 +178,11 @@ class BuildStarter:
         require_same_config(valid.config, config_sha256(view.config))
         return StartedBuild(view.build_id, view.workflow_id, "")
 
-    async def _require_base(self, base_id: str) -> None:
-        """Let a base be a template that is published, of an image that the caller may use."""
-        base = await self._bucket.metadata(base_id)
-        if base is None:
+    async def _require_base(self, base_id: str, tenant: str) -> None:
+        """Let a base be a template that is published, of the same tenant, and of an image that the
+        caller may use."""
+        base = await self._finder.template(base_id)
+        if base is None or base.config.tenant != tenant:
             raise _no_base(base_id, await self._finder.find(base_id))
         require_image(await self._image_below(base))
 
@@ -187,7 +192,7 @@ class BuildStarter:
             source = template.config.source
             if isinstance(source, FromImage):
                 return source.reference
-            base = await self._bucket.metadata(source.build_id)
+            base = await self._finder.template(source.build_id)
             if base is None:
                 return None
             template = base
@@ -219,13 +224,18 @@ class BuildStarter:
             # Not USE_EXISTING: that would take a build of another config for the same.
             id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-            memo={CONFIG_SHA256_MEMO: config_sha256(config), IMAGE_MEMO: image},
+            memo={
+                CONFIG_SHA256_MEMO: config_sha256(config),
+                IMAGE_MEMO: image,
+                TENANT_MEMO: config.tenant,
+            },
             search_attributes=TypedSearchAttributes(
                 [
                     SearchAttributePair(TEMPLATE_ID, config.template_id),
                     SearchAttributePair(BUILD_ID, config.build_id),
                     SearchAttributePair(IMAGE, image),
                     SearchAttributePair(BUILD_STATE, BuildState.BUILDING),
+                    SearchAttributePair(TENANT, config.tenant),
                 ]
             ),
             static_summary=f"{config.template_id} · {image}",
@@ -235,6 +245,7 @@ class BuildStarter:
             "build started",
             build_id=config.build_id,
             template_id=config.template_id,
+            tenant=config.tenant,
             again=build.done is not None,
         )
         return StartedBuild(config.build_id, handle.id, handle.first_execution_run_id or "")

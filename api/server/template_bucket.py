@@ -55,6 +55,26 @@ class TemplateBucket:
 
         return await asyncio.to_thread(read)
 
+    async def owner(self, build_id: str) -> str | None:
+        """Return the tenant to which a build id is bound; None while it is nobody's."""
+
+        def read() -> str | None:
+            from activities.store.owners import read_owner
+
+            return read_owner(self._connect(), build_id)
+
+        return await asyncio.to_thread(read)
+
+    async def claim(self, build_id: str, tenant: str) -> str:
+        """Bind a build id to a tenant, unless it is another's; return whose it is."""
+
+        def write() -> str:
+            from activities.store.owners import claim
+
+            return claim(self._connect(), build_id, tenant)
+
+        return await asyncio.to_thread(write)
+
     async def has_files(self, sha256: str) -> bool:
         """Return whether the tar of a COPY's files is there."""
 

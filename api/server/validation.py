@@ -45,6 +45,7 @@ from activities.process.sealing import SealedFor, Sealer
 from activities.process.settings import Settings
 from api.errors import ApiError, Violation, failed_precondition, invalid_argument
 from api.pb import template_manager_pb2 as pb
+from api.server.tenancy import tenant_for
 
 MAX_VCPU = 32
 MIN_MEMORY_MB, MAX_MEMORY_MB = 128, 32_768
@@ -156,7 +157,7 @@ class _Validator:
         if self._violations:
             raise invalid_argument(self._violations)
         self._check_preconditions()
-        config = self._config()
+        config = self._config(tenant_for(self._template.team_id))
         return ValidRequest(config, options_for(config, self._settings))
 
     def _bad(self, field: str, description: str) -> None:
@@ -298,7 +299,7 @@ class _Validator:
                 "An operator sets TEMPLATE_MANAGER_SECRET_KEYS for the API and all hosts.",
             )
 
-    def _config(self) -> TemplateConfig:
+    def _config(self, tenant: str) -> TemplateConfig:
         template, settings = self._template, self._settings
         return TemplateConfig(
             template_id=template.template_id,
@@ -314,10 +315,12 @@ class _Validator:
             ready_command=template.ready_command,
             env=dict(template.env),
             force=template.force,
-            team_id=template.team_id,
+            # To leave the team out and to say it is the same request.
+            team_id=template.team_id if template.team_id != tenant else "",
             huge_pages=template.huge_pages,
             steps=tuple(self._steps),
             ready_timeout_seconds=template.ready_timeout_seconds or None,
+            tenant=tenant,
         )
 
     def _source(self) -> Source:

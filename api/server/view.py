@@ -13,12 +13,13 @@ from temporalio.client import WorkflowExecutionDescription, WorkflowExecutionSta
 from temporalio.converter import DataConverter
 from temporalio.exceptions import FailureError
 
-from activities.contract.names import Step, build_workflow_id
+from activities.contract.names import DEFAULT_TENANT, Step, build_workflow_id
 from activities.contract.requests import TemplateConfig
 from activities.contract.results import BuildCheckpoints, UploadedArtifact
 from activities.contract.search_attributes import BUILD_STEP, KVM_HOST, TEMPLATE_ID
 from activities.contract.status import BuildFailure, BuildState, BuildStatus, Progress, StepRecord
 from activities.contract.units import MIB
+from api.server.tenancy import tenant_of
 
 if TYPE_CHECKING:
     from activities.store.metadata import TemplateMetadata
@@ -87,6 +88,7 @@ class BuildView:
     rootfs_size_mb: int = 0
     agent_version: str = ""
     run_id: str = ""
+    tenant: str = DEFAULT_TENANT
     started: datetime | None = None
     activity: RunningActivity | None = None
     waits_for_host: bool = False
@@ -125,6 +127,7 @@ def view_of_status(status: BuildStatus) -> BuildView:
         bucket=published.bucket if published else "",
         rootfs_size_mb=rootfs.size_bytes // MIB if rootfs else 0,
         agent_version=rootfs.facts.agent_version if rootfs else "",
+        tenant=status.config.tenant,
     )
 
 
@@ -142,6 +145,7 @@ def view_of_metadata(metadata: TemplateMetadata, bucket: str) -> BuildView:
         bucket=bucket,
         rootfs_size_mb=metadata.rootfs_size_mb,
         agent_version=metadata.agent_version,
+        tenant=metadata.config.tenant,
     )
 
 
@@ -168,6 +172,7 @@ async def with_description(
         view,
         state=state,
         run_id=described.run_id,
+        tenant=await tenant_of(described),
         started=described.start_time,
         failure=view.failure or _failure_of_end(described),
         activity=await _running_activity(described, converter),

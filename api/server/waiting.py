@@ -23,6 +23,7 @@ from activities.contract.names import (
 )
 from activities.contract.results import HostFacts
 from api.server.known_hosts import KnownHosts
+from api.server.tenancy import visible_condition
 
 RPC_LIMIT = timedelta(seconds=5)
 # A build that no worker has begun yet has no step.
@@ -121,8 +122,8 @@ class WaitingLine:
         return Waiting(why_none_takes_it(hosts, works=works, polled=polled), builds_before, hosts)
 
     async def builds_before(self, started: datetime) -> int:
-        """Return how many builds wait since before then. Temporal's count lags a little."""
-        query = f"{WAITING_BUILDS} AND StartTime < '{started.isoformat()}'"
+        """Return how many of the caller's builds wait since before then. It lags a little."""
+        query = f"{_waiting_builds()} AND StartTime < '{started.isoformat()}'"
         try:
             return (await self._client.count_workflows(query, rpc_timeout=RPC_LIMIT)).count
         except RPCError as error:
@@ -130,17 +131,21 @@ class WaitingLine:
             return 0
 
     async def places(self) -> dict[str, int]:
-        """Return for each of the latest waiting builds, by workflow id, how many are before it."""
-        waiting = self._client.list_workflows(
-            WAITING_BUILDS, page_size=MAX_PLACES, rpc_timeout=RPC_LIMIT
-        )
+        """Return for each of the caller's latest waiting builds, by workflow id, how many of them
+        are before it."""
+        query = _waiting_builds()
+        waiting = self._client.list_workflows(query, page_size=MAX_PLACES, rpc_timeout=RPC_LIMIT)
         counted, _ = await asyncio.gather(
-            self._client.count_workflows(WAITING_BUILDS, rpc_timeout=RPC_LIMIT),
+            self._client.count_workflows(query, rpc_timeout=RPC_LIMIT),
             waiting.fetch_next_page(),
         )
         latest = [build.id for build in waiting.current_page or ()]
         total = max(counted.count, len(latest))
         return {name: total - 1 - number for number, name in enumerate(latest)}
+
+
+def _waiting_builds() -> str:
+    return " AND ".join(filter(None, [WAITING_BUILDS, visible_condition()]))
 
 
 def _message(why: Why, hosts: HostSlots) -> str:

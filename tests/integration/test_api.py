@@ -53,6 +53,7 @@ from activities.store.objects import archived_log_name, metadata_name
 from api.client.client import CallError, TemplateClient
 from api.pb import template_manager_pb2 as pb
 from api.server import logs as build_logs
+from api.server.access import ANONYMOUS, current_caller
 from api.server.server import running_server
 from tests.support.example_template import metadata
 from tests.support.recording_host import (
@@ -437,6 +438,7 @@ async def test_a_reset_and_a_restart_of_the_api_lose_no_line_together(
 
 async def require_both_runs(api: Api, build_id: str, first_run: str, seen: list[str]) -> None:
     """The first run's log is whole, then comes the second one's without what both share."""
+    current_caller.set(ANONYMOUS)  # of the test's own task
     view = await api.server.service._finder.view(build_id)
     assert view.run_id != first_run
     first = await api.server.logs._whole(replace(view, run_id=first_run))

@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from activities.contract.errors import TemporalUnavailableError
+from activities.contract.search_attributes import TENANT_MEMO
 from activities.contract.sources import FromImage, FromTemplate, Source
 from activities.process.settings import Settings
 from activities.process.temporal import connect
@@ -141,6 +142,37 @@ async def test_client_certificates(api: Api, authority: Authority, tmp_path: Pat
                 await asyncio.wait_for(health_of(server.address, wrong), 20)
 
 
+async def test_a_client_certificate_has_the_rights_of_its_line(
+    api: Api, authority: Authority, tmp_path: Path
+) -> None:
+    path = tmp_path / "lines"
+    path.write_text(
+        f"gate cert:gate build tenant=acme\nboss {hash_token('ruling')} admin tenant=beta\n"
+    )
+    settings = with_tls(api, authority, tls_client_ca=authority.path, tokens_file=path)
+
+    async def create(name: str, token: str = "", **changes: str) -> str:
+        certificate, key = authority.issue(name)
+        credentials = ClientCredentials(
+            tls_ca=authority.path,
+            tls_client_cert=certificate,
+            tls_client_key=key,
+            token=SecretStr(token),
+        )
+        async with TemplateClient(server.address, credentials) as client:
+            created = await client.create(api.template(**changes))
+        handle = api.temporal.get_workflow_handle(created.workflow_id)
+        return str(await (await handle.describe()).memo_value(TENANT_MEMO))
+
+    async with running_server(api.temporal, settings) as server:
+        assert await create("gate", team_id="acme") == "acme"
+        assert await create("gate", "ruling") == "beta"
+        for name, token in (("other", ""), ("gate", "wrong")):
+            with pytest.raises(CallError) as error:
+                await create(name, token)
+            assert error.value.code is grpc.StatusCode.UNAUTHENTICATED
+
+
 # ---- Temporal's own connection
 
 
@@ -258,7 +290,7 @@ async def test_tokens_rights_images_and_audit(api: Api, tokens: Path, empty_buck
             ("ci", "TemplateCreate", "IMAGE_NOT_ALLOWED"),
             ("ci", "TemplateCreate", "IMAGE_NOT_ALLOWED"),
         ]
-        assert lines[0]["build"] == created.build_id
+        assert (lines[0]["build"], lines[0]["tenant"]) == (created.build_id, "default")
         assert "building" not in str(logs)
 
 
@@ -331,4 +363,7 @@ async def test_a_token_is_made(tmp_path: Path) -> None:
     )
     made = json.loads((await cli("token", "ci", "--json")).out)
     assert made["line"] == f"ci {hash_token(made['token'])} build"
+    of_tenant = await cli("token", "ci", "--tenant", "acme", "--certificate", "ci.example")
+    assert (of_tenant.out, of_tenant.code) == ("line:  ci cert:ci.example build tenant=acme\n", 0)
     assert (await cli("token", "ci", "--right", "everything")).code == 2
+    assert (await cli("token", "ci", "--tenant", "no/tenant")).code == 2

@@ -90,12 +90,14 @@ def build_status(state: BuildState, step: Step, config: TemplateConfig) -> Build
     )
 
 
-def metadata(build_id: str = BUILD, source: Source | None = None) -> TemplateMetadata:
+def metadata(
+    build_id: str = BUILD, source: Source | None = None, **changes: Any
+) -> TemplateMetadata:
     """Return it; it is of an image with a login unless `source` says something else."""
     source = source or FromImage(reference="registry/web:1", login=registry_login())
     publish = PublishTemplateInput(
         scope=BuildScope(build_id=BUILD, template_id="web", lease=HostLease(host="h1", number=1)),
-        config=template_config(build_id=build_id, source=source),
+        config=template_config(build_id=build_id, source=source, **changes),
         image=pulled_image(),
         rootfs=RootfsCheckpoint(
             fingerprint="f" * 64,

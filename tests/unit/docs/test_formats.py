@@ -32,6 +32,7 @@ OBJECTS = {
     "part_name": [PART],
     "composed_part_name": [],  # a part like the others
     "lease_name": [objects.lease_name(BUILD)],
+    "owner_name": [objects.owner_name(BUILD)],
     "archived_log_name": [objects.archived_log_name(BUILD)],
     "files_name": [objects.files_name("<sha256>")],
     "probe_name": [f"{objects.PROBES}<uuid>"],

@@ -6,10 +6,12 @@ from pathlib import Path
 import grpc
 import pytest
 
+from activities.contract.names import DEFAULT_TENANT
 from api.errors import ApiError
 from api.server.access import (
     ANONYMOUS,
     NEEDED,
+    NOBODY,
     Access,
     Caller,
     RateLimit,
@@ -21,6 +23,7 @@ from api.server.access import (
     parse_tokens,
     require_image,
 )
+from api.server.tenancy import tenant_for
 from tests.support.rpcs import all_rpcs
 
 
@@ -49,14 +52,16 @@ def test_tokens_have_rights(path: Path) -> None:
             f"reader {hash_token('r')} read",
             f"builder {hash_token('b')} build  # of CI",
             f"boss {hash_token('a')} admin",
+            f"ops {hash_token('o')} operator",
         ),
         None,
     )
     allowed = {
         name: {m for m in NEEDED if _is_admitted(access, m, token)}
-        for name, token in (("reader", "r"), ("builder", "b"), ("boss", "a"))
+        for name, token in (("reader", "r"), ("builder", "b"), ("boss", "a"), ("ops", "o"))
     }
-    assert allowed["boss"] == set(NEEDED)
+    assert allowed["ops"] == set(NEEDED)
+    assert allowed["boss"] == set(NEEDED) - {"ServiceStatusOverride"}
     assert allowed["builder"] == set(NEEDED) - {"TemplateBuildDelete", "ServiceStatusOverride"}
     assert allowed["reader"] == {m for m, right in NEEDED.items() if right <= Right.READ}
 
@@ -143,3 +148,105 @@ def test_the_rate_is_limited_for_each_caller() -> None:
     assert error.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert (error.value.reason, "1.2.3.4" in error.value.message) == ("TOO_MANY_CALLS", True)
     assert error.value.retry_after_seconds
+
+
+def test_a_line_names_a_tenant_and_one_without_is_of_the_default_one(path: Path) -> None:
+    found = tokens(
+        path,
+        f"ci {hash_token('c')} build a.example/*,b.example/* tenant=acme",
+        f"old {hash_token('o')} admin",
+        f"ops {hash_token('x')} operator tenant=ops",
+    )
+    ci, old, ops = (found.find(token) for token in "cox")
+    assert ci == Caller("ci", Right.BUILD, ("a.example/*", "b.example/*"), "acme")
+    assert old == Caller("old", Right.ADMIN, tenant=DEFAULT_TENANT)
+    assert ci and ci.sees("acme") and not ci.sees(DEFAULT_TENANT)
+    assert old and old.sees(DEFAULT_TENANT) and not old.sees("acme")
+    assert ops and all(map(ops.sees, ("acme", DEFAULT_TENANT, "ops")))
+    assert ANONYMOUS.sees("acme")  # who has to say nothing may do everything
+    assert not NOBODY.sees(DEFAULT_TENANT)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    ["tennant=acme", "tenant=", "tenant=A", "tenant=a/b", "a b", "tenant=a tenant=b", "tenant=a'b"],
+)
+def test_what_follows_the_rights_is_understood_or_refused(rest: str) -> None:
+    with pytest.raises(TokenFileError, match="line 1"):
+        parse_tokens(f"ci {hash_token('c')} build {rest}\n")
+
+
+def test_a_token_is_of_one_tenant() -> None:
+    line = f"ci {hash_token('c')} build tenant="
+    assert len(parse_tokens(f"{line}a\n{line}a\n")) == 1
+    with pytest.raises(TokenFileError, match="line 2: an earlier line"):
+        parse_tokens(f"{line}a\n{line}b\n")
+
+
+def test_a_certificate_counts_where_no_token_is_sent(path: Path) -> None:
+    access = Access(
+        tokens(
+            path,
+            "gate cert:gate.example read tenant=acme",
+            "door cert:door.example read tenant=beta",
+            f"ci {hash_token('c')} build tenant=beta",
+        ),
+        None,
+    )
+    names = {"gate.example", "10.0.0.1"}
+
+    def caller(metadata: dict[str, str | bytes], names: set[str]) -> str:
+        found = access.admit("TemplateBuildStatus", metadata, "peer", names)
+        return f"{found.tenant}/{found.name}"
+
+    assert caller({}, names) == "acme/gate"
+    assert caller(bearer("c"), names) == "beta/ci"
+    for metadata, wrong in (
+        (bearer("wrong"), names),
+        ({}, {"other.example"}),
+        ({}, {"gate.example", "door.example"}),
+    ):
+        with pytest.raises(ApiError) as error:
+            caller(metadata, wrong)
+        assert error.value.code is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_wrong_tokens_are_limited_by_address(path: Path) -> None:
+    access = Access(tokens(path, f"ci {hash_token('c')} read"), RateLimit(per_second=1, burst=1))
+    codes = []
+    for token in ("1", "2"):
+        with pytest.raises(ApiError) as error:
+            access.admit("TemplateBuildStatus", bearer(token), "ipv4:1.2.3.4")
+        codes.append(error.value.code)
+    assert codes == [grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED]
+    assert access.admit("TemplateBuildStatus", bearer("c"), "ipv4:1.2.3.4").name == "ci"
+
+
+def test_two_of_one_name_in_two_tenants_do_not_share_a_rate(path: Path) -> None:
+    lines = [f"ci {hash_token(name)} read tenant={name}" for name in ("a", "b")]
+    access = Access(tokens(path, *lines), RateLimit(per_second=1, burst=1))
+    assert [access.admit("HealthStatus", bearer(t), "peer").tenant for t in "ab"] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("caller", "team", "tenant"),
+    [
+        (ANONYMOUS, "any label", DEFAULT_TENANT),
+        (Caller("ci", Right.BUILD, tenant="acme"), "", "acme"),
+        (Caller("ci", Right.BUILD, tenant="acme"), "acme", "acme"),
+        (Caller("ops", Right.OPERATOR), "acme", "acme"),
+        (Caller("ops", Right.OPERATOR), "", DEFAULT_TENANT),
+        (Caller("ci", Right.ADMIN, tenant="acme"), "beta", "TEAM_NOT_YOURS"),
+        (Caller("old", Right.ADMIN), "beta", "TEAM_NOT_YOURS"),
+        (Caller("ops", Right.OPERATOR), "no/tenant", "INVALID_REQUEST"),
+    ],
+)
+def test_a_request_is_for_the_caller_s_tenant(caller: Caller, team: str, tenant: str) -> None:
+    mark = current_caller.set(caller)
+    try:
+        told = tenant_for(team)
+    except ApiError as error:
+        told = error.reason
+    finally:
+        current_caller.reset(mark)
+    assert told == tenant
