@@ -214,6 +214,12 @@ class RootfsTooLargeError(TemplateManagerError):
     )
 
 
+class ImageBeyondLimitError(TemplateManagerError):
+    """The image has more in it, or longer paths, than the host takes."""
+
+    hint = "Make the image smaller, or let an operator raise the setting that the message names."
+
+
 class HostDiskFullError(HostFaultError):
     """The host's disk has no room for the build."""
 
@@ -225,9 +231,9 @@ class HostDiskFullError(HostFaultError):
 
 
 class ProvisioningError(TemplateManagerError):
-    """The provisioning script failed in the image's container."""
+    """The image cannot be made a guest of: its USER, accounts or WORKDIR do not fit its files."""
 
-    hint = "Read the last lines of the build log; the image may refuse our files or its own USER."
+    hint = "Read what the message names; docker run of the image says more of its own USER."
 
 
 class FilesystemDamagedError(HostFaultError):
@@ -264,7 +270,7 @@ class FirecrackerMissingError(TemplateManagerError):
 
 
 class AgentMissingError(TemplateManagerError):
-    """The configured guest agent is not on the host."""
+    """The configured guest agent is not on the host, or does not run there."""
 
     hint = "Put the agent at the configured path, or unset TEMPLATE_MANAGER_GUEST_AGENT_PATH."
 

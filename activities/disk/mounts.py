@@ -15,9 +15,15 @@ from pathlib import Path
 
 # linux/mount.h
 MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
 MS_NOATIME = 0x400
 MS_REC = 0x4000
 MS_SLAVE = 0x80000
+# Of every mount of what a tenant has made: nothing in it is a device or a program of this host.
+INERT = MS_NOSUID | MS_NODEV | MS_NOEXEC
+INERT_OPTIONS = ("nosuid", "nodev", "noexec")
 MAX_OPTIONS_BYTES = os.sysconf("SC_PAGE_SIZE") - 1  # mount(2) takes one page
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -52,7 +58,7 @@ def merged_layers(root: Path, layers: list[str], target: Path) -> Iterator[None]
     """
     os.chdir(root)
     options = "lowerdir=" + ":".join(layers)
-    mount("overlay", target, "overlay", MS_RDONLY | MS_NOATIME, options)
+    mount("overlay", target, "overlay", MS_RDONLY | MS_NOATIME | INERT, options)
     try:
         yield
     finally:
@@ -67,7 +73,8 @@ def mounted_image(image: Path, target: Path, *options: str) -> Iterator[None]:
     What was written is on the disk when the body has ended. Raises MountError, and OSError when
     writing failed (the host's disk is full, say).
     """
-    _run_mount(["mount", "-t", "ext4", "-o", ",".join(("loop", *options)), image, target])
+    all_options = ",".join(("loop", *INERT_OPTIONS, *options))
+    _run_mount(["mount", "-t", "ext4", "-o", all_options, image, target])
     try:
         yield
         sync_filesystem(target)

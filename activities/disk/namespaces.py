@@ -1,4 +1,4 @@
-"""Namespaces of one thread: mounts, a network or a root directory of its own.
+"""Namespaces of one thread: mounts or a network of its own.
 
 A namespace belongs to a thread, so each function runs in a fresh one: a pooled thread would keep it
 for whoever comes next. Nothing forks, which would break gRPC and Temporal's client.
@@ -9,9 +9,8 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 from typing import TypeVar
@@ -54,7 +53,7 @@ def unshare(kind: Namespace) -> None:
 
 
 def in_mount_namespace(function: Callable[[], T]) -> T:
-    """Run `function` in a thread of its own whose mounts, root and working directory are its own.
+    """Run `function` in a thread of its own whose mounts and working directory are its own.
 
     Whatever ends the thread or its process, the kernel takes the mounts away with it. Blocking;
     returns and raises what `function` does.
@@ -68,20 +67,3 @@ def in_mount_namespace(function: Callable[[], T]) -> T:
         return function()
 
     return in_own_thread(run, "mount-namespace")
-
-
-@contextmanager
-def changed_root(root: Path) -> Iterator[None]:
-    """Make `root` the thread's root directory, so that no symlink in it leads out of it.
-
-    Call it inside `in_mount_namespace`, where the root directory is the thread's own.
-    """
-    before = os.open("/", os.O_PATH | os.O_DIRECTORY)
-    try:
-        os.chroot(root)
-        os.chdir("/")
-        yield
-    finally:
-        os.fchdir(before)
-        os.chroot(".")
-        os.close(before)

@@ -415,7 +415,7 @@ def _is_clean(rootfs: Path, running: RunningStep) -> bool:
     """Check the disk as the snapshot has it. The guest has synced it, but it is still mounted."""
     running.progress(f"checking {ArtifactName.ROOTFS}")
     try:
-        check_filesystem(rootfs)
+        check_filesystem(rootfs, running.check)
     except FilesystemDamagedError as error:
         # Files that are deleted but open are told as errors, and are none to the resumed guest.
         running.log.warn("e2fsck of the mounted disk: " + "; ".join(error.log_tail[-3:]))

@@ -96,8 +96,13 @@ class Settings(BaseSettings):
     busybox_path: Path = Path("/bin/busybox")
     """A static busybox; Debian's package busybox-static has it."""
     dns_server: Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f.:]+$")] = "8.8.8.8"
-    provision_memory_mb: Annotated[int, Field(ge=512)] = 512
     max_rootfs_mb: int = 64 * 1024
+    max_image_entries: Annotated[int, Field(ge=1)] = 2_000_000
+    """Files, directories and links that an image may have."""
+    max_image_path_bytes: Annotated[int, Field(ge=1, le=4090)] = 4000
+    """How long a path in an image may be; the kernel takes 4095."""
+    tree_memory_mb: Annotated[int, Field(ge=256)] = 1024
+    """What a child process may take that reads or copies an image's files."""
     image_step_memory_mb: Annotated[int, Field(ge=512)] = 4096
     """What the container of one step on top of the base image may take."""
     image_step_network: str = "bridge"

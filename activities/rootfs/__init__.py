@@ -1,4 +1,4 @@
-"""An image as an ext4 that boots: flattening, provisioning, and what we put into a guest.
+"""An image as an ext4 that boots: looking into it, flattening it, and what we put into a guest.
 
 Imports `image` and what is below. Does not know VMs or templates.
 """

@@ -1,7 +1,7 @@
 """What we put into a guest: everything under `/.template`, and what a bare image lacks.
 
-It is staged in a directory that provisioning shows to a container of the image, and then written
-into the root file system. Values that came from outside are files, never parts of a script.
+It is staged in a directory, from where `tree_work` writes it into the root file system. Values that
+came from outside are files, never parts of a script.
 """
 
 from __future__ import annotations
@@ -13,36 +13,31 @@ import re
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 from activities.contract.errors import (
     AgentMissingError,
     HostFaultError,
-    ProvisioningError,
     StartCommandError,
 )
-from activities.contract.guest_network import GUEST_ADDRESS, HOST_NAME
+from activities.contract.guest_network import HOST_NAME
 from activities.contract.inputs import BuildRootfsInput
 from activities.contract.requests import IMAGE_COMMAND
 from activities.contract.results import ImageConfig
-from activities.disk.namespaces import changed_root
+from activities.disk.limited_child import (
+    READS_ANY,
+    ChildLimits,
+    ChildTimeoutError,
+    run_limited,
+)
 from activities.image.containers import DEFAULT_PATH
 from activities.process.settings import Settings
+from activities.rootfs.image_look import Look
 
+AGENT_SECONDS = 20
 GUEST_FILES = Path(__file__).resolve().parent / "guest"
-
-
-IN_GUEST = "/.template"
-
-
-ROOT = Path("/")
-
-
-ROOT_MODE = 0o755
 
 
 LOADER = "ld.so"
@@ -52,41 +47,6 @@ LINKED = re.compile(r"(?:(?P<name>\S+) => )?(?P<path>/\S+) \(0x[0-9a-f]+\)")
 INITS = frozenset(
     {"/sbin/init", "/usr/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd"}
 )
-
-
-# Only provisioning needs these.
-NOT_FOR_THE_GUEST = frozenset({"provision.sh", "image.user"})
-
-
-# Mount points, and where Docker mounts files: it adds them to a container as well.
-NEEDED_DIRECTORIES = ("proc", "sys", "dev", "etc")
-
-
-@dataclass
-class GuestFacts:
-    """What provisioning found out about the image: the script's answers by key."""
-
-    answers: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def init_kind(self) -> str:
-        """`systemd`, `other` or `added`."""
-        return self.answers["init"].split(" ")[0]
-
-    @property
-    def agent_version(self) -> str:
-        """The first line that the agent's `-version` printed, or ''."""
-        return self.answers.get("agent", "")
-
-    @property
-    def has_shell(self) -> bool:
-        """Whether the image has a `/bin/sh` of its own."""
-        return "shell" in self.answers
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the script said all that a guest needs."""
-        return {"user", "home", "init"} <= self.answers.keys()
 
 
 def guest_files_sha256(settings: Settings) -> str:
@@ -108,7 +68,7 @@ def guest_files_sha256(settings: Settings) -> str:
 
 
 def stage_guest_files(directory: Path, settings: Settings, build: BuildRootfsInput) -> None:
-    """Put into `directory` what the provisioning script and the guest need."""
+    """Put into `directory` what every guest needs."""
     (directory / "bin").mkdir(parents=True)
     (directory / "run").mkdir()
     directory.chmod(0o755)
@@ -122,7 +82,6 @@ def stage_guest_files(directory: Path, settings: Settings, build: BuildRootfsInp
     if settings.guest_agent_path:
         _copy_in(settings.guest_agent_path, directory / "agent", 0o755)
     _write_value(directory / "ready.command", build.ready_command)
-    _write_value(directory / "image.user", build.image.config.user)
     _write_value(directory / "workdir", build.image.config.working_dir or "/")
 
 
@@ -142,26 +101,46 @@ def image_command(config: ImageConfig) -> tuple[str, ...]:
     return words
 
 
-def stage_answers(directory: Path, build: BuildRootfsInput, facts: GuestFacts) -> None:
-    """Add what the guest needs of the provisioning script's answers, and the start command."""
-    _write_value(directory / "user", facts.answers["user"] + "\n")
-    _write_value(directory / "init.kind", facts.answers["init"] + "\n")
-    variables = guest_environment(build.image.config, build.env, facts.answers["home"])
-    if not facts.has_shell:
+def stage_look(directory: Path, build: BuildRootfsInput, look: Look) -> None:
+    """Add what the guest needs of what its image was found to be, and the start command."""
+    _write_value(directory / "user", f"{look.user}\n")
+    _write_value(directory / "init.kind", f"{look.init_kind} {look.init_path}".strip() + "\n")
+    variables = guest_environment(build.image.config, build.env, look.home)
+    if not look.has_shell:
         _add_applets(directory)
     pairs = "".join(f"{name}={value}\0" for name, value in variables.items())
     _write_value(directory / "env", pairs, mode=0o600)
-    _stage_start_command(directory, build, facts)
+    _stage_start_command(directory, build, look)
 
 
-def _stage_start_command(directory: Path, build: BuildRootfsInput, facts: GuestFacts) -> None:
+def _stage_start_command(directory: Path, build: BuildRootfsInput, look: Look) -> None:
     if build.start_command != IMAGE_COMMAND:
         _write_value(directory / "start.command", build.start_command)
         return
     words = image_command(build.image.config)
-    if words[0] in INITS and facts.init_kind != "added":
+    if words[0] in INITS and look.init_kind != "added":
         return  # the image's command is its init, which the guest runs in any case
     _write_value(directory / "start.argv", "".join(f"{word}\0" for word in words))
+
+
+def agent_version(settings: Settings, check: Callable[[], None]) -> str:
+    """Return the first line that the configured agent's `-version` prints; '' without an agent.
+
+    It runs on this host: it is the operator's, and static. Raises AgentMissingError when it is not
+    there or does not run.
+    """
+    agent = settings.guest_agent_path
+    if agent is None:
+        return ""
+    limits = ChildLimits(AGENT_SECONDS, settings.tree_memory_mb)
+    try:
+        end = run_limited([agent, "-version"], limits, check, capabilities=READS_ANY)
+    except ChildTimeoutError as error:
+        raise AgentMissingError(f"the agent does not run: {error}") from None
+    said = (end.output + end.errors).decode(errors="replace").strip()
+    if end.code != 0:
+        raise AgentMissingError(f"the agent does not run: {said[-400:]} (exit code {end.code})")
+    return said.partition("\n")[0]
 
 
 def guest_environment(image: ImageConfig, extra: dict[str, str], home: str) -> dict[str, str]:
@@ -169,22 +148,6 @@ def guest_environment(image: ImageConfig, extra: dict[str, str], home: str) -> d
     defaults = {"PATH": DEFAULT_PATH, "HOME": home, "HOSTNAME": HOST_NAME}
     own = dict(variable.split("=", 1) for variable in image.env if "=" in variable)
     return defaults | own | extra
-
-
-def add_to_root(root: Path, staged: Path, workdir: str, dns_server: str) -> list[str]:
-    """Write the staged files and what a bare image lacks into a mounted root file system.
-
-    Returns the paths that were added or filled. Call it inside `in_mount_namespace`: it changes
-    the thread's root, so that a symlink in the image (`/etc` -> `/somewhere`) means a place in the
-    image and never one on the host. Raises ProvisioningError when WORKDIR cannot be made.
-    """
-    content = _read_tree(staged)
-    with changed_root(root), _times_kept(ROOT):
-        ROOT.chmod(ROOT_MODE)
-        _write_tree(content)
-        added = [IN_GUEST, *_add_directories(), *_make_workdir(workdir)]
-        with _times_kept(ROOT / "etc"):
-            return added + _write_network_files(dns_server)
 
 
 def _own_files() -> list[Path]:
@@ -211,100 +174,6 @@ def _setpriv_files() -> dict[str, Path]:
         elif found:
             files[LOADER] = Path(found["path"]).resolve()
     return files
-
-
-def _read_tree(staged: Path) -> list[tuple[str, int, bytes]]:
-    """Return (path in the guest, mode, content or link target), parents before children."""
-    tree = [(IN_GUEST, stat.S_IFDIR | 0o755, b"")]
-    for path in sorted(staged.rglob("*")):
-        name = str(path.relative_to(staged))
-        mode = path.lstat().st_mode
-        if name in NOT_FOR_THE_GUEST:
-            continue
-        if path.is_symlink():
-            content = os.fsencode(path.readlink())
-        else:
-            content = b"" if path.is_dir() else path.read_bytes()
-        tree.append((f"{IN_GUEST}/{name}", mode, content))
-    return tree
-
-
-def _write_tree(tree: list[tuple[str, int, bytes]]) -> None:
-    ours = Path(IN_GUEST)
-    if ours.is_symlink() or ours.is_file():
-        ours.unlink()
-    shutil.rmtree(ours, ignore_errors=True)
-    for name, mode, content in tree:
-        path = Path(name)
-        if stat.S_ISLNK(mode):
-            path.symlink_to(os.fsdecode(content))
-            continue
-        if stat.S_ISDIR(mode):
-            path.mkdir()
-        else:
-            path.write_bytes(content)
-        path.chmod(stat.S_IMODE(mode))
-
-
-def _add_directories() -> list[str]:
-    added = []
-    for name in NEEDED_DIRECTORIES:
-        path = ROOT / name
-        if not os.path.lexists(path):
-            path.mkdir()
-            path.chmod(ROOT_MODE)
-            added.append(str(path))
-    return added
-
-
-def _make_workdir(workdir: str) -> list[str]:
-    path = ROOT / workdir
-    if path.is_dir():
-        return []
-    try:
-        path.mkdir(parents=True)
-    except OSError as error:
-        raise ProvisioningError(f"WORKDIR {workdir} cannot be made: {error.strerror}") from error
-    return [workdir]
-
-
-def _write_network_files(dns_server: str) -> list[str]:
-    """Write what Docker mounts over in a container: there nobody sees the image's own either."""
-    wanted = {
-        "/etc/hosts": f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
-        f"{GUEST_ADDRESS}\t{HOST_NAME}\n",
-        "/etc/hostname": f"{HOST_NAME}\n",
-        "/etc/resolv.conf": f"nameserver {dns_server}\n",
-    }
-    return [name for name, content in wanted.items() if _replace(Path(name), content)]
-
-
-def _replace(path: Path, content: str) -> bool:
-    """Put a file in the place of whatever is there: a link or a device is not written through."""
-    draft = path.with_name(f".template.{path.name}")
-    try:
-        draft.unlink(missing_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(content)
-        draft.chmod(0o644)
-        draft.replace(path)
-    except OSError:  # /etc is a file, or the path is a directory: the image wants it so
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
-        return False
-    return True
-
-
-@contextmanager
-def _times_kept(directory: Path) -> Iterator[None]:
-    try:
-        before = directory.stat()
-    except OSError:
-        yield
-        return
-    yield
-    os.utime(directory, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def _write_value(path: Path, value: str, mode: int = 0o644) -> None:

@@ -1,22 +1,17 @@
 """The root file system: an image's merged layers as an ext4, with what makes it boot.
 
 The truth is the image's own layers as overlayfs merges them, without the layer in which Docker puts
-its own mount points. A container only answers questions about the image; its changes are not used.
+its own mount points. Nothing of the image runs here: child processes look into its files and copy
+them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
-import signal
-import subprocess
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
 
 import docker
 from temporalio import activity
@@ -24,7 +19,6 @@ from temporalio import activity
 from activities.contract.checkpoints import RootfsCheckpoint, RootfsFacts
 from activities.contract.errors import (
     CheckpointLostError,
-    FilesystemToolError,
     HostDiskFullError,
     RootfsTooLargeError,
     StorageDriverError,
@@ -35,21 +29,23 @@ from activities.contract.names import ArtifactName, Step
 from activities.contract.scope import BuildScope
 from activities.contract.units import MIB
 from activities.disk import ext4, mounts
-from activities.disk.archives import TAR
 from activities.disk.data_dir import DataDir
+from activities.disk.limited_child import ChildLimits
 from activities.disk.loop_devices import detach_loop_device, loop_devices_of
 from activities.disk.namespaces import in_mount_namespace
-from activities.image.containers import remove_container, remove_containers
-from activities.image.docker_daemon import InspectedImage, docker_errors
+from activities.disk.tree_content import BLOCK, Content, TreeLimits, measure
+from activities.image.containers import remove_containers
+from activities.image.docker_daemon import InspectedImage, docker_errors, find_image
 from activities.process.settings import Settings
+from activities.rootfs.copying import copy_tree
 from activities.rootfs.guest_files import (
-    GuestFacts,
-    add_to_root,
+    agent_version,
     guest_files_sha256,
-    stage_answers,
     stage_guest_files,
+    stage_look,
 )
-from activities.rootfs.provisioning import create_container, require_image, run_container
+from activities.rootfs.image_look import Look
+from activities.rootfs.tree_children import TreeChildren
 from activities.step.checkpoints import CheckpointStore, fingerprint
 from activities.step.ledger import LeaseLedger
 from activities.step.running_step import RunningStep, running_step
@@ -64,23 +60,13 @@ from activities.step.work_directories import (
 PROVISIONING_VERSION = 1
 
 
-PIPE_BYTES = MIB
-
-
-MAX_NAMES_BYTES = 512 * 1024  # of large files, on a command line
-
-
 HOST_RESERVE_BYTES = 64 * MIB
 
 
-POLL_SECONDS = 0.1
+OUR_OWN = TreeLimits(entries=100_000, path_bytes=4000)
 
 
 DIRECTORIES_ADDED = 12  # at most: those that a bare image lacks, and the files in `/etc`
-
-
-COPY_ERROR_LINES = 20
-COPY_ERROR_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -128,6 +114,7 @@ class Flattened:
     available_bytes: int
     files: int
     added: list[str]
+    init_kind: str
 
 
 class HostRootfsActivities(RootfsActivities):
@@ -148,7 +135,7 @@ class HostRootfsActivities(RootfsActivities):
 
     @activity.defn(name="build_rootfs")
     async def build_rootfs(self, build: BuildRootfsInput, /) -> RootfsCheckpoint:
-        """Provision the image in a container and make `rootfs.ext4` of it."""
+        """Make `rootfs.ext4` of the image."""
         attempt = activity.info().attempt
         async with running_step(self._data_dir, self._ledger, build.scope, Step.ROOTFS) as step:
             return await step.in_thread(self._build, step, build, attempt)
@@ -197,73 +184,77 @@ class HostRootfsActivities(RootfsActivities):
     ) -> RootfsCheckpoint:
         for directory in (place.merged, place.target, place.empty, place.bare):
             directory.mkdir(parents=True)
-        facts = self._provision(step, build, place)
         image = work / ArtifactName.ROOTFS
+        agent = agent_version(self._settings, step.check)
         made = in_mount_namespace(lambda: self._flatten(step, build, key, image, place))
         made = self._correct_size(step, build, image, made)
         step.log.debug(f"flattened into {made.size_bytes // MIB} MiB")
         step.progress("checking the file system")
-        ext4.check_filesystem(image)
+        ext4.check_filesystem(image, step.check)
         step.log.info(
             f"root file system: {made.size_bytes // MIB} MiB, {made.available_bytes // MIB} MiB "
             f"of them free, {made.files} files"
         )
         step.progress("keeping the file system")
         checkpoint = RootfsCheckpoint(
-            fingerprint=key, host=self._settings.host, facts=_facts(facts, made)
+            fingerprint=key, host=self._settings.host, facts=_facts(agent, made)
         )
         return self._store.publish(
             work, checkpoint, build.scope, names=(ArtifactName.ROOTFS,), check=step.check
         )
 
-    def _provision(
-        self, step: RunningStep, build: BuildRootfsInput, place: Workplace
-    ) -> GuestFacts:
-        step.progress("provisioning")
-        stage_guest_files(place.staged, self._settings, build)
-        step.check()
-        container = create_container(self._docker, self._settings, build, place.staged)
-        try:
-            facts = run_container(
-                self._docker, container, step.log, step.check, build.provision_timeout_seconds
-            )
-        finally:
-            remove_container(self._docker, container)
-        stage_answers(place.staged, build, facts)
-        step.log.info(f"provisioned: init {facts.answers['init']}, user {facts.answers['user']}")
-        return facts
-
     def _flatten(
         self, step: RunningStep, build: BuildRootfsInput, key: str, image: Path, place: Workplace
     ) -> Flattened:
-        root, layers = image_layers(require_image(self._docker, build))
+        root, layers = image_layers(self._require_image(build))
         layers = layers or [str(place.bare)]
+        workdir = build.image.config.working_dir or "/"
+        children = TreeChildren(self._settings, build.provision_timeout_seconds, step.check)
         with mounts.merged_layers(root, [*layers, str(place.empty)], place.merged):
-            step.progress("measuring the image")
-            content = ext4.measure(place.merged, step.check)
-            content.add(ext4.measure(place.staged, step.check), DIRECTORIES_ADDED)
-            step.check()
+            step.progress("looking at the image's files")
+            survey = children.survey(place.merged, build.image.config.user, workdir)
+            content = survey.content
+            self._stage(step, build, place.staged, survey.look)
+            content.add(measure(place.staged, OUR_OWN, step.check), DIRECTORIES_ADDED)
             self._require_room(content, build)
             size_bytes = ext4.make_filesystem(
-                image, content, build.disk_size_mb * MIB, _uuid_of(key)
+                image, content, build.disk_size_mb * MIB, _uuid_of(key), step.check
             )
             step.log.info(f"copying {content.files} files, {content.bytes // MIB} MiB")
             with mounts.mounted_image(image, place.target, "noatime"):
                 (place.target / "lost+found").rmdir()  # no file of the image's
-                copy_tree(place.merged, place.target, content, place.directory, step)
+                self._copy(place, content, step)
                 step.check()
-                added = add_to_root(
-                    place.target,
-                    place.staged,
-                    build.image.config.working_dir or "/",
-                    self._settings.dns_server,
-                )
+                added = children.fill(place.target, place.staged, workdir)
                 mounts.sync_filesystem(place.target)
                 free = os.statvfs(place.target)
         used = free.f_files - free.f_ffree
-        return Flattened(size_bytes, free.f_bavail * free.f_bsize, used, added)
+        return Flattened(
+            size_bytes, free.f_bavail * free.f_bsize, used, added, survey.look.init_kind
+        )
 
-    def _require_room(self, content: ext4.Content, build: BuildRootfsInput) -> None:
+    def _stage(self, step: RunningStep, build: BuildRootfsInput, staged: Path, look: Look) -> None:
+        for note in look.notes:
+            step.log.info(note, source="image")
+        stage_guest_files(staged, self._settings, build)
+        stage_look(staged, build, look)
+        init = f"{look.init_kind} {look.init_path}".strip()
+        step.log.info(f"provisioned: init {init}, user {look.user}")
+
+    def _copy(self, place: Workplace, content: Content, step: RunningStep) -> None:
+        seconds = self._settings.build.rootfs_timeout_seconds
+        limits = ChildLimits(seconds, self._settings.tree_memory_mb)
+        copy_tree(place.merged, place.target, content, place.directory, step, limits=limits)
+
+    def _require_image(self, build: BuildRootfsInput) -> InspectedImage:
+        image = find_image(self._docker, build.image.image_id)
+        if image is None:
+            raise CheckpointLostError(
+                f"image {build.image.reference} is no longer on the host", step=Step.PULL
+            )
+        return image
+
+    def _require_room(self, content: Content, build: BuildRootfsInput) -> None:
         total_mb = ext4.bytes_for(content, build.disk_size_mb * MIB) // MIB
         if total_mb > self._settings.max_rootfs_mb:
             raise RootfsTooLargeError(
@@ -289,11 +280,11 @@ class HostRootfsActivities(RootfsActivities):
         if 0 <= excess <= max(wanted // 100, MIB):
             return made
         step.log.debug(f"free space is {excess} bytes off: resizing")
-        size_bytes = (made.size_bytes - excess) // ext4.BLOCK * ext4.BLOCK + MIB // 2
-        ext4.check_filesystem(image)
-        ext4.resize_filesystem(image, size_bytes)
-        available = ext4.available_blocks(image) * ext4.BLOCK
-        return Flattened(size_bytes, available, made.files, made.added)
+        size_bytes = (made.size_bytes - excess) // BLOCK * BLOCK + MIB // 2
+        ext4.check_filesystem(image, step.check)
+        ext4.resize_filesystem(image, size_bytes, step.check)
+        available = ext4.available_blocks(image) * BLOCK
+        return replace(made, size_bytes=size_bytes, available_bytes=available)
 
     def _remove_leftovers(self, scope: BuildScope) -> None:
         """Remove what attempts of this lease and earlier ones have left."""
@@ -351,119 +342,13 @@ def image_layers(image: InspectedImage) -> tuple[Path, list[str]]:
     return diffs[0].parent.parent, links
 
 
-def copy_tree(
-    source: Path, target: Path, content: ext4.Content, place: Path, step: RunningStep
-) -> None:
-    """Copy everything of a tree with GNU tar and coreutils' cp, which keep all that ext4 can hold.
-
-    A pair of tars, one that reads while the other writes, is quicker than cp where looking files
-    up takes long, as under many layers; cp is quicker for what is large. All of them die with the
-    calling thread. Raises HostDiskFullError or FilesystemToolError.
-    """
-    large = content.large_files
-    if sum(len(name) + 1 for name in large) > MAX_NAMES_BYTES:
-        large = []
-    not_large = [b"--exclude=./" + name for name in large]
-    reader = [*TAR, "--create", "--format=posix", "--sparse", "-C", str(source)]
-    reader += ["--anchored", "--no-wildcards", *map(os.fsdecode, not_large), "."]
-    writer = [*TAR, "--extract", "--same-owner", "--preserve-permissions", "--absolute-names"]
-    copier = ["cp", "-d", "--parents", "--sparse=auto"]
-    copier += ["--preserve=mode,ownership,timestamps,links,xattr", f"--target-directory={target}"]
-    copier += ["--", *map(os.fsdecode, large)]
-    follow = _Follower(target, content.bytes, step)
-    messages = place / "copy.err"
-    with messages.open("wb") as errors:
-        with (
-            _running(reader, stdout=subprocess.PIPE, stderr=errors) as reads,
-            _running([*writer, "-C", str(target)], stdin=reads.stdout, stderr=errors) as writes,
-        ):
-            assert reads.stdout is not None
-            reads.stdout.close()  # only the writer has it: when that ends, the reader is told
-            follow(writes)
-            reads.wait()
-        _require_copied(messages, reads, writes)
-        if large:
-            with _running(copier, cwd=source, stderr=errors) as copies:
-                follow(copies)
-            _require_copied(messages, copies)
-            _restore_times(source, target, large)
-
-
-def _require_copied(messages: Path, *processes: subprocess.Popen[bytes]) -> None:
-    if any(process.returncode for process in processes):
-        lines = _last_lines(messages)
-        kind = HostDiskFullError if "No space left" in "".join(lines) else FilesystemToolError
-        raise kind(f"copying the image failed: {lines[-1] if lines else '?'}", log_tail=lines)
-
-
-def _last_lines(messages: Path) -> list[str]:
-    with messages.open("rb") as file:  # one for each file of the image, if it comes to that
-        file.seek(max(0, messages.stat().st_size - COPY_ERROR_BYTES))
-        return file.read().decode(errors="replace").splitlines()[-COPY_ERROR_LINES:]
-
-
-def _restore_times(source: Path, target: Path, files: list[bytes]) -> None:
-    """Undo what adding files has done to the times of their directories."""
-    for directory in {Path(os.fsdecode(name)).parent for name in files}:
-        status = (source / directory).lstat()
-        os.utime(target / directory, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-class _Follower:
-    """Waits for processes that fill a file system, and tells how far they are."""
-
-    def __init__(self, target: Path, expected_bytes: int, step: RunningStep) -> None:
-        self._target = target
-        self._expected_bytes = expected_bytes
-        self._step = step
-        self._empty = os.statvfs(target)
-
-    def __call__(self, process: subprocess.Popen[bytes]) -> None:
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(POLL_SECONDS)
-                return
-            self._step.check()
-            now = os.statvfs(self._target)
-            done = min((self._empty.f_bfree - now.f_bfree) * now.f_bsize, self._expected_bytes)
-            self._step.progress("copying the image", done, self._expected_bytes, "bytes")
-
-
-@contextmanager
-def _running(
-    command: list[str],
-    *,
-    stderr: IO[bytes],
-    stdin: IO[bytes] | int | None = subprocess.DEVNULL,
-    stdout: int | None = None,
-    cwd: Path | None = None,
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command, and end it when the block is left."""
-    process = subprocess.Popen(
-        ["setpriv", "--pdeathsig", "KILL", *command],
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        cwd=cwd,
-        start_new_session=True,
-        env={**os.environ, "LC_ALL": "C"},
-        pipesize=PIPE_BYTES,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _facts(facts: GuestFacts, made: Flattened) -> RootfsFacts:
+def _facts(agent: str, made: Flattened) -> RootfsFacts:
     return RootfsFacts(
         size_mb=made.size_bytes // MIB,
         free_mb=made.available_bytes // MIB,
         files=made.files,
-        init=facts.init_kind,
-        agent_version=facts.agent_version,
+        init=made.init_kind,
+        agent_version=agent,
         added_paths=tuple(made.added),
     )
 

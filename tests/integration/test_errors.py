@@ -37,6 +37,7 @@ from api.server.validation import validate
 from tests.support.pages import ROOT
 from tests.support.recording_host import RecordingHost
 from tests.support.running_api import Api, forget, template_of
+from tests.support.step_checks import go_on
 from tests.support.workflow_runs import OPTIONS, config, start
 from workflows.build_template import BuildTemplate
 
@@ -213,12 +214,12 @@ def filesystem(tmp_path: Path) -> Path:
 
 
 def test_a_damaged_file_system_is_told_with_what_e2fsck_says(filesystem: Path) -> None:
-    check_filesystem(filesystem)
+    check_filesystem(filesystem, go_on)
     with filesystem.open("r+b") as file:
         file.seek(4096)
         file.write(os.urandom(256 << 10))
     with pytest.raises(FilesystemDamagedError) as caught:
-        check_filesystem(filesystem)
+        check_filesystem(filesystem, go_on)
     require_helpful(caught.value, "rootfs.ext4")
     assert caught.value.log_tail
 
@@ -226,7 +227,7 @@ def test_a_damaged_file_system_is_told_with_what_e2fsck_says(filesystem: Path) -
 def test_a_tool_that_fails_is_named(filesystem: Path) -> None:
     filesystem.write_bytes(b"no file system")
     with pytest.raises(FilesystemToolError) as caught:
-        resize_filesystem(filesystem, 32 << 20)
+        resize_filesystem(filesystem, 32 << 20, go_on)
     require_helpful(caught.value, "resize2fs")
 
 

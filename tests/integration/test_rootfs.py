@@ -31,7 +31,7 @@ from activities.contract.errors import (
 )
 from activities.contract.names import Step
 from activities.contract.results import PulledImage
-from activities.disk import ext4
+from activities.disk.tree_content import BLOCK, LARGE_FILE_BYTES
 from tests.support.file_trees import (
     ADDED_DIRECTORIES,
     REPLACED,
@@ -244,8 +244,7 @@ async def test_a_link_in_the_image_cannot_write_to_the_host(
     await host.build_rootfs(image)
     loop = Layer().symlink(".template", ".template")
     image = await pulled(host, registry, "hostile-loop", loop)
-    with pytest.raises(ProvisioningError, match=r"\.template"):
-        await host.build_rootfs(image)
+    await host.build_rootfs(image)
     assert list(victim.iterdir()) == []
 
 
@@ -280,7 +279,7 @@ async def test_the_file_system_is_clean(host: Workbench, registry: Registry) -> 
     rootfs = await host.build_rootfs(image)
     done = subprocess.run(["e2fsck", "-fn", rootfs], capture_output=True, check=False)
     assert done.returncode == 0, done.stdout
-    assert rootfs.stat().st_size % ext4.BLOCK == 0
+    assert rootfs.stat().st_size % BLOCK == 0
 
 
 async def test_too_large_says_both_sizes_before_any_copy(
@@ -329,7 +328,7 @@ async def test_the_agent_is_put_in_and_asked_for_its_version(
     tmp_path: Path, registry: Registry
 ) -> None:
     agent = tmp_path / "agent"
-    agent.write_text("#!/.template/busybox sh\necho agent 1.2.3\n")
+    agent.write_text("#!/bin/sh\necho agent 1.2.3\n")
     agent.chmod(0o755)
     host = workbench(tmp_path / "data", guest_agent_path=agent)
     image = await pulled(host, registry, "agent", Layer().busybox())
@@ -387,7 +386,7 @@ def default_acl() -> str:
 
 async def test_large_files_beside_small_ones(host: Workbench, registry: Registry) -> None:
     """Large files are copied in another way; nobody may see that."""
-    large = os.urandom(ext4.LARGE_FILE_BYTES)
+    large = os.urandom(LARGE_FILE_BYTES)
     layer = Layer().busybox()
     names = (
         "plain",
@@ -432,7 +431,7 @@ async def copying(
     for number in range(3):
         layer.add(f"large-{number}", noise)
     for number in range(100):
-        layer.add(f"not-large-{number}", noise[: ext4.LARGE_FILE_BYTES - 1])
+        layer.add(f"not-large-{number}", noise[: LARGE_FILE_BYTES - 1])
     image = await pulled(host, registry, "copied", layer)
     environment = ActivityEnvironment()
     asked = host.rootfs_input(image, force=True)

@@ -1,0 +1,72 @@
+"""Putting our files, and what a bare image lacks, into a root file system.
+
+Imports only the standard library and `tenant_tree`: it runs in `tree_work`, a child process.
+"""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from activities.contract.guest_network import GUEST_ADDRESS, HOST_NAME
+from activities.disk.tenant_tree import TenantTree
+
+IN_GUEST = "/.template"
+# Mount points, and where Docker mounts files: it adds them to a container as well.
+NEEDED_DIRECTORIES = ("/proc", "/sys", "/dev", "/etc")
+
+
+class WorkdirError(Exception):
+    """WORKDIR cannot be made, in words for its user."""
+
+
+def add_to_root(tree: TenantTree, staged: Path, workdir: str, dns_server: str) -> list[str]:
+    """Write the staged files and what a bare image lacks into a root file system.
+
+    Returns the paths that were added or filled. Nothing may stand at IN_GUEST. Raises WorkdirError,
+    and OSError.
+    """
+    with tree.times_kept("/"):
+        tree.set_mode("/", 0o755)
+        _add_staged(tree, staged)
+        added = [IN_GUEST]
+        added += [path for path in NEEDED_DIRECTORIES if _add_directory(tree, path)]
+        added += _make_workdir(tree, workdir)
+        with tree.times_kept("/etc"):
+            return added + _write_network_files(tree, dns_server)
+
+
+def _add_staged(tree: TenantTree, staged: Path) -> None:
+    tree.make_directory(IN_GUEST)
+    for path in sorted(staged.rglob("*")):  # parents before children
+        name = f"{IN_GUEST}/{path.relative_to(staged)}"
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            tree.add_link(name, str(path.readlink()))
+        elif stat.S_ISDIR(mode):
+            tree.make_directory(name, mode=stat.S_IMODE(mode))
+        else:
+            with path.open("rb") as source:
+                tree.add_file(name, source, stat.S_IMODE(mode))
+
+
+def _add_directory(tree: TenantTree, path: str) -> bool:
+    return not tree.has_name(path) and tree.make_directory(path)
+
+
+def _make_workdir(tree: TenantTree, workdir: str) -> list[str]:
+    try:
+        return [workdir] if tree.make_directory(workdir) else []
+    except OSError as error:
+        raise WorkdirError(f"WORKDIR {workdir} cannot be made: {error.strerror}") from error
+
+
+def _write_network_files(tree: TenantTree, dns_server: str) -> list[str]:
+    """Write what Docker mounts over in a container: there nobody sees the image's own either."""
+    wanted = {
+        "/etc/hosts": f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+        f"{GUEST_ADDRESS}\t{HOST_NAME}\n",
+        "/etc/hostname": f"{HOST_NAME}\n",
+        "/etc/resolv.conf": f"nameserver {dns_server}\n",
+    }
+    return [name for name, content in wanted.items() if tree.replace(name, content.encode())]

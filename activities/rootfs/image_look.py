@@ -1,0 +1,169 @@
+"""What a guest must know of its image: the user, the init, the shell. Read from the image's files.
+
+Nothing of the image runs. Imports only the standard library and `tenant_tree`: it runs in
+`tree_work`, a child process.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from activities.disk.tenant_tree import TenantTree, TooLargeError
+
+ACCOUNTS_BYTES = 16 * 1024 * 1024
+LINE_BYTES = 64 * 1024  # as long a line as Docker reads (Go's bufio.Scanner)
+FSTAB_BYTES = 64 * 1024
+FSTAB_LINES = 20
+LARGEST_ID = (1 << 32) - 2
+MAX_GROUPS = 65536  # setgroups(2)
+SYSTEMD = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")
+INIT = "/sbin/init"
+# What is linked or copied to /sbin/init may be anything, such as tini: it ends with what it runs,
+# and the kernel panics when the first process does. busybox and sysvinit live by their inittab.
+INITS = frozenset({"openrc-init", "runit-init", "runit", "finit", "dinit"})
+INITS_WITH_INITTAB = frozenset({"busybox", "init"})
+
+
+class LookError(Exception):
+    """The image cannot be made a guest of, in words for its user."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was found. `user` is `<uid> <gid> <groups, or -> <name>`."""
+
+    user: str
+    home: str
+    init_kind: str
+    """`systemd`, `other` or `added`."""
+    init_path: str
+    has_shell: bool
+    notes: list[str] = field(default_factory=list)
+    """Lines for the build log."""
+
+
+def look_at(tree: TenantTree, user: str, workdir: str) -> Look:
+    """Look at an image whose config has this USER and WORKDIR.
+
+    Raises LookError when the image does not have the user or group, has a file in the place of
+    WORKDIR, or has accounts that Docker does not read either.
+    """
+    try:
+        account = _resolve_user(tree, user)
+    except TooLargeError as error:
+        raise LookError(str(error)) from None
+    if tree.status(workdir) is not None and not tree.is_directory(workdir):
+        raise LookError(f"WORKDIR {workdir} is not a directory in the image")
+    notes: list[str] = []
+    kind, path = _find_init(tree, notes)
+    notes += _fstab_notes(tree)
+    return Look(account.line, account.home or "/", kind, path, tree.is_program("/bin/sh"), notes)
+
+
+@dataclass
+class _Account:
+    """As Docker finds it (moby/sys/user, GetExecUser): the first entry counts."""
+
+    uid: int
+    gid: int = 0
+    name: str = ""
+    home: str = "/"
+    groups: list[int] = field(default_factory=list)
+
+    @property
+    def line(self) -> str:
+        groups = ",".join(map(str, self.groups)) or "-"
+        return f"{self.uid} {self.gid} {groups} {self.name}"
+
+
+def _resolve_user(tree: TenantTree, spec: str) -> _Account:
+    wanted, colon, group = spec.partition(":")
+    wanted = wanted or "0"
+    account = _find_account(tree, wanted)
+    if account is None:
+        if not wanted.isdecimal():
+            raise LookError(f"USER {spec}: /etc/passwd of the image has no user {wanted}")
+        account = _Account(_id(wanted, f"USER {spec}"))
+    if colon and group:
+        account.gid = _find_group(tree, spec, group)
+    elif account.name:
+        account.groups = _groups_of(tree, account.name)
+    return account
+
+
+def _find_account(tree: TenantTree, wanted: str) -> _Account | None:
+    for name, _, uid, gid, _, home, *_ in _entries(tree, "/etc/passwd", 7):
+        if wanted in (name, uid) and uid:
+            where = f"the user {name} in /etc/passwd of the image"
+            return _Account(_id(uid, where), _id(gid or "0", where), name, home)
+    return None
+
+
+def _find_group(tree: TenantTree, spec: str, wanted: str) -> int:
+    for name, _, gid, *_ in _entries(tree, "/etc/group", 4):
+        if wanted in (name, gid) and gid:
+            return _id(gid, f"the group {name} in /etc/group of the image")
+    if not wanted.isdecimal():
+        raise LookError(f"USER {spec}: /etc/group of the image has no group {wanted}")
+    return _id(wanted, f"USER {spec}")
+
+
+def _groups_of(tree: TenantTree, account: str) -> list[int]:
+    found = []
+    for name, _, gid, members, *_ in _entries(tree, "/etc/group", 4):
+        if account in members.split(","):
+            found.append(_id(gid, f"the group {name} in /etc/group of the image"))
+    if len(found) > MAX_GROUPS:
+        raise LookError(
+            f"{account} is in {len(found)} groups of the image; the kernel's limit is {MAX_GROUPS}"
+        )
+    return found
+
+
+def _entries(tree: TenantTree, path: str, fields: int) -> Iterator[list[str]]:
+    """Yield the entries of a file of accounts, with at least so many fields each."""
+    for number, line in enumerate((tree.read(path, ACCOUNTS_BYTES) or b"").split(b"\n"), 1):
+        if len(line) > LINE_BYTES:
+            raise LookError(
+                f"line {number} of {path} of the image is {len(line)} bytes; the limit, which is "
+                f"also Docker's, is {LINE_BYTES}"
+            )
+        if line.strip():
+            yield (line.decode(errors="replace").split(":") + [""] * fields)[: max(fields, 7)]
+
+
+def _id(text: str, where: str) -> int:
+    # int() takes more than C does: signs, blanks, underscores, other scripts' digits.
+    if not (text.isascii() and text.isdecimal()) or len(text) > 10 or int(text) > LARGEST_ID:
+        raise LookError(f"{where}: {text[:40]!r} is no id between 0 and {LARGEST_ID}")
+    return int(text)
+
+
+def _find_init(tree: TenantTree, notes: list[str]) -> tuple[str, str]:
+    for path in SYSTEMD:
+        if tree.is_program(path):
+            return "systemd", path
+    if tree.is_program(INIT):
+        real = tree.real_path(INIT) or INIT
+        name = posixpath.basename(real)
+        has_inittab = tree.status("/etc/inittab") is not None
+        if name in INITS or (name in INITS_WITH_INITTAB and has_inittab):
+            return "other", INIT
+        shown = real.encode(errors="surrogateescape").decode(errors="replace")
+        notes.append(f"{INIT} is no init that we know ({shown}): ours is used")
+    return "added", ""
+
+
+def _fstab_notes(tree: TenantTree) -> list[str]:
+    """Say that nothing of it is mounted, as in a container: its devices are not there."""
+    try:
+        content = tree.read("/etc/fstab", FSTAB_BYTES) or b""
+    except TooLargeError as error:
+        return [f"{error}: it is not used, as in a container"]
+    rows = [line.split() for line in content.decode(errors="replace").splitlines()]
+    told = [row[:3] for row in rows if row and not row[0].startswith("#")]
+    notes = [f"/etc/fstab is not used, as in a container: {' '.join(row)}" for row in told]
+    left_out = len(notes) - FSTAB_LINES
+    return notes[:FSTAB_LINES] + ([f"/etc/fstab: {left_out} more lines"] if left_out > 0 else [])
