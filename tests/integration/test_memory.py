@@ -149,7 +149,11 @@ def no_new_images() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("first", "all_builds"), [(5, 20), pytest.param(10, 100, marks=pytest.mark.whole)]
+    ("first", "all_builds"),
+    [
+        (5, 20),
+        pytest.param(10, 100, marks=[pytest.mark.whole, pytest.mark.timeout(3600)]),
+    ],
 )
 def test_a_hosts_memory_does_not_grow_with_builds(
     builds: Builds, first: int, all_builds: int
