@@ -23,7 +23,12 @@ from temporalio.exceptions import (
     is_cancelled_exception,
 )
 
-from activities.contract.errors import HostRestartingError, NoHostError, error_type_of
+from activities.contract.errors import (
+    HostDrainingError,
+    HostRestartingError,
+    NoHostError,
+    error_type_of,
+)
 from activities.contract.inputs import HoldHostInput
 from activities.contract.interface import HostActivities, HostReleaseActivities
 from activities.contract.names import SHARED_HOST_TASK_QUEUE, lease_task_queue
@@ -109,6 +114,9 @@ class HostHold:
             except ActivityError as error:
                 if is_cancelled_exception(error):
                     raise
+                if error_type_of(error) == HostDrainingError.__name__:
+                    retake_from = None  # it never had the build, so none is lost
+                    continue
                 if self._may_come_back(error):
                     retake_from = self.lease.host if self.lease else None
                     continue

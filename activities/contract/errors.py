@@ -413,6 +413,12 @@ class HostRestartingError(TemplateManagerError):
     users_fault = False
 
 
+class HostDrainingError(TemplateManagerError):
+    """A build came to a host that had just begun to drain; another host takes it."""
+
+    users_fault = False
+
+
 class TemporalUnavailableError(HostFaultError):
     """Temporal cannot be reached, or does not answer."""
 

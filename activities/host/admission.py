@@ -8,6 +8,7 @@ already and so keeps its slot.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,9 +22,12 @@ from temporalio.worker import (
     SlotReserveContext,
 )
 
+from activities.contract.errors import HostDrainingError
 from activities.step.ledger import LeaseLedger
 
 POLL_SECONDS = 0.2
+CLOSE_SECONDS = 3.0
+"""So long a build that is being entered in the ledger is waited for; its host is frozen else."""
 
 
 class Admission(CustomSlotSupplier):
@@ -46,16 +50,31 @@ class Admission(CustomSlotSupplier):
         return self._slots - self._ledger.count() - not_yet_in_ledger
 
     @asynccontextmanager
-    async def room_for(self, build_id: str) -> AsyncIterator[None]:
+    async def room_for(self, build_id: str, *, is_new: bool) -> AsyncIterator[None]:
         """Wait, heartbeating, until one more build fits; enter it in the ledger in the body.
 
-        A permit is not enough: a retried build comes back to this host without one.
+        A permit is not enough: a retried build comes back to this host without one. Nor is it for a
+        new build: Temporal may answer a poll that began before the host was closed. Raises
+        HostDrainingError then.
         """
         async with self._entering:
             while self._ledger.get(build_id) is None and self._ledger.count() >= self._slots:
+                self._require_open(is_new)
                 activity.heartbeat()
                 await asyncio.sleep(POLL_SECONDS)
+            self._require_open(is_new)
             yield
+
+    async def close(self) -> None:
+        """Take no new build from now on. Every one that was taken before is in the ledger then."""
+        self.open = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS), self._entering:
+                pass
+
+    def _require_open(self, is_new: bool) -> None:
+        if is_new and not self.open:
+            raise HostDrainingError("the host takes no new builds")
 
     def entered_ledger(self) -> None:
         """A build that came with a permit now has its ledger entry, which counts instead."""

@@ -41,7 +41,10 @@ class KvmHostFactsActivities(HostFactsActivities):
         """Drain or resume if that is asked for, then tell slots, builds, disk and versions."""
         if request.draining is not None:
             set_draining(self._data_dir, request.draining)
-            self._admission.open = not request.draining
+            if request.draining:
+                await self._admission.close()
+            else:
+                self._admission.open = True
         return await asyncio.to_thread(self._facts)
 
     def _facts(self) -> HostFacts:

@@ -40,10 +40,10 @@ class KvmHostActivities(HostActivities, HostReleaseActivities):
     @activity.defn(name="hold_host")
     async def hold_host(self, hold: HoldHostInput, /) -> None:
         """Take a slot, signal `lease_granted`, and heartbeat until cancelled."""
-        async with self._admission.room_for(hold.build_id):
+        admitted = hold.retaken_from is None
+        async with self._admission.room_for(hold.build_id, is_new=admitted):
             started = boottime()
             entry = await self._take(hold)
-        admitted = hold.retaken_from is None
         if admitted:
             self._admission.entered_ledger()
         try:

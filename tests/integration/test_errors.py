@@ -163,6 +163,7 @@ PROVOKED = {
 NOT_PROVOKED = {
     "HostFaultError": "the base of others",
     "ImageDamagedError": "takes a dockerd that loses an image between its pull and the next call",
+    "HostDrainingError": "reaches nobody: the workflow asks for another host",
     "HostRestartingError": "reaches nobody: the workflow waits for the host to come back",
 }
 

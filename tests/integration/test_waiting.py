@@ -25,7 +25,7 @@ from activities.step.ledger import LeaseLedger
 from activities.store.bucket import Bucket
 from api.client.client import TemplateClient
 from api.pb import template_manager_pb2 as pb
-from api.server import waiting
+from api.server import known_hosts
 from api.server.server import running_server
 from tests.support.command_line import cli
 from tests.support.recording_host import host_worker, workflow_worker
@@ -48,8 +48,8 @@ async def client(
     temporal: Client, storage: Stack, empty_bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[TemplateClient]:
     """The API, which asks the hosts anew each time."""
-    monkeypatch.setattr(waiting, "FRESH_SECONDS", 0.0)
-    monkeypatch.setattr(waiting, "ANSWER_SECONDS", 10.0)
+    monkeypatch.setattr(known_hosts, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(known_hosts, "ANSWER_SECONDS", 10.0)
     async with (
         running_server(temporal, settings_for(storage)) as server,
         TemplateClient(server.address) as client,

@@ -13,6 +13,7 @@ from temporalio.exceptions import ApplicationError, CancelledError
 
 from activities.contract.errors import (
     CheckpointLostError,
+    HostDrainingError,
     HostFaultError,
     ImageNotFoundError,
     ImageStepError,
@@ -281,13 +282,25 @@ async def test_a_restarted_host_takes_its_build_up_again(client: Client, journal
         handle = await start(client, BuildInput(config=config(), options=OPTIONS))
         await asyncio.wait_for(started.wait(), 30)
         host.silent.set()
-        await asyncio.sleep(OPTIONS.heartbeat_timeout_seconds + 0.5)
+        async with asyncio.timeout(30):
+            while len(journal.of("hold_host")) < 2:
+                await asyncio.sleep(0.1)
         host.silent.clear()
         journal.hanging.clear()
         result = await result_of(handle)
     holds = [argument.retaken_from for name, argument in journal.arguments if name == "hold_host"]
     assert holds == [None, host.name]
     assert journal.of("start_vm") == ["start_vm"]  # the boot was not lost
+    assert {record.outcome for record in result.timeline} == {"done"}
+
+
+async def test_hosts_that_begin_to_drain_are_not_lost_hosts(
+    client: Client, host: RecordingHost
+) -> None:
+    drained = OPTIONS.max_hosts + 2
+    host.journal.fail("hold_host", *[HostDrainingError("draining")] * drained)
+    result = await result_of(await start(client))
+    assert host.journal.of("hold_host") == ["hold_host"] * (drained + 1)
     assert {record.outcome for record in result.timeline} == {"done"}
 
 

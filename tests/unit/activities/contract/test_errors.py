@@ -54,7 +54,12 @@ def test_every_error_survives_the_way_through_temporal(kind: type[TemplateManage
 
 
 def test_a_user_is_told_what_to_do_next() -> None:
-    handled_by_the_workflow = {"CheckpointLostError", "LeaseLostError", "HostRestartingError"}
+    handled_by_the_workflow = {
+        "CheckpointLostError",
+        "LeaseLostError",
+        "HostRestartingError",
+        "HostDrainingError",
+    }
     bases = {"HostFaultError"}
     without = {kind.__name__ for kind in CLASSES if not kind.hint}
     assert without == handled_by_the_workflow | bases

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import asyncio
+import uuid
+from pathlib import Path
+
+import pytest
+
+from activities.contract.errors import HostDrainingError
+from activities.disk.data_dir import DataDir
+from activities.host.admission import Admission
+from activities.step.ledger import LeaseLedger
+
+
+@pytest.fixture
+def admission(tmp_path: Path) -> Admission:
+    made = Admission(LeaseLedger(DataDir(tmp_path)), 2)
+    made.open = True
+    return made
+
+
+async def test_a_host_that_was_closed_refuses_a_build_that_was_on_its_way(
+    admission: Admission,
+) -> None:
+    await admission.close()
+    with pytest.raises(HostDrainingError):
+        async with admission.room_for(str(uuid.uuid4()), is_new=True):
+            pass
+
+
+async def test_a_closed_host_takes_up_its_own_builds(admission: Admission) -> None:
+    await admission.close()
+    async with admission.room_for(str(uuid.uuid4()), is_new=False):
+        pass
+
+
+async def test_closing_waits_for_a_build_that_is_being_entered(admission: Admission) -> None:
+    async with admission.room_for(str(uuid.uuid4()), is_new=True):
+        closing = asyncio.create_task(admission.close())
+        await asyncio.sleep(0.05)
+        assert not closing.done()
+    await asyncio.wait_for(closing, 1)
+
+
+async def test_closing_does_not_wait_for_ever(
+    admission: Admission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("activities.host.admission.CLOSE_SECONDS", 0.05)
+    async with admission.room_for(str(uuid.uuid4()), is_new=True):
+        await asyncio.wait_for(admission.close(), 1)
+    assert not admission.open
