@@ -388,6 +388,16 @@ class MachineUnfitError(TemplateManagerError):
     hint = "Run it as root on a machine where template-manager doctor finds nothing wrong."
 
 
+class UnsafeToolsError(TemplateManagerError):
+    """A tool of this host has a known hole by which a tenant gets out of what holds it."""
+
+    users_fault = False
+    hint = (
+        "Upgrade it (apt-get update && apt-get upgrade, then restart dockerd), or accept the named "
+        "CVEs: TEMPLATE_MANAGER_ACCEPTED_CVES."
+    )
+
+
 # ---- Durability
 
 

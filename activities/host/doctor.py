@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -14,10 +15,11 @@ from typing import Literal
 
 from temporalio.client import Client
 
-from activities.contract.errors import TemplateManagerError
+from activities.contract.errors import TemplateManagerError, UnsafeToolsError
 from activities.contract.search_attributes import SEARCH_ATTRIBUTES
 from activities.disk.data_dir import DataDir
 from activities.disk.leftovers import Leftover, made_at
+from activities.host.tool_versions import holes_of, installed_tools, refusals
 from activities.image.docker_daemon import make_docker_client
 from activities.microvm.network import create_network, passing_name, remove_network
 from activities.microvm.resumable import vmm_version
@@ -68,6 +70,7 @@ def check_host(settings: Settings) -> list[Finding]:
         _kvm,
         _docker,
         _tools,
+        _versions,
         _busybox,
         _network,
         _kernel,
@@ -145,6 +148,25 @@ def _tools(settings: Settings) -> Finding:
         packages = " ".join(missing)
         return Finding("tools", "wrong", f"missing: {packages}", f"apt-get install {packages}")
     return Finding("tools", "ok", ", ".join(TOOLS))
+
+
+def _versions(settings: Settings) -> Finding:
+    what = "versions"
+    try:
+        client = make_docker_client()
+        with contextlib.closing(client):
+            tools = installed_tools(settings, client)
+    except TemplateManagerError:
+        return Finding(what, "warning", "not known: Docker does not answer", "start dockerd")
+    found = holes_of(tools)
+    told = "; ".join(
+        f"{tool.tool} {tool.version} has {hole.cve}: {hole.what}" for tool, hole in found
+    )
+    if refused := refusals(settings, found):
+        return Finding(what, "wrong", "; ".join(refused), UnsafeToolsError.hint)
+    if found:
+        return Finding(what, "warning", told, "upgrade them when there is a newer one")
+    return Finding(what, "ok", ", ".join(f"{tool.tool} {tool.version}" for tool in tools))
 
 
 def _busybox(settings: Settings) -> Finding:

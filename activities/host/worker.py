@@ -31,6 +31,7 @@ from activities.host.hold import KvmHostActivities
 from activities.host.orphans import Describe, describe_with
 from activities.host.served import Activity, served_by, step_activities
 from activities.host.sweep import HostSweep
+from activities.host.tool_versions import require_safe_tools
 from activities.image.docker_daemon import make_docker_client
 from activities.process.allocator import give_memory_back
 from activities.process.health import Readiness, temporal_readiness
@@ -123,7 +124,8 @@ def _tuner(activities: FixedSizeSlotSupplier | Admission) -> WorkerTuner:
 async def run(settings: Settings) -> None:
     """Run this host until SIGTERM or SIGINT.
 
-    Raises TemporalUnavailableError, AddressTakenError, and what a worker fails with.
+    Raises UnsafeToolsError, TemporalUnavailableError, AddressTakenError, and what a worker fails
+    with.
     """
     give_memory_back()
     threads = ThreadPoolExecutor(settings.host_slots * THREADS_PER_SLOT + EXTRA_STEPS)
@@ -132,6 +134,7 @@ async def run(settings: Settings) -> None:
     client = await connect(f"host@{settings.host}:{os.getpid()}", runtime=runtime)
     await register_search_attributes(client)
     host = assemble(settings, describe_with(client))
+    await asyncio.to_thread(require_safe_tools, settings, host.docker_client)
     await schedule_sweep(client, settings, SWEEP_HOST_WORKFLOW, settings.host)
     opening = asyncio.create_task(open_for_builds(client, host))
     showing = asyncio.create_task(_show(host, runtime)) if runtime else None

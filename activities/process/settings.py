@@ -111,6 +111,8 @@ class Settings(BaseSettings):
     """Checkpoints that no build has used for longer are removed."""
     checkpoint_max_mb: Annotated[int, Field(ge=0)] = 200 * 1024
     """When all checkpoints of a host take more, those unused for longest are removed."""
+    accepted_cves: tuple[str, ...] = ()
+    """Holes of this host's tools with which it starts all the same, as a JSON list of CVEs."""
     restart_grace_seconds: float = 5
     """How long a restarted host waits for its own builds before it takes new ones."""
 

@@ -227,6 +227,7 @@ def _code_of(error: TemplateManagerError) -> Exit:
         errors.MachineUnfitError,
         errors.TargetUnusableError,
         errors.TemplateNotFoundError,
+        errors.UnsafeToolsError,
     )
     if isinstance(error, usage):
         return Exit.USAGE
