@@ -70,7 +70,9 @@ class Settings(BaseSettings):
     tls_client_ca: Path | None = None
     """The API takes only clients with a certificate of this authority (mTLS)."""
     tokens_file: Path | None = None
-    """Bearer tokens, see `api.server.access`; without it all who can connect may do everything."""
+    """Bearer tokens, see `api.server.access`."""
+    no_authentication: bool = False
+    """Whether all who can connect may do everything, also at an address that others can reach."""
     calls_per_second: Annotated[float, Field(gt=0)] = 50
     """For each token, or each address when there are no tokens."""
     calls_burst: Annotated[int, Field(ge=1)] = 200

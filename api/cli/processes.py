@@ -47,6 +47,13 @@ def api(
         bool,
         typer.Option("--insecure", help="Allow an address that others can reach, without TLS."),
     ] = False,
+    no_authentication: Annotated[
+        bool,
+        typer.Option(
+            "--no-authentication",
+            help="Let everybody who reaches the address do everything: no tokens, no certificates.",
+        ),
+    ] = False,
 ) -> None:
     """Run the gRPC API. SIGTERM drains it."""
     from api.server.server import BindError, serve
@@ -58,6 +65,7 @@ def api(
         "tls_key": tls_key,
         "tls_client_ca": tls_client_ca,
         "tokens_file": tokens_file,
+        "no_authentication": no_authentication,
     }
     settings = settings.model_copy(update={name: value for name, value in given.items() if value})
     try:

@@ -191,8 +191,7 @@ async def serve(settings: Settings, *, insecure: bool = False) -> None:
     Starts also while Temporal is away, and then says so. Raises BindError and AddressTakenError.
     """
     _require_whole_tls(settings)
-    has_tls = settings.tls_cert is not None
-    require_safe_address(settings.api_address, insecure=insecure or has_tls)
+    require_safe_address(settings, insecure=insecure)
     identity = f"api@{socket.gethostname()}:{os.getpid()}"
     client = await connect(identity, lazy=True, runtime=runtime_for(settings))
     signals = _Signals()
@@ -207,20 +206,34 @@ async def serve(settings: Settings, *, insecure: bool = False) -> None:
     _log.info("stopped")
 
 
-def require_safe_address(address: str, *, insecure: bool) -> None:
-    """Raise BindError for an address that others can reach, unless that is what is wanted."""
-    host = address.rpartition(":")[0].strip("[]")
-    if insecure or host == "localhost":
+def require_safe_address(settings: Settings, *, insecure: bool = False) -> None:
+    """Raise BindError for an address that others can reach, unless they are kept out.
+
+    They must not hear what is said (TLS, or `insecure`), and must say who they are (tokens,
+    certificates of clients, or `no_authentication`).
+    """
+    address = settings.api_address
+    if _is_loopback(address.rpartition(":")[0].strip("[]")):
         return
+    if settings.tls_cert is None and not insecure:
+        raise BindError(
+            f"{address} is not a loopback address, and the API has no TLS: anyone between could "
+            "read tokens. Give --tls-cert and --tls-key, listen on 127.0.0.1, or give --insecure."
+        )
+    knows_callers = settings.tokens_file is not None or settings.tls_client_ca is not None
+    if not knows_callers and not settings.no_authentication:
+        raise BindError(
+            f"{address} is not a loopback address, and the API asks nobody who he is: anyone there "
+            "could build, read and delete everything. Give --tokens-file (template-manager token "
+            "makes one) or --tls-client-ca, listen on 127.0.0.1, or give --no-authentication."
+        )
+
+
+def _is_loopback(host: str) -> bool:
     try:
-        if ipaddress.ip_address(host).is_loopback:
-            return
-    except ValueError:
-        pass  # a name, or nothing: it may be anything
-    raise BindError(
-        f"{address} is not a loopback address, and the API has no TLS: anyone there could start "
-        "builds. Give --tls-cert and --tls-key, listen on 127.0.0.1, or give --insecure."
-    )
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, or nothing: it may be anything
+        return False
 
 
 def _require_whole_tls(settings: Settings) -> None:

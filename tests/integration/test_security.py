@@ -347,11 +347,48 @@ async def test_what_cannot_be_used_is_named_at_start(changes: dict[str, Path], t
         await serve(settings)
 
 
-def test_tls_opens_any_address() -> None:
-    require_safe_address("127.0.0.1:1", insecure=False)
-    require_safe_address("0.0.0.0:1", insecure=True)
-    with pytest.raises(BindError, match="--tls-cert"):
-        require_safe_address("0.0.0.0:1", insecure=False)
+TLS = {"tls_cert": Path("/c"), "tls_key": Path("/k")}
+TOKENS = {"tokens_file": Path("/t")}
+CERTIFICATES = {"tls_client_ca": Path("/a")}
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "localhost:1", "[::1]:1"])
+def test_on_loopback_all_is_allowed(address: str) -> None:
+    require_safe_address(Settings(api_address=address))
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "api.internal:1", ":1"])
+@pytest.mark.parametrize(
+    ("given", "insecure", "missing"),
+    [
+        ({}, False, "--tls-cert"),
+        (TOKENS, False, "--tls-cert"),
+        ({"no_authentication": True}, False, "--tls-cert"),
+        ({}, True, "--no-authentication"),
+        (TLS, False, "--no-authentication"),
+        (TOKENS, True, ""),
+        (TLS | TOKENS, False, ""),
+        (TLS | CERTIFICATES, False, ""),
+        (TLS | {"no_authentication": True}, False, ""),
+        ({"no_authentication": True}, True, ""),
+    ],
+)
+async def test_another_address_takes_tls_and_to_know_its_callers(
+    address: str, given: dict[str, Any], insecure: bool, missing: str
+) -> None:
+    settings = Settings(api_address=address).model_copy(update=given)
+    if not missing:
+        require_safe_address(settings, insecure=insecure)
+        return
+    with pytest.raises(BindError, match=missing):
+        await serve(settings, insecure=insecure)
+
+
+async def test_the_command_line_says_how_to_mend_it() -> None:
+    refused = await cli("api", "--listen", "0.0.0.0:0", "--insecure")
+    assert refused.code == 2
+    for way in ("--tokens-file", "--tls-client-ca", "127.0.0.1", "--no-authentication"):
+        assert way in refused.err
 
 
 async def test_a_token_is_made(tmp_path: Path) -> None:
