@@ -19,6 +19,13 @@ from pathlib import Path
 from activities.contract import errors
 from activities.contract.errors import TemplateManagerError
 from api.server.access import NEEDED, Right
+from api.server.request_limits import (
+    CHARS,
+    DEFAULT_CHARS,
+    DEFAULT_ENTRIES,
+    ENTRIES,
+    MAX_REQUEST_BYTES,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -41,6 +48,15 @@ API = """\
 last two rows, `InfoService` of [proto/info_service.proto](../proto/info_service.proto), where the
 messages are described. *Right* is what a caller's token needs where the API has a token file; each
 right includes those before it: `read`, `build`, `admin`.
+"""
+LIMITS = f"""\
+## Limits
+
+A request has at most {MAX_REQUEST_BYTES // 1024} KiB; gRPC itself refuses a larger one
+(`RESOURCE_EXHAUSTED`). A text in it has at most {DEFAULT_CHARS} characters, and a list
+{DEFAULT_ENTRIES}
+entries, but for the fields below; of a map the name and the value count together. A field that is
+too large is `INVALID_ARGUMENT`, with its size and its limit.
 """
 RPC = re.compile(
     r"(?P<comment>(?:^ *//[^\n]*\n)*)"
@@ -88,7 +104,8 @@ def errors_page() -> str:
 def api_page() -> str:
     """Return the page of rpcs."""
     head = ("rpc", "takes", "answers", "right", "what it does")
-    return f"{MADE}{API}\n{_table(head, _rpc_rows())}"
+    limits = _table(("field", "characters", "entries"), _limit_rows())
+    return f"{MADE}{API}\n{_table(head, _rpc_rows())}\n{LIMITS}\n{limits}"
 
 
 def cli_page() -> str:
@@ -154,6 +171,12 @@ def _rpc_rows() -> Iterator[tuple[str, ...]]:
         needed = NEEDED[rpc.name]
         right = "–" if needed is Right.NONE else f"`{needed.name.lower()}`"
         yield f"`{rpc.name}`", f"`{rpc.takes}`", f"`{rpc.answers}`", right, rpc.comment
+
+
+def _limit_rows() -> Iterator[tuple[str, ...]]:
+    for name in sorted({*CHARS, *ENTRIES}):
+        chars, entries = CHARS.get(name), ENTRIES.get(name)
+        yield f"`{name}`", str(chars or DEFAULT_CHARS), str(entries) if entries else "–"
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -202,6 +202,20 @@ class FilesMissingError(TemplateManagerError):
     hint = "Send them again (InitLayerFileUpload), and start the build again."
 
 
+class FilesTooLargeError(TemplateManagerError):
+    """The files that a COPY takes are more than the service takes."""
+
+    hint = (
+        "Leave files out (.dockerignore), or let an operator raise TEMPLATE_MANAGER_MAX_FILES_MB."
+    )
+
+
+class SecretEnvUnsupportedError(TemplateManagerError):
+    """Secret variables are asked for, and steps run where a tenant could read another's."""
+
+    hint = "Leave secret_env out until steps run in a microVM; env is public."
+
+
 # ---- Root file system
 
 

@@ -13,6 +13,7 @@ from activities.contract.names import (
     TemplateId,
     TenantName,
 )
+from activities.contract.registry_logins import Sealed
 from activities.contract.sources import FromImage, PersistedSource, Source
 
 # As a start command: what the image itself would run.
@@ -49,13 +50,21 @@ class TemplateConfig(Model):
         default=DEFAULT_TENANT, exclude_if=lambda tenant: tenant == DEFAULT_TENANT
     )
     """Whose build it is, by the caller's token; never by what the request says of itself."""
+    secret_env: dict[str, Sealed] = Field(default_factory=dict, exclude_if=lambda env: not env)
+    """Variables of the steps alone, each sealed for this build and its name."""
 
-    def without_login(self) -> TemplateConfig:
-        """Return it as it may be kept for long: without the login for its registry."""
-        if not isinstance(self.source, FromImage):
-            return self
-        source = self.source.model_copy(update={"login": None})
-        return self.model_copy(update={"source": source})
+    @property
+    def has_secrets(self) -> bool:
+        """Whether there is something sealed in it."""
+        login = self.source.login if isinstance(self.source, FromImage) else None
+        return login is not None or bool(self.secret_env)
+
+    def without_secrets(self) -> TemplateConfig:
+        """Return it as it may be kept for long: without what is sealed."""
+        source = self.source
+        if isinstance(source, FromImage):
+            source = source.model_copy(update={"login": None})
+        return self.model_copy(update={"source": source, "secret_env": {}})
 
     @model_validator(mode="before")
     @classmethod

@@ -275,7 +275,8 @@ class DockerImageStepActivities(ImageStepActivities):
         copy = CopyInstruction(step.source, destination, uid, gid, step.mode or "")
         which = step.files_sha256[:12]
         with working_in(self._data_dir, scope, "files", which) as place:
-            fetch_files(self._bucket, step.files_sha256, place / "files.tar", running.check)
+            tar, most_bytes = place / "files.tar", self._settings.max_files_mb * MIB
+            fetch_files(self._bucket, step.files_sha256, tar, running.check, most_bytes=most_bytes)
             laid_out = place / "laid-out.tar"
             lay_out(
                 place / "files.tar",

@@ -32,14 +32,21 @@ class SealedFor:
     registry: str
     """Its host, with its port if it has one."""
     tenant: str = ""
+    variable: str = ""
+    """Of a secret variable: its name; it is for no registry then."""
 
     def associated_data(self) -> bytes:
         """Return it as AES-GCM takes it: no two say the same."""
-        return json.dumps(["v2", self.build_id, self.registry, self.tenant]).encode()
+        parts = ["v2", self.build_id, self.registry, self.tenant]
+        return json.dumps([*parts, self.variable] if self.variable else parts).encode()
 
-    def earlier_associated_data(self) -> bytes:
-        """Return what versions up to 0.2 bound a secret to: they knew the build alone."""
-        return self.build_id.encode()
+    def accepted_data(self) -> tuple[bytes, ...]:
+        """Return with what associated data it may have been sealed.
+
+        Versions up to 0.2 bound a registry's secret to the build alone, and knew no other.
+        """
+        earlier = () if self.variable else (self.build_id.encode(),)
+        return (self.associated_data(), *earlier)
 
 
 class Sealer:
@@ -58,7 +65,7 @@ class Sealer:
     def seal(self, secret: str, only_for: SealedFor) -> Sealed:
         """Encrypt `secret`. Raises SealedSecretError when no key is configured."""
         if self._first is None:
-            raise SealedSecretError("no key is configured to seal the registry's secret with")
+            raise SealedSecretError("no key is configured to seal secrets with")
         nonce = os.urandom(NONCE_BYTES)
         data = only_for.associated_data()
         closed = self._keys[self._first].encrypt(nonce, secret.encode(), data)
@@ -71,11 +78,12 @@ class Sealer:
             raise SealedSecretError(f"this host does not know the secret key {sealed.key_id!r}")
         raw = base64.b64decode(sealed.token)
         nonce, closed = raw[:NONCE_BYTES], raw[NONCE_BYTES:]
-        for data in (wanted_for.associated_data(), wanted_for.earlier_associated_data()):
+        for data in wanted_for.accepted_data():
             with contextlib.suppress(InvalidTag):
                 return key.decrypt(nonce, closed, data).decode()
         raise SealedSecretError(
-            f"the sealed secret does not belong to this build and {wanted_for.registry}"
+            "the sealed secret does not belong to this build and "
+            f"{wanted_for.variable or wanted_for.registry}"
         )
 
 

@@ -105,6 +105,8 @@ class Settings(BaseSettings):
     """How long a path in an image may be; the kernel takes 4095."""
     tree_memory_mb: Annotated[int, Field(ge=256)] = 1024
     """What a child process may take that reads or copies an image's files."""
+    max_files_mb: Annotated[int, Field(ge=1)] = 10 * 1024
+    """Limit of the tar that a COPY's files come in."""
     image_step_memory_mb: Annotated[int, Field(ge=512)] = 4096
     """What the container of one step on top of the base image may take."""
     image_step_network: str = "bridge"

@@ -7,7 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from activities.contract.errors import FilesMissingError, StorageCorruptionError
+from activities.contract.errors import (
+    FilesMissingError,
+    FilesTooLargeError,
+    StorageCorruptionError,
+)
 from activities.contract.units import MIB
 from activities.disk.leftovers import Leftover
 from activities.store.bucket import Bucket, Crc32c
@@ -18,15 +22,21 @@ KEPT_SECONDS = 30 * 24 * 3600.0
 RANGE_BYTES = 8 * MIB
 
 
-def fetch_files(bucket: Bucket, sha256: str, target: Path, check: Callable[[], None]) -> None:
-    """Download a tar and check it. Blocking.
+def fetch_files(
+    bucket: Bucket, sha256: str, target: Path, check: Callable[[], None], *, most_bytes: int
+) -> None:
+    """Download a tar of at most `most_bytes` and check it. Blocking.
 
     One that is not what its name says is removed, so that the right one can be uploaded: clients
-    put them there. Raises FilesMissingError, StorageCorruptionError.
+    put them there. Raises FilesMissingError, FilesTooLargeError, StorageCorruptionError.
     """
     stored = bucket.stat_object(files_name(sha256))
     if stored is None:
         raise FilesMissingError(f"there is no {files_name(sha256)} in bucket {bucket.name}")
+    if stored.size_bytes > most_bytes:
+        raise FilesTooLargeError(
+            f"{stored.name} has {stored.size_bytes} bytes; at most {most_bytes} are taken"
+        )
     digest, checksum = hashlib.sha256(), Crc32c()
     with target.open("wb") as file:
         for start in range(0, stored.size_bytes, RANGE_BYTES):

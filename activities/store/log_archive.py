@@ -19,7 +19,6 @@ from activities.contract.inputs import ArchiveLogInput
 from activities.contract.interface import LogActivities
 from activities.contract.names import LOG_TOPIC
 from activities.contract.results import StoredObject
-from activities.contract.sources import FromImage
 from activities.contract.status import BuildStatus, LogEntry, LogLevel
 from activities.process.clock import utc_now
 from activities.process.metrics import count_build
@@ -46,7 +45,7 @@ class BucketLogActivities(LogActivities):
         except TimeoutError:  # a status with half a log is worth more than none
             message = "the rest of the log could not be read in time"
             entries.append(LogEntry(timestamp=utc_now(), level=LogLevel.WARN, message=message))
-        status = _without_login(archive.final_status)
+        status = _without_secrets(archive.final_status)
         archived = await asyncio.to_thread(
             self._bucket.write_object,
             archived_log_name(archive.build_id),
@@ -77,13 +76,12 @@ def read_archived_log(bucket: Bucket, build_id: str) -> tuple[BuildStatus, list[
         return None
 
 
-def _without_login(status: BuildStatus) -> BuildStatus:
-    """Keep of a registry's login only that there was one: a retry must know what it lacks."""
-    source = status.config.source
+def _without_secrets(status: BuildStatus) -> BuildStatus:
+    """Keep of what was sealed only that there was something: a retry must know what it lacks."""
     return status.model_copy(
         update={
-            "config": status.config.without_login(),
-            "is_login_left_out": isinstance(source, FromImage) and source.login is not None,
+            "config": status.config.without_secrets(),
+            "is_login_left_out": status.config.has_secrets,
         }
     )
 

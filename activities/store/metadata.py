@@ -100,7 +100,7 @@ def metadata_of(publish: PublishTemplateInput, build_log: StoredObject) -> Templ
         template_id=config.template_id,
         build_id=config.build_id,
         created=utc_now(),
-        config=config.without_login(),
+        config=config.without_secrets(),
         image=ImageMetadata(
             name=config.source.described,
             digest=publish.image.digest,

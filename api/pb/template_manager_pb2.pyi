@@ -61,8 +61,15 @@ Forward: LogsDirection
 Backward: LogsDirection
 
 class TemplateConfig(_message.Message):
-    __slots__ = ("template_id", "build_id", "memory_mb", "vcpu_count", "disk_size_mb", "kernel_version", "firecracker_version", "start_command", "huge_pages", "ready_command", "force", "steps", "from_image", "from_template", "from_image_registry", "team_id", "env", "ready_timeout_seconds")
+    __slots__ = ("template_id", "build_id", "memory_mb", "vcpu_count", "disk_size_mb", "kernel_version", "firecracker_version", "start_command", "huge_pages", "ready_command", "force", "steps", "from_image", "from_template", "from_image_registry", "team_id", "env", "ready_timeout_seconds", "secret_env")
     class EnvEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class SecretEnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -87,6 +94,7 @@ class TemplateConfig(_message.Message):
     TEAM_ID_FIELD_NUMBER: _ClassVar[int]
     ENV_FIELD_NUMBER: _ClassVar[int]
     READY_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SECRET_ENV_FIELD_NUMBER: _ClassVar[int]
     template_id: str
     build_id: str
     memory_mb: int
@@ -105,7 +113,8 @@ class TemplateConfig(_message.Message):
     team_id: str
     env: _containers.ScalarMap[str, str]
     ready_timeout_seconds: int
-    def __init__(self, template_id: _Optional[str] = ..., build_id: _Optional[str] = ..., memory_mb: _Optional[int] = ..., vcpu_count: _Optional[int] = ..., disk_size_mb: _Optional[int] = ..., kernel_version: _Optional[str] = ..., firecracker_version: _Optional[str] = ..., start_command: _Optional[str] = ..., huge_pages: _Optional[bool] = ..., ready_command: _Optional[str] = ..., force: _Optional[bool] = ..., steps: _Optional[_Iterable[_Union[TemplateStep, _Mapping]]] = ..., from_image: _Optional[str] = ..., from_template: _Optional[_Union[FromTemplateConfig, _Mapping]] = ..., from_image_registry: _Optional[_Union[FromImageRegistry, _Mapping]] = ..., team_id: _Optional[str] = ..., env: _Optional[_Mapping[str, str]] = ..., ready_timeout_seconds: _Optional[int] = ...) -> None: ...
+    secret_env: _containers.ScalarMap[str, str]
+    def __init__(self, template_id: _Optional[str] = ..., build_id: _Optional[str] = ..., memory_mb: _Optional[int] = ..., vcpu_count: _Optional[int] = ..., disk_size_mb: _Optional[int] = ..., kernel_version: _Optional[str] = ..., firecracker_version: _Optional[str] = ..., start_command: _Optional[str] = ..., huge_pages: _Optional[bool] = ..., ready_command: _Optional[str] = ..., force: _Optional[bool] = ..., steps: _Optional[_Iterable[_Union[TemplateStep, _Mapping]]] = ..., from_image: _Optional[str] = ..., from_template: _Optional[_Union[FromTemplateConfig, _Mapping]] = ..., from_image_registry: _Optional[_Union[FromImageRegistry, _Mapping]] = ..., team_id: _Optional[str] = ..., env: _Optional[_Mapping[str, str]] = ..., ready_timeout_seconds: _Optional[int] = ..., secret_env: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class TemplateStep(_message.Message):
     __slots__ = ("type", "args", "force", "files_hash")

@@ -17,6 +17,7 @@ from api.pb import info_service_pb2 as info_pb
 from api.pb import template_manager_pb2 as pb
 from api.server.access import NEEDED, Access, Right, audit, current_caller
 from api.server.error_translation import to_api_error
+from api.server.request_limits import require_within_limits
 
 SERVICE = "TemplateService"
 SERVICES = (SERVICE, "InfoService")
@@ -159,11 +160,13 @@ def _subject(request: Message) -> dict[str, str]:
 
 def _decoded(handler: _Handler, request: bytes) -> Message:
     try:
-        return handler.request_deserializer(request)
+        message = handler.request_deserializer(request)
     except DecodeError as error:
         raise invalid_argument(
             [Violation("", "the request is not the expected message")]
         ) from error
+    require_within_limits(message)
+    return message
 
 
 async def _abort(context: Context, name: str, error: Exception) -> NoReturn:

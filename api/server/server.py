@@ -36,6 +36,7 @@ from api.server.interceptor import SERVICE, SERVICES, CallInterceptor
 from api.server.known_hosts import KnownHosts
 from api.server.listing import BuildListing
 from api.server.logs import BuildLogs
+from api.server.request_limits import MAX_REQUEST_BYTES
 from api.server.service import TemplateService
 from api.server.starting import BuildStarter
 from api.server.template_bucket import TemplateBucket
@@ -43,7 +44,6 @@ from api.server.temporal_health import TemporalHealth
 from api.server.tls import server_credentials
 from api.server.waiting import WaitingLine
 
-MAX_REQUEST_BYTES = 1024 * 1024
 KEEPALIVE_MS = 30_000
 # While draining: so long no call may be running before the server stops.
 IDLE_SECONDS = 0.5

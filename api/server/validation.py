@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import assert_never
 
 import grpc
 
+from activities.contract.errors import SecretEnvUnsupportedError
 from activities.contract.image_reference import ImageReference, ImageReferenceError
 from activities.contract.image_steps import (
     Arg,
@@ -61,12 +63,13 @@ ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 WRONG_ENV_NAME = "the name must be letters, digits and _, no digit first"
 SHA256 = re.compile(r"[0-9a-f]{64}")
 OCTAL = re.compile(r"0?[0-7]{3,4}")
+MAX_STEP_ARGUMENTS = 200
 # How many arguments each step takes: fewest and most.
 STEP_ARGUMENTS = {
     "RUN": (1, 2),
     "COPY": (2, 4),
-    "ENV": (2, 200),
-    "ARG": (2, 200),
+    "ENV": (2, MAX_STEP_ARGUMENTS),
+    "ARG": (2, MAX_STEP_ARGUMENTS),
     "WORKDIR": (1, 1),
     "USER": (1, 1),
 }
@@ -127,7 +130,7 @@ def config_sha256(config: TemplateConfig) -> str:
     rotated, and say nothing about the template.
     """
     # Without defaults, so that a field that is added later changes no identity.
-    plain = config.without_login().model_dump(mode="json", exclude_defaults=True)
+    plain = config.without_secrets().model_dump(mode="json", exclude_defaults=True)
     canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -150,7 +153,8 @@ class _Validator:
         self._check_names()
         self._check_image()
         self._check_commands()
-        self._check_env()
+        self._check_env("env", self._template.env, MAX_ENV_CHARS)
+        self._check_env("secret_env", self._template.secret_env, MAX_SECRET_CHARS)
         self._check_registry()
         self._check_base()
         self._check_steps()
@@ -158,6 +162,7 @@ class _Validator:
             raise invalid_argument(self._violations)
         self._check_preconditions()
         config = self._config(tenant_for(self._template.team_id))
+        _require_secrets_can_be_used(config)
         return ValidRequest(config, options_for(config, self._settings))
 
     def _bad(self, field: str, description: str) -> None:
@@ -173,7 +178,8 @@ class _Validator:
         elif self._is_own() and self._build_id and not _is_reference(self._own_image()):
             self._bad("template_id", f"does not give the name of an image: {self._own_image()}")
         if len(self._template.team_id) > MAX_TEAM_CHARS:
-            self._bad("team_id", f"must have at most {MAX_TEAM_CHARS} characters")
+            chars = len(self._template.team_id)
+            self._bad("team_id", f"has {chars} characters; at most {MAX_TEAM_CHARS} are allowed")
 
     def _check_sizes(self) -> None:
         template = self._template
@@ -212,17 +218,18 @@ class _Validator:
             if "\0" in value:
                 self._bad(field, "must not contain a NUL character")
             if len(value) > MAX_COMMAND_CHARS:
-                self._bad(field, f"must have at most {MAX_COMMAND_CHARS} characters; use a script")
+                told = f"has {len(value)} characters; at most {MAX_COMMAND_CHARS} are allowed"
+                self._bad(field, f"{told}: use a script")
 
-    def _check_env(self) -> None:
-        env = self._template.env
+    def _check_env(self, field: str, env: Mapping[str, str], most_chars: int) -> None:
         for name in sorted(env):
             if not ENV_NAME.fullmatch(name):
-                self._bad(f"env[{name[:64]!r}]", WRONG_ENV_NAME)
+                self._bad(f"{field}[{name[:64]!r}]", WRONG_ENV_NAME)
             elif "\0" in env[name]:
-                self._bad(f"env[{name!r}]", "the value must not contain a NUL character")
-        if sum(len(name) + len(value) for name, value in env.items()) > MAX_ENV_CHARS:
-            self._bad("env", f"must have at most {MAX_ENV_CHARS} characters in all")
+                self._bad(f"{field}[{name!r}]", "the value must not contain a NUL character")
+        chars = sum(len(name) + len(value) for name, value in env.items())
+        if chars > most_chars:
+            self._bad(field, f"has {chars} characters in all; at most {most_chars} are allowed")
 
     def _check_registry(self) -> None:
         if not self._template.HasField("from_image_registry"):
@@ -246,9 +253,8 @@ class _Validator:
 
     def _require(self, field: str, value: str) -> None:
         if not value or len(value) > MAX_SECRET_CHARS:
-            self._bad(
-                f"from_image_registry.{field}", f"must have 1 to {MAX_SECRET_CHARS} characters"
-            )
+            told = f"has {len(value)} characters; 1 to {MAX_SECRET_CHARS} are allowed"
+            self._bad(f"from_image_registry.{field}", told)
 
     def _check_google_key(self, text: str) -> None:
         try:
@@ -292,10 +298,10 @@ class _Validator:
                 self._bad(f"steps[{number}]", str(error))
 
     def _check_preconditions(self) -> None:
-        if self._secret() and not self._sealer.can_seal:
+        if (self._secret() or self._template.secret_env) and not self._sealer.can_seal:
             raise failed_precondition(
                 "NO_SECRET_KEY",
-                "this server has no key to seal the registry's secret with",
+                "this server has no key to seal secrets with",
                 "An operator sets TEMPLATE_MANAGER_SECRET_KEYS for the API and all hosts.",
             )
 
@@ -321,7 +327,15 @@ class _Validator:
             steps=tuple(self._steps),
             ready_timeout_seconds=template.ready_timeout_seconds or None,
             tenant=tenant,
+            secret_env=self._secret_env(tenant),
         )
+
+    def _secret_env(self, tenant: str) -> dict[str, Sealed]:
+        """Return the secret variables sealed: none can be opened as another, or for another."""
+        return {
+            name: self._sealer.seal(value, SealedFor(self._build_id, "", tenant, name))
+            for name, value in sorted(self._template.secret_env.items())
+        }
 
     def _source(self) -> Source:
         if self._base_id is not None:
@@ -375,6 +389,16 @@ class _Validator:
                 return None
 
 
+def _require_secrets_can_be_used(config: TemplateConfig) -> None:
+    if config.secret_env:
+        raise failed_precondition(
+            "SECRET_ENV_UNSUPPORTED",
+            f"secret_env ({', '.join(config.secret_env)}) is only for steps in a microVM, where no "
+            "other tenant's command runs beside them; this server does not run steps so",
+            SecretEnvUnsupportedError.hint,
+        )
+
+
 def _is_reference(image: str) -> bool:
     if len(image) > MAX_IMAGE_CHARS:
         return False
@@ -410,9 +434,10 @@ def _require_arguments(step: pb.TemplateStep, kind: str) -> None:
         raise WrongStepError(f"{kind} has {len(step.args)} arguments; it takes {fewest} to {most}")
     if any("\0" in argument for argument in step.args):
         raise WrongStepError(f"{kind} must not contain a NUL character")
-    if sum(map(len, step.args)) > MAX_COMMAND_CHARS:
+    chars = sum(map(len, step.args))
+    if chars > MAX_COMMAND_CHARS:
         raise WrongStepError(
-            f"{kind} must have at most {MAX_COMMAND_CHARS} characters; COPY a script"
+            f"{kind} has {chars} characters; at most {MAX_COMMAND_CHARS} are allowed: COPY a script"
         )
     if not step.args[0]:
         raise WrongStepError(f"{kind} needs its first argument")

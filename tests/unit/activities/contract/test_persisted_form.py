@@ -260,7 +260,7 @@ def test_a_template_keeps_the_facts_of_its_checkpoints() -> None:
     metadata = TemplateMetadata.model_validate_json(text_of("metadata.json"))
     assert metadata.rootfs_facts == ROOTFS.facts
     assert metadata.snapshot_facts == SNAPSHOT.facts
-    assert metadata.config == CONFIGS[3].without_login()
+    assert metadata.config == CONFIGS[3].without_secrets()
 
 
 def test_a_build_keeps_what_it_has_done() -> None:

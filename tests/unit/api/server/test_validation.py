@@ -9,6 +9,7 @@ import grpc
 import pytest
 from pydantic import SecretStr
 
+from activities.contract.errors import SealedSecretError
 from activities.contract.image_steps import Copy, Env, Run, User, Workdir
 from activities.contract.registry_logins import (
     AwsLogin,
@@ -408,5 +409,68 @@ def test_the_order_of_the_environment_does_not_matter() -> None:
 def test_the_hash_survives_the_metadata() -> None:
     """A template's metadata keeps the config without credentials, and must still be comparable."""
     config = check(from_image_registry=general("me", "x")).config
-    kept = TemplateConfig.model_validate_json(config.without_login().model_dump_json())
+    kept = TemplateConfig.model_validate_json(config.without_secrets().model_dump_json())
+    assert config_sha256(kept) == config_sha256(config)
+
+
+def test_secret_variables_are_sealed_each_for_itself() -> None:
+    sealer = Sealer(SETTINGS.secret_keys)
+    sealed = sealer.seal("hunter2", SealedFor(BUILD, "", variable="TOKEN"))
+    assert "hunter2" not in sealed.model_dump_json()
+    assert sealer.open(sealed, SealedFor(BUILD, "", variable="TOKEN")) == "hunter2"
+    for other in (
+        SealedFor(BUILD, "", variable="OTHER"),
+        SealedFor(OTHER_BUILD, "", variable="TOKEN"),
+        SealedFor(BUILD, "", tenant="them", variable="TOKEN"),
+        SealedFor(BUILD, ""),
+        SealedFor(BUILD, "TOKEN"),
+    ):
+        with pytest.raises(SealedSecretError):
+            sealer.open(sealed, other)
+
+
+def test_what_was_sealed_for_a_registry_is_no_variable() -> None:
+    sealer = Sealer(SETTINGS.secret_keys)
+    sealed = sealer.seal("hunter2", ONLY_FOR)
+    with pytest.raises(SealedSecretError):
+        sealer.open(sealed, SealedFor(BUILD, "docker.io", variable="TOKEN"))
+
+
+def test_secret_variables_are_refused_by_name_until_steps_run_in_a_microvm() -> None:
+    error = refused(secret_env={"NPM_TOKEN": "hunter2"})
+    assert error.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert error.reason == "SECRET_ENV_UNSUPPORTED"
+    assert "NPM_TOKEN" in error.message
+    assert "microVM" in error.message
+    assert "hunter2" not in f"{error.message}{error.hint}{error.metadata}"
+
+
+@pytest.mark.parametrize(
+    ("env", "field", "told"),
+    [
+        ({"1A": "x"}, "secret_env['1A']", "no digit first"),
+        ({"A": "x\0y"}, "secret_env['A']", "NUL"),
+        ({"A": "x" * 40_000, "B": "x" * 40_000}, "secret_env", "has 80002 characters in all"),
+    ],
+)
+def test_secret_variables_have_limits(env: dict[str, str], field: str, told: str) -> None:
+    error = refused(secret_env=env)
+    [violation] = error.violations
+    assert violation.field == f"template.{field}"
+    assert told in violation.description
+    assert "xxxx" not in violation.description
+
+
+def test_a_server_without_a_key_takes_no_secret_variables() -> None:
+    assert refused(NO_KEYS, secret_env={"A": "x"}).reason == "NO_SECRET_KEY"
+
+
+def test_what_is_kept_for_long_has_nothing_sealed() -> None:
+    sealed = Sealer(SETTINGS.secret_keys).seal("hunter2", SealedFor(BUILD, "", variable="A"))
+    config = check().config.model_copy(update={"secret_env": {"A": sealed}})
+    assert config.has_secrets
+    kept = config.without_secrets()
+    assert not kept.has_secrets
+    assert "secret_env" not in kept.model_dump()
+    assert TemplateConfig.model_validate_json(config.model_dump_json()) == config
     assert config_sha256(kept) == config_sha256(config)
