@@ -7,6 +7,7 @@ Nothing of the image runs. Imports only the standard library and `tenant_tree`: 
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -17,6 +18,8 @@ LINE_BYTES = 64 * 1024  # as long a line as Docker reads (Go's bufio.Scanner)
 FSTAB_BYTES = 64 * 1024
 FSTAB_LINES = 20
 LARGEST_ID = (1 << 32) - 2
+LARGEST_IN_USER = (1 << 31) - 1  # of an id that only USER has; Docker asks no more of files
+NUMBER = re.compile(r"[+-]?[0-9]{1,100}", re.ASCII)
 MAX_GROUPS = 65536  # setgroups(2)
 SYSTEMD = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")
 INIT = "/sbin/init"
@@ -59,7 +62,7 @@ def look_at(tree: TenantTree, user: str, workdir: str) -> Look:
     notes: list[str] = []
     kind, path = _find_init(tree, notes)
     notes += _fstab_notes(tree)
-    return Look(account.line, account.home or "/", kind, path, tree.is_program("/bin/sh"), notes)
+    return Look(account.line, account.home, kind, path, tree.is_program("/bin/sh"), notes)
 
 
 @dataclass
@@ -79,14 +82,14 @@ class _Account:
 
 
 def _resolve_user(tree: TenantTree, spec: str) -> _Account:
-    wanted, colon, group = spec.partition(":")
-    wanted = wanted or "0"
+    wanted, _, group = spec.partition(":")
     account = _find_account(tree, wanted)
     if account is None:
-        if not wanted.isdecimal():
+        number = _number(wanted or "0")
+        if number is None:
             raise LookError(f"USER {spec}: /etc/passwd of the image has no user {wanted}")
-        account = _Account(_id(wanted, f"USER {spec}"))
-    if colon and group:
+        account = _Account(_id(number, f"USER {spec}", LARGEST_IN_USER))
+    if group:
         account.gid = _find_group(tree, spec, group)
     elif account.name:
         account.groups = _groups_of(tree, account.name)
@@ -94,27 +97,32 @@ def _resolve_user(tree: TenantTree, spec: str) -> _Account:
 
 
 def _find_account(tree: TenantTree, wanted: str) -> _Account | None:
+    """Find a user by what USER says: a number is always a number, never a name."""
+    number = _number(wanted or "0")
     for name, _, uid, gid, _, home, *_ in _entries(tree, "/etc/passwd", 7):
-        if wanted in (name, uid) and uid:
+        has_id = _number(uid) or 0
+        if has_id == number if number is not None else name == wanted:
             where = f"the user {name} in /etc/passwd of the image"
-            return _Account(_id(uid, where), _id(gid or "0", where), name, home)
+            return _Account(_id(has_id, where), _id(_number(gid) or 0, where), name, home)
     return None
 
 
 def _find_group(tree: TenantTree, spec: str, wanted: str) -> int:
+    number = _number(wanted)
     for name, _, gid, *_ in _entries(tree, "/etc/group", 4):
-        if wanted in (name, gid) and gid:
-            return _id(gid, f"the group {name} in /etc/group of the image")
-    if not wanted.isdecimal():
+        has_id = _number(gid) or 0
+        if has_id == number if number is not None else name == wanted:
+            return _id(has_id, f"the group {name} in /etc/group of the image")
+    if number is None:
         raise LookError(f"USER {spec}: /etc/group of the image has no group {wanted}")
-    return _id(wanted, f"USER {spec}")
+    return _id(number, f"USER {spec}", LARGEST_IN_USER)
 
 
 def _groups_of(tree: TenantTree, account: str) -> list[int]:
     found = []
     for name, _, gid, members, *_ in _entries(tree, "/etc/group", 4):
         if account in members.split(","):
-            found.append(_id(gid, f"the group {name} in /etc/group of the image"))
+            found.append(_id(_number(gid) or 0, f"the group {name} in /etc/group of the image"))
     if len(found) > MAX_GROUPS:
         raise LookError(
             f"{account} is in {len(found)} groups of the image; the kernel's limit is {MAX_GROUPS}"
@@ -130,15 +138,23 @@ def _entries(tree: TenantTree, path: str, fields: int) -> Iterator[list[str]]:
                 f"line {number} of {path} of the image is {len(line)} bytes; the limit, which is "
                 f"also Docker's, is {LINE_BYTES}"
             )
-        if line.strip():
-            yield (line.decode(errors="replace").split(":") + [""] * fields)[: max(fields, 7)]
+        if text := line.decode(errors="replace").strip():
+            yield (text.split(":") + [""] * fields)[: max(fields, 7)]
 
 
-def _id(text: str, where: str) -> int:
-    # int() takes more than C does: signs, blanks, underscores, other scripts' digits.
-    if not (text.isascii() and text.isdecimal()) or len(text) > 10 or int(text) > LARGEST_ID:
-        raise LookError(f"{where}: {text[:40]!r} is no id between 0 and {LARGEST_ID}")
-    return int(text)
+def _number(text: str) -> int | None:
+    """Read a number as Docker does (Go's strconv.Atoi); None when it is none, which counts as 0.
+
+    int() takes more: blanks, underscores, other scripts' digits.
+    """
+    return int(text) if NUMBER.fullmatch(text) else None
+
+
+def _id(number: int, where: str, largest: int = LARGEST_ID) -> int:
+    if not 0 <= number <= largest:
+        shown = str(number) if abs(number) < 10**20 else "a longer number"
+        raise LookError(f"{where}: {shown} is no id between 0 and {largest}, as Docker has them")
+    return number
 
 
 def _find_init(tree: TenantTree, notes: list[str]) -> tuple[str, str]:

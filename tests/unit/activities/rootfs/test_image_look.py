@@ -41,7 +41,13 @@ def root(tmp_path: Path) -> Path:
         (":wheel", "0 10 - root", "/root"),
         ("99", "99 0 -", "/"),
         ("99:98", "99 98 -", "/"),
-        ("4242", "7 8 - 4242", "/n"),  # a name that is a number comes first, as for Docker
+        ("4242", "4242 0 -", "/"),  # a number is no name, though somebody has it
+        ("7", "7 8 - 4242", "/n"),
+        ("app:4242", "1234 4242 - app", "/home/app"),
+        ("01234", "1234 1235 4321,10 app", "/home/app"),
+        ("+1234", "1234 1235 4321,10 app", "/home/app"),
+        ("00", "0 0 10 root", "/root"),
+        ("2147483647", "2147483647 0 -", "/"),
     ],
 )
 def test_a_user_is_found_as_docker_finds_it(root: Path, user: str, line: str, home: str) -> None:
@@ -54,10 +60,12 @@ def test_a_user_is_found_as_docker_finds_it(root: Path, user: str, line: str, ho
     [
         ("ghost", "/etc/passwd of the image has no user ghost"),
         ("app:ghosts", "/etc/group of the image has no group ghosts"),
-        ("4294967295", "no id between"),
+        ("2147483648", "2147483648 is no id between 0 and 2147483647"),
         ("99:99999999999999999999", "no id between"),
-        ("-1", "no user -1"),
-        ("٣", "no id between"),
+        ("-1", "-1 is no id between"),
+        ("1" * 200, "no user 1111"),
+        ("٣", "no user ٣"),
+        ("1_0", "no user 1_0"),
     ],
 )
 def test_a_user_that_is_not_there_is_named(root: Path, user: str, why: str) -> None:
@@ -65,8 +73,37 @@ def test_a_user_that_is_not_there_is_named(root: Path, user: str, why: str) -> N
         look(root, user)
 
 
-@pytest.mark.parametrize("uid", ["1 0 0", "-1", "0x0", "1_0", "99999999999", "x"])
-def test_an_id_that_is_no_number_is_refused(root: Path, uid: str) -> None:
+@pytest.mark.parametrize(
+    ("passwd", "line", "home"),
+    [
+        (" \t app:x:1:2::/h:/bin/sh\r", "1 2 - app", "/h"),
+        ("\r\n\r\napp:x:1:2::/h\r\n", "1 2 - app", "/h"),
+        ("app:x:1:2:::/bin/sh", "1 2 - app", ""),
+        ("app:x:1", "1 0 - app", ""),
+        ("app:x:4294967294:1::/h", "4294967294 1 - app", "/h"),
+        ("app", "0 0 - app", ""),
+        ("app:x:abc:def::/h", "0 0 - app", "/h"),
+        ("app:x:1_0:0x1::/h", "0 0 - app", "/h"),
+        ("app:x:0012:٣::/h", "12 0 - app", "/h"),
+        ("app:x:1:2:a:/h:/bin/sh:more:and:more", "1 2 - app", "/h"),
+    ],
+)
+def test_odd_accounts_are_read_as_docker_reads_them(
+    root: Path, passwd: str, line: str, home: str
+) -> None:
+    (root / "etc/passwd").write_text(passwd)
+    (root / "etc/group").write_text("")
+    found = look(root, "app")
+    assert (found.user, found.home) == (line, home)
+
+
+def test_odd_groups_are_read_as_docker_reads_them(root: Path) -> None:
+    (root / "etc/group").write_text(" a:x:7:app \r\nb:x:zz:other,app\nc:x:9\n:x:10:app,\n")
+    assert look(root, "app").user == "1234 1235 7,0,10 app"
+
+
+@pytest.mark.parametrize("uid", ["-1", "4294967295", "99999999999", "9" * 99])
+def test_an_id_that_docker_does_not_take_is_refused(root: Path, uid: str) -> None:
     (root / "etc/passwd").write_text(f"app:x:{uid}:0::/:\n")
     with pytest.raises(LookError, match="no id between"):
         look(root, "app")
