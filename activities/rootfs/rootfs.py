@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from activities.contract.errors import (
 from activities.contract.inputs import BuildRootfsInput
 from activities.contract.interface import RootfsActivities
 from activities.contract.names import ArtifactName, Step
+from activities.contract.results import ImageConfig
 from activities.contract.scope import BuildScope
 from activities.contract.units import MIB
 from activities.disk import ext4, mounts
@@ -104,6 +106,15 @@ class Workplace:
     def bare(self) -> Path:
         """The root of an image without any layer."""
         return self.directory / "bare"
+
+
+def unstarted(image: ImageConfig) -> str:
+    """Say that a build without a start command starts nothing, and what its image would."""
+    words = [*image.entrypoint, *image.cmd]
+    if not any(words):
+        return "no start command, and the image has none: nothing is started in the guest"
+    own = shlex.join(words)
+    return f"no start command: the image's own is not started (start command `image` is: {own})"
 
 
 @dataclass(frozen=True)
@@ -240,6 +251,8 @@ class HostRootfsActivities(RootfsActivities):
         stage_look(staged, build, look)
         init = f"{look.init_kind} {look.init_path}".strip()
         step.log.info(f"provisioned: init {init}, user {look.user}")
+        if not build.start_command:
+            step.log.info(unstarted(build.image.config))
 
     def _copy(self, place: Workplace, content: Content, step: RunningStep) -> None:
         seconds = self._settings.build.rootfs_timeout_seconds

@@ -108,6 +108,8 @@ def registry_of(
 
 def _password(options: RegistryOptions, environ: Mapping[str, str]) -> str:
     if options.password_stdin:
+        if sys.stdin is None:  # it was closed
+            raise OptionError("--registry-password-stdin: there is no standard input")
         return sys.stdin.read().rstrip("\r\n")
     if options.password_file:
         return _read(options.password_file, "--registry-password-file").rstrip("\r\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from collections.abc import Sequence
@@ -303,6 +304,9 @@ async def _build_image(
         fail(error.message, error.hint, Exit.UNAVAILABLE, as_json=as_json)
     except BuilderError as error:
         fail(error.message, error.hint, Exit.BUILD_FAILED, as_json=as_json)
+    except asyncio.CancelledError:
+        _say("interrupted: no build of a template was started")
+        raise
     err.print(f"pushed {pushed.reference}", soft_wrap=True)
     template.from_image = pushed.reference
     if pushed.has_command and not template.start_command:

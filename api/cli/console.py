@@ -215,6 +215,21 @@ def template_errors(as_json: bool) -> Iterator[None]:
         fail(error.message, error.hint, _code_of(error), as_json=as_json)
     except KeyboardInterrupt:
         raise typer.Exit(Exit.INTERRUPTED) from None
+    except Exception as error:
+        if not (told := _told_by_temporal(error)):
+            raise
+        hint = "Check TEMPORAL_ADDRESS and TEMPORAL_NAMESPACE."
+        fail(f"Temporal says: {told}", hint, Exit.UNAVAILABLE, as_json=as_json)
+
+
+def _told_by_temporal(error: Exception) -> str:
+    """Return what Temporal says of a call that it refused; '' for any other error.
+
+    Its client is not loaded for this: most commands do without.
+    """
+    service = sys.modules.get("temporalio.service")
+    refused = service is not None and isinstance(error, service.RPCError)
+    return str(error) if refused else ""
 
 
 def _code_of(error: TemplateManagerError) -> Exit:

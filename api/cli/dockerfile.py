@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,18 @@ from api.pb import template_manager_pb2 as pb
 
 # In a directory; the builders that know the second one know it as another name of the first.
 NAMES = ("Dockerfile", "Containerfile")
+_WRITTEN = "is ours to give: the image's id is read from it"
+_PUSHED = "the image is pushed to the registry, and nowhere else"
+_HELP = "ask the builder itself: docker build --help"
+# The builders' options that are refused, and why.
+OURS = {
+    **dict.fromkeys(("--iidfile", "--metadata-file", "--digestfile"), _WRITTEN),
+    **dict.fromkeys(("--output", "-o", "--push", "--load"), _PUSHED),
+    **dict.fromkeys(("--help", "-h"), _HELP),
+}
+_REGISTRY = re.compile(
+    r"[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[a-z0-9._-]+)*|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?"
+)
 # As a path has it, which takes the second slash away.
 _URL = re.compile(r"[a-z][a-z0-9+.-]*:/|git@")
 
@@ -39,6 +52,8 @@ class DockerfileOptions:
         if self.dockerfile is None and self.file is None and self.directory is None:
             self._require_none()
             return None
+        self._require_registry()
+        self._require_not_ours()
         self._require_files()
         context, path = self._context_and_path()
         if not context.is_dir():
@@ -48,6 +63,19 @@ class DockerfileOptions:
         if not path.is_file():
             raise OptionError(f"{path} is no plain file: save the Dockerfile, and name that")
         return DockerfileRecipe(context, path, self)
+
+    def _require_registry(self) -> None:
+        if self.registry and not _REGISTRY.fullmatch(self.registry):
+            raise OptionError(
+                f"--registry {self.registry}: write HOST:PORT or HOST/PATH, without a scheme"
+            )
+
+    def _require_not_ours(self) -> None:
+        """Refuse what would keep the image from where it is looked for."""
+        for word in self.passed_on:
+            option = word.partition("=")[0]
+            if option in OURS:
+                raise OptionError(f"-- {option}: {OURS[option]}")
 
     def _require_files(self) -> None:
         """Refuse what `docker build` takes besides files of this machine, by its name."""
@@ -95,7 +123,9 @@ class DockerfileRecipe:
     @property
     def template_id(self) -> str:
         """A template id made of the context's name."""
-        name = re.sub(r"[^a-z0-9]+", "-", self.context.resolve().name.lower()).strip("-")
+        plain = unicodedata.normalize("NFKD", self.context.resolve().name)  # é is e and an accent
+        ascii_only = plain.encode("ascii", "ignore").decode().lower()
+        name = re.sub(r"[^a-z0-9]+", "-", ascii_only).strip("-")
         return name[:MAX_TEMPLATE_ID] or "template"
 
     async def build(

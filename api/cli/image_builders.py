@@ -41,6 +41,7 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 PUSHED = re.compile(rf"digest: ({DIGEST.pattern})")
 # As `docker buildx inspect` tells of its nodes.
 RUNNING = re.compile(r"^Status: +running$", re.MULTILINE)
+WARNING = re.compile(r"warning\b|time=\S+ level=warn", re.IGNORECASE)
 ERROR = re.compile(r"^Error: +(.+)$", re.MULTILINE)
 
 
@@ -85,7 +86,9 @@ class ImageBuild:
         """Return what all builders take alike. The user's options come last, and so win."""
         named = [f"--tag={self.image}", f"--file={self.dockerfile}"]
         named += [f"--build-arg={each}" for each in self.build_args]
-        return [*named, *self.options, str(self.context)]
+        context = str(self.context)
+        # Else a directory of such a name would be an option of the builder's.
+        return [*named, *self.options, f"./{context}" if context.startswith("-") else context]
 
     @property
     def is_local(self) -> bool:
@@ -349,9 +352,12 @@ async def _run_quietly(command: Sequence[str], seconds: float = ASK_SECONDS) -> 
             out, err = await asyncio.wait_for(process.communicate(), seconds)
         except TimeoutError:
             return _Answer("", f"no answer within {seconds:.0f} s")
-    lines = err.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
-    # docker tells in the first line what is wrong, and then how to install it.
-    return _Answer(out.decode(errors="replace"), lines[0] if process.returncode else "")
+    lines = err.decode(errors="replace").strip().splitlines()
+    # docker warns, then tells in a line what is wrong, and then how to install it.
+    told = [line for line in lines if not WARNING.match(line)] or [
+        f"exit code {process.returncode}"
+    ]
+    return _Answer(out.decode(errors="replace"), told[0] if process.returncode else "")
 
 
 @contextlib.asynccontextmanager

@@ -43,6 +43,17 @@ def refused(options: DockerfileOptions) -> str:
             "DIR: a URL",
         ),
         (DockerfileOptions(file=Path("-"), directory=Path()), "--file -: standard input is not"),
+        (
+            DockerfileOptions(dockerfile=Path(), passed_on=("--iidfile=/x",)),
+            "-- --iidfile: is ours",
+        ),
+        (DockerfileOptions(dockerfile=Path(), passed_on=("-o", "x")), "-- -o: the image is pushed"),
+        (DockerfileOptions(dockerfile=Path(), passed_on=("--help",)), "-- --help: ask the builder"),
+        (
+            DockerfileOptions(dockerfile=Path(), registry="http://r:1"),
+            "--registry http://r:1: write",
+        ),
+        (DockerfileOptions(dockerfile=Path(), registry="r:1/x/"), "--registry r:1/x/: write"),
         (DockerfileOptions(file=Path("/dev/null"), directory=Path()), "/dev/null is no plain file"),
     ],
 )
@@ -82,6 +93,8 @@ def test_podman_s_name_of_a_dockerfile_is_known(tmp_path: Path) -> None:
 
 def test_a_context_without_a_name_gives_a_template_id(tmp_path: Path) -> None:
     assert DockerfileRecipe(Path("/"), tmp_path, DockerfileOptions()).template_id == "template"
+    accents = DockerfileRecipe(Path("/Ünï códe"), tmp_path, DockerfileOptions())
+    assert accents.template_id == "uni-code"
     long = DockerfileRecipe(Path("/", "a" * 100), tmp_path, DockerfileOptions())
     assert long.template_id == "a" * 63
 
@@ -141,3 +154,13 @@ def test_the_user_s_options_come_after_ours() -> None:
         "mine",
         "here",
     ]
+
+
+def test_a_context_is_never_an_option_of_the_builder() -> None:
+    build = ImageBuild(Path("--network=host"), Path("Dockerfile"), "r:1/web:x")
+    assert build.arguments()[-1] == "./--network=host"
+
+
+@pytest.mark.parametrize("registry", ["r.test", "127.0.0.1:5000", "r.test/team/x", "[::1]:5000"])
+def test_a_registry_may_have_a_port_and_a_path(context: Path, registry: str) -> None:
+    assert recipe_of(DockerfileOptions(dockerfile=context, registry=registry))
