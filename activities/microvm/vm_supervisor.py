@@ -6,7 +6,8 @@ the netns, starts the VMM, and writes
 - `vmm.json`: pids and start times;
 - `console`: what the guest says on its serial console, in whole lines. Of lines that are not of our
   script in the guest, and again of the start command's, the first CONSOLE_BYTES; what decides a
-  build (`DECIDING`) has room of its own. The rest is read and dropped: the guest never waits;
+  build (`DECIDING`) has room of its own. The rest is read and dropped: the guest never waits.
+  Until it is read it is in memory, of which the VMM's cgroup counts it;
 - `console.lost`: how much that was;
 - `vmm.log`: the end of what the VMM itself says. It comes by the FIFO `vmm.log.pipe`, if that is
   there, which is also the VMM's standard error;
@@ -29,17 +30,17 @@ import sys
 CLONE_NEWNET = 0x40000000
 PR_SET_PDEATHSIG = 1
 READ_BYTES = 1 << 20
-# Firecracker does not wait for who reads: what the pipe cannot take is lost. A guest says a few
-# hundred KiB a second, so this holds what it says while the host is too busy to read for long.
-# Memory is taken only for what waits in it. Beyond 1 MiB it takes root.
-PIPE_BYTES = (16 << 20, 1 << 20, 1 << 18)
+PAGE_BYTES = 4096
+FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 OURS = b"@tm@ "
 DECIDING = (b"start", b"start-exit", b"ready-attempt", b"ready", b"failed")
 DECIDING_BYTES = 1 << 20
 LINE_BYTES = 1 << 16
 LOG_BYTES = 1 << 18
 LOG_KEPT_BYTES = 1 << 16
-TELL_MS = 500
+LOG_PIPE_BYTES = 1 << 20  # more takes CAP_SYS_RESOURCE
+LOOK_MS = (20, 200)
+"""So often the console is looked at: while the guest talks, and when it has been quiet."""
 LOST_WRITE = b"Failed the write to serial"
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -69,6 +70,35 @@ def write_whole(path: str, content: object) -> None:
 def die_with_parent() -> None:
     """Runs in the child before exec: a killed supervisor must not leave its VMM unwatched."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Spool:
+    """The VMM's standard output: a file in memory, of which what has been read is given back.
+
+    Firecracker does not wait for who reads: what a pipe cannot take is lost, and a pipe holds a few
+    seconds of what a guest can say. This takes all of it, however long nobody looks.
+    """
+
+    def __init__(self) -> None:
+        self.descriptor = os.memfd_create("console", os.MFD_CLOEXEC)
+        self._position = self._given_back = 0
+
+    def take(self) -> bytes:
+        """Return more of what has come; b"" when that was all."""
+        data = os.pread(self.descriptor, READ_BYTES, self._position)  # the VMM has the offset
+        self._position += len(data)
+        self._give_back(self._position - self._position % PAGE_BYTES)
+        return data
+
+    def _give_back(self, end: int) -> None:
+        if end == self._given_back:
+            return
+        mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+        start, length = (
+            ctypes.c_int64(number) for number in (self._given_back, end - self._given_back)
+        )
+        _libc.fallocate(self.descriptor, mode, start, length)
+        self._given_back = end
 
 
 class Console:
@@ -141,7 +171,7 @@ class Log:
         with contextlib.suppress(FileNotFoundError):  # read and write: it has no end, and no wait
             self.pipe = os.open("vmm.log.pipe", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
             self.errors = os.open("vmm.log.pipe", os.O_WRONLY | os.O_CLOEXEC)
-            enlarge(self.pipe, PIPE_BYTES[1:])
+            fcntl.fcntl(self.pipe, fcntl.F_SETPIPE_SZ, LOG_PIPE_BYTES)
         self._end = b""
 
     def take(self) -> int:
@@ -165,53 +195,43 @@ class Log:
             file.write(data)
 
 
-def enlarge(pipe: int, sizes: tuple[int, ...]) -> None:
-    """Give a pipe the first of these sizes that the kernel grants."""
-    for size in sizes:
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, size)
-            return
-
-
 def supervise(command: list[str], console_bytes: int) -> int:
     """Run the VMM to its end; returns its exit code, negative for a signal."""
-    log = Log()
-    output, input_ = os.pipe()
-    enlarge(input_, PIPE_BYTES)
+    log, spool = Log(), Spool()
     vmm = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
-        stdout=input_,
-        stderr=input_ if log.errors < 0 else log.errors,
+        stdout=spool.descriptor,
+        stderr=spool.descriptor if log.errors < 0 else log.errors,
         preexec_fn=die_with_parent,  # noqa: PLW1509 # this program has one thread
     )
-    for descriptor in (input_, log.errors):
-        if descriptor >= 0:
-            os.close(descriptor)
+    if log.errors >= 0:
+        os.close(log.errors)
     pids = {"vmm": vmm.pid, "supervisor": os.getpid()}
     write_whole("vmm.json", {name: [pid, start_ticks(pid)] for name, pid in pids.items()})
     signal.signal(signal.SIGTERM, lambda *_: vmm.terminate())
-    follow(output, log, Console(console_bytes))
+    follow(os.pidfd_open(vmm.pid), spool, log, Console(console_bytes))
     return vmm.wait()
 
 
-def follow(output: int, log: Log, console: Console) -> None:
-    """Move what guest and VMM say to their files until the VMM has ended."""
+def follow(vmm: int, spool: Spool, log: Log, console: Console) -> None:
+    """Move what guest and VMM say to their files until the VMM, of that pidfd, has ended."""
     poll = select.poll()
-    for pipe in (output, log.pipe):
-        if pipe >= 0:
-            poll.register(pipe, select.POLLIN)
-    is_open = True
-    while is_open:
-        ready = {pipe for pipe, _ in poll.poll(TELL_MS)}
-        if output in ready:
-            data = os.read(output, READ_BYTES)
+    for descriptor in (vmm, log.pipe):
+        if descriptor >= 0:
+            poll.register(descriptor, select.POLLIN)
+    is_alive, pause = True, LOOK_MS[0]
+    while is_alive:
+        is_alive = vmm not in {descriptor for descriptor, _ in poll.poll(pause)}
+        pause = min(2 * pause, LOOK_MS[1])
+        while data := spool.take():
             console.take(data)
-            is_open = bool(data)
+            pause = LOOK_MS[0]
         if lost := log.take():
             console.lose("writes", lost)
-        if output not in ready or not is_open:
-            console.tell()
+        console.tell()
+    console.take(b"")
+    console.tell()
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ import pytest
 
 from activities.microvm import vm_supervisor
 from activities.microvm.console import ConsoleReader
-from activities.microvm.vm_supervisor import DECIDING_BYTES, LINE_BYTES, Console
+from activities.microvm.vm_supervisor import DECIDING_BYTES, LINE_BYTES, Console, Spool
 
 RUN = "import sys, vm_supervisor as s; sys.exit(s.supervise(sys.argv[2:], int(sys.argv[1])))"
 
@@ -156,3 +156,15 @@ def test_without_the_pipe_all_is_in_the_console(place: Path) -> None:
     """As a worker of the version before starts it."""
     assert supervise(place, "import sys; print('to stderr', file=sys.stderr)") == 0
     assert console_of(place) == ["to stderr"]
+
+
+def test_what_has_been_read_takes_no_memory() -> None:
+    spool = Spool()
+    for number in range(20):
+        os.write(spool.descriptor, bytes([number]) * (1 << 20))
+        assert os.fstat(spool.descriptor).st_blocks * 512 <= 2 << 20
+        taken = b"".join(iter(spool.take, b""))
+        assert taken == bytes([number]) * (1 << 20)
+    os.write(spool.descriptor, b"the end")
+    assert spool.take() == b"the end"
+    assert os.fstat(spool.descriptor).st_blocks * 512 <= 8192
