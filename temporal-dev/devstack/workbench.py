@@ -53,7 +53,7 @@ class Workbench:
             template_id="test",
             workflow_id=f"template-build-{build_id}",
             number=number,
-            lifetime_seconds=600,
+            lifetime_seconds=7200,
         )
         lease = HostLease(host=self.settings.host, number=number)
         return BuildScope(build_id=build_id, template_id="test", lease=lease)

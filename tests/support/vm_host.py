@@ -42,6 +42,7 @@ class VmHost:
             kernel_version=environment().kernel_version or "none",
             firecracker_version=FIRECRACKER_VERSION,
         )
+        self.ready_seconds = 60.0
         self._made: list[VmRef] = []
 
     def vm(self, scope: BuildScope | None = None, purpose: VmPurpose = VmPurpose.BOOT) -> VmRef:
@@ -53,7 +54,8 @@ class VmHost:
         return VmProcess(DataDir(self.settings.data_dir).vm(vm.name))
 
     async def rootfs(self, image: PulledImage, vm: VmRef, **more: Any) -> RootfsCheckpoint:
-        asked = self.bench.rootfs_input(image, vm.scope, memory_mb=256, **more)
+        memory = {"memory_mb": self.shape.memory_mb, "ready_timeout_seconds": self.ready_seconds}
+        asked = self.bench.rootfs_input(image, vm.scope, **(memory | more))
         made: RootfsCheckpoint = await run(self.bench.rootfs.build_rootfs, asked)
         return made
 
@@ -62,10 +64,9 @@ class VmHost:
         asked = StartVmInput(vm=vm, rootfs=rootfs, shape=self.shape.model_copy(update=shape))
         await run(self.vms.start_vm, asked)
 
-    async def wait(self, vm: VmRef, timeout_seconds: float = 60) -> None:
-        await run(
-            self.vms.wait_until_ready, WaitUntilReadyInput(vm=vm, timeout_seconds=timeout_seconds)
-        )
+    async def wait(self, vm: VmRef, timeout_seconds: float | None = None) -> None:
+        seconds = timeout_seconds or self.ready_seconds
+        await run(self.vms.wait_until_ready, WaitUntilReadyInput(vm=vm, timeout_seconds=seconds))
 
     async def boot(self, image: PulledImage, **more: Any) -> tuple[VmRef, RootfsCheckpoint]:
         vm = self.vm()
@@ -97,13 +98,18 @@ async def run(activity: Any, *arguments: Any) -> Any:
 
 
 @asynccontextmanager
-async def vm_host(data_dir: Path) -> AsyncIterator[VmHost]:
-    """Have such a host for a block; nothing of it is left at the end."""
+async def vm_host(
+    data_dir: Path, kernels_dir: Path | None = None, firecracker_dir: Path | None = None
+) -> AsyncIterator[VmHost]:
+    """Have such a host for a block; nothing of it is left at the end.
+
+    By default it has the dev stack's kernel and stand-in.
+    """
     stack = environment()
     bench = workbench(
         data_dir,
-        kernels_dir=stack.kernels,
-        firecracker_dir=stack.firecracker.parent.parent,
+        kernels_dir=kernels_dir or stack.kernels,
+        firecracker_dir=firecracker_dir or stack.firecracker.parent.parent,
     )
     before = HostResources.count(bench.settings.data_dir)
     made = VmHost(bench)

@@ -1,0 +1,106 @@
+"""Run what only real Firecracker can show, on each version that is given, and print a table.
+
+    FIRECRACKER_BINARY=/path/to/firecracker-v1.16.1:/path/to/firecracker-v1.13.1
+    GUEST_KERNEL_DIR=/path/to/a/directory/with/vmlinux.bin
+    python temporal-dev/firecracker_versions.py [--short]
+
+`--short` runs one whole build on the first version. Every check is a pytest of its own, whose
+output is shown. The exit code is 0 when all that was run has passed, 1 when not, 2 when nothing is
+given.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+# A check by what it shows, and the arguments of its pytest.
+CHECKS = {
+    "API": ("tests/integration/test_firecracker_api.py",),
+    "VMs": ("tests/firecracker", "--ignore=tests/firecracker/test_build.py"),
+    "build": ("tests/firecracker/test_build.py",),
+}
+SHORT = ("build",)
+# A guest takes a minute or more to boot where KVM emulates its kernel.
+TEST_SECONDS = 1800
+NOTHING = (
+    "NOTHING IS SHOWN ON REAL FIRECRACKER: set FIRECRACKER_BINARY (paths with `:` between them) "
+    "and GUEST_KERNEL_DIR; docs/firecracker.md has more"
+)
+# The kernels that run on every machine that emulates them have one CPU.
+NOT_SHOWN = "several vCPUs: not shown on the real one where the given kernel has one CPU"
+
+
+def main(arguments: list[str]) -> int:
+    """Run the checks on all versions; returns the exit code."""
+    binaries = [path for path in os.environ.get("FIRECRACKER_BINARY", "").split(":") if path]
+    if not binaries or "GUEST_KERNEL_DIR" not in os.environ:
+        print(NOTHING, file=sys.stderr)
+        return 2
+    is_short = "--short" in arguments
+    names = SHORT if is_short else tuple(CHECKS)
+    rows = {}
+    for binary in binaries[:1] if is_short else binaries:
+        rows[version_of(binary)] = [run_check(binary, CHECKS[name]) for name in names]
+        print(table(names, rows), flush=True)
+    return 0 if all(cell.startswith("passed") for row in rows.values() for cell in row) else 1
+
+
+def version_of(binary: str) -> str:
+    """Return what a Firecracker calls itself."""
+    said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True)
+    found = re.match(r"Firecracker (\S+)", said.stdout)
+    return found[1] if found else binary
+
+
+def run_check(binary: str, what: tuple[str, ...]) -> str:
+    """Run one pytest to its end; returns what the table says of it."""
+    env = {"GUEST_VCPUS": "1", **os.environ, "FIRECRACKER_BINARY": binary}
+    with tempfile.NamedTemporaryFile(suffix=".xml") as report:
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            "--whole",
+            "--tb=short",
+        ]
+        command += [f"--timeout={TEST_SECONDS}", f"--junitxml={report.name}", *what]
+        began = time.monotonic()
+        code = subprocess.run(command, cwd=REPOSITORY, env=env, check=False).returncode
+        return f"{outcome(Path(report.name), code)}, {time.monotonic() - began:.0f} s"
+
+
+def outcome(report: Path, code: int) -> str:
+    """Tell how a pytest ended: a check of which all was skipped has shown nothing."""
+    try:
+        suite = next(ElementTree.parse(report).iter("testsuite"))
+    except (ElementTree.ParseError, StopIteration):
+        return f"FAILED (exit code {code})"
+    total, skipped = int(suite.get("tests", 0)), int(suite.get("skipped", 0))
+    bad = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+    if bad or code:
+        return f"FAILED ({bad} of {total})"
+    if total == skipped:
+        return "SHOWED NOTHING"
+    return f"passed ({total - skipped}" + (f", {skipped} skipped)" if skipped else ")")
+
+
+def table(names: tuple[str, ...], rows: dict[str, list[str]]) -> str:
+    """Lay versions and checks out."""
+    lines = [["Firecracker", *names], *([version, *cells] for version, cells in rows.items())]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(names) + 1)]
+    shown = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    return "\n".join(["", *shown, NOT_SHOWN])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,68 @@
+"""One whole build on real Firecracker, through the command line: to an HTTP answer, and deleted."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from devstack.environment import FIRECRACKER_VERSION
+from devstack.registry import Layer, Registry
+
+from activities.microvm.network import in_network
+from tests.support.local_http import HTTPD, HTTPD_ANSWERS, get_page
+from tests.support.real_firecracker import KERNEL_VERSION, MEMORY_MB, SLOW_SECONDS, RealFirecracker
+from tests.support.real_stack import Product, nothing_left, running_product
+
+BUILD = {"ready_timeout_seconds": SLOW_SECONDS, "retry_attempts": 2}
+
+
+@pytest.fixture
+def product(firecracker: RealFirecracker, tmp_path: Path) -> Iterator[Product]:
+    kernels, versions = firecracker.install(tmp_path)
+    with running_product(
+        TEMPLATE_MANAGER_BUILD=json.dumps(BUILD),
+        TEMPLATE_MANAGER_KERNELS_DIR=str(kernels),
+        TEMPLATE_MANAGER_DEFAULT_KERNEL_VERSION=KERNEL_VERSION,
+        TEMPLATE_MANAGER_FIRECRACKER_DIR=str(versions),
+        TEMPLATE_MANAGER_DEFAULT_FIRECRACKER_VERSION=FIRECRACKER_VERSION,
+    ) as running:
+        yield running
+
+
+def test_from_an_image_to_an_answer_and_gone_again(product: Product, tmp_path: Path) -> None:
+    layer = Layer().directory("bin").busybox().directory("srv").add("srv/index.html", b"hello\n")
+    Registry(product.registry, log=tmp_path, directory=tmp_path).push("real", [layer.tar()])
+    with nothing_left(product):
+        build_id = product.build(
+            f"{product.registry}/real:latest",
+            *("--memory", str(MEMORY_MB), "--ready-timeout", str(int(SLOW_SECONDS))),
+            start=HTTPD,
+            ready=HTTPD_ANSWERS,
+        )
+        status = product.ended(build_id, 2 * SLOW_SECONDS)
+        assert status["state"] == "completed", status
+        template = tmp_path / "template"
+        assert product.cli("pull", build_id, str(template)).code == 0
+        _require_traits(template)
+        _require_served_page(product, template)
+        assert product.cli("delete", build_id).code == 0
+        assert product.objects(build_id) == []
+
+
+def _require_traits(template: Path) -> None:
+    """By what it can be resumed: a number for the format, and not the stand-in's."""
+    vmm = json.loads((template / "metadata.json").read_text())["vmm"]
+    assert "qemu" not in vmm["version"]
+    assert vmm["snapshot_format"].replace(".", "").isdigit(), vmm
+
+
+def _require_served_page(product: Product, template: Path) -> None:
+    with product.started("run", str(template), "--json") as process:
+        assert process.stdout is not None
+        told = json.loads("".join(process.stdout.readline() for _ in range(5)))
+        assert in_network(told["network"], lambda: get_page(SLOW_SECONDS)).endswith(b"hello\n")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0

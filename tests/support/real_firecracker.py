@@ -1,0 +1,72 @@
+"""Firecracker itself, where a machine has it: named by the environment, and never fetched.
+
+`FIRECRACKER_BINARY`, and `GUEST_KERNEL_DIR`, which has a `vmlinux.bin` that this machine's KVM can
+run (of one CPU, it may be). A guest may take minutes to boot there.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from devstack.environment import FIRECRACKER_VERSION
+
+from tests.support.vm_host import VmHost, vm_host
+
+KERNEL_VERSION = "vmlinux-given"
+MEMORY_MB = 128
+SLOW_SECONDS = 900.0
+MISSING = (
+    "NOTHING WAS SHOWN ON REAL FIRECRACKER: FIRECRACKER_BINARY and GUEST_KERNEL_DIR are not set"
+)
+
+
+@dataclass(frozen=True)
+class RealFirecracker:
+    """One version of it, with a kernel."""
+
+    binary: Path
+    kernel_dir: Path
+
+    @classmethod
+    def given(cls) -> RealFirecracker:
+        """Return what the environment names; skips the test when it names none."""
+        binary, kernel_dir = (os.environ.get(n) for n in ("FIRECRACKER_BINARY", "GUEST_KERNEL_DIR"))
+        if not binary or not kernel_dir:
+            pytest.skip(MISSING)
+        return cls(Path(binary).resolve(), Path(kernel_dir).resolve())
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Major and minor."""
+        said = subprocess.check_output([self.binary, "--version"], text=True)
+        major, minor, *_ = said.split()[1].removeprefix("v").split(".")
+        return int(major), int(minor)
+
+    def install(self, place: Path) -> tuple[Path, Path]:
+        """Lay kernel and binary out as a host has them; returns the two directories."""
+        kernel = place / "kernels" / KERNEL_VERSION
+        kernel.parent.mkdir(parents=True)
+        kernel.symlink_to(self.kernel_dir)
+        binary = place / "versions" / FIRECRACKER_VERSION / "firecracker"
+        binary.parent.mkdir(parents=True)
+        binary.symlink_to(self.binary)
+        return kernel.parent, binary.parent.parent
+
+    @asynccontextmanager
+    async def host(self, place: Path, data_dir: Path | None = None) -> AsyncIterator[VmHost]:
+        """Have a host with it for a block; nothing of it is left at the end."""
+        kernels, versions = self.install(place)
+        async with vm_host(
+            data_dir or place / "data", kernels_dir=kernels, firecracker_dir=versions
+        ) as host:
+            host.shape = host.shape.model_copy(
+                update={"kernel_version": KERNEL_VERSION, "memory_mb": MEMORY_MB}
+            )
+            host.ready_seconds = SLOW_SECONDS
+            yield host
