@@ -21,6 +21,7 @@ from activities.disk.data_dir import DataDir
 from activities.disk.leftovers import Leftover, made_at
 from activities.host.tool_versions import holes_of, installed_tools, refusals
 from activities.image.docker_daemon import make_docker_client
+from activities.microvm.guest_kernel import INITRD, judge_kernel
 from activities.microvm.network import create_network, passing_name, remove_network
 from activities.microvm.resumable import vmm_version
 from activities.process.sealing import Sealer
@@ -190,10 +191,20 @@ def _network(settings: Settings) -> Finding:
 
 
 def _kernel(settings: Settings) -> Finding:
-    path = settings.kernel_path(settings.default_kernel_version)
-    if path.exists():
-        return Finding("guest kernel", "ok", str(path))
-    return Finding("guest kernel", "wrong", f"not at {path}", f"put a vmlinux at {path}")
+    what, path = "guest kernel", settings.kernel_path(settings.default_kernel_version)
+    try:
+        verdict = judge_kernel(path)
+    except OSError:
+        return Finding(what, "wrong", f"not at {path}", f"put a vmlinux at {path}")
+    if verdict.missing:
+        names = ", ".join(f"CONFIG_{name}" for name in verdict.missing)
+        remedy = f"build it with these; drivers may be modules with an {INITRD} beside it"
+        return Finding(what, "wrong", f"{path} lacks {names}", remedy)
+    if verdict.unwanted:
+        told = "; ".join(f"no CONFIG_{each}" for each in verdict.unwanted)
+        return Finding(what, "warning", f"{path}: {told}", "build it with these")
+    has = "has what guests need" if verdict.has_config else "does not tell its configuration"
+    return Finding(what, "ok", f"{path}, {has}")
 
 
 def _firecracker(settings: Settings) -> Finding:

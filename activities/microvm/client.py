@@ -77,9 +77,11 @@ class FirecrackerClient:
         """Return `Not started`, `Running` or `Paused`."""
         return str(self._call("GET", "/")["state"])
 
-    def boot_source(self, kernel: str, boot_args: str) -> None:
-        """Set the kernel (a path as the VMM sees it) and its arguments."""
+    def boot_source(self, kernel: str, boot_args: str, initrd: str | None = None) -> None:
+        """Set the kernel (a path as the VMM sees it), its arguments and, if any, its initrd."""
         body = {"kernel_image_path": kernel, "boot_args": boot_args}
+        if initrd is not None:
+            body["initrd_path"] = initrd
         self._call("PUT", "/boot-source", body)
 
     def root_drive(self, path: str) -> None:

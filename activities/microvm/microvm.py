@@ -47,6 +47,7 @@ from activities.disk.sparse_files import allocated_bytes, copy_private, dig_hole
 from activities.microvm.client import FirecrackerClient
 from activities.microvm.clock import ClockReading, ping_until_answered, read_clock
 from activities.microvm.console import ConsoleReader, GuestReadiness
+from activities.microvm.guest_kernel import INITRD, initrd_of
 from activities.microvm.resumable import (
     SnapshotTraits,
     cpu_model,
@@ -141,7 +142,10 @@ class HostMicrovmActivities(MicrovmActivities):
             running.check,
             _teller(running),
         )
-        (vm.directory / "kernel").symlink_to(self._settings.kernel_path(start.shape.kernel_version))
+        kernel = self._settings.kernel_path(start.shape.kernel_version)
+        (vm.directory / "kernel").symlink_to(kernel)
+        if (initrd := initrd_of(kernel)) is not None:
+            (vm.directory / INITRD).symlink_to(initrd)
         running.check()
         running.progress("starting the VMM")
         vm.start(firecracker, running.check)
@@ -153,7 +157,8 @@ class HostMicrovmActivities(MicrovmActivities):
 
     def _configure(self, vm: VmProcess, shape: VmShape) -> None:
         with vm.client() as client:
-            client.boot_source("kernel", kernel_arguments(self._settings.dns_server))
+            initrd = INITRD if (vm.directory / INITRD).exists() else None
+            client.boot_source("kernel", kernel_arguments(self._settings.dns_server), initrd)
             client.root_drive(ArtifactName.ROOTFS)
             client.network_interface(GUEST_MAC, TAP)
             client.machine_config(shape.vcpu_count, shape.memory_mb)
@@ -362,12 +367,15 @@ def kernel_arguments(dns_server: str) -> str:
 
 def snapshot_fingerprint(settings: Settings, rootfs: RootfsCheckpoint, shape: VmShape) -> str:
     """Return the key of the boot step: disk, shape, kernel, VMM and CPU."""
+    kernel = settings.kernel_path(shape.kernel_version)
+    initrd = initrd_of(kernel)
     return fingerprint(
         Step.BOOT,
         version=BOOT_VERSION,
         rootfs=rootfs.fingerprint,
         shape=shape.model_dump(mode="json"),
-        kernel=_identity(settings.kernel_path(shape.kernel_version)),
+        kernel=_identity(kernel),
+        **({"initrd": _identity(initrd)} if initrd else {}),
         firecracker=_identity(settings.firecracker_path(shape.firecracker_version)),
         arguments=kernel_arguments(settings.dns_server),
         cpu=cpu_model(),

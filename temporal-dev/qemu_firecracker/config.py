@@ -87,9 +87,7 @@ class VmConfig:
 
     def set_boot_source(self, source: Json) -> None:
         """Take the kernel and its arguments."""
-        if "initrd_path" in source:
-            raise unsupported("initrd_path", "its kernel needs the initrd beside vmlinux.bin")
-        find_kernel(source["kernel_image_path"])
+        find_kernel(source)
         if len(source.get("boot_args", "")) >= _COMMAND_LINE_BYTES_MAX:
             raise Fault("Boot source error: The kernel command line is invalid: too long")
         self.boot_source = source
@@ -149,13 +147,16 @@ class VmConfig:
         self.entropy = entropy
 
 
-def find_kernel(kernel_image_path: str) -> tuple[Path, Path]:
-    """The bzImage and initrd.img beside the real vmlinux.bin."""
+def find_kernel(source: Json) -> tuple[Path, Path]:
+    """The bzImage beside the real vmlinux.bin, and the initrd that is named or is beside it."""
+    kernel_image_path = source["kernel_image_path"]
     try:
         directory = Path(kernel_image_path).resolve(strict=True).parent
     except OSError as error:
         raise Fault(f"Boot source error: The kernel file cannot be opened: {error}") from None
     kernel, initrd = directory / "bzImage", directory / "initrd.img"
+    if "initrd_path" in source:
+        initrd = _openable_initrd(source["initrd_path"])
     for path in (kernel, initrd):
         if not path.is_file():
             raise Fault(
@@ -163,6 +164,17 @@ def find_kernel(kernel_image_path: str) -> tuple[Path, Path]:
                 f"Firecracker boots {path.name} beside {kernel_image_path}, but there is no {path}"
             )
     return kernel, initrd
+
+
+def _openable_initrd(path: str) -> Path:
+    try:
+        os.close(os.open(path, os.O_RDONLY))
+    except OSError as error:
+        raise Fault(
+            "Boot source error: The initrd file cannot be opened due to invalid path or invalid "
+            f"permissions. {error.strerror} (os error {error.errno})"
+        ) from None
+    return Path(path)
 
 
 def check_drive_file(drive: Json) -> None:

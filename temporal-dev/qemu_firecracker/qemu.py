@@ -141,7 +141,7 @@ def machine_arguments(
 def boot_arguments(config: VmConfig, accelerator: Accelerator, tsc_khz: int | None) -> list[str]:
     """QEMU's arguments for a cold start: kernel, initrd, command line."""
     assert config.boot_source is not None
-    kernel, initrd = find_kernel(config.boot_source["kernel_image_path"])
+    kernel, initrd = find_kernel(config.boot_source)
     given = (config.boot_source.get("boot_args") or DEFAULT_BOOT_ARGS).split()
     # The virtio drivers of this kernel are modules, so it must be able to load them.
     words = [word for word in given if word != "nomodule"]

@@ -723,7 +723,6 @@ UNSUPPORTED: dict[str, tuple[str, str, Json]] = {
     "partuuid": ("PUT", "/drives/a", {**DRIVE, "partuuid": "1-2"}),
     "socket": ("PUT", "/drives/a", {**DRIVE, "socket": "s"}),
     "rx_rate_limiter": ("PUT", "/network-interfaces/eth0", {**INTERFACE, "rx_rate_limiter": {}}),
-    "initrd_path": ("PUT", "/boot-source", {"kernel_image_path": "k", "initrd_path": "i"}),
     "Uffd": (
         "PUT", "/snapshot/load",
         {**LOAD, "mem_backend": {"backend_type": "Uffd", "backend_path": "b"}},
@@ -739,6 +738,18 @@ def test_the_stand_in_names_what_it_does_not_support(idle: Vm, feature: str) -> 
     message = idle.refuses(*UNSUPPORTED[feature])
     assert feature in message
     assert "not supported" in message
+
+
+def test_an_initrd_is_optional_and_must_be_there(world: World, kernel: Path) -> None:
+    vm = world.vm()
+    (vm.directory / "vmlinux.bin").symlink_to(kernel)
+    (vm.directory / "initrd").write_bytes(b"070701")
+    source = {"kernel_image_path": "vmlinux.bin", "boot_args": "quiet"}
+    message = vm.refuses("PUT", "/boot-source", {**source, "initrd_path": "none"})
+    assert "The initrd file cannot be opened" in message
+    assert "No such file" in message
+    vm.put("/boot-source", **source, initrd_path="initrd")
+    assert vm.get("/vm/config")["boot-source"] == {**source, "initrd_path": "initrd"}
 
 
 def test_the_stand_in_says_which_kernel_files_are_missing(idle: Vm) -> None:

@@ -146,6 +146,15 @@ def test_firecracker_says_first_what_its_vcpus_do_not_do() -> None:
     assert CALL_SECONDS > 2 * FIRECRACKERS_VCPU_SECONDS
 
 
+def test_an_initrd_is_named_when_there_is_one(vmm: tuple[Server, FirecrackerClient]) -> None:
+    server, client = vmm
+    client.boot_source("kernel", "quiet")
+    client.boot_source("kernel", "quiet", "initrd.img")
+    source = {"kernel_image_path": "kernel", "boot_args": "quiet"}
+    named = source | {"initrd_path": "initrd.img"}
+    assert [body for _, _, body in server.asked] == [source, named]
+
+
 def test_what_firecracker_refuses_is_in_the_error(vmm: tuple[Server, FirecrackerClient]) -> None:
     server, client = vmm
     server.answer = (400, b'{"fault_message": "The kernel file cannot be opened"}')
