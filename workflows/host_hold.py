@@ -96,7 +96,10 @@ class HostHold:
             await call(
                 HostReleaseActivities.release_host,
                 BuildScope(
-                    build_id=config.build_id, template_id=config.template_id, lease=self.lease
+                    build_id=config.build_id,
+                    template_id=config.template_id,
+                    lease=self.lease,
+                    tenant=config.tenant,
                 ),
                 queue=self.lease.lease_queue,
                 summary=f"release {self.lease.host}",

@@ -70,8 +70,12 @@ class HostLoop:
 
     def leased(self, lease: HostLease) -> LeasedHost:
         """Return the host of a lease, to run steps and undos on."""
+        config = self._config
         scope = BuildScope(
-            build_id=self._config.build_id, template_id=self._config.template_id, lease=lease
+            build_id=config.build_id,
+            template_id=config.template_id,
+            lease=lease,
+            tenant=config.tenant,
         )
         return LeasedHost(
             scope, self._options, self._undos, is_held=lambda: self.hold.lease is not None

@@ -7,7 +7,13 @@ from pydantic import Field
 from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint
 from activities.contract.image_steps import ImageStep
 from activities.contract.model import Model
-from activities.contract.names import ArtifactName, BuildId, TemplateId
+from activities.contract.names import (
+    DEFAULT_TENANT,
+    ArtifactName,
+    BuildId,
+    TemplateId,
+    TenantName,
+)
 from activities.contract.registry_logins import RegistryLogin
 from activities.contract.requests import BuildOptions, TemplateConfig
 from activities.contract.results import (
@@ -191,6 +197,9 @@ class DeleteTemplateInput(Model):
     registry_auth: RegistryLogin | None = None
     late_arrival_seconds: float = 120
     """How long after the delete a frozen host's upload could still arrive."""
+    tenant: TenantName = Field(
+        default=DEFAULT_TENANT, exclude_if=lambda tenant: tenant == DEFAULT_TENANT
+    )
 
 
 BuildInput.model_rebuild()

@@ -49,6 +49,12 @@ BUILD_WORKFLOW = "template-build-"
 DELETE_WORKFLOW = "template-delete-"
 
 
+def tenant_mark(tenant: str) -> str:
+    """Return what a tenant adds to names and keys: '' for the default one, whose names and keys are
+    those of before there were tenants."""
+    return "" if tenant == DEFAULT_TENANT else tenant
+
+
 def build_workflow_id(build_id: str) -> str:
     """Name the workflow that builds `build_id`."""
     return f"{BUILD_WORKFLOW}{build_id}"

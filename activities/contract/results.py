@@ -10,7 +10,14 @@ from pydantic import Field
 
 from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint
 from activities.contract.model import Model
-from activities.contract.names import BuildId, HostName, ImageDigest, Step
+from activities.contract.names import (
+    DEFAULT_TENANT,
+    BuildId,
+    HostName,
+    ImageDigest,
+    Step,
+    TenantName,
+)
 
 
 class ImageConfig(Model):
@@ -36,6 +43,9 @@ class PulledImage(Model):
     config: ImageConfig
     base_reference: str = ""
     """For an image that steps have made here: what another host pulls to begin with."""
+    tenant: str = Field(default="", exclude_if=lambda tenant: not tenant)
+    """Whose alone it is: its registry wanted a login, or a tenant's steps or sandboxes made it.
+    '' is everybody's."""
 
     @property
     def reference_to_pull(self) -> str:
@@ -206,3 +216,6 @@ class DeletedTemplate(Model):
     removed_tag: bool = False
     kept_tag_reason: str = ""
     tombstone_generation: int | None = None
+    tenant: TenantName = Field(
+        default=DEFAULT_TENANT, exclude_if=lambda tenant: tenant == DEFAULT_TENANT
+    )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from activities.contract.model import Model
 from activities.contract.names import (
+    DEFAULT_TENANT,
     BuildId,
     HostName,
     PlainName,
     TemplateId,
+    TenantName,
     VmPurpose,
     lease_task_queue,
     step_task_queue,
@@ -41,6 +45,9 @@ class BuildScope(Model):
     build_id: BuildId
     template_id: TemplateId
     lease: HostLease
+    tenant: TenantName = Field(
+        default=DEFAULT_TENANT, exclude_if=lambda tenant: tenant == DEFAULT_TENANT
+    )
 
 
 class VmRef(Model):

@@ -50,7 +50,7 @@ from activities.contract.image_steps import (
 )
 from activities.contract.inputs import BuildImageInput, ImportTemplateInput
 from activities.contract.interface import ImageStepActivities
-from activities.contract.names import ArtifactName, Step
+from activities.contract.names import ArtifactName, Step, tenant_mark
 from activities.contract.results import ImageConfig, PulledImage
 from activities.contract.scope import BuildScope
 from activities.contract.units import MIB
@@ -100,12 +100,14 @@ class ImageState:
     arguments: dict[str, str] = field(default_factory=dict)
     forced: bool = False
 
-    def next_key(self, step: ImageStep, build_id: str) -> str:
-        """Return the key of what `step` makes of this; a forced one is this build's own."""
+    def next_key(self, step: ImageStep, scope: BuildScope) -> str:
+        """Return the key of what `step` makes of this: its tenant's, or its build's if forced."""
         told = step.persisted()
         parts: list[object] = [STEP_VERSION, self.key, told.kind, told.args, told.files_sha256]
+        if mark := tenant_mark(scope.tenant):
+            parts.append({"tenant": mark})
         if self.forced or step.force:
-            parts.append(build_id)
+            parts.append(scope.build_id)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @property
@@ -165,7 +167,8 @@ class DockerImageStepActivities(ImageStepActivities):
                 running.check()
                 running.progress(f"{number} of {len(build.steps)}: {step}", number, 0)
                 state = self._apply(running, build, state, step, number)
-            return _described(self._require(state.image_id), base, state)
+            made = _described(self._require(state.image_id), base, state)
+            return made.model_copy(update={"tenant": build.scope.tenant})
 
     def _apply(
         self,
@@ -175,7 +178,7 @@ class DockerImageStepActivities(ImageStepActivities):
         step: ImageStep,
         number: int,
     ) -> ImageState:
-        key = state.next_key(step, build.scope.build_id)
+        key = state.next_key(step, build.scope)
         after = replace(_configured(state, step), key=key, forced=state.forced or step.force)
         if not isinstance(step, ChangesFiles):
             return after
@@ -276,7 +279,14 @@ class DockerImageStepActivities(ImageStepActivities):
         which = step.files_sha256[:12]
         with working_in(self._data_dir, scope, "files", which) as place:
             tar, most_bytes = place / "files.tar", self._settings.max_files_mb * MIB
-            fetch_files(self._bucket, step.files_sha256, tar, running.check, most_bytes=most_bytes)
+            fetch_files(
+                self._bucket,
+                step.files_sha256,
+                tar,
+                running.check,
+                tenant=scope.tenant,
+                most_bytes=most_bytes,
+            )
             laid_out = place / "laid-out.tar"
             lay_out(
                 place / "files.tar",
@@ -335,7 +345,7 @@ class DockerImageStepActivities(ImageStepActivities):
         if take.shape is not None:
             require_parts(self._settings, take.shape, running.log)
         metadata = read_metadata(self._bucket, take.build_id)
-        if metadata is None:
+        if metadata is None or metadata.config.tenant != take.scope.tenant:
             raise TemplateNotFoundError(f"there is no template {take.build_id} to start from")
         digest = f"sha256:{metadata.artifacts[ArtifactName.ROOTFS].sha256}"
         name = f"{TEMPLATE_REPOSITORY}:{take.build_id}"
@@ -354,6 +364,7 @@ class DockerImageStepActivities(ImageStepActivities):
             size_bytes=inspected.size_bytes,
             layer_count=1,
             config=metadata.image.config,
+            tenant=take.scope.tenant,
         )
 
     def _import_as(

@@ -29,7 +29,7 @@ from activities.contract.image_reference import ImageReference, ImageReferenceEr
 from activities.contract.inputs import PullImageInput
 from activities.contract.interface import ImageActivities
 from activities.contract.model import Model
-from activities.contract.names import Step
+from activities.contract.names import Step, tenant_mark
 from activities.contract.registry_logins import Sealed
 from activities.contract.results import ImageConfig, PulledImage
 from activities.contract.units import MIB
@@ -130,7 +130,8 @@ class DockerImageActivities(ImageActivities):
                 self._pulled.add(pinned)
                 _Pull(client, remote, credentials, step, pull.timeout_seconds).run()
                 inspected = find_image(client, pinned)
-            return _describe(remote, inspected)
+            described = _describe(remote, inspected)
+        return described.model_copy(update={"tenant": pull.scope.tenant if credentials else ""})
 
     def _resolve(
         self,
@@ -154,7 +155,9 @@ class DockerImageActivities(ImageActivities):
     def _credentials(
         self, pull: PullImageInput, reference: ImageReference, log: BuildLog
     ) -> Credentials | None:
-        only_for = SealedFor(pull.scope.build_id, reference.registry)
+        only_for = SealedFor(
+            pull.scope.build_id, reference.registry, tenant_mark(pull.scope.tenant)
+        )
 
         def open_secret(sealed: Sealed) -> str:
             secret = self._sealer.open(sealed, only_for)

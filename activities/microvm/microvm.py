@@ -38,7 +38,7 @@ from activities.contract.inputs import (
     WaitUntilReadyInput,
 )
 from activities.contract.interface import MicrovmActivities
-from activities.contract.names import ArtifactName, Step
+from activities.contract.names import ArtifactName, Step, tenant_mark
 from activities.contract.results import Verification
 from activities.contract.scope import VmRef, VmShape
 from activities.disk.data_dir import DataDir
@@ -124,7 +124,7 @@ class HostMicrovmActivities(MicrovmActivities):
 
     def _find(self, find: FindSnapshotInput, running: RunningStep) -> SnapshotCheckpoint | None:
         require_host(self._settings, find.shape)
-        key = snapshot_fingerprint(self._settings, find.rootfs, find.shape)
+        key = snapshot_fingerprint(self._settings, find.rootfs, find.shape, find.scope.tenant)
         return self._store.find(SnapshotCheckpoint, key, find.scope.build_id, running.check)
 
     def _start(self, start: StartVmInput, running: RunningStep) -> None:
@@ -200,8 +200,8 @@ class HostMicrovmActivities(MicrovmActivities):
     def _snapshot(
         self, snapshot: SnapshotVmInput, running: RunningStep, attempt: int
     ) -> SnapshotCheckpoint:
-        key = snapshot_fingerprint(self._settings, snapshot.rootfs, snapshot.shape)
         scope = snapshot.vm.scope
+        key = snapshot_fingerprint(self._settings, snapshot.rootfs, snapshot.shape, scope.tenant)
         vm = VmProcess(self._data_dir.vm(snapshot.vm.name))
         if not vm.is_running():
             return self._published_before(key, snapshot, running)
@@ -365,12 +365,17 @@ def kernel_arguments(dns_server: str) -> str:
     )
 
 
-def snapshot_fingerprint(settings: Settings, rootfs: RootfsCheckpoint, shape: VmShape) -> str:
-    """Return the key of the boot step: disk, shape, kernel, VMM and CPU."""
+def snapshot_fingerprint(
+    settings: Settings, rootfs: RootfsCheckpoint, shape: VmShape, tenant: str
+) -> str:
+    """Return the key of the boot step: disk, shape, kernel, VMM and CPU, and always the tenant: in
+    a memory are the keys that an image has made at its first start."""
+    mark = tenant_mark(tenant)
     kernel = settings.kernel_path(shape.kernel_version)
     initrd = initrd_of(kernel)
     return fingerprint(
         Step.BOOT,
+        **({"tenant": mark} if mark else {}),
         version=BOOT_VERSION,
         rootfs=rootfs.fingerprint,
         shape=shape.model_dump(mode="json"),

@@ -49,7 +49,7 @@ def runtime_for(settings: Settings) -> Runtime | None:
 
 def count_build(meter: MetricMeter, status: BuildStatus) -> None:
     """Count a build that has ended. Called once a run, by the activity that archives its log."""
-    result = {"result": status.state, "reason": _reason(status)}
+    result = {"result": status.state, "reason": _reason(status), "tenant": status.config.tenant}
     meter.create_counter(f"{PREFIX}_builds", "Builds that have ended").add(1, result)
     _record_times(meter, status)
     done = status.done

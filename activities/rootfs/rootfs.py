@@ -320,9 +320,12 @@ def rootfs_fingerprint(settings: Settings, build: BuildRootfsInput) -> str:
     """
     # A forced build's are its own: it must not take away what another build is working on.
     own = {"forced_by": build.scope.build_id} if build.force else {}
+    # Of a public image everybody may have it; of any other, its tenant.
+    private = {"tenant": build.image.tenant} if build.image.tenant else {}
     return fingerprint(
         Step.ROOTFS,
         **own,
+        **private,
         version=PROVISIONING_VERSION,
         architecture=platform.machine(),
         image=build.image.digest,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -148,8 +148,11 @@ class Bucket:
         *,
         if_generation_match: int | None = None,
         check: Check = lambda: None,
+        metadata: Mapping[str, str] | None = None,
     ) -> StoredObject:
         """Write an object whole. `if_generation_match=0` means that it must not exist.
+
+        `metadata` is the object's custom metadata.
 
         `check` is called every 8 MiB and before a retry; it ends the upload by raising. Raises
         PreconditionFailedError; StorageCorruptionError when it did not arrive as sent.
@@ -157,6 +160,7 @@ class Bucket:
         checksum = crc32c_of(data)
         with _errors(f"write {name}"):
             blob = self._bucket.blob(name, chunk_size=PIECE_BYTES)
+            blob.metadata = metadata and dict(metadata)
             blob.upload_from_file(
                 _Checked(data, check),
                 size=len(data),
@@ -245,8 +249,10 @@ class Bucket:
         for page in blobs.pages:
             yield from _require_listing(page)
 
-    def compose(self, name: str, sources: Sequence[str]) -> StoredObject:
-        """Join up to 32 objects into a new one.
+    def compose(
+        self, name: str, sources: Sequence[str], metadata: Mapping[str, str] | None = None
+    ) -> StoredObject:
+        """Join up to 32 objects into a new one, with that custom metadata.
 
         Raises PreconditionFailedError when it exists, or when a source has gone: then another
         attempt has composed them and removed them.
@@ -254,6 +260,7 @@ class Bucket:
         with _errors(f"compose {name}"):
             blob = self._bucket.blob(name)
             blob.content_type = "application/octet-stream"
+            blob.metadata = metadata and dict(metadata)
             parts = [self._bucket.blob(source) for source in sources]
             try:
                 blob.compose(parts, if_generation_match=0, timeout=TIMEOUT, retry=_retry())

@@ -1,4 +1,4 @@
-"""The files that COPY steps take: tars in the bucket, named by their SHA-256."""
+"""The files that COPY steps take: tars in the bucket, named by their tenant and SHA-256."""
 
 from __future__ import annotations
 
@@ -23,16 +23,23 @@ RANGE_BYTES = 8 * MIB
 
 
 def fetch_files(
-    bucket: Bucket, sha256: str, target: Path, check: Callable[[], None], *, most_bytes: int
+    bucket: Bucket,
+    sha256: str,
+    target: Path,
+    check: Callable[[], None],
+    *,
+    tenant: str,
+    most_bytes: int,
 ) -> None:
-    """Download a tar of at most `most_bytes` and check it. Blocking.
+    """Download a tenant's tar of at most `most_bytes` and check it. Blocking.
 
     One that is not what its name says is removed, so that the right one can be uploaded: clients
     put them there. Raises FilesMissingError, FilesTooLargeError, StorageCorruptionError.
     """
-    stored = bucket.stat_object(files_name(sha256))
+    name = files_name(sha256, tenant)
+    stored = bucket.stat_object(name)
     if stored is None:
-        raise FilesMissingError(f"there is no {files_name(sha256)} in bucket {bucket.name}")
+        raise FilesMissingError(f"there is no {name} in bucket {bucket.name}")
     if stored.size_bytes > most_bytes:
         raise FilesTooLargeError(
             f"{stored.name} has {stored.size_bytes} bytes; at most {most_bytes} are taken"
@@ -63,14 +70,14 @@ def leftover_files(bucket: Bucket) -> Iterator[Leftover]:
             yield tar
 
 
-def begin_files_upload(bucket: Bucket, sha256: str) -> str | None:
-    """Return the address for one PUT of a tar, or None when the bucket has it. Blocking.
+def begin_files_upload(bucket: Bucket, sha256: str, tenant: str) -> str | None:
+    """Return the address for one PUT of a tenant's tar, or None when the bucket has it. Blocking.
 
     A tar that the sweep would take before long is uploaded again, which keeps it.
     """
-    generation = 0
-    for stored, written in bucket.list_dated(prefix=files_name(sha256)):
+    generation, name = 0, files_name(sha256, tenant)
+    for stored, written in bucket.list_dated(prefix=name):
         if time.time() - written < KEPT_SECONDS / 2:
             return None
         generation = stored.generation
-    return bucket.begin_upload(files_name(sha256), if_generation_match=generation)
+    return bucket.begin_upload(name, if_generation_match=generation)

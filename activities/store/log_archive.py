@@ -1,4 +1,4 @@
-"""The log of a closed build: `logs/<build_id>.jsonl`, outside the template's own prefix.
+"""The log of a closed build: `logs/[<tenant>/]<build_id>.jsonl`, outside the template's prefix.
 
 Its first line is the final `BuildStatus`, each further line a `LogEntry`. It answers for builds
 that Temporal has forgotten, and for those that never became a template.
@@ -17,7 +17,7 @@ from temporalio.contrib.workflow_streams import PollInput, PollResult
 
 from activities.contract.inputs import ArchiveLogInput
 from activities.contract.interface import LogActivities
-from activities.contract.names import LOG_TOPIC
+from activities.contract.names import DEFAULT_TENANT, LOG_TOPIC
 from activities.contract.results import StoredObject
 from activities.contract.status import BuildStatus, LogEntry, LogLevel
 from activities.process.clock import utc_now
@@ -48,7 +48,7 @@ class BucketLogActivities(LogActivities):
         status = _without_secrets(archive.final_status)
         archived = await asyncio.to_thread(
             self._bucket.write_object,
-            archived_log_name(archive.build_id),
+            archived_log_name(archive.build_id, status.config.tenant),
             to_jsonl(status, entries),
         )
         count_build(activity.metric_meter(), status)
@@ -61,9 +61,11 @@ def to_jsonl(status: BuildStatus, entries: Sequence[LogEntry]) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
-def read_archived_log(bucket: Bucket, build_id: str) -> tuple[BuildStatus, list[LogEntry]] | None:
+def read_archived_log(
+    bucket: Bucket, build_id: str, tenant: str = DEFAULT_TENANT
+) -> tuple[BuildStatus, list[LogEntry]] | None:
     """Return a closed build's final status and log, or None when there is none. Blocking."""
-    found = bucket.read_object(archived_log_name(build_id))
+    found = bucket.read_object(archived_log_name(build_id, tenant))
     if found is None:
         return None
     first, *rest = found[0].decode().rstrip("\n").split("\n")  # not splitlines: texts have U+2028

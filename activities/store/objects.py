@@ -1,6 +1,7 @@
 """The map of the bucket: the name of every object, and what a name says.
 
-Templates lie under `<build_id>/`, everything else beside them. No other module spells a name.
+Templates lie under `<build_id>/`, everything else beside them; logs and files under their tenant's
+name, but for the default tenant's. No other module spells a name.
 All of them stand in buckets that earlier and later versions read: what is here stays.
 """
 
@@ -11,7 +12,13 @@ import uuid
 from enum import StrEnum
 from typing import NamedTuple
 
-from activities.contract.names import UUID_PATTERN, ArtifactName
+from activities.contract.names import (
+    DEFAULT_TENANT,
+    TENANT_NAME,
+    UUID_PATTERN,
+    ArtifactName,
+    tenant_mark,
+)
 
 METADATA = "metadata.json"
 """The commit mark; also the name of its copy beside a template that was pulled."""
@@ -103,14 +110,19 @@ def owner_name(build_id: str) -> str:
     return f"{OWNERS}{build_id}"
 
 
-def archived_log_name(build_id: str) -> str:
+def archived_log_name(build_id: str, tenant: str = DEFAULT_TENANT) -> str:
     """Name the log of a closed build."""
-    return f"{LOGS}{build_id}.jsonl"
+    return f"{_tenants(LOGS, tenant)}{build_id}.jsonl"
 
 
-def files_name(sha256: str) -> str:
+def files_name(sha256: str, tenant: str = DEFAULT_TENANT) -> str:
     """Name a tar of files by the SHA-256 of its bytes, in hex."""
-    return f"{FILES}{sha256}.tar"
+    return f"{_tenants(FILES, tenant)}{sha256}.tar"
+
+
+def _tenants(prefix: str, tenant: str) -> str:
+    mark = tenant_mark(tenant)
+    return f"{prefix}{mark}/" if mark else prefix
 
 
 def probe_name() -> str:
@@ -127,12 +139,13 @@ def parse_object_name(name: str) -> ObjectName | None:
 
 
 _BUILD = f"(?P<build_id>{UUID_PATTERN})"
+_TENANT = f"(?:{TENANT_NAME.pattern}/)?"
 _PATTERNS = {
     ObjectKind.PART: re.compile(rf"{_BUILD}/{re.escape(_PARTS)}.+"),
     ObjectKind.TEMPLATE: re.compile(rf"{_BUILD}/[^/]+"),
     ObjectKind.LEASE: re.compile(rf"{re.escape(LEASES)}{_BUILD}"),
     ObjectKind.OWNER: re.compile(rf"{re.escape(OWNERS)}{_BUILD}"),
-    ObjectKind.LOG: re.compile(rf"{LOGS}{_BUILD}\.jsonl"),
-    ObjectKind.FILES: re.compile(rf"{FILES}[0-9a-f]{{64}}\.tar"),
+    ObjectKind.LOG: re.compile(rf"{LOGS}{_TENANT}{_BUILD}\.jsonl"),
+    ObjectKind.FILES: re.compile(rf"{FILES}{_TENANT}[0-9a-f]{{64}}\.tar"),
     ObjectKind.PROBE: re.compile(rf"{re.escape(PROBES)}.+"),
 }

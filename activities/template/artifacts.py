@@ -195,7 +195,14 @@ class BucketArtifactActivities(ArtifactActivities):
             self._require_unpublished(upload.scope.build_id)
             self._bucket.delete_object(name, outdated.generation)
         try:
-            stored = compose_tree(self._bucket, name, parts, prefix, running.check)
+            stored = compose_tree(
+                self._bucket,
+                name,
+                parts,
+                prefix,
+                running.check,
+                metadata=_whose(upload.scope),
+            )
         except PreconditionFailedError:
             twin = self._bucket.stat_object(name)
             if twin is None or not _is(twin, found):
@@ -237,7 +244,9 @@ class BucketArtifactActivities(ArtifactActivities):
         self._require_current(scope, running)
         generation = existing.generation if existing else 0
         try:
-            return self._bucket.write_object(name, data, if_generation_match=generation)
+            return self._bucket.write_object(
+                name, data, if_generation_match=generation, metadata=_whose(scope)
+            )
         except PreconditionFailedError:  # the first try of this very request, or somebody else
             written = self._bucket.stat_object(name)
             if written is None or (written.size_bytes, written.crc32c) != wanted:
@@ -283,7 +292,12 @@ class BucketArtifactActivities(ArtifactActivities):
         body = metadata.model_dump_json(indent=2).encode()
         # Whether it is there, and is ours or a twin's, is read back and not taken from the answer.
         with contextlib.suppress(PreconditionFailedError, StorageCorruptionError):
-            self._bucket.write_object(metadata_name(build_id), body, if_generation_match=0)
+            self._bucket.write_object(
+                metadata_name(build_id),
+                body,
+                if_generation_match=0,
+                metadata=_whose(publish.scope),
+            )
 
 
 class BucketUploadUndoActivities(UploadUndoActivities):
@@ -334,6 +348,11 @@ def remove_listed(bucket: Bucket, prefix: str, objects: Sequence[StoredObject]) 
     if left:
         raise StorageUnavailableError(f"{len(left)} objects under {prefix} would not go")
     return removed
+
+
+def _whose(scope: BuildScope) -> dict[str, str]:
+    """Return the custom metadata of a template's objects, for those who see no `metadata.json`."""
+    return {"tenant": scope.tenant}
 
 
 def _is(stored: StoredObject, found: Scan) -> bool:

@@ -9,6 +9,7 @@ from temporalio import activity
 from activities.contract.image_reference import ImageReference, ImageReferenceError
 from activities.contract.inputs import DeleteTemplateInput
 from activities.contract.interface import DeletionActivities
+from activities.contract.names import tenant_mark
 from activities.contract.results import DeletedTemplate
 from activities.image.registry import RegistryAccess, delete_tag
 from activities.image.registry_login import GOOGLE_DELETES, HostLogins, credentials_for
@@ -34,7 +35,7 @@ class BucketDeletionActivities(DeletionActivities):
     @activity.defn(name="delete_objects")
     async def delete_objects(self, delete: DeleteTemplateInput, /) -> DeletedTemplate:
         """Leave a tombstone, then remove all objects, `metadata.json` first."""
-        return await asyncio.to_thread(self._delete_objects, delete.build_id)
+        return await asyncio.to_thread(self._delete_objects, delete)
 
     @activity.defn(name="delete_image_tag")
     async def delete_image_tag(self, delete: DeleteTemplateInput, /) -> DeletedTemplate:
@@ -45,9 +46,7 @@ class BucketDeletionActivities(DeletionActivities):
     @activity.defn(name="remove_late_arrivals")
     async def remove_late_arrivals(self, deleted: DeletedTemplate, build_id: str, /) -> int:
         """Remove what came in after the delete, then the tombstone; leave a new build alone."""
-        return await asyncio.to_thread(
-            self._remove_late_arrivals, build_id, deleted.tombstone_generation
-        )
+        return await asyncio.to_thread(self._remove_late_arrivals, build_id, deleted)
 
     def _delete_tag(self, delete: DeleteTemplateInput) -> str:
         assert delete.own_image is not None
@@ -55,7 +54,7 @@ class BucketDeletionActivities(DeletionActivities):
             reference = ImageReference.parse(delete.own_image)
         except ImageReferenceError:
             return ""  # no registry can have it
-        only_for = SealedFor(delete.build_id, reference.registry)
+        only_for = SealedFor(delete.build_id, reference.registry, tenant_mark(delete.tenant))
         credentials = credentials_for(
             reference,
             delete.registry_auth,
@@ -64,21 +63,25 @@ class BucketDeletionActivities(DeletionActivities):
         )
         return delete_tag(reference, credentials, self._access)
 
-    def _delete_objects(self, build_id: str) -> DeletedTemplate:
-        tombstone = self._leases.bury(build_id)
-        removed = sum(remove_objects(self._bucket, prefix) for prefix in _prefixes(build_id))
-        return DeletedTemplate(removed_objects=removed, tombstone_generation=tombstone)
+    def _delete_objects(self, delete: DeleteTemplateInput) -> DeletedTemplate:
+        tombstone = self._leases.bury(delete.build_id)
+        prefixes = _prefixes(delete.build_id, delete.tenant)
+        removed = sum(remove_objects(self._bucket, prefix) for prefix in prefixes)
+        return DeletedTemplate(
+            removed_objects=removed, tombstone_generation=tombstone, tenant=delete.tenant
+        )
 
-    def _remove_late_arrivals(self, build_id: str, tombstone: int | None) -> int:
-        late = {prefix: self._bucket.list_objects(prefix) for prefix in _prefixes(build_id)}
+    def _remove_late_arrivals(self, build_id: str, deleted: DeletedTemplate) -> int:
+        prefixes = _prefixes(build_id, deleted.tenant)
+        late = {prefix: self._bucket.list_objects(prefix) for prefix in prefixes}
         # Looked at after the listing: while the tombstone stands, nothing listed is of a new build.
         current = self._bucket.stat_object(lease_name(build_id))
-        if current is None or current.generation != tombstone:
+        if current is None or current.generation != deleted.tombstone_generation:
             return 0
         removed = sum(remove_listed(self._bucket, prefix, late[prefix]) for prefix in late)
         self._leases.unbury(build_id, current.generation)
         return removed
 
 
-def _prefixes(build_id: str) -> tuple[str, str]:
-    return template_prefix(build_id), archived_log_name(build_id)
+def _prefixes(build_id: str, tenant: str) -> tuple[str, str]:
+    return template_prefix(build_id), archived_log_name(build_id, tenant)

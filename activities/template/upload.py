@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,9 +237,15 @@ def leftover_parts(bucket: Bucket) -> Iterator[Leftover]:
 
 
 def compose_tree(
-    bucket: Bucket, name: str, parts: Sequence[StoredObject], prefix: str, check: Check
+    bucket: Bucket,
+    name: str,
+    parts: Sequence[StoredObject],
+    prefix: str,
+    check: Check,
+    *,
+    metadata: Mapping[str, str] | None = None,
 ) -> StoredObject:
-    """Compose any number of parts into `name`, 32 at a time.
+    """Compose any number of parts into `name`, 32 at a time, with that custom metadata.
 
     Raises PreconditionFailedError when `name` exists already.
     """
@@ -256,7 +262,7 @@ def compose_tree(
         ]
         level += 1
     check()
-    return bucket.compose(name, names)
+    return bucket.compose(name, names, metadata)
 
 
 def _compose_group(

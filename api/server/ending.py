@@ -109,7 +109,8 @@ class BuildEnder:
 
     async def _delete_input(self, build_id: str, template_id: str) -> DeleteTemplateInput:
         view = await self._finder.find(build_id)
-        if view is None and not await self._finder.has_leftovers(build_id):
+        tenant = view.tenant if view else await self._finder.owner_of_leftovers(build_id)
+        if tenant is None:
             raise build_not_found(build_id, template_id)
         if view is not None and template_id and view.template_id not in ("", template_id):
             raise build_not_found(build_id, template_id)
@@ -121,6 +122,7 @@ class BuildEnder:
             own_image=own.own_tag if own else None,
             registry_auth=own.login if own else None,
             late_arrival_seconds=self._settings.late_arrival_seconds,
+            tenant=tenant,
         )
 
     async def _own_image(self, view: BuildView) -> FromImage | None:

@@ -23,6 +23,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.contract.errors import failure_of
 from activities.contract.names import DEFAULT_TENANT, build_workflow_id, delete_workflow_id
 from activities.contract.status import BuildResult, BuildState, BuildStatus
+from api.server.access import Right, current_caller
 from api.server.error_translation import build_id_taken, build_not_found
 from api.server.template_bucket import TemplateBucket
 from api.server.tenancy import is_visible, is_visible_workflow
@@ -102,10 +103,10 @@ class BuildFinder:
         metadata = await self._bucket.metadata(build_id)
         return metadata if metadata and is_visible(metadata.config.tenant) else None
 
-    async def has_leftovers(self, build_id: str) -> bool:
-        """Return whether the bucket has anything of a build that nobody remembers."""
+    async def owner_of_leftovers(self, build_id: str) -> str | None:
+        """Return the tenant of what the bucket has of a build that nobody remembers, or None."""
         owner = await self._bucket.owner(build_id) or DEFAULT_TENANT
-        return await self._bucket.has_objects(build_id) and is_visible(owner)
+        return owner if await self._bucket.has_objects(build_id) and is_visible(owner) else None
 
     async def require_id(self, build_id: str, tenant: str) -> None:
         """Raise ApiError ALREADY_EXISTS when a build id is another tenant's, whoever asks."""
@@ -127,7 +128,7 @@ class BuildFinder:
     async def _was_used(self, build_id: str) -> bool:
         return bool(
             await self._describe(build_workflow_id(build_id))
-            or await self._bucket.archived_log(build_id)
+            or await self._bucket.archived_log(build_id, DEFAULT_TENANT)
             or await self._bucket.has_objects(build_id)
         )
 
@@ -166,10 +167,15 @@ class BuildFinder:
             return None
 
     async def _archived(self, build_id: str) -> BuildView | None:
-        archived = await self._bucket.archived_log(build_id)
-        if archived is None or not is_visible(archived[0].config.tenant):
-            return None
-        return view_of_status(archived[0])
+        archived = await self._bucket.archived_log(build_id, await self._place(build_id))
+        return view_of_status(archived[0]) if archived else None
+
+    async def _place(self, build_id: str) -> str:
+        """Return below which tenant the caller looks: its own, or an operator the build's."""
+        caller = current_caller.get()
+        if caller.right is not Right.OPERATOR:
+            return caller.tenant
+        return await self._bucket.owner(build_id) or DEFAULT_TENANT
 
     async def _ended(self, build_id: str, described: WorkflowExecutionDescription) -> BuildView:
         """Tell what the end of the workflow itself tells: its failure, with no worker's help."""

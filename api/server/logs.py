@@ -182,7 +182,7 @@ class _Source:
 
     async def archive(self) -> list[LogEntry]:
         """Return the lines that were kept of a closed build."""
-        archived = await self._bucket.archived_log(self._view.build_id)
+        archived = await self._bucket.archived_log(self._view.build_id, self._view.tenant)
         return archived[1] if archived else []
 
     async def wait_closed(self) -> None:

@@ -17,7 +17,7 @@ from activities.process.settings import Settings
 from api.errors import ApiError, Violation, draining, invalid_argument
 from api.pb import template_manager_pb2 as pb
 from api.pb import template_manager_pb2_grpc as pb_grpc
-from api.server.access import require_image
+from api.server.access import current_caller, require_image
 from api.server.ending import BuildEnder
 from api.server.finding import BuildFinder
 from api.server.info import ServiceStatus
@@ -183,7 +183,9 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         self, request: pb.InitLayerFileUploadRequest, context: Context
     ) -> pb.InitLayerFileUploadResponse:
         """Say where to put the files of a COPY, or that they are there."""
-        url = await self._bucket.begin_files_upload(require_files_hash(request))
+        url = await self._bucket.begin_files_upload(
+            require_files_hash(request), current_caller.get().tenant
+        )
         return pb.InitLayerFileUploadResponse(present=url is None, url=url)
 
     async def HealthStatus(self, request: Empty, context: Context) -> pb.HealthStatusResponse:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from temporalio.common import (
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from activities.contract.errors import TemplateNotFoundError
-from activities.contract.image_steps import Copy, ImageStep
+from activities.contract.image_steps import Copy
 from activities.contract.inputs import BuildInput
 from activities.contract.names import WORKFLOW_TASK_QUEUE, build_workflow_id
 from activities.contract.requests import TemplateConfig
@@ -106,7 +105,7 @@ class BuildStarter:
                 return existing
             if isinstance(source, FromTemplate):
                 await self._require_base(source.build_id, valid.config.tenant)
-            await self._require_files(valid.config.steps)
+            await self._require_files(valid.config)
             await self._finder.claim_id(valid.config.build_id, valid.config.tenant)
             with contextlib.suppress(WorkflowAlreadyStartedError):  # another call was quicker
                 return await self._start(BuildInput(config=valid.config, options=valid.options))
@@ -198,12 +197,13 @@ class BuildStarter:
             template = base
         return None
 
-    async def _require_files(self, steps: Sequence[ImageStep]) -> None:
-        """Refuse a COPY of files that nobody has sent."""
+    async def _require_files(self, config: TemplateConfig) -> None:
+        """Refuse a COPY of files that its tenant has not sent."""
         missing = [
             Violation(f"template.steps[{number}].files_hash", "names files that were not sent")
-            for number, step in enumerate(steps)
-            if isinstance(step, Copy) and not await self._bucket.has_files(step.files_sha256)
+            for number, step in enumerate(config.steps)
+            if isinstance(step, Copy)
+            and not await self._bucket.has_files(step.files_sha256, config.tenant)
         ]
         if missing:
             raise ApiError(

@@ -37,13 +37,15 @@ class TemplateBucket:
 
         return await asyncio.to_thread(read)
 
-    async def archived_log(self, build_id: str) -> tuple[BuildStatus, list[LogEntry]] | None:
-        """Return a closed build's final status and log, or None."""
+    async def archived_log(
+        self, build_id: str, tenant: str
+    ) -> tuple[BuildStatus, list[LogEntry]] | None:
+        """Return the final status and log of a tenant's closed build, or None."""
 
         def read() -> tuple[BuildStatus, list[LogEntry]] | None:
             from activities.store.log_archive import read_archived_log
 
-            return read_archived_log(self._connect(), build_id)
+            return read_archived_log(self._connect(), build_id, tenant)
 
         return await asyncio.to_thread(read)
 
@@ -75,21 +77,21 @@ class TemplateBucket:
 
         return await asyncio.to_thread(write)
 
-    async def has_files(self, sha256: str) -> bool:
-        """Return whether the tar of a COPY's files is there."""
+    async def has_files(self, sha256: str, tenant: str) -> bool:
+        """Return whether the tar of a COPY's files is there, sent by the same tenant."""
 
         def look() -> bool:
-            return self._connect().stat_object(files_name(sha256)) is not None
+            return self._connect().stat_object(files_name(sha256, tenant)) is not None
 
         return await asyncio.to_thread(look)
 
-    async def begin_files_upload(self, sha256: str) -> str | None:
-        """Return where to PUT the tar of a COPY's files, or None when it is there."""
+    async def begin_files_upload(self, sha256: str, tenant: str) -> str | None:
+        """Return where to PUT the tar of a tenant's COPY, or None when it is there."""
 
         def begin() -> str | None:
             from activities.store.files import begin_files_upload
 
-            return begin_files_upload(self._connect(), sha256)
+            return begin_files_upload(self._connect(), sha256, tenant)
 
         return await asyncio.to_thread(begin)
 

@@ -27,7 +27,7 @@ from activities.contract.image_steps import (
     Workdir,
     image_step,
 )
-from activities.contract.names import canonical_build_id
+from activities.contract.names import canonical_build_id, tenant_mark
 from activities.contract.registry_logins import (
     MAX_SECRET_CHARS,
     AwsLogin,
@@ -47,6 +47,7 @@ from activities.process.sealing import SealedFor, Sealer
 from activities.process.settings import Settings
 from api.errors import ApiError, Violation, failed_precondition, invalid_argument
 from api.pb import template_manager_pb2 as pb
+from api.server.own_images import own_image, require_not_anothers
 from api.server.tenancy import tenant_for
 
 MAX_VCPU = 32
@@ -144,6 +145,7 @@ class _Validator:
         self._sealer = sealer
         self._violations: list[Violation] = []
         self._build_id = ""
+        self._tenant = tenant_for(template.team_id)
         self._base_id: str | None = None
         self._steps: list[ImageStep] = []
 
@@ -161,8 +163,11 @@ class _Validator:
         if self._violations:
             raise invalid_argument(self._violations)
         self._check_preconditions()
-        config = self._config(tenant_for(self._template.team_id))
+        config = self._config()
         _require_secrets_can_be_used(config)
+        if isinstance(config.source, FromImage):
+            reference = config.source.reference
+            require_not_anothers(self._settings.registry, reference, self._tenant)
         return ValidRequest(config, options_for(config, self._settings))
 
     def _bad(self, field: str, description: str) -> None:
@@ -305,8 +310,8 @@ class _Validator:
                 "An operator sets TEMPLATE_MANAGER_SECRET_KEYS for the API and all hosts.",
             )
 
-    def _config(self, tenant: str) -> TemplateConfig:
-        template, settings = self._template, self._settings
+    def _config(self) -> TemplateConfig:
+        template, settings, tenant = self._template, self._settings, self._tenant
         return TemplateConfig(
             template_id=template.template_id,
             build_id=self._build_id,
@@ -333,7 +338,7 @@ class _Validator:
     def _secret_env(self, tenant: str) -> dict[str, Sealed]:
         """Return the secret variables sealed: none can be opened as another, or for another."""
         return {
-            name: self._sealer.seal(value, SealedFor(self._build_id, "", tenant, name))
+            name: self._sealer.seal(value, SealedFor(self._build_id, "", tenant_mark(tenant), name))
             for name, value in sorted(self._template.secret_env.items())
         }
 
@@ -354,7 +359,8 @@ class _Validator:
         return bool(at) and name == self._own_image()
 
     def _own_image(self) -> str:
-        return f"{self._settings.registry}/{self._template.template_id}:{self._build_id}"
+        template, registry = self._template, self._settings.registry
+        return own_image(registry, self._tenant, template.template_id, self._build_id)
 
     def _secret(self) -> str:
         registry = self._template.from_image_registry
@@ -366,7 +372,8 @@ class _Validator:
 
     def _login(self, reference: str) -> RegistryLogin | None:
         registry = self._template.from_image_registry
-        only_for = SealedFor(self._build_id, ImageReference.parse(reference).registry)
+        host = ImageReference.parse(reference).registry
+        only_for = SealedFor(self._build_id, host, tenant_mark(self._tenant))
 
         def sealed(secret: str) -> Sealed:
             return self._sealer.seal(secret, only_for)

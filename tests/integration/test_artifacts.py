@@ -121,6 +121,9 @@ async def test_a_template_comes_back_byte_for_byte(
     assert sorted(names(empty_bucket)) == sorted(
         [*NAMES, "rootfs.ext4.header", "memfile.header", "build.log", "metadata.json"]
     )
+    for name in names(empty_bucket):
+        blob = empty_bucket._bucket.get_blob(f"{BUILD}/{name}")
+        assert blob is not None and blob.metadata == {"tenant": "default"}, name
     pull_template(empty_bucket, BUILD, tmp_path / "out", lambda *_: None)
     for name in NAMES:
         source, target = held.store.file(what, name), tmp_path / "out" / name

@@ -158,11 +158,11 @@ def locked_registry(tmp_path: Path) -> Iterator[Registry]:
 async def test_a_password_opens_a_private_registry(
     host: Workbench, locked_registry: Registry
 ) -> None:
-    scope = host.scope()
-    sealed = host.secret_keys.seal(PASSWORD, SealedFor(scope.build_id, locked_registry.address))
-    auth = PasswordLogin(username=USER, secret=sealed)
+    scope = host.scope().model_copy(update={"tenant": "acme"})
+    only_for = SealedFor(scope.build_id, locked_registry.address, "acme")
+    auth = PasswordLogin(username=USER, secret=host.secret_keys.seal(PASSWORD, only_for))
     pulled = await host.pull(f"{locked_registry.address}/private", auth, scope)
-    assert pulled.layer_count == 1
+    assert (pulled.layer_count, pulled.tenant) == (1, "acme")
     assert PASSWORD not in host.log_of(scope)
 
 

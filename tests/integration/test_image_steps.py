@@ -217,6 +217,24 @@ async def test_each_step_is_a_checkpoint(host: StepHost, registry: Registry) -> 
     assert everything["/first"] != one["/first"]
 
 
+async def test_a_tenant_s_steps_and_files_are_its_own(
+    host: StepHost, registry: Registry, tmp_path: Path
+) -> None:
+    base = await base_of(host, registry)
+    step = Run(command="cat /proc/sys/kernel/random/uuid > /made")
+    files = host.files(a="x")  # the default tenant's
+    made = {}
+    for tenant in ("default", "acme"):
+        scope = host.bench.scope().model_copy(update={"tenant": tenant})
+        image = await host.build(base, step, scope=scope)
+        made[tenant] = (image.digest, host.tree(image)["/made"], image.tenant)
+    assert made["default"][:2] != made["acme"][:2]
+    assert [made[tenant][2] for tenant in made] == ["default", "acme"]
+    copy = Copy(source="a", destination="/a", files_sha256=files)
+    with pytest.raises(FilesMissingError, match=f"files/acme/{files}"):
+        await host.build(base, copy, scope=scope)
+
+
 async def test_an_environment_makes_another_checkpoint(host: StepHost, registry: Registry) -> None:
     base = await base_of(host, registry)
     keys = {

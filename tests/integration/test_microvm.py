@@ -33,6 +33,7 @@ from activities.contract.errors import (
     VmmEndedError,
 )
 from activities.contract.inputs import (
+    FindSnapshotInput,
     StartVmInput,
     WaitUntilReadyInput,
 )
@@ -317,6 +318,25 @@ async def test_a_snapshot_that_was_not_heard_of_is_found(host: VmHost, image: Pu
     first = await host.snapshot(vm, rootfs)
     again = await host.snapshot(vm, rootfs)  # the worker died before its answer arrived
     assert again == first
+
+
+async def test_two_tenants_do_not_share_a_memory(host: VmHost, image: PulledImage) -> None:
+    made = []
+    for tenant in ("acme", "beta"):
+        scope = host.bench.scope().model_copy(update={"tenant": tenant})
+        vm = host.vm(scope)
+        rootfs = await host.rootfs(image, vm)
+        find = FindSnapshotInput(scope=scope, rootfs=rootfs, shape=host.shape)
+        assert await run(host.vms.find_snapshot, find) is None
+        await host.start(vm, rootfs)
+        await host.wait(vm)
+        made.append((rootfs.fingerprint, await host.snapshot(vm, rootfs)))
+        found = await run(host.vms.find_snapshot, find)
+        assert found.fingerprint == made[-1][1].fingerprint
+    (rootfs_of_one, one), (rootfs_of_other, other) = made
+    assert rootfs_of_one == rootfs_of_other  # of a public image: everybody's
+    assert one.fingerprint != other.fingerprint
+    assert one.files["memfile"].sha256 != other.files["memfile"].sha256
 
 
 async def test_a_lost_vm_goes_back_to_the_boot(host: VmHost, image: PulledImage) -> None:

@@ -21,10 +21,20 @@ from google.protobuf.message_factory import GetMessageClass
 from pydantic import SecretStr
 from temporalio.client import WorkflowExecutionDescription
 
-from activities.contract.names import DEFAULT_TENANT, build_workflow_id
+from activities.contract.names import DEFAULT_TENANT, Step, build_workflow_id
 from activities.contract.search_attributes import TENANT, TENANT_MEMO
+from activities.contract.status import BuildState, LogEntry, LogLevel
+from activities.process.clock import utc_now
 from activities.store.bucket import Bucket
-from activities.store.objects import metadata_name, owner_name, part_name, parts_prefix
+from activities.store.log_archive import to_jsonl
+from activities.store.objects import (
+    archived_log_name,
+    files_name,
+    metadata_name,
+    owner_name,
+    part_name,
+    parts_prefix,
+)
 from activities.store.owners import claim, read_owner
 from api.client.client import CallError, TemplateClient, explain
 from api.client.credentials import ClientCredentials
@@ -33,7 +43,7 @@ from api.pb import template_manager_pb2 as pb
 from api.server.access import hash_token
 from api.server.finding import BuildFinder
 from api.server.server import running_server
-from tests.support.example_template import metadata
+from tests.support.example_template import build_status, metadata, template_config
 from tests.support.rpcs import all_rpcs
 from tests.support.running_api import Api, template_of
 from tests.support.workflow_runs import start
@@ -50,11 +60,14 @@ TOKENS = {
 }
 ROLES = ("owner", "reader", "stranger", "operator", "nobody")
 HASH = "ab" * 32
+IMAGE = "127.0.0.1:5000/demo/web:1"
+"""Of the service's registry, and not pushed for a build: for all to build from."""
 
 
 def create_of(build_id: str, role: str = "owner") -> pb.TemplateCreateRequest:
     team = "acme" if role == "operator" else ""
-    return pb.TemplateCreateRequest(template=template_of(build_id=build_id, team_id=team))
+    template = template_of(build_id=build_id, team_id=team, from_image=IMAGE)
+    return pb.TemplateCreateRequest(template=template)
 
 
 REQUESTS: dict[str, Callable[[str, str], Message]] = {
@@ -115,7 +128,7 @@ class Tenants:
 
     async def build(self, role: str = "owner", *, until: str | None = None, **changes: Any) -> str:
         """Have a build of the role's: completed, or hanging in an activity."""
-        template = self.api.template(**changes)
+        template = self.api.template(**({"from_image": IMAGE} | changes))
         started = self.api.journal.hang(until) if until else None
         async with self.client(role) as client:
             await client.create(template)
@@ -315,7 +328,7 @@ async def test_a_build_id_is_its_tenant_s_for_ever(
     for role in ("stranger", "old", "operator"):  # for `default`, if it does not name a tenant
         async with tenants.client(role) as other:
             with pytest.raises(CallError) as error:
-                await other.create(template_of(build_id=build_id))
+                await other.create(template_of(build_id=build_id, from_image=IMAGE))
             told = (error.value.code, error.value.reason, error.value.message)
             assert told == (
                 grpc.StatusCode.ALREADY_EXISTS,
@@ -377,7 +390,7 @@ async def test_the_token_says_the_tenant_and_an_operator_names_it(tenants: Tenan
         assert await _tenant_in_temporal(tenants, build_id) == (tenant, tenant)
     async with tenants.client("owner") as owner:
         with pytest.raises(CallError) as error:
-            await owner.create(template_of(team_id="beta"))
+            await owner.create(template_of(team_id="beta", from_image=IMAGE))
     assert error.value.reason == "TEAM_NOT_YOURS"
 
 
@@ -400,3 +413,86 @@ async def test_a_base_is_of_the_same_tenant_also_for_an_operator(tenants: Tenant
 
 def _bucket(tenants: Tenants) -> Bucket:
     return Bucket(tenants.api.settings.bucket)
+
+
+# ---- Objects, images
+
+
+async def test_files_are_their_tenant_s(tenants: Tenants, empty_bucket: Bucket) -> None:
+    async def address(role: str) -> str:
+        async with tenants.client(role) as client:
+            return await client.files_address("web", HASH)
+
+    empty_bucket.write_object(files_name(HASH), b"of before there were tenants")
+    empty_bucket.write_object(files_name(HASH, "acme"), b"acme's")
+    there = {role: await address(role) == "" for role in ("owner", "old", "stranger")}
+    assert there == {"owner": True, "old": True, "stranger": False}
+    copy = pb.TemplateStep(type="COPY", args=["a", "/a"], files_hash=HASH)
+    await tenants.build(steps=[copy])
+    async with tenants.client("stranger") as stranger:
+        with pytest.raises(CallError) as error:
+            await stranger.create(template_of(from_image=IMAGE, steps=[copy]))
+    assert error.value.reason == "FILES_NOT_FOUND"
+
+
+async def test_a_forgotten_build_s_log_is_found_by_its_tenant_and_an_operator(
+    tenants: Tenants, empty_bucket: Bucket
+) -> None:
+    lines = [LogEntry(timestamp=utc_now(), level=LogLevel.INFO, message="it was so")]
+    told: dict[str, dict[str, str]] = {}
+    for tenant in ("acme", DEFAULT_TENANT):
+        build_id = str(uuid.uuid4())
+        config = template_config(build_id=build_id, tenant=tenant)
+        content = to_jsonl(build_status(BuildState.FAILED, Step.PULL, config), lines)
+        empty_bucket.write_object(archived_log_name(build_id, tenant), content)
+        if tenant != DEFAULT_TENANT:  # the other one is of before there were tenants
+            claim(empty_bucket, build_id, tenant)
+        told[tenant] = {r: await _first_line(tenants, build_id, r) for r in TOKENS}
+    seen, hidden = "it was so", NO_BUILD
+    assert told["acme"] == {
+        "owner": seen,
+        "reader": seen,
+        "stranger": hidden,
+        "operator": seen,
+        "old": hidden,
+    }
+    assert told[DEFAULT_TENANT] == {
+        "owner": hidden,
+        "reader": hidden,
+        "stranger": hidden,
+        "operator": seen,
+        "old": seen,
+    }
+
+
+async def _first_line(tenants: Tenants, build_id: str, role: str) -> str:
+    request = pb.TemplateBuildLogsRequest(build_id=build_id)
+    try:
+        [line] = await tenants.call("TemplateBuildLogs", request, role)
+    except CallError as error:
+        return error.reason
+    assert isinstance(line, pb.TemplateBuildLogsResponse)
+    return line.entry.message
+
+
+async def test_images_pushed_for_another_tenant_cannot_be_named(tenants: Tenants) -> None:
+    registry = tenants.api.settings.registry
+    ids = {"template_id": "web", "build_id": str(uuid.uuid4())}
+    own = {
+        "owner": f"{registry}/tenants/acme/web:{ids['build_id']}",
+        "stranger": f"{registry}/tenants/beta/web:{ids['build_id']}",
+        "old": f"{registry}/web:{ids['build_id']}",
+    }
+
+    async def image_of(role: str, image: str) -> str:
+        async with tenants.client(role) as client:
+            return await client.image_of(template_of(from_image=image, **ids))
+
+    for role, image in own.items():
+        assert await image_of(role, "") == await image_of(role, image) == image
+        for other in set(own) - {role}:
+            for name in (image, f"{image.rpartition(':')[0]}@sha256:{'a' * 64}"):
+                with pytest.raises(CallError) as error:
+                    await image_of(other, name)
+                assert error.value.reason == "IMAGE_NOT_ALLOWED"
+        assert await image_of(role, IMAGE) == IMAGE

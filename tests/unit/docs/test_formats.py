@@ -20,6 +20,7 @@ from workflows.worker import WORKFLOWS
 FORMATS = DOCS / "formats.md"
 BUILD = "<build_id>"
 PART = f"{objects.parts_prefix(BUILD)}<artifact>/<part>"
+TENANTS = (names.DEFAULT_TENANT, "<tenant>")
 OBJECTS = {
     "artifact_name": [objects.artifact_name(BUILD, artifact) for artifact in ArtifactName],
     "header_name": [
@@ -33,8 +34,8 @@ OBJECTS = {
     "composed_part_name": [],  # a part like the others
     "lease_name": [objects.lease_name(BUILD)],
     "owner_name": [objects.owner_name(BUILD)],
-    "archived_log_name": [objects.archived_log_name(BUILD)],
-    "files_name": [objects.files_name("<sha256>")],
+    "archived_log_name": [objects.archived_log_name(BUILD, tenant) for tenant in TENANTS],
+    "files_name": [objects.files_name("<sha256>", tenant) for tenant in TENANTS],
     "probe_name": [f"{objects.PROBES}<uuid>"],
 }
 

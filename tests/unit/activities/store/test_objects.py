@@ -16,6 +16,7 @@ from activities.store.objects import (
     is_metadata,
     lease_name,
     metadata_name,
+    owner_name,
     parse_object_name,
     part_name,
     parts_prefix,
@@ -45,6 +46,9 @@ def test_the_names_are_those_of_every_version_before() -> None:
     assert lease_name(BUILD) == f".leases/{BUILD}"
     assert archived_log_name(BUILD) == f"logs/{BUILD}.jsonl"
     assert files_name(SHA256) == f"files/{SHA256}.tar"
+    assert archived_log_name(BUILD, "acme") == f"logs/acme/{BUILD}.jsonl"
+    assert files_name(SHA256, "acme") == f"files/acme/{SHA256}.tar"
+    assert owner_name(BUILD) == f".owners/{BUILD}"
     assert probe_name().startswith(".doctor/")
 
 
@@ -64,6 +68,9 @@ def test_the_names_are_those_of_every_version_before() -> None:
         (lease_name(BUILD), ObjectKind.LEASE, BUILD),
         (archived_log_name(BUILD), ObjectKind.LOG, BUILD),
         (files_name(SHA256), ObjectKind.FILES, ""),
+        (archived_log_name(BUILD, "acme"), ObjectKind.LOG, BUILD),
+        (files_name(SHA256, "acme"), ObjectKind.FILES, ""),
+        (owner_name(BUILD), ObjectKind.OWNER, BUILD),
         (probe_name(), ObjectKind.PROBE, ""),
     ],
 )
@@ -72,7 +79,17 @@ def test_a_name_says_what_the_object_is(name: str, kind: ObjectKind, build_id: s
 
 
 @pytest.mark.parametrize(
-    "name", ["", "readme.txt", "web/metadata.json", ".leases/web", f"{BUILD}/", f"{BUILD}/a/b"]
+    "name",
+    [
+        "",
+        "readme.txt",
+        "web/metadata.json",
+        ".leases/web",
+        f"logs/a/b/{BUILD}.jsonl",
+        f"files/A/{SHA256}.tar",
+        f"{BUILD}/",
+        f"{BUILD}/a/b",
+    ],
 )
 def test_what_is_not_ours_is_not_taken_for_it(name: str) -> None:
     assert parse_object_name(name) is None
@@ -84,7 +101,9 @@ def test_only_the_commit_mark_is_one() -> None:
 
 
 def test_no_other_module_spells_the_name_of_an_object() -> None:
-    names = r"\.parts\b|\.leases\b|\.doctor/|metadata\.json|build\.log|\.header$|^logs/|^files/"
+    names = (
+        r"\.(parts|leases|owners)\b|\.doctor/|metadata\.json|build\.log|\.header$|^logs/|^files/"
+    )
     assert spelled(names, but_in="activities/store/objects.py") == []
 
 
