@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import IO
 
 from activities.contract.units import MIB
+from activities.disk.programs import child_environment
 
-ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 POLL_SECONDS = 0.1
 READ_BYTES = 64 * 1024
 KEPT_BYTES = 64 * 1024
@@ -87,7 +87,7 @@ def limited_child(
         stderr=stderr,
         cwd=cwd,
         start_new_session=True,
-        env={**ENVIRONMENT, **(environment or {})},
+        env={**child_environment(), **(environment or {})},
         pass_fds=pass_fds,
         pipesize=pipe_bytes,
     )

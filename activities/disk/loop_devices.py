@@ -9,6 +9,7 @@ from pathlib import Path
 
 from activities.disk.data_dir import DataDir, is_made_by, maker_of
 from activities.disk.leftovers import Leftover, made_at
+from activities.disk.programs import child_environment
 
 
 def loop_devices() -> list[tuple[Path, str]]:
@@ -41,4 +42,6 @@ def leftover_loop_devices(data_dir: DataDir) -> Iterator[Leftover]:
 
 def detach_loop_device(device: Path) -> None:
     """Detach a loop device; one that is still mounted goes when it is unmounted."""
-    subprocess.run(["losetup", "--detach", device], check=False, capture_output=True)
+    subprocess.run(
+        ["losetup", "--detach", device], check=False, capture_output=True, env=child_environment()
+    )

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from activities.disk.programs import child_environment
+
 # linux/mount.h
 MS_RDONLY = 0x1
 MS_NOSUID = 0x2
@@ -100,7 +102,9 @@ def mounts_under(directory: Path) -> list[Path]:
 
 
 def _run_mount(command: list[str | Path]) -> None:
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, env=child_environment()
+    )
     if done.returncode != 0:
         raise MountError(f"{command[-2]} cannot be mounted: {done.stderr.strip()}")
 

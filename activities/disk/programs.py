@@ -11,4 +11,4 @@ import os
 
 def child_environment() -> dict[str, str]:
     """Return what a program gets: where programs are, and that it speaks plain English."""
-    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
+    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"}

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from activities.contract.units import MIB
+from activities.disk.programs import child_environment
 
 FICLONE = 0x40049409  # linux/fs.h
 CHUNK_BYTES = 4 * MIB
@@ -67,7 +68,9 @@ def dig_holes(path: Path, check: Callable[[], None]) -> int:
     before = allocated_bytes(path)
     command = ["setpriv", "--pdeathsig", "KILL", "fallocate", "--dig-holes", str(path)]
     quiet = subprocess.DEVNULL
-    digging = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
+    digging = subprocess.Popen(
+        command, stdin=quiet, stdout=quiet, stderr=quiet, env=child_environment()
+    )
     try:
         while digging.poll() is None:
             check()

@@ -20,6 +20,7 @@ from activities.contract.search_attributes import SEARCH_ATTRIBUTES
 from activities.disk.data_dir import DataDir
 from activities.disk.leftovers import Leftover, made_at
 from activities.host.tool_versions import holes_of, installed_tools, refusals
+from activities.disk.programs import child_environment
 from activities.image.docker_daemon import make_docker_client
 from activities.microvm.guest_kernel import INITRD, judge_kernel
 from activities.microvm.network import create_network, passing_name, remove_network
@@ -174,7 +175,9 @@ def _busybox(settings: Settings) -> Finding:
     path, remedy = settings.busybox_path, "apt-get install busybox-static"
     if not path.exists():
         return Finding("busybox", "wrong", f"not at {path}", remedy)
-    told = subprocess.run(["ldd", path], capture_output=True, text=True, check=False)
+    told = subprocess.run(
+        ["ldd", path], capture_output=True, text=True, check=False, env=child_environment()
+    )
     if "not a dynamic executable" not in told.stdout + told.stderr:
         return Finding("busybox", "wrong", f"{path} is not static", remedy)
     return Finding("busybox", "ok", f"{path}, static")

@@ -60,6 +60,7 @@ from activities.disk.data_dir import DataDir
 from activities.disk.leftovers import Leftover
 from activities.disk.locks import locked
 from activities.disk.namespaces import in_mount_namespace
+from activities.disk.programs import child_environment
 from activities.image.container_files import lines_of_file
 from activities.image.containers import DEFAULT_PATH, labels_of, remove_container, wait_for_exit
 from activities.image.copy_layout import CopyInstruction, lay_out
@@ -398,6 +399,7 @@ class DockerImageStepActivities(ImageStepActivities):
             archive = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", *command, "-C", str(place / "root"), "."],
                 stdout=subprocess.PIPE,
+                env=child_environment(),
             )
             try:
                 running.progress("importing the root file system")

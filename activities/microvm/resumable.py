@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from activities.contract.errors import MachineUnfitError, VmmError
+from activities.disk.programs import child_environment
 
 SAY_SECONDS = 10.0
 FORMAT = re.compile(r"v?(?P<major>\d+)\.(?P<minor>\d+)\.\d+(?P<kind>\S*)")
@@ -110,6 +111,7 @@ def _said(firecracker: Path, *arguments: str) -> str:
             errors="replace",
             timeout=SAY_SECONDS,
             check=True,
+            env=child_environment(),
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise VmmError(f"{firecracker} {arguments[0]} does not work: {error}") from error

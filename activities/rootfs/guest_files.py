@@ -32,6 +32,7 @@ from activities.disk.limited_child import (
     ChildTimeoutError,
     run_limited,
 )
+from activities.disk.programs import child_environment
 from activities.image.containers import DEFAULT_PATH
 from activities.process.settings import Settings
 from activities.rootfs.image_look import Look
@@ -165,7 +166,9 @@ def _setpriv_files() -> dict[str, Path]:
     program = shutil.which("setpriv")
     if program is None:
         raise HostFaultError("this host has no setpriv", hint="apt-get install util-linux")
-    told = subprocess.run(["ldd", program], capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        ["ldd", program], capture_output=True, text=True, check=True, env=child_environment()
+    )
     files = {"setpriv": Path(program).resolve()}
     for line in told.stdout.splitlines():
         found = LINKED.fullmatch(line.strip())
@@ -194,7 +197,11 @@ def _copy_in(source: Path, target: Path, mode: int) -> None:
 
 def _add_applets(directory: Path) -> None:
     done = subprocess.run(
-        [directory / "busybox", "--list"], capture_output=True, text=True, check=True
+        [directory / "busybox", "--list"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=child_environment(),
     )
     for name in done.stdout.split():
         link = directory / "bin" / name

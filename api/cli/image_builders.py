@@ -27,6 +27,7 @@ ASK_SECONDS = 30.0
 BOOTSTRAP_SECONDS = 300.0  # buildx may fetch the image of its builder first
 STOP_SECONDS = 10.0
 STANDARD_ERROR = 2
+OURS = "TEMPLATE_MANAGER_"
 INSTALL_HINT = (
     "Install docker with BuildKit (packages docker.io and, beside newer ones, docker-buildx), "
     "podman or buildah. Or push an image yourself, and give it with --image."
@@ -370,13 +371,19 @@ async def _started(
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
-        env={**os.environ, "DOCKER_BUILDKIT": "1"},
+        env=_builders_environment(),
     )
     try:
         yield process
     finally:
         if process.returncode is None:
             await _stop(process)
+
+
+def _builders_environment() -> dict[str, str]:
+    """Return the user's own environment, without what is there for us."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    return {**kept, "DOCKER_BUILDKIT": "1"}
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
