@@ -102,7 +102,7 @@ class Machine:
         if self._accelerator.name == "tcg":
             self._tsc_khz = clock.host_tsc_khz()
         more_arguments = boot_arguments(self._config, self._accelerator, self._tsc_khz)
-        memory = GuestMemory.create(self._config.machine["mem_size_mib"])
+        memory = GuestMemory.create(self._config.machine["mem_size_mib"] * MIB)
         try:
             qemu = self._launch(memory, more_arguments)
         except (QmpError, OSError) as error:
@@ -276,7 +276,7 @@ class Machine:
     def _save(self, qemu: Qemu, parameters: Json) -> None:
         assert self._memory is not None and self._host is not None
         device_state = qemu.save_device_state()
-        self._memory.copy_to(Path(parameters["mem_file_path"]), qemu.process.pid)
+        self._memory.copy_to(Path(parameters["mem_file_path"]))
         times = (self._paused_at, self._tsc_khz)
         snapfile = Snapfile(self._host, self._config.to_json(), device_state, *times)
         snapfile.write(Path(parameters["snapshot_path"]))

@@ -90,7 +90,7 @@ class Qemu:
         state = os.memfd_create("device-state", os.MFD_CLOEXEC)
         try:
             # Made for Xen, it works for any machine. Unlike a migration it leaves the VM as it is,
-            # and it does without memory also where that is not shared.
+            # and it does without memory.
             name = f"/proc/{os.getpid()}/fd/{state}"
             self.qmp.execute("xen-save-devices-state", filename=name, live=False)
             return os.pread(state, os.fstat(state).st_size, 0)
@@ -124,7 +124,7 @@ def machine_arguments(
     threads = 2 if machine["smt"] and machine["vcpu_count"] > 1 else 1
     backend = (
         f"memory-backend-file,id=memory,size={machine['mem_size_mib']}M,"
-        f"mem-path=/proc/self/fd/{memory.fd},share={'on' if memory.shared else 'off'}"
+        f"mem-path=/proc/self/fd/{memory.fd},share=on"
     )
     arguments = ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-S"]
     # `xen-save-devices-state` writes no configuration section, so the loading side expects none.
