@@ -19,8 +19,8 @@ from activities.contract.errors import TemplateManagerError, UnsafeToolsError
 from activities.contract.search_attributes import SEARCH_ATTRIBUTES
 from activities.disk.data_dir import DataDir
 from activities.disk.leftovers import Leftover, made_at
-from activities.host.tool_versions import holes_of, installed_tools, refusals
 from activities.disk.programs import child_environment
+from activities.host.tool_versions import holes_of, installed_tools, refusals
 from activities.image.docker_daemon import make_docker_client
 from activities.microvm.guest_kernel import INITRD, judge_kernel
 from activities.microvm.network import create_network, passing_name, remove_network

@@ -24,7 +24,8 @@ from activities.contract.guest_network import GUEST_ADDRESS
 from activities.contract.names import ArtifactName
 from activities.contract.scope import VmShape
 from activities.disk.sparse_files import sha256_of
-from activities.microvm.microvm import Resumed, resume
+from activities.microvm.launching import Launch
+from activities.microvm.microvm import Resumed, launch_of, resume
 from activities.microvm.network import create_network, passing_name, remove_network
 from activities.microvm.resumable import SnapshotTraits, require_resumable, traits_here
 from activities.microvm.vm_process import VmProcess
@@ -66,18 +67,17 @@ def run_template(directory: Path, settings: Settings, show: Callable[[LocalRun],
     firecracker = require_host(settings, shape)
     require_resumable(_traits(metadata), traits_here(firecracker), firecracker)
     with _vm() as vm, _stop_signal() as stopped:
-        resumed = _resume(vm, directory, metadata, firecracker)
+        launch = launch_of(settings, firecracker, shape)
+        resumed = _resume(vm, directory, metadata, launch)
         show(LocalRun(vm.name, GUEST_ADDRESS, resumed.answer_ms))
         while vm.is_running() and not stopped.wait(POLL_SECONDS):
             pass
 
 
-def _resume(
-    vm: VmProcess, directory: Path, metadata: TemplateMetadata, firecracker: Path
-) -> Resumed:
+def _resume(vm: VmProcess, directory: Path, metadata: TemplateMetadata, launch: Launch) -> Resumed:
     """Resume; if that fails, find out whether the files are to blame."""
     try:
-        return resume(vm, directory.resolve(), firecracker, lambda: None)
+        return resume(vm, directory.resolve(), launch, lambda: None)
     except SnapshotNotResumableError as error:
         _require_whole(directory, metadata)
         raise SnapshotNotResumableError(
@@ -148,7 +148,7 @@ def _vm() -> Iterator[VmProcess]:
     name = passing_name()
     with tempfile.TemporaryDirectory(prefix=name) as parent:
         vm = VmProcess(Path(parent) / name)
-        vm.directory.mkdir()
+        vm.make()
         _make_network(name)
         try:
             yield vm

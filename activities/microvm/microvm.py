@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import platform
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from temporalio import activity
@@ -44,10 +46,12 @@ from activities.contract.scope import VmRef, VmShape
 from activities.disk.data_dir import DataDir
 from activities.disk.ext4 import check_filesystem
 from activities.disk.sparse_files import allocated_bytes, copy_private, dig_holes
+from activities.microvm.cgroups import Limits
 from activities.microvm.client import FirecrackerClient
 from activities.microvm.clock import ClockReading, ping_until_answered, read_clock
 from activities.microvm.console import ConsoleReader, GuestReadiness
 from activities.microvm.guest_kernel import INITRD, initrd_of
+from activities.microvm.launching import Confinement, Launch
 from activities.microvm.resumable import (
     SnapshotTraits,
     cpu_model,
@@ -69,7 +73,11 @@ CLOCK_FAULT_MS = 250.0
 NO_ROOM = "No space left on device"  # in Firecracker's words, which are Rust's
 POLL_SECONDS = 0.05
 # Raise it when the same inputs give another snapshot than before.
-BOOT_VERSION = 1
+BOOT_VERSION = 2
+KERNEL = "kernel"
+# What Firecracker boots; what a VMM may want beside it.
+KERNEL_FILES = ("vmlinux.bin", INITRD, "bzImage")
+VMM_THREADS = 100  # Firecracker has a few; the tests' stand-in starts others for its disk
 
 
 class HostMicrovmActivities(MicrovmActivities):
@@ -135,20 +143,19 @@ class HostMicrovmActivities(MicrovmActivities):
             return
         vm.remove()
         rootfs = self._store.require(start.rootfs, start.vm.scope.build_id)
-        vm.directory.mkdir(parents=True)
+        vm.make()
         _copy(
             rootfs / ArtifactName.ROOTFS,
-            vm.directory / ArtifactName.ROOTFS,
+            vm.files / ArtifactName.ROOTFS,
             running.check,
             _teller(running),
         )
-        kernel = self._settings.kernel_path(start.shape.kernel_version)
-        (vm.directory / "kernel").symlink_to(kernel)
-        if (initrd := initrd_of(kernel)) is not None:
-            (vm.directory / INITRD).symlink_to(initrd)
         running.check()
         running.progress("starting the VMM")
-        vm.start(firecracker, running.check)
+        launch = launch_of(self._settings, firecracker, start.shape)
+        kernel = self._settings.kernel_path(start.shape.kernel_version)
+        launch = replace(launch, own=tuple(ArtifactName), shared=_kernel_files(kernel))
+        _tell_limits(running, vm.start(launch, running.check))
         self._configure(vm, start.shape)
         running.log.info(
             f"VM started: {start.shape.vcpu_count} vCPU, {start.shape.memory_mb} MiB, "
@@ -157,9 +164,14 @@ class HostMicrovmActivities(MicrovmActivities):
 
     def _configure(self, vm: VmProcess, shape: VmShape) -> None:
         with vm.client() as client:
-            initrd = INITRD if (vm.directory / INITRD).exists() else None
-            client.boot_source("kernel", kernel_arguments(self._settings.dns_server), initrd)
-            client.root_drive(ArtifactName.ROOTFS)
+            path = self._settings.kernel_path(shape.kernel_version)
+            kernel, initrd = (vm.inside(f"{KERNEL}/{name}") for name in KERNEL_FILES[:2])
+            client.boot_source(
+                kernel,
+                kernel_arguments(self._settings.dns_server),
+                initrd if initrd_of(path) is not None else None,
+            )
+            client.root_drive(vm.inside(ArtifactName.ROOTFS))
             client.network_interface(GUEST_MAC, TAP)
             client.machine_config(shape.vcpu_count, shape.memory_mb)
             client.entropy()
@@ -212,7 +224,7 @@ class HostMicrovmActivities(MicrovmActivities):
                 running.log.info("another build's snapshot of the same inputs is taken")
                 return other
             for name in ArtifactName:
-                (vm.directory / name).rename(work / name)
+                vm.take_back(name).rename(work / name)
             running.progress("giving back empty memory")
             dig_holes(work / ArtifactName.MEMFILE, running.check)  # Firecracker writes every page
             clean = _is_clean(work / ArtifactName.ROOTFS, running)
@@ -256,7 +268,7 @@ class HostMicrovmActivities(MicrovmActivities):
             _write_snapshot(vm, client)
         took = time.time() - taken
         firecracker = self._settings.firecracker_path(snapshot.shape.firecracker_version)
-        made_format = snapshot_format(firecracker, vm.directory / ArtifactName.SNAPFILE)
+        made_format = snapshot_format(firecracker, vm.files / ArtifactName.SNAPFILE)
         vm.kill()
         running.log.info(f"snapshot taken in {took * 1000:.0f} ms")
         return SnapshotFacts(
@@ -279,9 +291,10 @@ class HostMicrovmActivities(MicrovmActivities):
         _require_still_resumable(verify.snapshot.facts, firecracker)
         vm = VmProcess(self._data_dir.vm(verify.vm.name))
         vm.remove()
-        vm.directory.mkdir(parents=True)
+        vm.make()
         try:
-            resumed = resume(vm, snapshot, firecracker, running.check, _teller(running))
+            launch = launch_of(self._settings, firecracker, verify.shape)
+            resumed = resume(vm, snapshot, launch, running.check, _teller(running))
             clock = read_clock(vm.name, running.check)
             _require_right_clock(resumed, clock, verify.snapshot.facts.clock_skew_ms)
         except SnapshotNotResumableError as error:
@@ -314,10 +327,28 @@ Tell = Callable[[str, int, int], None]
 """Told what is done now, the bytes of it that are done, and of how many; 0 of 0 is not known."""
 
 
+def launch_of(settings: Settings, firecracker: Path, shape: VmShape) -> Launch:
+    """Return what a VMM for that shape is started with on a host."""
+    limits = Limits(
+        memory_mb=shape.memory_mb + settings.vm_overhead_mb,
+        cpus=shape.vcpu_count + 1,  # one for what the VMM itself does
+        processes=shape.vcpu_count + VMM_THREADS,
+    )
+    first = settings.vm_first_user
+    jailer = firecracker.with_name("jailer")
+    return Launch(
+        firecracker,
+        limits,
+        users=range(first, first + settings.vm_users),
+        jailer=jailer if settings.use_jailer and jailer.exists() else None,
+        hidden=(settings.data_dir.resolve(),),
+    )
+
+
 def resume(
     vm: VmProcess,
     template: Path,
-    firecracker: Path,
+    launch: Launch,
     check: Callable[[], None],
     tell: Tell = lambda what, done, total: None,
 ) -> Resumed:
@@ -327,17 +358,19 @@ def resume(
     SnapshotNotResumableError; VmmError when the VMM does not even start, which is not the
     snapshot's fault.
     """
-    _copy(template / ArtifactName.ROOTFS, vm.directory / ArtifactName.ROOTFS, check, tell)
-    for name in (ArtifactName.MEMFILE, ArtifactName.SNAPFILE):
-        (vm.directory / name).symlink_to(template / name)
-    vm.start(firecracker, check)
+    _copy(template / ArtifactName.ROOTFS, vm.files / ArtifactName.ROOTFS, check, tell)
+    read: dict[str, Path] = {
+        name: template / name for name in (ArtifactName.MEMFILE, ArtifactName.SNAPFILE)
+    }
+    vm.start(replace(launch, own=(ArtifactName.ROOTFS,), shared=read), check)
     tell("loading the snapshot", 0, 0)
     began = time.monotonic()
     try:
         with vm.client() as client:
             # Firecracker has the field for kvm-clock alone, which is x86's.
             on_x86 = platform.machine() == "x86_64"
-            clock_set = client.load(ArtifactName.SNAPFILE, ArtifactName.MEMFILE, set_clock=on_x86)
+            files = (vm.inside(ArtifactName.SNAPFILE), vm.inside(ArtifactName.MEMFILE))
+            clock_set = client.load(*files, set_clock=on_x86)
     except VmmError as error:
         raise SnapshotNotResumableError(f"the snapshot does not load: {error.message}") from error
     load_ms = (time.monotonic() - began) * 1000
@@ -408,6 +441,17 @@ def _started_at(vm: VmProcess) -> float:
         raise CheckpointLostError("the booted VM is gone", step=Step.BOOT) from None
 
 
+def _kernel_files(kernel: Path) -> dict[str, Path]:
+    """Return the kernel and what belongs to it, by their names in the VM's files."""
+    there = [name for name in KERNEL_FILES if (kernel.parent / name).exists()]
+    return {f"{KERNEL}/{name}": kernel.parent / name for name in there}
+
+
+def _tell_limits(running: RunningStep, confinement: Confinement) -> None:
+    if confinement.unlimited:
+        running.log.warn(f"the VMM's limits do not hold: {confinement.unlimited}")
+
+
 def _teller(running: RunningStep) -> Tell:
     return lambda what, done, total: running.progress(what, done, total, "bytes" if total else "")
 
@@ -450,10 +494,11 @@ def _require_still_resumable(facts: SnapshotFacts, firecracker: Path) -> None:
 def _write_snapshot(vm: VmProcess, client: FirecrackerClient) -> None:
     """Have the VMM write it. Of one that fails nothing stays: half a memory is large, too."""
     try:
-        client.snapshot(ArtifactName.SNAPFILE, ArtifactName.MEMFILE)
+        client.snapshot(vm.inside(ArtifactName.SNAPFILE), vm.inside(ArtifactName.MEMFILE))
     except VmmError as error:
         for name in (ArtifactName.SNAPFILE, ArtifactName.MEMFILE):
-            (vm.directory / name).unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # the VMM writes to the same file the next time
+                os.truncate(vm.files / name, 0)
         if NO_ROOM not in error.message:
             raise
         raise HostDiskFullError(f"there is no room for the snapshot: {error.message}") from error

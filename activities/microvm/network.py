@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import re
+import struct
 import threading
 import time
 import uuid
@@ -41,6 +43,9 @@ NAME_PREFIX = "tm-"
 PASSING_NAME = re.compile(r"tm-run-(?P<pid>\d+)-[0-9a-f]+")
 BUSY_SECONDS = 10.0
 THREAD = "netns"
+# linux/if_tun.h
+TUNSETIFF, TUNSETOWNER = 0x400454CA, 0x400454CC
+IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
 
 
 class NetnsNetworkActivities(NetworkActivities):
@@ -81,6 +86,14 @@ def create_network(name: str) -> None:
             in_own_thread(lambda: _create(name), THREAD)
     except (OSError, NetlinkError) as error:
         raise HostFaultError(f"cannot make the network {name}: {error}") from error
+
+
+def give_tap(name: str, uid: int) -> None:
+    """Let a user without any privilege use the TAP of a network. Raises HostFaultError."""
+    try:
+        in_network(name, lambda: _set_owner(uid))
+    except OSError as error:
+        raise HostFaultError(f"cannot give {TAP} of {name} to a user: {error}") from error
 
 
 def remove_network(name: str) -> None:
@@ -151,6 +164,15 @@ def _create(name: str) -> None:
     unshare(Namespace.NETWORK)
     netns.attach(name, threading.get_native_id())
     _configure()
+
+
+def _set_owner(uid: int) -> None:
+    tun = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", TAP.encode(), IFF_TAP | IFF_NO_PI))
+        fcntl.ioctl(tun, TUNSETOWNER, uid)
+    finally:
+        os.close(tun)
 
 
 def _configure() -> None:

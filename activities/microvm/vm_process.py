@@ -1,8 +1,10 @@
 """A VM as a directory with processes: start, find again, watch, kill.
 
-`<data>/vms/<name>/` is the VMM's working directory; socket, kernel, disk and snapshots have
-relative paths in it. Which processes they are is on disk by pid and start time, so a foreign
-process that got the same pid later is never taken for a VM.
+`<data>/vms/<name>/` has the supervisor's files, and in `fc-vm/` those that the VMM sees as
+`/fc-vm`: disk, kernel, snapshot, socket. The VMM may write to those that are its own, and make new
+ones in `fc-vm/run/` alone, so that a name which we open again is what we have made it. Which
+processes they are is on disk by pid and start time, so a foreign process that got the same pid
+later is never taken for a VM.
 """
 
 from __future__ import annotations
@@ -29,16 +31,32 @@ from activities.contract.text import readable
 from activities.contract.units import MIB
 from activities.disk.data_dir import DataDir
 from activities.disk.leftovers import Leftover, disk_bytes, entries, made_at
+from activities.microvm.cgroups import remove_cgroup
 from activities.microvm.client import FirecrackerClient
+from activities.microvm.launching import (
+    INSIDE,
+    OWN,
+    SOCKET,
+    Confinement,
+    Launch,
+    Launching,
+    cgroups_of,
+    remove_cgroups_by_name,
+)
+from activities.microvm.network import give_tap
 from activities.microvm.vm_names import is_superseded, leftover_of_vm
 from activities.microvm.vm_supervisor import start_ticks
+from activities.microvm.vm_users import free_user
 
 SUPERVISOR = Path(__file__).with_name("vm_supervisor.py")
 CONSOLE_BYTES = 16 * MIB
-SOCKET = "api.sock"
-LOG_PIPE = "vmm.log.pipe"
 LOG_TAIL_BYTES = 4000
 TAIL_LINES = 10
+FILES = "fc-vm"
+# The supervisor is the first of a pid namespace of its own: whatever ends it, the kernel ends the
+# VMM and all that it has started; and what its parent leaves (the jailer does) becomes its child.
+OWN_PROCESSES = ("unshare", "--pid", "--fork", "--kill-child", "--")
+LAUNCHER = Path(__file__).with_name("vm_launcher.py")
 KILL_SECONDS = 10.0
 POLL_SECONDS = 0.02
 
@@ -53,36 +71,64 @@ class VmProcess:
         self.console = directory / "console"
         self.log = directory / "vmm.log"
 
-    def start(self, vmm: Path, check: Callable[[], None]) -> None:
-        """Start the VMM in the VM's netns and wait until it answers. Raises VmmError."""
-        os.mkfifo(self.directory / LOG_PIPE, 0o600)
-        command = [sys.executable, "-I", "-S", str(SUPERVISOR), self.name, str(CONSOLE_BYTES)]
-        command += [
-            str(vmm),
-            "--api-sock",
-            SOCKET,
-            "--id",
-            _short_id(self.name),
-            "--log-path",
-            LOG_PIPE,
-            "--level",
-            "Error",
-        ]
+    @property
+    def files(self) -> Path:
+        """Where the VMM's files are; those of a VM that an earlier version made lie in the open."""
+        files = self.directory / FILES
+        return files if files.exists() else self.directory
+
+    def inside(self, name: str) -> str:
+        """Return the path at which the VMM has one of its files."""
+        return f"{INSIDE}/{name}" if self.files.name == FILES else name
+
+    def make(self) -> None:
+        """Make its directory."""
+        (self.directory / FILES).mkdir(parents=True)
+        self.files.chmod(0o755)
+
+    def start(self, launch: Launch, check: Callable[[], None]) -> Confinement:
+        """Start the VMM in the VM's netns and wait until it answers; returns what confines it.
+
+        Raises VmmError, HostFaultError.
+        """
+        with free_user(launch.users) as user:
+            give_tap(self.name, user.uid)
+            launching = Launching(self.directory, self.files, launch, user.uid)
+            confinement = launching.prepare(check)
+            self._supervise(user.lock)
+        with self.client() as client:
+            client.wait_until_up(lambda: self._require_no_exit(check))
+        return confinement
+
+    def _supervise(self, lock: int) -> None:
+        python = [sys.executable, "-I", "-S"]
         with (self.directory / "supervisor.log").open("wb") as log:
             subprocess.Popen(
-                command,
+                [
+                    *OWN_PROCESSES,
+                    *(*python, str(SUPERVISOR), self.name, str(CONSOLE_BYTES)),
+                    *(*python, str(LAUNCHER)),
+                ],
                 cwd=self.directory,
+                env={},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                pass_fds=(lock,),
             )
-        with self.client() as client:
-            client.wait_until_up(lambda: self._require_no_exit(check))
+
+    def take_back(self, name: str) -> Path:
+        """Return one of the files of a VMM that has ended; it is root's now, and may be shared."""
+        path = self.files / name
+        os.chown(path, os.geteuid(), os.getegid())
+        path.chmod(0o644)
+        return path
 
     def client(self) -> FirecrackerClient:
         """Return a client of its API."""
-        return FirecrackerClient(self.directory / SOCKET)
+        is_old = self.files == self.directory
+        return FirecrackerClient((self.files if is_old else self.files / OWN) / SOCKET)
 
     def is_running(self) -> bool:
         """Whether its VMM is alive."""
@@ -112,6 +158,8 @@ class VmProcess:
                 _kill(*found[role])
         for pid in self._strays():
             _kill(pid, _ticks(pid))
+        for directory in cgroups_of(self.directory):
+            remove_cgroup(directory)
 
     def remove(self) -> None:
         """Kill it and remove its directory."""
@@ -177,8 +225,13 @@ def leftover_supervisors(data_dir: DataDir) -> Iterator[Leftover]:
     """Yield the VMs whose directory is gone, by their supervisors."""
     for found in _supervisors(data_dir.vms):
         if not data_dir.vm(found.vm).exists():
-            remove = partial(_kill, found.pid, _ticks(found.pid))  # its VMM dies with it
+            remove = partial(_remove_stray, found, _ticks(found.pid))
             yield from leftover_of_vm("process", found.vm, remove, found.started_at)
+
+
+def _remove_stray(found: _Supervisor, ticks: int) -> None:
+    _kill(found.pid, ticks)  # its VMM dies with it
+    remove_cgroups_by_name(found.vm)
 
 
 class _Supervisor(NamedTuple):
@@ -204,15 +257,12 @@ def _supervisors(vms: Path) -> Iterator[_Supervisor]:
 
 def _supervised_by(command: Sequence[str]) -> str:
     """Return the VM of a supervisor's command line; '' when it is of another program."""
+    if command and Path(command[0]).name == OWN_PROCESSES[0]:  # it ends with what it has started
+        return ""
     for program, name in pairwise(command):
         if Path(program).name == SUPERVISOR.name:
             return name
     return ""
-
-
-def _short_id(name: str) -> str:
-    # Firecracker takes ids of up to 64 characters of [A-Za-z0-9-].
-    return name[-60:].lstrip("-")
 
 
 def _ticks(pid: int) -> int:

@@ -28,7 +28,6 @@ import subprocess
 import sys
 
 CLONE_NEWNET = 0x40000000
-PR_SET_PDEATHSIG = 1
 READ_BYTES = 1 << 20
 PAGE_BYTES = 4096
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
@@ -67,9 +66,32 @@ def write_whole(path: str, content: object) -> None:
     os.replace(f".{path}.new", path)  # noqa: PTH105 # pathlib would double the start-up time
 
 
-def die_with_parent() -> None:
-    """Runs in the child before exec: a killed supervisor must not leave its VMM unwatched."""
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def pid_file() -> str:
+    """Return where the jailer writes the VMM's pid before it ends itself; '' without one."""
+    with contextlib.suppress(FileNotFoundError), open("launch.json", encoding="utf-8") as file:
+        return str(json.load(file)["pid_file"])
+    return ""
+
+
+def vmm_pid(started: subprocess.Popen[bytes]) -> int:
+    """Return the VMM's pid: what was started, or what the jailer has left; 0 if it has failed."""
+    file = pid_file()
+    if not file:
+        return started.pid
+    if started.wait() != 0:
+        return 0
+    with open(file, encoding="ascii") as content:
+        return int(content.read())
+
+
+def host_pid(pid: int) -> int:
+    """Return the host's number for a process: ours is the first of a pid namespace."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
+            return int(next(line for line in file if line.startswith("Pid:")).split()[1])
+    finally:
+        os.close(descriptor)
 
 
 class Spool:
@@ -203,26 +225,33 @@ def supervise(command: list[str], console_bytes: int) -> int:
         stdin=subprocess.DEVNULL,
         stdout=spool.descriptor,
         stderr=spool.descriptor if log.errors < 0 else log.errors,
-        preexec_fn=die_with_parent,  # noqa: PLW1509 # this program has one thread
     )
     if log.errors >= 0:
         os.close(log.errors)
-    pids = {"vmm": vmm.pid, "supervisor": os.getpid()}
-    write_whole("vmm.json", {name: [pid, start_ticks(pid)] for name, pid in pids.items()})
-    signal.signal(signal.SIGTERM, lambda *_: vmm.terminate())
-    follow(os.pidfd_open(vmm.pid), spool, log, Console(console_bytes))
-    return vmm.wait()
+    pid = vmm_pid(vmm)
+    if pid:
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))
+        pids = {"vmm": host_pid(pid), "supervisor": host_pid(os.getpid())}
+        write_whole("vmm.json", {name: [pid, start_ticks(pid)] for name, pid in pids.items()})
+    follow(os.pidfd_open(pid) if pid else -1, spool, log, Console(console_bytes))
+    if pid in (0, vmm.pid):
+        return vmm.wait()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def follow(vmm: int, spool: Spool, log: Log, console: Console) -> None:
-    """Move what guest and VMM say to their files until the VMM, of that pidfd, has ended."""
+    """Move what guest and VMM say to their files until the VMM has ended.
+
+    `vmm` is its pidfd, -1 if it has not even started.
+    """
     poll = select.poll()
     for descriptor in (vmm, log.pipe):
         if descriptor >= 0:
             poll.register(descriptor, select.POLLIN)
     is_alive, pause = True, LOOK_MS[0]
     while is_alive:
-        is_alive = vmm not in {descriptor for descriptor, _ in poll.poll(pause)}
+        ready = {descriptor for descriptor, _ in poll.poll(pause)}
+        is_alive = vmm >= 0 and vmm not in ready
         pause = min(2 * pause, LOOK_MS[1])
         while data := spool.take():
             console.take(data)

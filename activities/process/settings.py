@@ -98,6 +98,14 @@ class Settings(BaseSettings):
     busybox_path: Path = Path("/bin/busybox")
     """A static busybox; Debian's package busybox-static has it."""
     dns_server: Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f.:]+$")] = "8.8.8.8"
+    use_jailer: bool = True
+    """Whether Firecracker runs in its jailer, where one lies beside it."""
+    vm_first_user: Annotated[int, Field(ge=1000, lt=2**32 - 100_000)] = 30_000
+    """Each VMM runs as a user, and group, of its own from this number on; none needs an account."""
+    vm_users: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    """How many of these numbers there are: as many VMs may run on the machine."""
+    vm_overhead_mb: Annotated[int, Field(ge=16)] = 256
+    """What a VMM may take besides its guest's memory."""
     max_rootfs_mb: int = 64 * 1024
     max_image_entries: Annotated[int, Field(ge=1)] = 2_000_000
     """Files, directories and links that an image may have."""

@@ -8,7 +8,6 @@ import http.client
 import importlib.util
 import json
 import platform
-import shlex
 import shutil
 import socket
 import subprocess
@@ -252,20 +251,17 @@ def _make_kernel(stack: StackEnvironment, progress: Progress) -> None:
     progress(f"guest kernel: {version}")
 
 
-def _firecracker_script() -> str:
-    command = shlex.join([sys.executable, str(HERE / "firecracker")])
-    return f'#!/bin/sh\nexec {command} "$@"\n'
-
-
 def _make_firecracker(stack: StackEnvironment, progress: Progress) -> None:
+    # A link: it runs as a user who sees the real file's directory, and the system's Python.
     stack.firecracker.parent.mkdir(parents=True, exist_ok=True)
-    processes.write_atomically(stack.firecracker, _firecracker_script(), mode=0o755)
+    stack.firecracker.unlink(missing_ok=True)
+    stack.firecracker.symlink_to(HERE / "firecracker")
     progress(f"firecracker stand-in: {stack.firecracker}")
 
 
 def _has_firecracker(stack: StackEnvironment) -> bool:
     path = stack.firecracker
-    return path.exists() and path.read_text() == _firecracker_script()
+    return path.is_symlink() and path.readlink() == HERE / "firecracker"
 
 
 TASKS = (

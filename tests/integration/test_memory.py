@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
-import sys
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -100,12 +98,12 @@ def hostile_host(place: Path, registry: Registry) -> Iterator[Product]:
     """Run the product with a stand-in for Firecracker."""
     vmm = place / "firecracker" / FIRECRACKER_VERSION / "firecracker"
     vmm.parent.mkdir(parents=True)
-    program = shlex.join([sys.executable, "-I", "-S", str(VMM)])
-    vmm.write_text(f'#!/bin/sh\nexec {program} "$@"\n')
+    # Its user may enter neither this repository nor the environment of this Python.
+    vmm.write_text("#!/usr/bin/env -S python3 -I -S\n" + VMM.read_text())
     vmm.chmod(0o755)
     for guest in GUESTS:
         (place / "kernels" / guest).mkdir(parents=True)
-        (place / "kernels" / guest / "vmlinux.bin").touch()
+        (place / "kernels" / guest / "vmlinux.bin").write_text(guest)
     with running_product(
         TEMPLATE_MANAGER_FIRECRACKER_DIR=str(place / "firecracker"),
         TEMPLATE_MANAGER_KERNELS_DIR=str(place / "kernels"),

@@ -42,7 +42,7 @@ from activities.contract.results import PulledImage
 from activities.disk.ext4 import check_filesystem
 from activities.host.local_run import run_template
 from activities.microvm.clock import read_clock
-from activities.microvm.microvm import HostMicrovmActivities, resume
+from activities.microvm.microvm import HostMicrovmActivities, launch_of, resume
 from activities.microvm.network import in_network
 from activities.process.settings import Settings
 from activities.step.vm_requirements import require_host
@@ -109,9 +109,10 @@ async def test_the_server_answers_after_a_resume(host: VmHost, image: PulledImag
         resumed = host.vm(vm.scope, VmPurpose.VERIFY)
         await run(host.networks.set_up_network, resumed)
         process = host.process(resumed)
-        process.directory.mkdir(parents=True)
+        process.make()
         firecracker = require_host(host.settings, host.shape)
-        await asyncio.to_thread(resume, process, directory, firecracker, lambda: None)
+        launch = launch_of(host.settings, firecracker, host.shape)
+        await asyncio.to_thread(resume, process, directory, launch, lambda: None)
         answer = await asyncio.to_thread(in_network, resumed.name, lambda: get_page(20))
         assert b"200 OK" in answer
         assert answer.endswith(b"hello\n")

@@ -34,7 +34,7 @@ from activities.image.docker_daemon import make_docker_client
 from activities.image.docker_steps import STEP_REPOSITORY
 from activities.microvm.microvm import HostMicrovmActivities
 from activities.microvm.network import create_network, networks_of
-from activities.microvm.vm_process import SUPERVISOR, VmProcess
+from activities.microvm.vm_process import OWN_PROCESSES, SUPERVISOR, VmProcess
 from activities.step.checkpoints import CheckpointStore, fingerprint
 from activities.store.bucket import Bucket
 from activities.store.lease_numbers import LeaseObjects
@@ -112,7 +112,7 @@ def make_vm(
     create_network(name)
     place = host.bench.settings.data_dir / "vms" / name
     place.mkdir(parents=True)
-    command = [sys.executable, "-I", "-S", str(supervisor), name, "1000"]
+    command = [*OWN_PROCESSES, sys.executable, "-I", "-S", str(supervisor), name, "1000"]
     process = subprocess.Popen([*command, "/bin/sleep", "1000"], cwd=place, start_new_session=True)
     while not (place / "vmm.json").exists():
         time.sleep(0.01)

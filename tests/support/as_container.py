@@ -95,7 +95,7 @@ async def disk_of_probed_guest(
     await host.wait(vm, 180)
     process = host.process(vm)
     process.kill()
-    return process.directory / "rootfs.ext4"
+    return process.files / "rootfs.ext4"
 
 
 def files_of(disk: Path, directory: str, place: Path) -> Answers:

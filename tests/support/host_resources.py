@@ -13,6 +13,7 @@ from pyroute2 import netns
 
 from activities.disk.data_dir import DataDir
 from activities.image.docker_daemon import make_docker_client
+from activities.microvm.cgroups import PARENT, host_trees
 
 VM_PROGRAMS = ("qemu-system", "firecracker", "vm_supervisor")
 SETTLE_SECONDS = 10.0
@@ -30,6 +31,7 @@ class HostResources:
     loop_devices: frozenset[str]
     containers: frozenset[str]
     work_directories: frozenset[str]
+    cgroups: frozenset[str]
 
     @classmethod
     def count(cls, data_dir: Path) -> HostResources:
@@ -41,6 +43,7 @@ class HostResources:
             loop_devices=frozenset(_loop_devices(data_dir)),
             containers=frozenset(_containers()),
             work_directories=frozenset(_work_directories(data_dir)),
+            cgroups=frozenset(vm_cgroups()),
         )
 
     def assert_unchanged(self, data_dir: Path) -> None:
@@ -72,6 +75,12 @@ def all_resources() -> dict[str, list[str]]:
         "loops": sorted(loop for loop in loops if Path(loop).parent.exists()),
         "containers": sorted(container["Id"] for container in containers),
     }
+
+
+def vm_cgroups() -> list[str]:
+    """Return the cgroups of VMs that this process can see."""
+    found = [tree.directory / PARENT for tree in host_trees()]
+    return [str(path) for parent in found for path in parent.glob("*/")]
 
 
 def _some(found: dict[str, frozenset[str]]) -> dict[str, list[str]]:

@@ -32,6 +32,7 @@ class RealFirecracker:
 
     binary: Path
     kernel_dir: Path
+    jailer: Path | None = None
 
     @classmethod
     def given(cls) -> RealFirecracker:
@@ -39,7 +40,9 @@ class RealFirecracker:
         binary, kernel_dir = (os.environ.get(n) for n in ("FIRECRACKER_BINARY", "GUEST_KERNEL_DIR"))
         if not binary or not kernel_dir:
             pytest.skip(MISSING)
-        return cls(Path(binary).resolve(), Path(kernel_dir).resolve())
+        jailer = os.environ.get("JAILER_BINARY")
+        found = Path(jailer).resolve() if jailer else None
+        return cls(Path(binary).resolve(), Path(kernel_dir).resolve(), found)
 
     @property
     def version(self) -> tuple[int, int]:
@@ -48,7 +51,7 @@ class RealFirecracker:
         major, minor, *_ = said.split()[1].removeprefix("v").split(".")
         return int(major), int(minor)
 
-    def install(self, place: Path) -> tuple[Path, Path]:
+    def install(self, place: Path, *, jailed: bool = False) -> tuple[Path, Path]:
         """Lay kernel and binary out as a host has them; returns the two directories."""
         kernel = place / "kernels" / KERNEL_VERSION
         kernel.parent.mkdir(parents=True)
@@ -56,12 +59,18 @@ class RealFirecracker:
         binary = place / "versions" / FIRECRACKER_VERSION / "firecracker"
         binary.parent.mkdir(parents=True)
         binary.symlink_to(self.binary)
+        if jailed:
+            if self.jailer is None:
+                pytest.skip("NOTHING WAS SHOWN IN THE JAILER: JAILER_BINARY is not set")
+            binary.with_name("jailer").symlink_to(self.jailer)
         return kernel.parent, binary.parent.parent
 
     @asynccontextmanager
-    async def host(self, place: Path, data_dir: Path | None = None) -> AsyncIterator[VmHost]:
+    async def host(
+        self, place: Path, data_dir: Path | None = None, *, jailed: bool = False
+    ) -> AsyncIterator[VmHost]:
         """Have a host with it for a block; nothing of it is left at the end."""
-        kernels, versions = self.install(place)
+        kernels, versions = self.install(place, jailed=jailed)
         async with vm_host(
             data_dir or place / "data", kernels_dir=kernels, firecracker_dir=versions
         ) as host:

@@ -1,7 +1,7 @@
 """A stand-in for Firecracker without a machine in it: it answers the API's calls and pings at once.
 
-Usage: `standin_vmm.py --api-sock PATH …`, in the VM's directory and netns. What its guest says on
-the console is named by the kernel's version, one of `GUESTS`; then it says that it is ready.
+Usage: `standin_vmm.py --api-sock PATH …`, in the VM's netns. What its guest says on the console is
+named by what is in the kernel's file, one of `GUESTS`; then it says that it is ready.
 Standard library alone, and nothing of ours: a VMM starts often.
 """
 
@@ -42,6 +42,7 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     state = "Not started"
+    kernel = ""
 
     def do_GET(self) -> None:
         """Answer `/` and `/version`."""
@@ -50,6 +51,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         """Do what is asked for, as far as anybody would see it."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/boot-source":
+            Handler.kernel = body["kernel_image_path"]
         if self.path == "/actions":
             Handler.state = "Running"
             threading.Thread(target=_say, daemon=True).start()
@@ -82,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def _say() -> None:
-    guest = Path(os.readlink("kernel")).parent.name  # noqa: PTH115 # its name is all of it
+    guest = Path(Handler.kernel).read_text()
     output = GUESTS[guest] + READY
     # The supervisor keeps the first 8 MiB: what comes last would not be heard.
     kept = GUESTS[guest][: 7 * MIB] + READY

@@ -1,0 +1,243 @@
+"""How a VMM is started: as whom, with which files, within which limits, in a jail or without one.
+
+What is decided here stands in the VM's `launch.json`, by which `vm_launcher` does it, and whoever
+removes the VM finds what was made for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from activities.contract.errors import HostFaultError
+from activities.contract.names import ArtifactName
+from activities.disk.sparse_files import copy_private
+from activities.microvm.cgroups import (
+    CONTROLLERS,
+    Limits,
+    Tree,
+    cgroup_of,
+    host_trees,
+    make_cgroups,
+    remove_cgroup,
+)
+
+INSIDE = "/fc-vm"
+"""Where the VMM has the VM's files: a path that is frozen into snapshots."""
+OWN = "run"
+SOCKET = "api.sock"
+PLAN = "launch.json"
+PROGRAM = "vmm"
+LOG_PIPE = "vmm.log.pipe"
+JAIL = "jail"
+SECCOMP_FILTER = "seccomp.bpf"
+DATA = ("nosuid", "nodev", "noexec")
+# What the jailer does before it gives all of it up.
+JAILERS_CAPABILITIES = (
+    "chown",
+    "dac_override",
+    "fowner",
+    "mknod",
+    "setgid",
+    "setuid",
+    "sys_admin",
+    "sys_chroot",
+)
+
+_Mount = tuple[str, str, tuple[str, ...]]
+"""Source, target, and flags of a bind mount."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a VMM is started with."""
+
+    vmm: Path
+    limits: Limits
+    users: range
+    """The user numbers that VMs may have."""
+    jailer: Path | None = None
+    hidden: tuple[Path, ...] = ()
+    """Directories that a VMM without a jail must not see."""
+    own: tuple[str, ...] = ()
+    """Names of files that the VMM may write to; those that are not there are made."""
+    shared: Mapping[str, Path] = field(default_factory=dict)
+    """Files that it may only read, by their names in its directory."""
+
+
+class Confinement(NamedTuple):
+    """What holds a VMM: whether it is jailed, and why its limits do not hold ('' if they do)."""
+
+    is_jailed: bool
+    unlimited: str
+
+
+class Launching:
+    """The start of one VMM, in the VM's directory and as a user."""
+
+    def __init__(self, directory: Path, files: Path, launch: Launch, uid: int) -> None:
+        self._directory = directory
+        self._files = files
+        self._launch = launch
+        self._uid = uid
+        self._id = _short_id(directory.name)
+
+    def prepare(self, check: Callable[[], None]) -> Confinement:
+        """Give the VMM what it needs and write `launch.json`. Raises OSError, HostFaultError."""
+        mounts = self._mounts(check)
+        trees = host_trees()
+        plan = {
+            "user": self._uid,
+            "cgroups": [str(cgroup_of(tree, self._directory.name)) for tree in trees],
+            "root": str(self._root or ""),
+            "mounts": mounts,
+            "hidden": [str(path) for path in self._launch.hidden if path.is_dir()],
+            "directory": INSIDE,
+            "command": self._command(),
+            "pid_file": f"{self._root}/{self._program.name}.pid" if self._root else "",
+        }
+        self._write(plan)  # before the cgroups are made: whoever removes the VM finds them
+        unlimited = _limit(self._directory.name, self._launch.limits, trees)
+        return Confinement(self._root is not None, unlimited)
+
+    @property
+    def _program(self) -> Path:
+        return self._launch.vmm.resolve()
+
+    @property
+    def _root(self) -> Path | None:
+        """The jail's root directory as the jailer makes it; None without a jailer."""
+        if self._launch.jailer is None:
+            return None
+        return self._directory.resolve() / JAIL / self._program.name / self._id / "root"
+
+    def _write(self, plan: Mapping[str, object]) -> None:
+        (self._directory / PLAN).write_text(json.dumps(plan))
+
+    # ---- Files
+
+    def _mounts(self, check: Callable[[], None]) -> list[_Mount]:
+        """Give the VMM its files, and list what is shown to it where."""
+        for name in self._launch.own:
+            path = self._files / name
+            path.touch()
+            path.chmod(0o600)
+            os.chown(path, self._uid, self._uid)
+        os.mkfifo(self._directory / LOG_PIPE, 0o600)
+        os.link(self._directory / LOG_PIPE, self._files / LOG_PIPE)
+        os.chown(self._files / LOG_PIPE, self._uid, self._uid)
+        _make_directory(self._files / OWN)
+        os.chown(self._files / OWN, self._uid, self._uid)
+        shared = [self._show(name, source, check) for name, source in self._all_shared().items()]
+        mounts = [(str(self._files.resolve()), self._place(""), DATA), *shared]
+        return [mount for mount in mounts if mount is not None] + self._show_program()
+
+    def _all_shared(self) -> dict[str, Path]:
+        filter_ = self._launch.vmm.with_name(SECCOMP_FILTER)
+        own = {SECCOMP_FILTER: filter_} if filter_.exists() else {}
+        return {**self._launch.shared, **own}
+
+    def _show(self, name: str, source: Path, check: Callable[[], None]) -> _Mount | None:
+        """Show a file that others use, too: it is neither given away nor opened to all."""
+        target = self._files / name
+        _make_directory(target.parent)
+        if source.stat().st_mode & stat.S_IROTH:
+            target.touch()
+            return str(source.resolve()), self._place(name), ("ro", *DATA)
+        copy_private(source, target, check)
+        os.chown(target, self._uid, self._uid)
+        return None
+
+    def _show_program(self) -> list[_Mount]:
+        """Show the directory of a VMM that is not jailed: its own may be closed to others."""
+        if self._root:
+            _make_directory(self._root / INSIDE.lstrip("/"))
+            # A snapshot of an earlier version has the disk's name alone.
+            (self._root / ArtifactName.ROOTFS).symlink_to(f"{INSIDE}/{ArtifactName.ROOTFS}")
+            return []
+        _make_directory(self._files / PROGRAM)
+        return [(str(self._program.parent), self._place(PROGRAM), ("ro", "nosuid", "nodev"))]
+
+    def _place(self, name: str) -> str:
+        """Return where the launcher finds one of the VM's files, in the jail or without."""
+        return f"{self._root or ''}{INSIDE}/{name}".rstrip("/")
+
+    # ---- Command
+
+    def _command(self) -> list[str]:
+        run = self._jailed() if self._launch.jailer else self._unjailed()
+        run += ["--api-sock", f"{INSIDE}/{OWN}/{SOCKET}", "--level", "Error"]
+        run += ["--log-path", f"{INSIDE}/{LOG_PIPE}"]
+        if (self._files / SECCOMP_FILTER).exists():
+            run += ["--seccomp-filter", f"{INSIDE}/{SECCOMP_FILTER}"]
+        return run
+
+    def _unjailed(self) -> list[str]:
+        become = [f"--reuid={self._uid}", f"--regid={self._uid}", "--clear-groups"]
+        become += ["--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
+        program = f"{INSIDE}/{PROGRAM}/{self._program.name}"
+        return [_setpriv(), *become, "--", program, "--id", self._id]
+
+    def _jailed(self) -> list[str]:
+        allowed = ",".join(["-all", *(f"+{name}" for name in JAILERS_CAPABILITIES)])
+        become = ["--no-new-privs", f"--bounding-set={allowed}"]
+        jailer = [str(self._launch.jailer), "--id", self._id, "--exec-file", str(self._program)]
+        jailer += ["--uid", str(self._uid), "--gid", str(self._uid)]
+        jailer += ["--chroot-base-dir", str(self._directory.resolve() / JAIL)]
+        jailer += ["--netns", f"/run/netns/{self._directory.name}", "--new-pid-ns"]
+        return [_setpriv(), *become, "--", *jailer, "--"]
+
+
+def read_plan(directory: Path) -> dict[str, object]:
+    """Return what a VM was started by; nothing of one that an earlier version has started."""
+    try:
+        plan = json.loads((directory / PLAN).read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return plan if isinstance(plan, dict) else {}
+
+
+def cgroups_of(directory: Path) -> list[Path]:
+    """Return the cgroups that were made for a VM, or were about to be."""
+    found = read_plan(directory).get("cgroups")
+    return [Path(path) for path in found] if isinstance(found, list) else []
+
+
+def remove_cgroups_by_name(name: str) -> None:
+    """Remove the cgroups of a VM that has no directory any more."""
+    for tree in host_trees():
+        remove_cgroup(cgroup_of(tree, name))
+
+
+def _limit(name: str, limits: Limits, trees: list[Tree]) -> str:
+    """Make a VM's cgroups; returns what is wrong with them, '' if nothing is."""
+    missing = {*CONTROLLERS} - {controller for tree in trees for controller in tree.controllers}
+    try:
+        make_cgroups(name, limits, trees)
+    except OSError as error:
+        return f"no cgroup can be made: {error}"
+    return f"this machine has no cgroups for {', '.join(sorted(missing))}" if missing else ""
+
+
+def _setpriv() -> str:
+    found = shutil.which("setpriv")
+    if found is None:
+        raise HostFaultError("this host has no setpriv", hint="apt-get install util-linux")
+    return found
+
+
+def _make_directory(path: Path) -> None:
+    """Have a directory that a VMM may enter, whatever our umask is."""
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o755)
+
+
+def _short_id(name: str) -> str:
+    # Firecracker takes ids of up to 64 characters of [A-Za-z0-9-].
+    return name[-60:].lstrip("-")

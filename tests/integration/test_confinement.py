@@ -1,0 +1,229 @@
+"""What holds a VMM, as the kernel tells it: by `/proc/<pid>` of the real process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+import pytest_asyncio
+from devstack.registry import Layer, Registry
+
+from activities.contract.results import PulledImage
+from activities.contract.scope import VmRef
+from tests.support.host_resources import vm_cgroups
+from tests.support.real_firecracker import RealFirecracker
+from tests.support.vm_host import VmHost, vm_host
+
+pytestmark = pytest.mark.counts_host
+
+CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapAmb")
+CONTROLLERS = ("cpu", "memory", "pids")
+
+
+class Vmm:
+    """A VMM as its `/proc` shows it."""
+
+    def __init__(self, pid: int) -> None:
+        self.proc = Path("/proc") / str(pid)
+        lines = (self.proc / "status").read_text().splitlines()
+        pairs = (line.partition(":") for line in lines)
+        self.status = {name: text.split() for name, _, text in pairs}
+
+    def namespace(self, kind: str) -> str:
+        return str((self.proc / "ns" / kind).readlink())
+
+    def mounts(self) -> dict[str, list[str]]:
+        """Mount points with their options."""
+        lines = (self.proc / "mountinfo").read_text().splitlines()
+        return {line.split()[4]: line.split()[5].split(",") for line in lines}
+
+    def cgroups(self) -> dict[str, str]:
+        lines = (self.proc / "cgroup").read_text().splitlines()
+        found = {}
+        for line in lines:
+            _, names, path = line.split(":", 2)
+            found.update(dict.fromkeys(names.split(","), path))
+        return found
+
+    def require_confined(self, name: str) -> int:
+        """Require what holds for every VMM and what it starts; returns its user."""
+        [uid] = set(self.status["Uid"])
+        assert 30_000 <= int(uid) < 31_000
+        assert set(self.status["Gid"]) == {uid}
+        assert self.status["Groups"] == []
+        held = {kind: int(self.status[kind][0], 16) for kind in CAPABILITIES}
+        assert held == dict.fromkeys(CAPABILITIES, 0)
+        assert self.status["NoNewPrivs"] == ["1"]
+        # What Python sets for itself goes on to the stand-in's QEMU.
+        assert (self.proc / "environ").read_bytes() in (b"", b"LC_CTYPE=C.UTF-8\0")
+        for kind in ("mnt", "net", "pid"):
+            assert self.namespace(kind) != str(Path(f"/proc/self/ns/{kind}").readlink())
+        assert (self.proc / "ns" / "net").samefile(f"/run/netns/{name}")
+        groups = self.cgroups()
+        for controller in CONTROLLERS:
+            path = groups.get(controller, groups.get("", ""))
+            assert path.endswith(f"/template-manager/{name}"), groups
+        return int(uid)
+
+
+@pytest_asyncio.fixture
+async def host(tmp_path: Path) -> AsyncIterator[VmHost]:
+    # Longer than a socket's path may be, and closed to everybody else.
+    data = tmp_path / ("long-" * 20) / "data"
+    data.mkdir(parents=True)
+    data.chmod(0o700)
+    async with vm_host(data) as made:
+        yield made
+
+
+@pytest_asyncio.fixture
+async def image(host: VmHost, registry: Registry) -> PulledImage:
+    layer = Layer().directory("bin").busybox().directory("srv")
+    registry.push("confined", [layer.tar()])
+    return await host.bench.pull(f"{registry.address}/confined")
+
+
+def processes(host: VmHost, vm: VmRef) -> list[int]:
+    """The VMM and what it has started."""
+    pid = json.loads((host.process(vm).directory / "vmm.json").read_text())["vmm"][0]
+    return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+
+
+async def test_every_vmm_is_held_by_the_kernel(host: VmHost, image: PulledImage) -> None:
+    kernel = host.settings.kernel_path(host.shape.kernel_version)
+    before = kernel.stat()
+    users = set()
+    for _ in range(2):
+        vm, _ = await host.boot(image)
+        pids = processes(host, vm)
+        found = {Vmm(pid).require_confined(vm.name) for pid in pids}
+        assert len(found) == 1  # what it starts is held as well
+        users |= found
+        vmm = Vmm(pids[0])
+        require_its_own_world(vmm, host)
+        assert int(vmm.status["CapBnd"][0], 16) == 0
+        assert vmm.status["Umask"] == ["0077"]
+        assert vmm.status["Seccomp"] == ["0"]
+        assert (vmm.proc / "environ").read_bytes() == b""
+        assert limits_of(vm.name) == {
+            "memory.limit_in_bytes": str((256 + 256) << 20),
+            "cpu.cfs_quota_us": "200000",
+            "pids.max": "101",
+        }
+    assert len(users) == 2
+    after = kernel.stat()
+    assert (after.st_mode, after.st_uid, after.st_ctime_ns, after.st_nlink) == (
+        before.st_mode,
+        before.st_uid,
+        before.st_ctime_ns,
+        before.st_nlink,
+    )
+
+
+def require_its_own_world(vmm: Vmm, host: VmHost) -> None:
+    """The files of its VM, a few devices; nothing of it on the host."""
+    assert str((vmm.proc / "cwd").readlink()) == "/fc-vm"
+    mounts = vmm.mounts()
+    assert {"nosuid", "nodev", "noexec"} <= {*mounts["/fc-vm"]}
+    for shared in ("/fc-vm/vmm", "/fc-vm/kernel/vmlinux.bin"):
+        assert "ro" in mounts[shared]
+    devices = vmm.proc / "root" / "dev"
+    found = {str(path.relative_to(devices)) for path in devices.rglob("*") if not path.is_dir()}
+    assert found == {"null", "zero", "full", "random", "urandom", "kvm", "net/tun"}
+    hidden = vmm.proc / "root" / str(host.settings.data_dir.resolve()).lstrip("/")
+    assert list(hidden.iterdir()) == []
+    own = Path("/proc/self/mountinfo").read_text()
+    assert "/fc-vm" not in own
+    assert str(host.settings.data_dir) not in own
+
+
+def limits_of(name: str) -> dict[str, str]:
+    names = ("memory.limit_in_bytes", "cpu.cfs_quota_us", "pids.max")
+    found = [Path(group) / each for group in vm_cgroups() for each in names if name in group]
+    return {path.name: path.read_text().strip() for path in found if path.exists()}
+
+
+async def test_a_snapshot_is_only_read_by_who_resumes_it(host: VmHost, image: PulledImage) -> None:
+    """And what a VMM has written is not its own any more when others use it."""
+    vm, rootfs = await host.boot(image)
+    snapshot = await host.snapshot(vm, rootfs)
+    directory = host.bench.store.path(snapshot.step, snapshot.fingerprint)
+    names = ("rootfs.ext4", "memfile", "snapfile")
+    before = {name: (directory / name).stat() for name in names}
+    assert {(stat.st_uid, stat.st_gid) for stat in before.values()} == {(0, 0)}
+    await host.verify(vm, snapshot)
+    for name, stat in before.items():
+        after = (directory / name).stat()
+        assert (after.st_mode, after.st_uid, after.st_ctime_ns) == (
+            stat.st_mode,
+            stat.st_uid,
+            stat.st_ctime_ns,
+        )
+
+
+async def test_a_snapshot_that_only_root_may_read_resumes(host: VmHost, image: PulledImage) -> None:
+    """As somebody pulled it whose umask is strict. It is neither opened to all nor given away."""
+    vm, rootfs = await host.boot(image)
+    snapshot = await host.snapshot(vm, rootfs)
+    directory = host.bench.store.path(snapshot.step, snapshot.fingerprint)
+    for name in ("rootfs.ext4", "memfile", "snapfile"):
+        (directory / name).chmod(0o600)
+    verified = await host.verify(vm, snapshot)
+    assert verified.resume_ms > 0
+    assert (directory / "memfile").stat().st_mode & 0o777 == 0o600
+    assert (directory / "memfile").stat().st_uid == 0
+
+
+@pytest.mark.real_firecracker
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("jailer", [True, False], ids=["in its jailer", "without"])
+async def test_real_firecracker_is_held_as_well(
+    tmp_path: Path, registry: Registry, jailer: bool
+) -> None:
+    """From its start over boot and snapshot to a resume."""
+    real = RealFirecracker.given()
+    data = tmp_path / ("long-" * 20) / "data"
+    data.mkdir(parents=True)
+    data.chmod(0o700)
+    async with real.host(tmp_path, data, jailed=jailer) as host:
+        registry.push("confined", [Layer().directory("bin").busybox().directory("srv").tar()])
+        image = await host.bench.pull(f"{registry.address}/confined")
+        vm = host.vm()
+        rootfs = await host.rootfs(image, vm)
+        await host.start(vm, rootfs)
+        [pid] = processes(host, vm)
+        vmm = Vmm(pid)
+        vmm.require_confined(vm.name)
+        assert (vmm.proc / "environ").read_bytes() == b""
+        assert vmm.status["Seccomp"] == ["0"]  # these binaries are built without a filter
+        assert vmm.status["Umask"] == ["0077"]
+        if jailer:
+            require_jail(vmm, host)
+        else:
+            require_its_own_world(vmm, host)
+        await host.wait(vm)
+        snapshot = await host.snapshot(vm, rootfs)
+        verified = await host.verify(vm, snapshot)
+        assert verified.resume_ms > 0
+
+
+def require_jail(vmm: Vmm, host: VmHost) -> None:
+    """A root directory of its own, in the data directory, and nothing beside the VM's files."""
+    root = vmm.proc / "root"
+    assert {path.name for path in root.iterdir()} == {
+        "dev",
+        "fc-vm",
+        host.settings.firecracker_path(host.shape.firecracker_version).resolve().name,
+        host.settings.firecracker_path(host.shape.firecracker_version).resolve().name + ".pid",
+        "rootfs.ext4",
+        "run",
+    }
+    assert vmm.status["NSpid"][-1] == "1"
+    mounts = vmm.mounts()
+    assert {"nosuid", "nodev", "noexec"} <= {*mounts["/fc-vm"]}
+    assert "ro" in mounts["/fc-vm/kernel/vmlinux.bin"]
+    assert set(mounts) == {"/", "/fc-vm", "/fc-vm/kernel/vmlinux.bin"}
+    assert str(host.settings.data_dir) not in Path("/proc/self/mountinfo").read_text()
