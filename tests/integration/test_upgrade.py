@@ -198,7 +198,8 @@ def replace_api_and_worker(upgrade: Upgrade) -> None:
     upgrade.replace("worker")
     upgrade.let_go("booting until the worker is new")
     for what in ("booting until the worker is new", *waiting):
-        assert product.ended(upgrade.builds[what])["state"] == "completed"
+        ended = product.ended(upgrade.builds[what])
+        assert ended["state"] == "completed", (what, ended["reason"])
 
 
 def replace_host(upgrade: Upgrade) -> None:
