@@ -1,15 +1,16 @@
 """Where the time goes: `make bench`.
 
-Three parts, each beside a peer or the machine's own limit, measured in the same run:
+Four parts, each beside a peer or the machine's own limit, measured in the same run:
 
 - `build`: one build of the busybox image, split into Docker, copying, booting, storage, and the
   product's own overhead, beside the disk's speed;
 - `rootfs`: image to ext4 for four kinds of images, beside `cp -a` into a loop mount, `mke2fs -d`
   and `docker export | tar -x`, with the peak of extra disk;
+- `pull`: an image of this machine's own files through our checks, beside `docker pull` of it;
 - `upload`: a sparse file to the bucket, beside one plain stream and the emulator's own ceiling.
 
-`python temporal-dev/bench.py [--small] [build] [rootfs] [upload]`. Times are wall time in seconds;
-machines are noisy, so ratios are what counts.
+`python temporal-dev/bench.py [--small] [build] [rootfs] [pull] [upload]`. Times are wall time in
+seconds; machines are noisy, so ratios are what counts.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -64,7 +67,7 @@ from activities.store.lease_numbers import LeaseObjects
 from activities.template.artifacts import BucketArtifactActivities
 
 MIB = 1024 * 1024
-PARTS = ("build", "rootfs", "upload")
+PARTS = ("build", "rootfs", "pull", "upload")
 CLI = str(Path(sys.executable).with_name("template-manager"))
 SAMPLE_SECONDS = 0.05
 # Which activity is whose work; what is in none of them is the product's own.
@@ -463,6 +466,68 @@ def _allocated(directory: Path) -> int:
     return sum(status.st_blocks * 512 for status in own)
 
 
+# Registry to dockerd
+
+PULLED = ("usr/bin", "usr/lib/x86_64-linux-gnu", "usr/share")
+
+
+def bench_pull(directory: Path, small: bool) -> None:
+    """Pull an image of three layers of programs, libraries and documents, in turns."""
+    say("making an image of this machine's files")
+    bench = workbench(directory / "pull-data")
+    with _registry(directory) as registry:
+        layers = [_packed_files(place, small) for place in PULLED]
+        registry.push("files", layers)
+        image = f"{registry.address}/files:latest"
+        runs = [(_docker_pull(bench, image), _our_pull(bench, image)) for _ in range(3)]
+    table = Table(title=f"Pull of {sum(map(len, layers)) // MIB} MiB unpacked, from this machine")
+    for column in ("", "best", "all"):
+        table.add_column(column)
+    docker_pulls, ours = zip(*runs, strict=True)
+    for name, seconds in (("docker pull", docker_pulls), ("ours", ours)):
+        table.add_row(name, f"{min(seconds):.1f} s", " ".join(f"{one:.1f}" for one in seconds))
+    console.print(table)
+    console.print(f"ours is {min(ours) / min(docker_pulls):.2f} of docker pull (limit 1.25)")
+
+
+def _packed_files(place: str, small: bool) -> bytes:
+    command = ["tar", "-C", "/", "--sort=name", "--ignore-failed-read", "-cf", "-", place]
+    limit = (30 if small else 300) * MIB
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as tar:
+        assert tar.stdout is not None
+        part = tar.stdout.read(limit)
+        tar.kill()
+    with tarfile.open(fileobj=io.BytesIO(part)) as archive:
+        end = 0
+        with contextlib.suppress(tarfile.ReadError):
+            for member in archive:
+                if member.offset_data + member.size > len(part):
+                    break
+                end = member.offset_data + -(-member.size // 512) * 512
+    return part[:end] + bytes(1024)
+
+
+def _docker_pull(bench: Workbench, image: str) -> float:
+    began = time.monotonic()
+    subprocess.run(["docker", "pull", "-q", image], check=True, stdout=subprocess.DEVNULL)
+    seconds = time.monotonic() - began
+    _remove(image)
+    return seconds
+
+
+def _our_pull(bench: Workbench, image: str) -> float:
+    began = time.monotonic()
+    pulled = asyncio.run(bench.pull(image, timeout_seconds=600))
+    seconds = time.monotonic() - began
+    _remove(pulled.image_id)
+    return seconds
+
+
+def _remove(image: str) -> None:
+    # By the program, which waits for as long as it takes.
+    subprocess.run(["docker", "rmi", "-f", image], check=True, stdout=subprocess.DEVNULL)
+
+
 # Upload
 
 
@@ -566,6 +631,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             bench_build(Path(place))
         if "rootfs" in parts:
             bench_rootfs(Path(place), asked.small, asked.workloads.split(","))
+        if "pull" in parts:
+            bench_pull(Path(place), asked.small)
         if "upload" in parts:
             bench_upload(Path(place), asked.small)
     return 0

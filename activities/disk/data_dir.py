@@ -66,6 +66,11 @@ class DataDir:
         return self.root / "images"
 
     @property
+    def layers(self) -> Path:
+        """A mark for each layer that a registry has given to this host."""
+        return self.root / "layers"
+
+    @property
     def locks(self) -> Path:
         """File locks between attempts."""
         return self.root / "locks"

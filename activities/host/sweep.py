@@ -23,6 +23,7 @@ from activities.host.doctor import leftover_disk_probes
 from activities.host.orphans import Describe, Owners, remove_all
 from activities.image.containers import leftover_containers
 from activities.image.docker_steps import old_step_images
+from activities.image.layer_marks import LayerMarks
 from activities.image.pulled_images import PulledImages
 from activities.microvm.network import leftover_networks
 from activities.microvm.vm_process import leftover_supervisors, leftover_vms
@@ -109,5 +110,6 @@ class HostSweep(HostSweepActivities):
     def _old_images(self, unused_since: float) -> list[Leftover]:
         return [
             *self._pulled.old(self._docker, unused_since),
+            *LayerMarks(self._data_dir).old(unused_since),
             *old_step_images(self._docker, unused_since),
         ]

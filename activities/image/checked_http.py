@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 from urllib.parse import urljoin
 
@@ -154,6 +155,7 @@ class CheckedHttp:
         self._session = requests.Session()
         self._session.trust_env = False  # no .netrc, no proxy that no setting names
         self._session.verify = verify
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self._session.headers["User-Agent"] = USER_AGENT
         self._session.headers["Accept-Encoding"] = "identity"
         for scheme in PORTS:
@@ -225,6 +227,8 @@ class CheckedHttp:
             )
             if response.status_code not in REDIRECTS or "Location" not in response.headers:
                 return response
+            if method == "HEAD":  # where a blob is to be had is answer enough
+                return response
             response.close()
             url = self._redirected(method, url, response.headers["Location"])
         raise RegistryRefusedError(f"registry {self.registry.host} sends us round and round")
@@ -244,7 +248,7 @@ class CheckedHttp:
 
     def _redirected(self, method: str, url: str, location: str) -> str:
         target = urljoin(url, location)
-        if Origin.of(target).scheme != Origin.of(url).scheme or method not in ("GET", "HEAD"):
+        if Origin.of(target).scheme != Origin.of(url).scheme or method != "GET":
             raise RegistryRefusedError(
                 f"registry {self.registry.host} sends us to {Origin.of(target).host} in a way that "
                 "this host does not follow"

@@ -18,6 +18,7 @@ from pydantic import Field
 from temporalio import activity
 
 from activities.contract.errors import (
+    DockerUnavailableError,
     ImageDamagedError,
     ImageFormatUnsupportedError,
     ImageNotFoundError,
@@ -44,15 +45,19 @@ from activities.image.docker_daemon import (
     find_image,
     require_room_for_layers,
 )
+from activities.image.layer_check import ImageBudget, ImageLimits, checked_layer
+from activities.image.layer_marks import LayerMarks
 from activities.image.manifests import printable
 from activities.image.pulled_images import PulledImages
 from activities.image.registry import (
     Credentials,
     RegistryAccess,
+    RegistryConversation,
     RemoteImage,
     resolve,
 )
 from activities.image.registry_login import HostLogins, credentials_for
+from activities.image.relay import ImageRelay
 from activities.process.sealing import SealedFor, Sealer
 from activities.process.settings import Settings
 from activities.step.build_log import BuildLog
@@ -76,7 +81,7 @@ UNSUPPORTED = ("unsupported media type", "unsupported manifest", "encountered re
 
 
 class DockerImageActivities(ImageActivities):
-    """Pulls images with this host's dockerd."""
+    """Pulls images with this host's dockerd, which gets every byte from us."""
 
     def __init__(
         self,
@@ -121,17 +126,69 @@ class DockerImageActivities(ImageActivities):
             require_taken(remote, daemon, pull.added_layers)
             step.log.info(f"image {reference} is {remote.digest} for linux/{remote.architecture}")
             step.check()
-            pinned = remote.reference.at(remote.digest)
-            inspected = find_image(client, pinned)
-            if inspected:
+            name = next((name for name in names_here(remote) if find_image(client, name)), None)
+            if name is not None:
                 step.log.info("the image is on the host already")
-                self._pulled.used(pinned)
+                self._pulled.used(name)
             else:
-                self._pulled.add(pinned)
-                _Pull(client, remote, credentials, step, pull.timeout_seconds).run()
-                inspected = find_image(client, pinned)
-            described = _describe(remote, inspected)
+                name = names_here(remote)[0]
+                self._fetch(client, daemon, remote, credentials, step, pull.timeout_seconds)
+            described = _describe(remote, find_image(client, name))
         return described.model_copy(update={"tenant": pull.scope.tenant if credentials else ""})
+
+    def _fetch(  # noqa: PLR0917 # what a pull needs, in the order in which it is found
+        self,
+        client: docker.APIClient,
+        daemon: DaemonInfo,
+        remote: RemoteImage,
+        credentials: Credentials | None,
+        step: RunningStep,
+        timeout_seconds: float,
+    ) -> None:
+        """Bring the image to dockerd under the first of its names here."""
+        limits = ImageLimits.of(self._settings)
+        budget = ImageBudget(str(remote.reference), limits)
+        require_size(remote, limits)
+        access = RegistryAccess.of(self._settings, daemon.insecure_registries)
+        talk = RegistryConversation(remote.reference, credentials, access, timeout_seconds)
+        with (
+            talk as registry,
+            registry.cut_by(step.check),
+            ImageRelay(remote, registry, budget) as relay,
+        ):
+            temporary = f"{relay.name}@{remote.digest}"
+            self._pulled.add(temporary)  # what a crash leaves of it
+            try:
+                _Pull(client, remote, relay, step, timeout_seconds).run()
+                self._require_given(remote, registry, relay.passed, limits)
+                self._keep(client, remote)
+            finally:
+                with contextlib.suppress(DockerUnavailableError):  # then the sweep does it
+                    self._pulled.remove_image(client, temporary)
+
+    def _require_given(
+        self,
+        remote: RemoteImage,
+        registry: RegistryConversation,
+        passed: set[str],
+        limits: ImageLimits,
+    ) -> None:
+        """Have the registry show each layer that dockerd has taken from another image."""
+        host, marks = remote.reference.registry, LayerMarks(self._data_dir)
+        budget = ImageBudget(str(remote.reference), limits)
+        for digest in remote.layer_bytes:
+            known = digest in passed or (marks.has(host, digest) and registry.has_blob(digest))
+            if not known:
+                _, parts = registry.blob(digest)
+                for _ in checked_layer(str(remote.reference), digest, parts, budget):
+                    pass
+            marks.add(host, digest)
+
+    def _keep(self, client: docker.APIClient, remote: RemoteImage) -> None:
+        name = names_here(remote)[0]
+        self._pulled.add(name)
+        repository, _, tag = name.rpartition(":")
+        client.tag(remote.config_digest, repository, tag)
 
     def _resolve(
         self,
@@ -188,19 +245,19 @@ class PullEvent(Model):
 
 
 class _Pull:
-    """One pull by digest that can be stopped at any time."""
+    """One pull by digest, through the relay, that can be stopped at any time."""
 
     def __init__(
         self,
         client: docker.APIClient,
         remote: RemoteImage,
-        credentials: Credentials | None,
+        relay: ImageRelay,
         step: RunningStep,
         timeout_seconds: float,
     ) -> None:
         self._client = client
         self._remote = remote
-        self._credentials = credentials
+        self._relay = relay
         self._step = step
         self._timeout_seconds = timeout_seconds
         self._events: queue.SimpleQueue[PullEvent | Exception | None] = queue.SimpleQueue()
@@ -226,6 +283,8 @@ class _Pull:
         deadline = time.monotonic() + self._timeout_seconds
         while True:
             self._step.check()
+            if self._relay.error is not None:
+                raise self._relay.error
             if time.monotonic() > deadline:
                 raise RegistryUnavailableError(
                     f"the pull did not end within {self._timeout_seconds:g} s"
@@ -235,20 +294,17 @@ class _Pull:
                 if event is None:
                     return
                 if isinstance(event, docker.errors.APIError):
-                    _raise_for_message(self._remote.reference, str(event.explanation))
+                    self._raise_for(str(event.explanation))
                 if isinstance(event, Exception):
                     raise event
                 yield event
 
     def _read(self) -> None:
-        auth = (
-            {"username": self._credentials.username, "password": self._credentials.password}
-            if self._credentials
-            else {}
-        )
+        login = self._relay.login
+        auth = {"username": login.username, "password": login.password}
         try:
             for event in self._client.pull(
-                self._remote.reference.name,
+                self._relay.name,
                 tag=self._remote.digest,
                 stream=True,
                 decode=True,
@@ -261,7 +317,7 @@ class _Pull:
 
     def _take(self, event: PullEvent, total: int) -> None:
         if event.error is not None:
-            _raise_for_message(self._remote.reference, event.error)
+            self._raise_for(event.error)
         layer = event.layer
         if event.status == "Downloading":
             self._done[layer] = event.progress.current if event.progress else 0
@@ -270,6 +326,13 @@ class _Pull:
         elif event.status == "Pull complete":
             self._step.log.debug(f"layer {layer}: unpacked")
         self._step.progress("pulling", min(sum(self._done.values()), total), total, "bytes")
+
+    def _raise_for(self, message: str) -> NoReturn:
+        """Give what dockerd says its type; what the relay knows of it comes first."""
+        if self._relay.error is not None:
+            raise self._relay.error
+        plain = message.replace(self._relay.name, self._remote.reference.name)
+        _raise_for_message(self._remote.reference, plain)
 
     def _size_of(self, short_digest: str) -> int:
         prefix = f"sha256:{short_digest}"
@@ -291,6 +354,20 @@ def host_architecture() -> str:
     """Return this host's architecture by the name that images use."""
     machine = platform.machine()
     return ARCHITECTURES.get(machine, machine)
+
+
+def names_here(remote: RemoteImage) -> tuple[str, str]:
+    """Return what dockerd may know the image by: a tag of ours, or what `docker pull` leaves.
+
+    The latter is what versions up to 0.2 left, and what an operator may have pulled.
+    """
+    name, digest = remote.reference.name, remote.digest
+    return f"{name}:{digest.replace(':', '-')}", remote.reference.at(digest)
+
+
+def require_size(remote: RemoteImage, limits: ImageLimits) -> None:
+    """Refuse an image that says itself that it is too large. Raises ImageBeyondLimitError."""
+    ImageBudget(str(remote.reference), limits).packed(sum(remote.layer_bytes.values()))
 
 
 def require_taken(remote: RemoteImage, daemon: DaemonInfo, added_layers: int) -> None:

@@ -34,7 +34,7 @@ class PulledImages:
         self._directory = data_dir.images
 
     def add(self, reference: str) -> None:
-        """Note that this host pulls `reference` (`name@digest`), before it does."""
+        """Note that this host pulls `reference` (`name@digest` or `name:tag`), before it does."""
         self._directory.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=self._directory, delete=False) as draft:
             draft.write(reference)
@@ -63,7 +63,7 @@ class PulledImages:
         Raises DockerUnavailableError.
         """
         for reference, _ in self.unused_since(unused_since):
-            remove = partial(self._remove_image, client, reference)
+            remove = partial(self.remove_image, client, reference)
             yield Leftover("image", reference, remove, bytes=_size_of(client, reference))
 
     def drafts(self) -> Iterator[Leftover]:
@@ -77,7 +77,11 @@ class PulledImages:
         """Take a reference off the list."""
         self._path(reference).unlink(missing_ok=True)
 
-    def _remove_image(self, client: docker.APIClient, reference: str) -> None:
+    def remove_image(self, client: docker.APIClient, reference: str) -> None:
+        """Remove an image by this reference, and the reference from the list.
+
+        Raises DockerUnavailableError.
+        """
         with docker_errors():
             try:
                 client.remove_image(reference)

@@ -12,7 +12,7 @@ import hashlib
 import ipaddress
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -52,6 +52,10 @@ TOTAL_SECONDS = 60.0
 DELETE_SECONDS = 240.0  # every other tag of the repository is looked at
 CERTIFICATES = Path("/etc/docker/certs.d")
 TAGS_A_PAGE = 100
+MAX_RESUMED = 4
+MAX_CHALLENGE_CHARS = 4096
+ACCEPTED_MANIFESTS = ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))
+SUCCESSES = frozenset({200, 202, 206})
 MAX_RETRY_AFTER_SECONDS = 3600.0
 
 
@@ -97,6 +101,8 @@ class RemoteImage:
     """Compressed size of each layer, by digest."""
     layer_types: tuple[str, ...] = ()
     """Media type of each layer; the same layer may come twice."""
+    media_type: str = MANIFEST_TYPES[0]
+    """Of the manifest, as it says itself."""
 
 
 def resolve(
@@ -113,13 +119,20 @@ def resolve(
     and what a `PlatformSearch` does.
     """
     access = access or RegistryAccess()
-    talk = _Conversation(reference, credentials, access, TOTAL_SECONDS)
+    talk = RegistryConversation(reference, credentials, access, TOTAL_SECONDS)
     with talk as registry, registry.cut_by(check):
         found = PlatformSearch(registry, reference, architecture).find()
     manifest = found.manifest
     layers = {layer.digest: layer.size for layer in manifest.layers or ()}
+    told = manifest.media_type if manifest.media_type in MANIFEST_TYPES else None
     return RemoteImage(
-        reference, found.digest, found.config_digest, architecture, layers, manifest.layer_types
+        reference,
+        found.digest,
+        found.config_digest,
+        architecture,
+        layers,
+        manifest.layer_types,
+        told or MANIFEST_TYPES[0],
     )
 
 
@@ -135,7 +148,7 @@ def delete_tag(
     and RegistryUnavailableError.
     """
     access = access or RegistryAccess()
-    with _Conversation(reference, credentials, access, DELETE_SECONDS) as registry:
+    with RegistryConversation(reference, credentials, access, DELETE_SECONDS) as registry:
         try:
             digest, _ = registry.manifest(reference.version)
             tags = [tag for tag in registry.tags() if tag != reference.version]
@@ -156,7 +169,7 @@ class _NotAllowedError(RegistryUnavailableError):
     retryable = False
 
 
-class _Conversation:
+class RegistryConversation:
     """Some requests to one registry about one repository, with one login."""
 
     def __init__(
@@ -176,17 +189,88 @@ class _Conversation:
         self._http = CheckedHttp(registry_url, access.internal, verify, total_seconds)
         self._authorization = ""
         self.cut_by = self._http.cut_by
+        self.cut = self._http.cut
 
-    def __enter__(self) -> _Conversation:
+    def __enter__(self) -> RegistryConversation:
         self._http.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._http.__exit__()
 
+    def document(self, path: str, digest: str) -> tuple[str, bytes]:
+        """Return a manifest or config, checked by its digest, and the type that it is sent as.
+
+        Raises RegistryUnavailableError when it is not that one.
+        """
+        with self._open(path, ACCEPTED_MANIFESTS) as response:
+            kind = response.headers.get("Content-Type", "").partition(";")[0].strip()
+            body = self._read(response)
+        if "sha256:" + hashlib.sha256(body).hexdigest() != digest:
+            raise RegistryUnavailableError(f"{self._reference.name}: {digest} came damaged")
+        return kind, body
+
+    def blob(self, digest: str) -> tuple[int | None, Iterator[bytes]]:
+        """Return a layer's size, if the registry tells it, and its bytes as they come.
+
+        A connection that breaks is taken up again where it broke. The bytes are not checked.
+        Raises ImageUnusableError when the registry does not have it.
+        """
+        first = self._open_blob(digest, 0)
+        length = first.headers.get("Content-Length", "")
+        return int(length) if length.isdecimal() else None, self._parts(digest, first)
+
+    def has_blob(self, digest: str) -> bool:
+        """Whether the registry says that it would give us a layer."""
+        try:
+            self._open(f"blobs/{digest}", "*/*", "HEAD").close()
+        except ImageNotFoundError:
+            return False
+        return True
+
+    def _open_blob(self, digest: str, offset: int) -> requests.Response:
+        more = {"Range": f"bytes={offset}-"} if offset else {}
+        try:
+            return self._open(f"blobs/{digest}", "*/*", more=more)
+        except ImageNotFoundError:
+            raise ImageUnusableError(
+                f"{self._reference} cannot be pulled: the registry lacks a layer of it ({digest})",
+                hint="Push the image again with all its layers, non-distributable ones included.",
+            ) from None
+
+    def _parts(self, digest: str, response: requests.Response) -> Iterator[bytes]:
+        done = tries = 0
+        while True:
+            try:
+                with response:
+                    for part in self._rest(response, done):
+                        done += len(part)
+                        yield part
+                return
+            except requests.RequestException as error:
+                tries += 1
+                if tries > MAX_RESUMED or self._http.is_over:
+                    raise RegistryUnavailableError(
+                        f"registry {self._reference.registry} broke off in layer {digest} after "
+                        f"{done} bytes: {self._why(error)}"
+                    ) from None
+            response = self._open_blob(digest, done)
+
+    def _rest(self, response: requests.Response, done: int) -> Iterator[bytes]:
+        """Yield what follows the bytes that are there, whether or not the registry begins there."""
+        skip = done
+        if response.status_code == requests.codes.partial_content:
+            if not response.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
+                raise requests.ConnectionError("another part than was asked for")
+            skip = 0
+        for part in self._http.body(response):
+            if kept := part[skip:]:
+                yield kept
+            skip = max(0, skip - len(part))
+
     def manifest(self, version: str) -> tuple[str, Manifest]:
         """Return a manifest or index with the digest of what was received."""
-        body = self._get(f"manifests/{version}", ", ".join((*MANIFEST_TYPES, *INDEX_TYPES)))
+        body = self._get(f"manifests/{version}", ACCEPTED_MANIFESTS)
         digest = "sha256:" + hashlib.sha256(body).hexdigest()
         if DIGEST.fullmatch(version) and digest != version:
             raise RegistryUnavailableError(f"{self._reference.name}: {version} came damaged")
@@ -239,9 +323,15 @@ class _Conversation:
         with self._open(path, accept, method) as response:
             return self._read(response)
 
-    def _open(self, path: str, accept: str, method: str = "GET") -> requests.Response:
+    def _open(
+        self,
+        path: str,
+        accept: str,
+        method: str = "GET",
+        more: Mapping[str, str] | None = None,
+    ) -> requests.Response:
         """Return a successful answer whose body is still to be read. Logs in when asked to."""
-        url, headers = f"{self._base}/{path}", {"Accept": accept}
+        url, headers = f"{self._base}/{path}", {"Accept": accept, **(more or {})}
         response = self._request(url, headers, method, self._authorization)
         unauthorized = response.status_code == requests.codes.unauthorized
         if unauthorized and self._http.came_from_registry(response):
@@ -317,7 +407,8 @@ class _Conversation:
             )
 
     def _require_success(self, response: requests.Response) -> None:
-        if response.status_code in (requests.codes.ok, requests.codes.accepted):
+        # A HEAD is not sent on to where a blob is: that it is somewhere is the answer.
+        if response.status_code in SUCCESSES or response.is_redirect:
             return
         _raise_for(self._reference, response, anonymous=self._credentials is None)
 
@@ -368,8 +459,8 @@ def _basic(credentials: Credentials) -> str:
 
 
 def _parse_challenge(header: str) -> tuple[str, dict[str, str]]:
-    kind, _, rest = header.partition(" ")
-    return kind.lower(), dict(re.findall(r'(\w+)="([^"]*)"', rest))
+    kind, _, rest = header[:MAX_CHALLENGE_CHARS].partition(" ")
+    return kind.lower(), dict(re.findall(r'(\w{1,64})="([^"]*)"', rest))
 
 
 def _retry_after(response: requests.Response) -> float | None:

@@ -107,6 +107,10 @@ class Settings(BaseSettings):
     vm_overhead_mb: Annotated[int, Field(ge=16)] = 256
     """What a VMM may take besides its guest's memory."""
     max_rootfs_mb: int = 64 * 1024
+    max_image_mb: Annotated[int, Field(ge=1)] = 16 * 1024
+    """Of all layers of an image, as they are sent."""
+    max_unpacked_image_mb: Annotated[int, Field(ge=1)] = 64 * 1024
+    """Of all layers that are fetched, holes of sparse files included."""
     max_image_entries: Annotated[int, Field(ge=1)] = 2_000_000
     """Files, directories and links that an image may have."""
     max_image_path_bytes: Annotated[int, Field(ge=1, le=4090)] = 4000

@@ -111,7 +111,7 @@ class Workbench:
         """Remove the images that this workbench has pulled."""
         for image in self.pulled:
             with contextlib.suppress(docker.errors.APIError):
-                self.client.remove_image(image.reference, force=True)
+                self.client.remove_image(image.image_id, force=True)
 
 
 def workbench(directory: Path, **settings: Any) -> Workbench:

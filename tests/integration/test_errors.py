@@ -75,6 +75,9 @@ PROVOKED = {
         "integration/test_rootfs.py::test_a_full_disk_is_said_and_leaves_nothing"
     ),
     "ProvisioningError": "integration/test_rootfs.py::test_an_unknown_user_fails_with_its_name",
+    "ImageBeyondLimitError": (
+        "attacks/test_pulled_layers.py::test_a_bomb_is_refused_with_both_numbers"
+    ),
     "TooManyLayersError": (
         "integration/test_odd_images.py::test_too_many_layers_are_refused_before_anything_is_pulled"
     ),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +17,7 @@ from devstack.registry import CONFIG, INDEX, LAYER, MANIFEST, Layer
 from tests.support.local_http import QuietHandler, serving
 
 Json = Mapping[str, object]
+MIB = 1024 * 1024
 
 
 def digest_of(content: bytes) -> str:
@@ -32,6 +36,16 @@ class ServedImages:
     contents: dict[str, tuple[str, bytes]] = field(default_factory=dict)
     """Media type and content by tag or digest."""
     address: str = ""
+    asked: list[tuple[str, str, str]] = field(default_factory=list)
+    """Method, path's end and User-Agent of each request."""
+    redirects: dict[str, str] = field(default_factory=dict)
+    """Where blobs are instead, by digest."""
+    dripping: set[str] = field(default_factory=set)
+    """Digests of blobs that are sent byte by byte."""
+    breaks: dict[str, int] = field(default_factory=dict)
+    """How often a blob's connection still breaks, a MiB after it began."""
+    ranges: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    """Which parts have been asked for, by digest."""
 
     def put(self, content: bytes, kind: str, tag: str = "") -> Json:
         """Serve this under its digest, and a tag; returns its descriptor."""
@@ -89,6 +103,15 @@ class ServedImages:
         manifest = json.loads(self.contents[tag][1])
         return str(manifest["config"]["digest"])
 
+    def layers(self, tag: str) -> list[str]:
+        """Return the digests of an image's layers."""
+        manifest = json.loads(self.contents[tag][1])
+        return [layer["digest"] for layer in manifest["layers"]]
+
+    def times_fetched(self, digest: str) -> int:
+        """Return how often a blob has been fetched, not only asked about."""
+        return sum(method == "GET" and name == digest for method, name, _ in self.asked)
+
     def reference(self, tag: str) -> str:
         return f"{self.address}/odd:{tag}"
 
@@ -101,14 +124,38 @@ def serving_images() -> Iterator[ServedImages]:
     class Handler(QuietHandler):
         def do_GET(self) -> None:
             name = self.path.rpartition("/")[2]
+            images.asked.append((self.command, name, self.headers.get("User-Agent", "")))
+            images.ranges[name].append(self.headers.get("Range", ""))
             if name in ("", "v2"):
                 self.answer(200, b"{}")
+            elif name in images.redirects:
+                self.answer(307, b"", Location=images.redirects[name])
+            elif name in images.dripping or name in images.breaks:
+                with contextlib.suppress(ConnectionError):
+                    self.send_badly(name, images.contents[name][1])
             elif name in images.contents:
                 kind, content = images.contents[name]
                 headers = {"Content_Type": kind, "Docker_Content_Digest": digest_of(content)}
                 self.answer(200, content, **headers)
             else:
                 self.answer(404, b'{"errors":[{"code":"MANIFEST_UNKNOWN","message":"unknown"}]}')
+
+        def send_badly(self, name: str, content: bytes) -> None:
+            begin = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=")[:-1])
+            self.send_response(206 if begin else 200)
+            if begin:
+                told = f"bytes {begin}-{len(content) - 1}/{len(content)}"
+                self.send_header("Content-Range", told)
+            self.send_header("Content-Length", str(len(content) - begin))
+            self.end_headers()
+            if name in images.dripping:
+                for at in range(len(content)):
+                    self.wfile.write(content[at : at + 1])
+                    time.sleep(1)
+            images.breaks[name] -= 1
+            last = begin + MIB if images.breaks[name] >= 0 else len(content)
+            self.wfile.write(content[begin:last])
+            self.close_connection = True
 
         do_HEAD = do_GET
 

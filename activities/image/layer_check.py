@@ -1,0 +1,123 @@
+"""What an image may cost, checked while its layers stream by, before dockerd sees the bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from activities.contract.errors import (
+    ImageBeyondLimitError,
+    ImageUnusableError,
+    RegistryUnavailableError,
+)
+from activities.contract.units import MIB
+from activities.image.tar_headers import TarEntry, TarError, TarHeaders
+from activities.image.unpacking import DECODING_ERRORS, Unpacker
+from activities.process.settings import Settings
+
+PACKED = "TEMPLATE_MANAGER_MAX_IMAGE_MB"
+UNPACKED = "TEMPLATE_MANAGER_MAX_UNPACKED_IMAGE_MB"
+ENTRIES = "TEMPLATE_MANAGER_MAX_IMAGE_ENTRIES"
+NAMES = "TEMPLATE_MANAGER_MAX_IMAGE_PATH_BYTES"
+UNREADABLE: tuple[type[Exception], ...] = (TarError, *DECODING_ERRORS)
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """The most that one image may have."""
+
+    packed_bytes: int
+    unpacked_bytes: int
+    entries: int
+    name_bytes: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> ImageLimits:
+        """Return those of the settings."""
+        return cls(
+            settings.max_image_mb * MIB,
+            settings.max_unpacked_image_mb * MIB,
+            settings.max_image_entries,
+            settings.max_image_path_bytes,
+        )
+
+
+class ImageBudget:
+    """What one image has taken of its limits. Its layers come in several threads."""
+
+    def __init__(self, image: str, limits: ImageLimits) -> None:
+        """`image` names it in errors."""
+        self._image = image
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._packed = self._streamed = self._unpacked = self._entries = 0
+
+    def packed(self, count: int) -> None:
+        """Count bytes as they are sent. Raises ImageBeyondLimitError."""
+        with self._lock:
+            self._packed += count
+            self._require(PACKED, "bytes to fetch", self._packed, self._limits.packed_bytes)
+
+    def streamed(self, count: int) -> None:
+        """Count bytes of a tar, whatever is in them. Raises ImageBeyondLimitError."""
+        with self._lock:
+            self._streamed += count
+            self._require(UNPACKED, "bytes unpacked", self._streamed, self._limits.unpacked_bytes)
+
+    def entry(self, entry: TarEntry) -> None:
+        """Count an entry, by what its header claims. Raises ImageBeyondLimitError."""
+        with self._lock:
+            self._unpacked += entry.file_bytes
+            self._entries += 1
+            self._require(UNPACKED, "bytes unpacked", self._unpacked, self._limits.unpacked_bytes)
+            self._require(ENTRIES, "files and directories", self._entries, self._limits.entries)
+            self._require(NAMES, "bytes in one name", entry.name_bytes, self._limits.name_bytes)
+
+    def _require(self, setting: str, what: str, count: int, limit: int) -> None:
+        if count > limit:
+            raise ImageBeyondLimitError(
+                f"{self._image} has at least {count} {what}; the limit is {limit} ({setting})"
+            )
+
+
+def checked_layer(
+    image: str, digest: str, parts: Iterable[bytes], budget: ImageBudget
+) -> Iterator[bytes]:
+    """Yield the parts of a packed layer, each after all of it has been looked at.
+
+    Raises ImageBeyondLimitError, ImageUnusableError for what nobody can unpack, and
+    RegistryUnavailableError when the bytes are not those of the digest.
+    """
+    whole = hashlib.sha256()
+    unpacker = Unpacker()
+    headers = TarHeaders(budget.entry)
+    rest = iter(parts)
+    try:
+        for part in rest:
+            whole.update(part)
+            budget.packed(len(part))
+            _look(unpacker.feed(part), headers, budget)
+            yield part
+        _look(unpacker.finish(), headers, budget)
+    except UNREADABLE as error:
+        for part in rest:
+            whole.update(part)
+            budget.packed(len(part))
+        _require_whole(image, digest, whole.hexdigest())
+        raise ImageUnusableError(
+            f"{image} cannot be used: layer {digest} cannot be unpacked ({error})"
+        ) from None
+    _require_whole(image, digest, whole.hexdigest())
+
+
+def _look(unpacked: Iterable[bytes], headers: TarHeaders, budget: ImageBudget) -> None:
+    for piece in unpacked:
+        budget.streamed(len(piece))
+        headers.feed(piece)
+
+
+def _require_whole(image: str, digest: str, received: str) -> None:
+    if digest != f"sha256:{received}":
+        raise RegistryUnavailableError(f"{image}: layer {digest} came damaged")

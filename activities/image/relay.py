@@ -1,0 +1,138 @@
+"""A registry on loopback for one pull: dockerd takes an image from us, and calls nobody else.
+
+It has one image, at one digest. What dockerd asks for is fetched from the real registry by
+`RegistryConversation`, and passed on as soon as `checked_layer` has looked at it. Nothing is kept.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import re
+import secrets
+import threading
+from collections.abc import Iterable
+from http import HTTPStatus
+
+from activities.contract.errors import TemplateManagerError
+from activities.image.layer_check import ImageBudget, checked_layer
+from activities.image.manifests import MANIFEST_TYPES
+from activities.image.registry import Credentials, RegistryConversation, RemoteImage
+
+PATH = re.compile(r"/v2/.+/(manifests|blobs)/(sha256:[0-9a-f]{64})")
+USER = "template-manager"
+BLOB = "application/octet-stream"
+
+
+class ImageRelay:
+    """Serves one image to this host's dockerd for the length of a block."""
+
+    def __init__(
+        self, remote: RemoteImage, registry: RegistryConversation, budget: ImageBudget
+    ) -> None:
+        self._remote = remote
+        self._registry = registry
+        self._budget = budget
+        self.login = Credentials(USER, secrets.token_urlsafe(32))
+        self.error: TemplateManagerError | None = None
+        """Why dockerd did not get what it has asked for: the first reason."""
+        self.passed: set[str] = set()
+        """Digests of the layers that have been passed on whole."""
+        self._server = _Server(self)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.05,), daemon=True
+        )
+
+    def __enter__(self) -> ImageRelay:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    @property
+    def name(self) -> str:
+        """The image's name without a version, as dockerd is to know it for now."""
+        return f"127.0.0.1:{self._server.server_port}/{self._remote.reference.repository}"
+
+    def answer(self, request: _Handler, kind: str, digest: str) -> None:
+        """Answer a request for a manifest or blob."""
+        if kind == "manifests" and digest == self._remote.digest:
+            told, body = self._registry.document(f"manifests/{digest}", digest)
+            request.answer(told if told in MANIFEST_TYPES else self._remote.media_type, body)
+        elif kind == "blobs" and digest == self._remote.config_digest:
+            request.answer(BLOB, self._registry.document(f"blobs/{digest}", digest)[1])
+        elif kind == "blobs" and digest in self._remote.layer_bytes:
+            self._pass(request, digest)
+        else:
+            request.send_error(HTTPStatus.NOT_FOUND)
+
+    def _pass(self, request: _Handler, digest: str) -> None:
+        image = str(self._remote.reference)
+        length, parts = self._registry.blob(digest)
+        request.stream(length, checked_layer(image, digest, parts, self._budget))
+        self.passed.add(digest)
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, relay: ImageRelay) -> None:
+        self.relay = relay
+        token = f"{relay.login.username}:{relay.login.password}".encode()
+        self.authorization = f"Basic {base64.b64encode(token).decode()}"
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing: dockerd went away, or the relay has told why it had to break off."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: _Server
+    timeout = 60
+
+    def do_GET(self) -> None:
+        """Answer dockerd, and nobody else."""
+        if not secrets.compare_digest(
+            self.headers.get("Authorization", "").encode(), self.server.authorization.encode()
+        ):
+            self.send_response(HTTPStatus.UNAUTHORIZED)
+            self.send_header("WWW-Authenticate", 'Basic realm="template-manager"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif found := PATH.fullmatch(self.path):
+            self._answer(found[1], found[2])
+        else:
+            self.answer("application/json", b"{}")
+
+    def _answer(self, kind: str, digest: str) -> None:
+        relay = self.server.relay
+        try:
+            relay.answer(self, kind, digest)
+        except TemplateManagerError as error:
+            relay.error = relay.error or error
+            self.close_connection = True
+            raise
+
+    def answer(self, content_type: str, body: bytes) -> None:
+        """Answer with all of a small body."""
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def stream(self, length: int | None, parts: Iterable[bytes]) -> None:
+        """Answer with a layer as it comes."""
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", BLOB)
+        if length is not None:
+            self.send_header("Content-Length", str(length))
+        self.end_headers()
+        for part in parts:
+            self.wfile.write(part)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""

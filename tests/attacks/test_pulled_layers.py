@@ -1,0 +1,225 @@
+"""Images whose layers are to fill the host, to hold it, or to be another tenant's: real dockerd."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from devstack.registry import Layer
+from devstack.workbench import Workbench, workbench
+
+from activities.contract.errors import (
+    ImageBeyondLimitError,
+    ImageUnusableError,
+    RegistryRefusedError,
+    RegistryUnavailableError,
+)
+from activities.image.checked_http import USER_AGENT
+from tests.support import hostile_layers as layers
+from tests.support.host_resources import all_resources
+from tests.support.hostile_layers import MIB, PIB, TIB
+from tests.support.served_images import ServedImages, packed, serving_images
+
+pytestmark = pytest.mark.counts_host
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Workbench]:
+    before = all_resources()
+    limits = {"max_unpacked_image_mb": 32, "max_image_entries": 2000, "max_image_mb": 16}
+    made = workbench(tmp_path / "data", **limits)
+    yield made
+    made.remove_images()
+    assert not made.client.images(), "dockerd keeps something of what it was refused"
+    assert all_resources() == before
+
+
+@pytest.fixture
+def images() -> Iterator[ServedImages]:
+    with serving_images() as serving:
+        yield serving
+
+
+def greeting(text: bytes = b"hello\n") -> bytes:
+    return Layer().directory("etc").add("etc/greeting", text).tar()
+
+
+# ---- Bombs
+
+
+@pytest.mark.parametrize(
+    ("tar", "told"),
+    [
+        (layers.zeros(512, bytes), f"the limit is {32 * MIB}"),
+        (layers.sparse(15 * TIB), f"{15 * TIB} bytes unpacked; the limit is {32 * MIB}"),
+        (layers.old_sparse(15 * TIB), f"{15 * TIB} bytes unpacked; the limit is {32 * MIB}"),
+        (layers.claim(PIB), f"{PIB} bytes unpacked; the limit is {32 * MIB}"),
+        (layers.empty_files(5000), "2001 files and directories; the limit is 2000"),
+    ],
+    ids=["zeros", "sparse", "old sparse", "claim", "empty files"],
+)
+async def test_a_bomb_is_refused_with_both_numbers(
+    host: Workbench, images: ServedImages, tar: bytes, told: str
+) -> None:
+    images.image("bomb", [tar])
+    began = time.monotonic()
+    with pytest.raises(ImageBeyondLimitError, match=told) as error:
+        await host.pull(images.reference("bomb"))
+    assert not error.value.retryable
+    assert time.monotonic() - began < 30
+
+
+async def test_too_many_bytes_are_refused_before_any_is_fetched(
+    host: Workbench, images: ServedImages
+) -> None:
+    images.image("large", [Layer().add("noise", os.urandom(17 * MIB)).tar()])
+    with pytest.raises(ImageBeyondLimitError, match=f"the limit is {16 * MIB}"):
+        await host.pull(images.reference("large"))
+    assert not any(images.times_fetched(digest) for digest in images.layers("large"))
+
+
+async def test_a_size_that_nobody_can_read_is_the_images_fault(
+    host: Workbench, images: ServedImages
+) -> None:
+    images.image("back", [layers.negative_size()])
+    with pytest.raises(ImageUnusableError, match="cannot be unpacked"):
+        await host.pull(images.reference("back"))
+
+
+# ---- Who calls whom
+
+
+async def test_the_registry_is_called_by_us_alone(host: Workbench, images: ServedImages) -> None:
+    images.image("it", [greeting(b"1"), greeting(b"2")])
+    pulled = await host.pull(images.reference("it"))
+    assert {agent for _, _, agent in images.asked} == {USER_AGENT}
+    assert pulled.image_id == images.image_id("it")
+    [found] = host.client.images()
+    assert found["RepoTags"] == [f"{images.address}/odd:{pulled.digest.replace(':', '-')}"]
+    assert not found["RepoDigests"]
+
+
+async def test_dockerd_need_not_know_the_registry(
+    host: Workbench, images: ServedImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that only this process can resolve."""
+    real = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda name, *rest, **more: real(
+            "127.0.0.1" if name == "only-ours.example.com" else name, *rest, **more
+        ),
+    )
+    port = images.address.rpartition(":")[2]
+    registry = f"only-ours.example.com:{port}"
+    ours = workbench(host.settings.data_dir, insecure_registries=(registry,))
+    images.image("it", [greeting(b"ours")])
+    host.pulled.append(await ours.pull(f"{registry}/odd:it"))
+
+
+async def test_a_layer_that_is_elsewhere_is_not_fetched(
+    host: Workbench, images: ServedImages
+) -> None:
+    images.image("it", [greeting(b"elsewhere")])
+    [digest] = images.layers("it")
+    kind, content = images.contents.pop(digest)
+
+    with serving_images() as inner:
+        inner.contents[digest] = (kind, content)
+        redirecting = {digest: f"http://169.254.169.254/{digest}"}
+        images.redirects.update(redirecting)
+        with pytest.raises(RegistryRefusedError):
+            await host.pull(images.reference("it"))
+        assert not inner.asked
+
+
+# ---- Layers of others
+
+
+async def test_who_knows_a_digest_does_not_get_the_layer(
+    host: Workbench, images: ServedImages
+) -> None:
+    """dockerd has a private layer; another registry names its digest, and does not have it."""
+    secret = greeting(b"a secret of another tenant\n")
+    images.image("private", [secret])
+    await host.pull(images.reference("private"))
+    with serving_images() as evil:
+        evil.image("mine", [secret], config={"Env": ["MINE=1"]})
+        for digest in evil.layers("mine"):
+            del evil.contents[digest]
+        with pytest.raises(ImageUnusableError, match="lacks a layer"):
+            await host.pull(evil.reference("mine"))
+        assert not host.client.images(name=f"{evil.address}/odd")
+
+
+async def test_a_shared_layer_is_fetched_once_from_each_registry(
+    host: Workbench, images: ServedImages
+) -> None:
+    base = greeting(b"base")
+    images.image("one", [base, greeting(b"one")])
+    images.image("two", [base, greeting(b"two")])
+    [shared, _] = images.layers("one")
+    await host.pull(images.reference("one"))
+    await host.pull(images.reference("two"))
+    assert images.times_fetched(shared) == 1
+    assert ("HEAD", shared, USER_AGENT) in images.asked
+    with serving_images() as other:
+        other.image("three", [base, greeting(b"three")])
+        await host.pull(other.reference("three"))
+        assert other.times_fetched(shared) == 1
+        host.remove_images()
+
+
+# ---- No end, and broken ends
+
+
+async def test_a_layer_that_drips_is_given_up_at_the_limit(
+    host: Workbench, images: ServedImages
+) -> None:
+    images.image("slow", [greeting(b"slow")])
+    images.dripping.update(images.layers("slow"))
+    began = time.monotonic()
+    with pytest.raises(RegistryUnavailableError):
+        await host.pull(images.reference("slow"), timeout_seconds=4)
+    assert time.monotonic() - began < 20
+
+
+async def test_a_pull_of_a_layer_that_drips_is_cancelled_at_once(
+    host: Workbench, images: ServedImages
+) -> None:
+    images.image("slow", [greeting(b"slow")])
+    images.dripping.update(images.layers("slow"))
+    pull = asyncio.ensure_future(host.pull(images.reference("slow")))
+    await asyncio.sleep(2)
+    pull.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(pull, 5)
+
+
+async def test_a_layer_that_breaks_off_is_taken_up_where_it_broke(
+    host: Workbench, images: ServedImages
+) -> None:
+    images.image("breaks", [Layer().add("noise", os.urandom(3 * MIB)).tar()], pack=packed)
+    [digest] = images.layers("breaks")
+    images.breaks[digest] = 2
+    pulled = await host.pull(images.reference("breaks"))
+    assert pulled.layer_count == 1
+    assert images.times_fetched(digest) == 3
+    assert images.ranges[digest] == ["", f"bytes={MIB}-", f"bytes={2 * MIB}-"]
+
+
+async def test_a_layer_that_always_breaks_off_is_given_up(
+    host: Workbench, images: ServedImages
+) -> None:
+    images.image("breaks", [Layer().add("noise", os.urandom(9 * MIB)).tar()])
+    [digest] = images.layers("breaks")
+    images.breaks[digest] = 100
+    with pytest.raises(RegistryUnavailableError, match="broke off in layer") as error:
+        await host.pull(images.reference("breaks"))
+    assert error.value.retryable
