@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import tempfile
+import time
 import uuid
 from pathlib import Path
 
@@ -187,3 +188,41 @@ def test_parts_sort_by_position_and_need_no_escaping() -> None:
 
 def test_the_checksum_is_written_as_google_does() -> None:
     assert crc32c_of(b"Hello, world!") == "yKEG5Q=="
+
+
+NUMBER = st.one_of(st.integers(0, 8), st.just(BLOCK), st.integers(0, 2**64 - 1))
+LYING_RECORD = st.tuples(NUMBER, NUMBER, st.sampled_from([bytes(16), BUILD.bytes]), NUMBER)
+FIRST = HEADER.pack(1, BLOCK, 0, 0, BUILD.bytes, BUILD.bytes)
+
+
+@given(st.one_of(st.binary(max_size=400), st.binary(max_size=120).map(lambda rest: FIRST + rest)))
+def test_any_bytes_are_a_header_or_an_error(data: bytes) -> None:
+    try:
+        header = parse_header(data)
+    except HeaderError:
+        return
+    assert header.to_bytes()[: HEADER.size - 32] == data[: HEADER.size - 32] or header.size == 0
+
+
+@given(st.tuples(NUMBER, NUMBER, NUMBER, NUMBER), st.lists(LYING_RECORD, max_size=5))
+def test_a_header_that_lies_is_an_error(
+    head: tuple[int, int, int, int], records: list[tuple[int, int, bytes, int]]
+) -> None:
+    data = HEADER.pack(*head, BUILD.bytes, BUILD.bytes) + b"".join(
+        RECORD.pack(*record) for record in records
+    )
+    try:
+        header = parse_header(data)
+    except HeaderError:
+        return
+    assert sum(extent.length for extent in header.extents) == header.size
+    assert all(extent.length > 0 for extent in header.extents)
+
+
+def test_a_large_header_takes_time_by_its_length() -> None:
+    count = 500_000
+    records = b"".join(RECORD.pack(n * BLOCK, BLOCK, BUILD.bytes, n * BLOCK) for n in range(count))
+    began = time.monotonic()
+    head = HEADER.pack(1, BLOCK, count * BLOCK, 0, BUILD.bytes, BUILD.bytes)
+    assert len(parse_header(head + records).extents) == count
+    assert time.monotonic() - began < 60

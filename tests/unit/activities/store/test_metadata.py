@@ -1,10 +1,17 @@
 from __future__ import annotations
 
 import json
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from activities.contract.sources import FromImage
 from activities.store.metadata import FORMAT_VERSION, TemplateMetadata
 from tests.support.example_template import BUILD, metadata
+from tests.support.hostile_text import hostile_bytes
 
 
 def test_metadata_says_everything_that_a_consumer_needs() -> None:
@@ -55,3 +62,52 @@ def test_metadata_names_every_object_of_the_template() -> None:
 def test_metadata_of_a_later_version_with_more_fields_is_read() -> None:
     found = json.loads(metadata().model_dump_json()) | {"new": 1}
     assert TemplateMetadata.model_validate(found).build_id == BUILD
+
+
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=10), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+def places_in(document: object) -> list[tuple[str | int, ...]]:
+    """Return the ways to every value of a document."""
+    inner: list[tuple[str | int, object]] = []
+    if isinstance(document, dict):
+        inner = list(document.items())
+    elif isinstance(document, list):
+        inner = list(enumerate(document))
+    return [(key, *rest) for key, value in inner for rest in ((), *places_in(value))]
+
+
+@given(st.data())
+@settings(deadline=None)
+def test_metadata_with_any_value_in_any_place_is_read_or_not_valid(data: st.DataObject) -> None:
+    document = json.loads(metadata().model_dump_json())
+    *way, last = data.draw(st.sampled_from(places_in(document)))
+    place = document
+    for key in way:
+        place = place[key]
+    place[last] = data.draw(JSON)
+    try:
+        found = TemplateMetadata.model_validate_json(json.dumps(document))
+    except ValidationError:
+        return
+    assert TemplateMetadata.model_validate_json(found.model_dump_json()) == found
+
+
+@given(st.one_of(st.binary(max_size=100), hostile_bytes))
+def test_any_bytes_are_no_metadata(content: bytes) -> None:
+    with pytest.raises(ValidationError):
+        TemplateMetadata.model_validate_json(content)
+
+
+@pytest.mark.parametrize("content", ["[" * 1_000_000, '{"a":' * 1_000_000, "1" * 4_000_000])
+def test_deep_or_endless_metadata_is_refused_soon(content: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(ValidationError):
+        TemplateMetadata.model_validate_json(content)
+    assert time.monotonic() - began < 20
