@@ -321,7 +321,7 @@ def _compare(bench: Workbench, name: str, place: Path) -> list[str]:
 
 def _described(bench: Workbench, name: str) -> PulledImage:
     """Describe an image that dockerd has, as a pull would have done."""
-    found = bench.client.inspect_image(name)  # type: ignore[no-untyped-call]
+    found = bench.client.inspect_image(name)  # type: ignore[no-untyped-call] # untyped upstream
     return PulledImage(
         reference=f"{name}@{found['Id']}",
         digest=found["Id"],

@@ -264,7 +264,11 @@ class _CheckedAdapter(HTTPAdapter):
         super().__init__(pool_maxsize=16)
 
     def init_poolmanager(
-        self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: Any
+        self,
+        connections: int,
+        maxsize: int,
+        block: bool = False,
+        **pool_kwargs: Any,  # as the base takes them
     ) -> None:
         super().init_poolmanager(connections, maxsize, block, **pool_kwargs)
         self.poolmanager.pool_classes_by_scheme = _pools(self._outgoing)

@@ -72,7 +72,7 @@ class Qemu:
                 stderr=self._messages,
                 pass_fds=(*fds, theirs.fileno()),
                 # With threads around, no more than a system call may happen before exec.
-                preexec_fn=lambda: _die_with(parent),  # noqa: PLW1509
+                preexec_fn=lambda: _die_with(parent),  # noqa: PLW1509 # this program has no other thread here
             )
 
     def messages(self) -> str:

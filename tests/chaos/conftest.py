@@ -40,8 +40,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     outcome = yield
-    report = outcome.get_result()  # type: ignore[attr-defined]
-    cell = getattr(item, "callspec", None) and item.callspec.params.get("cell")  # type: ignore[attr-defined]
+    report = outcome.get_result()  # type: ignore[attr-defined] # pluggy's hooks have no types
+    cell = getattr(item, "callspec", None) and item.callspec.params.get("cell")  # type: ignore[attr-defined] # pytest's own, without a type
     if isinstance(cell, Cell) and (report.when == "call" or report.failed):
         told = dict(item.user_properties).get("ended", "")
         item.config.stash[RESULTS][cell.name] = "FAILED" if report.failed else str(told)

@@ -33,7 +33,7 @@ def test_cancel(product: ChaosProduct, step: str) -> None:
                 product.forget_image()
             build_id = product.new_build()
             took: list[float] = []
-            if product.hit(build_id, step, lambda: took.append(_cancel(product, build_id))):  # noqa: B023
+            if product.hit(build_id, step, lambda: took.append(_cancel(product, build_id))):  # noqa: B023 # called before the next round
                 break
         else:
             raise AssertionError(f"{step} was over each time before it could be hit")

@@ -306,7 +306,7 @@ def gate(request: pytest.FixtureRequest, registry: str) -> Iterator[type[Gate]]:
         basic = basic("me", "secret")
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), OneGate)
-    OneGate.address = f"127.0.0.1:{server.server_address[1]}"  # type: ignore[attr-defined]
+    OneGate.address = f"127.0.0.1:{server.server_address[1]}"  # type: ignore[attr-defined] # set for the request handlers
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield OneGate

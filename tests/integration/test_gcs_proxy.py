@@ -36,7 +36,7 @@ def stack() -> Iterator[Stack]:
 @pytest.fixture
 def bucket(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", stack.variables["STORAGE_EMULATOR_HOST"])
-    client = Client(project="dev", credentials=AnonymousCredentials())  # type: ignore[no-untyped-call]
+    client = Client(project="dev", credentials=AnonymousCredentials())  # type: ignore[no-untyped-call] # untyped upstream
     found = client.bucket(stack.environment.bucket)
     for blob in found.list_blobs():
         blob.delete()

@@ -88,7 +88,7 @@ def layer_of(entries: list[Node]) -> Layer:
         name = os.fsdecode(path)
         shared = {"mode": node.mode, "uid": node.uid, "gid": node.gid, "mtime": node.mtime}
         if node.kind == "directory":
-            layer.add(name, kind=tarfile.DIRTYPE, **shared)  # type: ignore[arg-type]
+            layer.add(name, kind=tarfile.DIRTYPE, **shared)  # type: ignore[arg-type] # one type for all four
             directories.append(path)
         elif node.kind == "symlink":
             target = os.fsdecode(node.content.replace(b"\0", b"0")[:500] or b"nowhere")
@@ -96,12 +96,12 @@ def layer_of(entries: list[Node]) -> Layer:
         elif node.kind == "hard link" and files:
             layer.hard_link(name, os.fsdecode(files[node.choice % len(files)]))
         elif node.kind == "fifo":
-            layer.add(name, kind=tarfile.FIFOTYPE, **shared)  # type: ignore[arg-type]
+            layer.add(name, kind=tarfile.FIFOTYPE, **shared)  # type: ignore[arg-type] # one type for all four
         elif node.kind == "device":
             device = (node.choice % 200 + 1, node.choice % 256)
-            layer.add(name, kind=tarfile.CHRTYPE, device=device, **shared)  # type: ignore[arg-type]
+            layer.add(name, kind=tarfile.CHRTYPE, device=device, **shared)  # type: ignore[arg-type] # one type for all four
         else:
-            layer.add(name, node.content, xattrs=node.xattrs, **shared)  # type: ignore[arg-type]
+            layer.add(name, node.content, xattrs=node.xattrs, **shared)  # type: ignore[arg-type] # one type for all four
             files.append(path)
     return layer
 

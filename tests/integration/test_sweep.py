@@ -464,7 +464,7 @@ async def test_old_images_of_steps_go(host: Swept, registry: Registry) -> None:
     assert await host.sweep(checkpoint_max_age_hours=24 * 365 * 3000) == SweepReport()
     assert kinds(await host.sweep()) == {"image"}  # it was made at the beginning of time
     assert client.images(name=STEP_REPOSITORY) == []
-    assert client.inspect_image(image.image_id)  # type: ignore[no-untyped-call]
+    assert client.inspect_image(image.image_id)  # type: ignore[no-untyped-call] # untyped upstream
 
 
 async def test_pulled_images_go_when_no_build_has_used_them_for_long(
@@ -490,8 +490,8 @@ async def test_pulled_images_go_when_no_build_has_used_them_for_long(
     assert [(item.kind, item.name) for item in report.items] == [("image", pulled.reference)]
     assert report.bytes > 0
     with pytest.raises(docker.errors.NotFound):
-        client.inspect_image(pulled.reference)  # type: ignore[no-untyped-call]
-    assert client.inspect_image(by_hand)  # type: ignore[no-untyped-call]
+        client.inspect_image(pulled.reference)  # type: ignore[no-untyped-call] # untyped upstream
+    assert client.inspect_image(by_hand)  # type: ignore[no-untyped-call] # untyped upstream
     assert await host.sweep() == SweepReport()
 
 
@@ -506,7 +506,7 @@ async def test_a_pulled_image_that_a_container_of_others_has_is_theirs(
         [record] = (host.bench.settings.data_dir / "images").iterdir()
         os.utime(record, (0, 0))
         await host.sweep()
-        assert client.inspect_image(pulled.image_id)  # type: ignore[no-untyped-call]
+        assert client.inspect_image(pulled.image_id)  # type: ignore[no-untyped-call] # untyped upstream
         assert await host.sweep() == SweepReport()
     finally:
         client.remove_container(container["Id"])

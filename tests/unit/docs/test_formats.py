@@ -8,7 +8,7 @@ from pathlib import Path
 from temporalio import workflow
 
 from activities.contract import interface, names
-from activities.contract.names import ArtifactName
+from activities.contract.names import ArtifactName, Step
 from activities.contract.search_attributes import SEARCH_ATTRIBUTES
 from activities.disk.data_dir import DataDir
 from activities.store import objects
@@ -40,6 +40,27 @@ OBJECTS = {
 }
 
 
+PREFIXES = {
+    "template_prefix": objects.template_prefix(BUILD),
+    "parts_prefix": objects.parts_prefix(BUILD),
+}
+DATA = DataDir(Path("<data>"))
+FINGERPRINT = "<fingerprint>"
+# What the methods of DataDir make, as the page writes it; None is told with another.
+HOST_PATHS: dict[str, Path | None] = {
+    "lease": DATA.lease(BUILD),
+    "checkpoint": DATA.checkpoint(Step.ROOTFS, FINGERPRINT),
+    "unfinished_checkpoint": None,
+    "vm": DATA.vm("tm-<build_id>-<lease>-<purpose>"),
+    "network_mark": DATA.network_mark("<name>"),
+    "work_of": DATA.work_of(BUILD),
+    "log": DATA.log(BUILD),
+    "lock": DATA.lock("<name>"),
+    "probes": None,  # temporary files in <data> itself, which the doctor removes at once
+    "contains": None,  # a question
+}
+
+
 def first_column(heading: str) -> list[str]:
     """Return the names in the first column of the one table under a heading."""
     return [name for row in table_under(FORMATS, heading).rows for name in code_in(row[0])]
@@ -68,6 +89,25 @@ def test_each_path_of_a_host_is_told() -> None:
     places = [name for name, value in vars(DataDir).items() if isinstance(value, property)]
     told = {"/".join(name.split("/")[:2]) for name in first_column("Host")}
     assert told == {str(getattr(data, name)) for name in places}
+
+
+def test_each_prefix_is_one_of_objects_that_are_told() -> None:
+    functions = {name for name, _ in inspect.getmembers(objects, inspect.isfunction)}
+    assert {name for name in functions if name.endswith("_prefix")} == {*PREFIXES}
+    told = first_column("Bucket")
+    assert all(any(name.startswith(prefix) for name in told) for prefix in PREFIXES.values())
+
+
+def test_each_path_that_the_data_directory_makes_is_told() -> None:
+    methods = {
+        name
+        for name, _ in inspect.getmembers(DataDir, inspect.isfunction)
+        if not name.startswith("_")
+    }
+    assert methods == {*HOST_PATHS}
+    told = [name.replace("<step>", Step.ROOTFS).rstrip("/") for name in first_column("Host")]
+    for path in filter(None, HOST_PATHS.values()):
+        assert any(name == str(path) or name.startswith(f"{path}/") for name in told), path
 
 
 def test_each_workflow_is_told() -> None:

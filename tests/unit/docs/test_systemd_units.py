@@ -52,7 +52,7 @@ def test_systemd_understands_it(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
 def test_it_runs_a_command_that_exists(path: Path) -> None:
-    commands = {name for name, _ in typer.main.get_command(app).commands.items()}  # type: ignore[attr-defined]
+    commands = {name for name, _ in typer.main.get_command(app).commands.items()}  # type: ignore[attr-defined] # it is a group
     words = unit(path)["Service"]["ExecStart"].split()
     assert words[0].endswith("/template-manager")
     assert words[1] in commands

@@ -60,6 +60,19 @@ def test_each_activity_has_its_row_and_no_row_is_left_over() -> None:
     assert set(POLICIES) == set(activities_of_the_contract())
 
 
+def test_each_activity_of_the_contract_is_one_that_a_room_must_implement() -> None:
+    """One that is not abstract would be missed above, and would need no row."""
+    classes = [each for _, each in inspect.getmembers(interface, inspect.isclass)]
+    registered = {
+        name
+        for each in classes
+        if each.__module__ == interface.__name__
+        for name, method in vars(each).items()
+        if callable(method) and activity._Definition.from_callable(method) is not None
+    }
+    assert registered == set(activities_of_the_contract().values()) == set(POLICIES)
+
+
 def test_the_names_of_activities_are_those_in_recorded_histories() -> None:
     assert set(activities_of_the_contract()) >= set(NAMES)
 
