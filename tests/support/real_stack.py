@@ -25,6 +25,7 @@ from temporalio.service import RPCError
 from activities.contract.names import build_workflow_id
 from activities.disk.sparse_files import sha256_of
 from activities.store.bucket import Bucket
+from activities.store.objects import LEASES, OWNERS
 from api.cli.json_output import status_json
 from api.client.client import TemplateClient
 from api.client.files_upload import upload_files
@@ -66,13 +67,15 @@ class Product:
     def objects(self, build_id: str = "") -> list[str]:
         """Names of the bucket's objects of a build, or of all of them.
 
-        Without the tombstones of deleted builds, which stay until nothing can arrive any more.
+        Without what stays of deleted builds: tombstones, until nothing can arrive any more, and to
+        whom their ids are bound.
         """
         bucket = self.bucket
         return sorted(
             stored.name
             for stored in bucket.list_objects(build_id)
-            if not (stored.name.startswith(".leases/") and _is_tombstone(bucket, stored.name))
+            if not stored.name.startswith(OWNERS)
+            if not (stored.name.startswith(LEASES) and _is_tombstone(bucket, stored.name))
         )
 
     def cli(self, *arguments: str, seconds: float = 180, without: Sequence[str] = ()) -> Ended:
