@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,6 +14,19 @@ import typer
 from api.cli.console import Exit, fail
 
 DEVELOPMENT = "Development"
+# What the dev stack and the programs that it starts go by; of a developer's shell nothing else.
+PASSED_ON = frozenset({"HOME", "LANG", "PATH", "TERM", "TMPDIR", "TZ", "USER"})
+PASSED_ON_PREFIXES = (
+    "DOCKER_",
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "LC_",
+    "NO_PROXY",
+    "OTEL_",
+    "STORAGE_",
+    "TEMPLATE_MANAGER_",
+    "TEMPORAL_",
+)
 
 app = typer.Typer()
 
@@ -37,4 +52,16 @@ def _services(command: str) -> NoReturn:
             Exit.USAGE,
             as_json=False,
         )
-    raise typer.Exit(subprocess.run([sys.executable, str(script), command], check=False).returncode)
+    done = subprocess.run(
+        [sys.executable, str(script), command], check=False, env=environment_of_stack(os.environ)
+    )
+    raise typer.Exit(done.returncode)
+
+
+def environment_of_stack(ours: Mapping[str, str]) -> dict[str, str]:
+    """Return what of this process's environment the dev stack gets."""
+    return {
+        name: value
+        for name, value in ours.items()
+        if name in PASSED_ON or name.upper().startswith(PASSED_ON_PREFIXES)
+    }
