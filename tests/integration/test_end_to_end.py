@@ -30,7 +30,7 @@ from activities.microvm.network import in_network
 from api.pb import template_manager_pb2 as pb
 from tests.support.copied_files import tar_of_files
 from tests.support.file_trees import difference, tree_of_ext4, tree_of_image
-from tests.support.local_http import HTTPD, get_page
+from tests.support.local_http import HTTPD, HTTPD_ANSWERS, get_page
 from tests.support.otlp_collector import running_collector
 from tests.support.pushed_images import tags_of
 from tests.support.real_stack import Product, nothing_left, running_product
@@ -82,20 +82,24 @@ def busybox(product: Product) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "written"),
+    ("name", "written", "vcpus"),
     [
-        ("busybox", WRITTEN_BY_BUSYBOX),
-        ("alpine-like", WRITTEN_BY_BUSYBOX),
-        ("debian", WRITTEN_BY_SYSTEMD),
+        ("busybox", WRITTEN_BY_BUSYBOX, 1),
+        ("alpine-like", WRITTEN_BY_BUSYBOX, 1),
+        ("debian", WRITTEN_BY_SYSTEMD, 2),
     ],
     ids=["busybox", "alpine-like", "debian"],
 )
 def test_an_image_becomes_a_template_that_resumes(
-    product: Product, name: str, written: re.Pattern[str], tmp_path: Path
+    product: Product, name: str, written: re.Pattern[str], vcpus: int, tmp_path: Path
 ) -> None:
     image = images.make_and_push(name, product.registry, lambda _: None)
     with nothing_left(product):
-        build_id = product.build(image, "--force")  # another test may have built the same
+        build_id = product.build(
+            *(image, "--force"),  # another test may have built the same
+            *("--vcpu", str(vcpus)),
+            ready=f'[ "$(nproc)" = {vcpus} ] && {HTTPD_ANSWERS}',
+        )
         status = product.ended(build_id, 200)
         assert status["state"] == "completed", status
         assert status["image_digest"].startswith("sha256:")

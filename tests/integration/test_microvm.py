@@ -37,15 +37,14 @@ from activities.contract.inputs import (
     StartVmInput,
     WaitUntilReadyInput,
 )
-from activities.contract.names import Step, VmPurpose
+from activities.contract.names import Step
 from activities.contract.results import PulledImage
 from activities.disk.ext4 import check_filesystem
 from activities.host.local_run import run_template
 from activities.microvm.clock import read_clock
-from activities.microvm.microvm import HostMicrovmActivities, launch_of, resume
+from activities.microvm.microvm import HostMicrovmActivities
 from activities.microvm.network import in_network
 from activities.process.settings import Settings
-from activities.step.vm_requirements import require_host
 from tests.support.local_http import HTTPD, HTTPD_ANSWERS, get_page
 from tests.support.small_disk import small_disk
 from tests.support.vm_host import VmHost, run, vm_host
@@ -106,17 +105,10 @@ async def test_the_server_answers_after_a_resume(host: VmHost, image: PulledImag
     directory = host.bench.store.path(snapshot.step, snapshot.fingerprint)
     before = (directory / "rootfs.ext4").read_bytes()
     for _ in range(2):
-        resumed = host.vm(vm.scope, VmPurpose.VERIFY)
-        await run(host.networks.set_up_network, resumed)
-        process = host.process(resumed)
-        process.make()
-        firecracker = require_host(host.settings, host.shape)
-        launch = launch_of(host.settings, firecracker, host.shape)
-        await asyncio.to_thread(resume, process, directory, launch, lambda: None)
-        answer = await asyncio.to_thread(in_network, resumed.name, lambda: get_page(20))
-        assert b"200 OK" in answer
-        assert answer.endswith(b"hello\n")
-        await run(host.vms.kill_vm, resumed)
+        async with host.resumed(vm, snapshot) as name:
+            answer = await asyncio.to_thread(in_network, name, lambda: get_page(20))
+            assert b"200 OK" in answer
+            assert answer.endswith(b"hello\n")
     assert (directory / "rootfs.ext4").read_bytes() == before
     check_filesystem(directory / "rootfs.ext4", lambda: None)
 
@@ -441,6 +433,29 @@ async def test_memory_that_is_zero_takes_no_disk(host: VmHost, image: PulledImag
     [checkpoint] = [each for each in host.bench.store.all() if each.path == kept.parent]
     assert checkpoint.bytes < 256 << 20
     await host.verify(vm, snapshot)
+
+
+async def test_all_vcpus_go_on_after_a_resume(host: VmHost, image: PulledImage) -> None:
+    """Each of them counts by itself, and is bound to one vCPU."""
+    host.shape = host.shape.model_copy(update={"vcpu_count": 4})
+    count = "n=0; while :; do n=$((n + 1)); echo $n > /srv/$cpu; /bin/busybox usleep 20000; done"
+    each = f"(export cpu=$cpu; /bin/busybox taskset -c $cpu /bin/busybox sh -c '{count}') &"
+    start = f"for cpu in 0 1 2 3; do {each} done; {HTTPD}"
+    ready = f"[ $(/bin/busybox nproc) = 4 ] && [ -s /srv/3 ] && {HTTPD_ANSWERS}"
+    vm, rootfs = await host.boot(image, start_command=start, ready_command=ready)
+    snapshot = await host.snapshot(vm, rootfs)
+    await host.verify(vm, snapshot)
+    async with host.resumed(vm, snapshot) as name:
+        for cpu in range(4):
+            first = await _page(name, f"/{cpu}")
+            assert b"200 OK" in first
+            deadline = time.monotonic() + 60
+            while await _page(name, f"/{cpu}") == first:
+                assert time.monotonic() < deadline, f"vCPU {cpu} stands still"
+
+
+async def _page(network: str, path: str) -> bytes:
+    return await asyncio.to_thread(in_network, network, lambda: get_page(20, path))
 
 
 async def test_a_busy_disk_survives_the_snapshot(host: VmHost, image: PulledImage) -> None:

@@ -48,13 +48,13 @@ def serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
         server.server_close()
 
 
-def get_page(seconds: float) -> bytes:
-    """Return a guest's whole answer for its page; call it in the guest's netns."""
+def get_page(seconds: float, path: str = "/index.html") -> bytes:
+    """Return a guest's whole answer for a page; call it in the guest's netns."""
     deadline = time.monotonic() + seconds
     while True:
         try:
             with socket.create_connection((GUEST_ADDRESS, 8080), timeout=seconds / 4) as connection:
-                connection.sendall(b"GET /index.html HTTP/1.0\r\n\r\n")
+                connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
                 with connection.makefile("rb") as answer:
                     return answer.read()
         except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,9 +23,10 @@ from activities.contract.names import VmPurpose
 from activities.contract.results import PulledImage, Verification
 from activities.contract.scope import BuildScope, VmRef, VmShape
 from activities.disk.data_dir import DataDir
-from activities.microvm.microvm import HostMicrovmActivities
+from activities.microvm.microvm import HostMicrovmActivities, launch_of, resume
 from activities.microvm.network import NetnsNetworkActivities
 from activities.microvm.vm_process import VmProcess
+from activities.step.vm_requirements import require_host
 from tests.support.host_resources import HostResources
 
 
@@ -86,6 +88,19 @@ class VmHost:
         asked = VerifySnapshotInput(vm=verifying, snapshot=snapshot, shape=self.shape)
         found: Verification = await run(self.vms.verify_snapshot, asked)
         return found
+
+    @asynccontextmanager
+    async def resumed(self, vm: VmRef, snapshot: SnapshotCheckpoint) -> AsyncIterator[str]:
+        """Have it running as `template-manager run` resumes it; yields its network."""
+        running = self.vm(vm.scope, VmPurpose.VERIFY)
+        await run(self.networks.set_up_network, running)
+        process = self.process(running)
+        process.make()
+        launch = launch_of(self.settings, require_host(self.settings, self.shape), self.shape)
+        files = self.bench.store.path(snapshot.step, snapshot.fingerprint)
+        await asyncio.to_thread(resume, process, files, launch, lambda: None)
+        yield running.name
+        await run(self.vms.kill_vm, running)
 
     async def remove_all(self) -> None:
         for vm in self._made:
