@@ -1,6 +1,7 @@
 """Run what only real Firecracker can show, on each version that is given, and print a table.
 
     FIRECRACKER_BINARY=/path/to/firecracker-v1.16.1:/path/to/firecracker-v1.13.1
+    JAILER_BINARY=…:…   of the same releases in the same order, if VMs shall be jailed
     GUEST_KERNEL_DIR=/path/to/a/directory/with/vmlinux.bin
     python temporal-dev/firecracker_versions.py [--short]
 
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
+from itertools import zip_longest
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -40,17 +42,23 @@ NOT_SHOWN = "several vCPUs: not shown on the real one where the given kernel has
 
 def main(arguments: list[str]) -> int:
     """Run the checks on all versions; returns the exit code."""
-    binaries = [path for path in os.environ.get("FIRECRACKER_BINARY", "").split(":") if path]
+    binaries, jailers = paths_of("FIRECRACKER_BINARY"), paths_of("JAILER_BINARY")
     if not binaries or "GUEST_KERNEL_DIR" not in os.environ:
         print(NOTHING, file=sys.stderr)
         return 2
     is_short = "--short" in arguments
     names = SHORT if is_short else tuple(CHECKS)
     rows = {}
-    for binary in binaries[:1] if is_short else binaries:
-        rows[version_of(binary)] = [run_check(binary, CHECKS[name]) for name in names]
+    pairs = list(zip_longest(binaries, jailers[: len(binaries)], fillvalue=""))
+    for binary, jailer in pairs[:1] if is_short else pairs:
+        rows[version_of(binary)] = [run_check(binary, jailer, CHECKS[name]) for name in names]
         print(table(names, rows), flush=True)
     return 0 if all(cell.startswith("passed") for row in rows.values() for cell in row) else 1
+
+
+def paths_of(variable: str) -> list[str]:
+    """Return the paths that a variable holds, with `:` between them."""
+    return [path for path in os.environ.get(variable, "").split(":") if path]
 
 
 def version_of(binary: str) -> str:
@@ -60,9 +68,10 @@ def version_of(binary: str) -> str:
     return found[1] if found else binary
 
 
-def run_check(binary: str, what: tuple[str, ...]) -> str:
+def run_check(binary: str, jailer: str, what: tuple[str, ...]) -> str:
     """Run one pytest to its end; returns what the table says of it."""
     env = {"GUEST_VCPUS": "1", **os.environ, "FIRECRACKER_BINARY": binary}
+    env["JAILER_BINARY"] = jailer
     with tempfile.NamedTemporaryFile(suffix=".xml") as report:
         command = [
             sys.executable,

@@ -1,4 +1,7 @@
-"""One whole build on real Firecracker, through the command line: to an HTTP answer, and deleted."""
+"""One whole build on real Firecracker, through the command line: to an HTTP answer, and deleted.
+
+In the jailer, where JAILER_BINARY names one.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ BUILD = {"ready_timeout_seconds": SLOW_SECONDS, "retry_attempts": 2}
 
 @pytest.fixture
 def product(firecracker: RealFirecracker, tmp_path: Path) -> Iterator[Product]:
-    kernels, versions = firecracker.install(tmp_path)
+    kernels, versions = firecracker.install(tmp_path, jailed=firecracker.jailer is not None)
     with running_product(
         TEMPLATE_MANAGER_BUILD=json.dumps(BUILD),
         TEMPLATE_MANAGER_KERNELS_DIR=str(kernels),
