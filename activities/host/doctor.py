@@ -15,16 +15,24 @@ from typing import Literal
 
 from temporalio.client import Client
 
-from activities.contract.errors import TemplateManagerError, UnsafeToolsError
+from activities.contract.errors import (
+    FirecrackerMissingError,
+    KernelMissingError,
+    TemplateManagerError,
+    UnsafeToolsError,
+)
+from activities.contract.scope import VmShape
 from activities.contract.search_attributes import SEARCH_ATTRIBUTES
 from activities.disk.data_dir import DataDir
 from activities.disk.leftovers import Leftover, made_at
 from activities.disk.programs import child_environment
+from activities.host.passing_vm import passing_vm
 from activities.host.tool_versions import holes_of, installed_tools, refusals
 from activities.image.docker_daemon import make_docker_client
 from activities.microvm.guest_kernel import INITRD, judge_kernel
 from activities.microvm.network import create_network, passing_name, remove_network
 from activities.microvm.resumable import vmm_version
+from activities.microvm.trial_boot import boot_kernel
 from activities.process.sealing import Sealer
 from activities.process.settings import Settings
 from activities.process.temporal import missing_search_attributes
@@ -34,6 +42,8 @@ from activities.store.probe import probe_bucket
 KVM = Path("/dev/kvm")
 MIN_FREE_GIB = 10
 GIB = 1024**3
+BOOT_MEMORY_MB = 128
+BOOT_SECONDS = 60.0
 # Program, and the Debian package that has it.
 TOOLS = {
     "mke2fs": "e2fsprogs",
@@ -61,7 +71,7 @@ class Finding:
 
 
 def check_host(settings: Settings) -> list[Finding]:
-    """Check what a KVM host needs on this machine. Blocking; makes and removes a test netns.
+    """Check what a KVM host needs on this machine. Blocking; boots a kernel, and removes all of it.
 
     Without root only that is told: whatever else failed would fail for it.
     """
@@ -77,6 +87,7 @@ def check_host(settings: Settings) -> list[Finding]:
         _network,
         _kernel,
         _firecracker,
+        _boot,
         _disk,
         _secrets,
         _bucket,
@@ -219,6 +230,25 @@ def _firecracker(settings: Settings) -> Finding:
         return Finding("Firecracker", "ok", f"{path}, version {vmm_version(path)}")
     except TemplateManagerError as error:
         return Finding("Firecracker", "wrong", error.message, f"{path} --version")
+
+
+def _boot(settings: Settings) -> Finding:
+    """Boot the default kernel: that /dev/kvm opens does not say that it can run one."""
+    what = "guest"
+    shape = VmShape(
+        memory_mb=BOOT_MEMORY_MB,
+        vcpu_count=1,
+        kernel_version=settings.default_kernel_version,
+        firecracker_version=settings.default_firecracker_version,
+    )
+    try:
+        with passing_vm() as vm:
+            seconds = boot_kernel(vm, settings, shape, BOOT_SECONDS)
+    except (KernelMissingError, FirecrackerMissingError):
+        return Finding(what, "warning", "not booted: kernel or Firecracker is missing", "see above")
+    except TemplateManagerError as error:
+        return Finding(what, "wrong", error.message, error.hint)
+    return Finding(what, "ok", f"the kernel boots: its first line came after {seconds:.1f} s")
 
 
 def _disk(settings: Settings) -> Finding:

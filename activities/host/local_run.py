@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from activities.contract.errors import (
-    HostFaultError,
     MachineUnfitError,
     SnapshotNotResumableError,
     TemplateDamagedError,
@@ -24,9 +22,9 @@ from activities.contract.guest_network import GUEST_ADDRESS
 from activities.contract.names import ArtifactName
 from activities.contract.scope import VmShape
 from activities.disk.sparse_files import sha256_of
+from activities.host.passing_vm import passing_vm
 from activities.microvm.launching import Launch
 from activities.microvm.microvm import Resumed, launch_of, resume
-from activities.microvm.network import create_network, passing_name, remove_network
 from activities.microvm.resumable import SnapshotTraits, require_resumable, traits_here
 from activities.microvm.vm_process import VmProcess
 from activities.process.settings import Settings
@@ -66,7 +64,7 @@ def run_template(directory: Path, settings: Settings, show: Callable[[LocalRun],
     )
     firecracker = require_host(settings, shape)
     require_resumable(_traits(metadata), traits_here(firecracker), firecracker)
-    with _vm() as vm, _stop_signal() as stopped:
+    with passing_vm() as vm, _stop_signal() as stopped:
         launch = launch_of(settings, firecracker, shape)
         resumed = _resume(vm, directory, metadata, launch)
         show(LocalRun(vm.name, GUEST_ADDRESS, resumed.answer_ms))
@@ -141,31 +139,6 @@ def _require_rights() -> None:
 def _traits(metadata: TemplateMetadata) -> SnapshotTraits:
     vmm = metadata.vmm
     return SnapshotTraits(vmm.version, vmm.snapshot_format, vmm.architecture, vmm.cpu_model)
-
-
-@contextmanager
-def _vm() -> Iterator[VmProcess]:
-    name = passing_name()
-    with tempfile.TemporaryDirectory(prefix=name) as parent:
-        vm = VmProcess(Path(parent) / name)
-        vm.make()
-        _make_network(name)
-        try:
-            yield vm
-        finally:
-            vm.remove()
-            remove_network(name)
-
-
-def _make_network(name: str) -> None:
-    try:
-        create_network(name)
-    except HostFaultError as error:
-        remove_network(name)
-        raise MachineUnfitError(
-            error.message,
-            hint="It takes the capabilities CAP_SYS_ADMIN and CAP_NET_ADMIN, and /dev/net/tun.",
-        ) from error
 
 
 @contextmanager

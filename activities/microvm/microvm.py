@@ -154,7 +154,7 @@ class HostMicrovmActivities(MicrovmActivities):
         running.progress("starting the VMM")
         launch = launch_of(self._settings, firecracker, start.shape)
         kernel = self._settings.kernel_path(start.shape.kernel_version)
-        launch = replace(launch, own=tuple(ArtifactName), shared=_kernel_files(kernel))
+        launch = replace(launch, own=tuple(ArtifactName), shared=kernel_files(kernel))
         _tell_limits(running, vm.start(launch, running.check))
         self._configure(vm, start.shape)
         running.log.info(
@@ -441,7 +441,7 @@ def _started_at(vm: VmProcess) -> float:
         raise CheckpointLostError("the booted VM is gone", step=Step.BOOT) from None
 
 
-def _kernel_files(kernel: Path) -> dict[str, Path]:
+def kernel_files(kernel: Path) -> dict[str, Path]:
     """Return the kernel and what belongs to it, by their names in the VM's files."""
     there = [name for name in KERNEL_FILES if (kernel.parent / name).exists()]
     return {f"{KERNEL}/{name}": kernel.parent / name for name in there}

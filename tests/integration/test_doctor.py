@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from devstack.environment import environment
@@ -30,6 +31,38 @@ async def test_a_machine_that_is_ready(storage: Stack, temporal: Client) -> None
     ended = await cli("doctor", "--json", env=env)
     assert ended.code == 0, ended.out
     assert {finding["state"] for finding in findings(ended.out).values()} <= {"ok", "warning"}
+    guest = findings(ended.out)["guest"]
+    assert guest["state"] == "ok"
+    assert "the kernel boots: its first line came after" in guest["told"]
+
+
+@pytest.mark.parametrize(
+    ("vmm", "told"),
+    [
+        ("echo no KVM here >&2; exit 3", "the VMM ended at once: exit code 3: no KVM here"),
+        ("exit 0", "the VMM ended at once: exit code 0"),
+    ],
+)
+async def test_a_guest_that_does_not_boot_is_told(vmm: str, told: str, tmp_path: Path) -> None:
+    """That /dev/kvm opens is not enough."""
+    kernel = tmp_path / "kernels" / "k" / "vmlinux.bin"
+    firecracker = tmp_path / "vmms" / "v" / "firecracker"
+    for path in (kernel, firecracker):
+        path.parent.mkdir(parents=True)
+    kernel.write_bytes(b"\x7fELF")
+    said = "case $1 in --version) echo Firecracker v1.0.0;; *) " + vmm + ";; esac"
+    firecracker.write_text(f"#!/bin/sh\n{said}\n")
+    firecracker.chmod(0o755)
+    env = {
+        "TEMPLATE_MANAGER_KERNELS_DIR": str(tmp_path / "kernels"),
+        "TEMPLATE_MANAGER_DEFAULT_KERNEL_VERSION": "k",
+        "TEMPLATE_MANAGER_FIRECRACKER_DIR": str(tmp_path / "vmms"),
+        "TEMPLATE_MANAGER_DEFAULT_FIRECRACKER_VERSION": "v",
+    }
+    guest = findings((await cli("doctor", "--json", env=env)).out)["guest"]
+    assert guest["state"] == "wrong"
+    assert told in guest["told"]
+    assert guest["remedy"]
 
 
 async def test_what_is_missing_is_told_with_what_mends_it() -> None:
