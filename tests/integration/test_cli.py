@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from activities.contract.errors import StartCommandError
+from activities.contract.image_reference import ImageReference
 from activities.contract.status import LogLevel
-from activities.process.sealing import Sealer
+from activities.process.sealing import SealedFor, Sealer
 from tests.support.command_line import cli, on_terminal, started
 from tests.support.running_api import Api, publish, serving
 
@@ -185,8 +186,8 @@ async def test_a_password_is_read_from_standard_input(api: Api) -> None:
     assert ended.code == 0, ended.err
     [pull] = [argument for name, argument in api.journal.arguments if name == "pull_image"]
     assert pull.auth.username == "me"
-    opened = Sealer(api.settings.secret_keys).open(pull.auth.secret, pull.scope.build_id)
-    assert opened == "hunter2"
+    only_for = SealedFor(pull.scope.build_id, ImageReference.parse(pull.image).registry)
+    assert Sealer(api.settings.secret_keys).open(pull.auth.secret, only_for) == "hunter2"
 
 
 async def test_the_shell_completes_the_ids_of_builds_that_fit(api: Api) -> None:

@@ -68,6 +68,16 @@ PROVOKED = {
     "FilesMissingError": (
         "integration/test_image_steps.py::test_missing_files_and_accounts_are_named"
     ),
+    "FilesTooLargeError": (
+        "integration/test_files_upload.py::test_files_over_the_limit_are_refused_before_any_is_read"
+    ),
+    "SecretEnvUnsupportedError": (
+        "unit/api/server/test_validation.py"
+        "::test_secret_variables_are_refused_by_name_until_steps_run_in_a_microvm"
+    ),
+    "UnsafeToolsError": (
+        "unit/activities/host/test_tool_versions.py::test_a_host_with_a_hole_does_not_start"
+    ),
     "RootfsTooLargeError": (
         "integration/test_rootfs.py::test_too_large_says_both_sizes_before_any_copy"
     ),

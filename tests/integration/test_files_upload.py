@@ -12,6 +12,8 @@ import grpc
 import pytest
 from devstack.stack import Stack
 
+from activities.contract.errors import FilesTooLargeError
+from activities.contract.names import DEFAULT_TENANT
 from activities.store import files as image_files
 from activities.store.bucket import Bucket
 from activities.store.objects import files_name
@@ -168,3 +170,26 @@ async def test_a_bucket_that_is_away_is_unavailable(api: Api, storage: Stack) ->
         await api.client.files_address("web", "a" * 64)
     assert failure.value.code is grpc.StatusCode.UNAVAILABLE
     assert failure.value.retry_after_seconds
+
+
+async def test_files_over_the_limit_are_refused_before_any_is_read(
+    api: Api, empty_bucket: Bucket, tar: Path, tmp_path: Path
+) -> None:
+    await send(api, tar)
+    target = tmp_path / "fetched.tar"
+
+    def fetch(most_bytes: int) -> None:
+        image_files.fetch_files(
+            empty_bucket,
+            sha256_of(tar),
+            target,
+            lambda: None,
+            tenant=DEFAULT_TENANT,
+            most_bytes=most_bytes,
+        )
+
+    with pytest.raises(FilesTooLargeError, match=f"{SIZE_BYTES} bytes; at most {SIZE_BYTES - 1}"):
+        fetch(SIZE_BYTES - 1)
+    assert not target.exists()
+    fetch(SIZE_BYTES)
+    assert target.read_bytes() == tar.read_bytes()

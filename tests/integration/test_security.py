@@ -160,7 +160,8 @@ async def test_a_client_certificate_has_the_rights_of_its_line(
             token=SecretStr(token),
         )
         async with TemplateClient(server.address, credentials) as client:
-            created = await client.create(api.template(**changes))
+            asked = api.template(from_image="docker.io/library/debian:12", **changes)
+            created = await client.create(asked)
         handle = api.temporal.get_workflow_handle(created.workflow_id)
         return str(await (await handle.describe()).memo_value(TENANT_MEMO))
 

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from pydantic import SecretStr
 
-from activities.contract.errors import SealedSecretError
+from activities.contract.errors import SealedSecretError, SecretEnvUnsupportedError
 from activities.contract.image_steps import Copy, Env, Run, User, Workdir
 from activities.contract.registry_logins import (
     AwsLogin,
@@ -442,6 +442,7 @@ def test_secret_variables_are_refused_by_name_until_steps_run_in_a_microvm() -> 
     assert error.reason == "SECRET_ENV_UNSUPPORTED"
     assert "NPM_TOKEN" in error.message
     assert "microVM" in error.message
+    assert error.hint == SecretEnvUnsupportedError.hint
     assert "hunter2" not in f"{error.message}{error.hint}{error.metadata}"
 
 
