@@ -42,6 +42,8 @@ GUEST_FILES = Path(__file__).resolve().parent / "guest"
 
 
 LOADER = "ld.so"
+# Programs that a guest gets, and the Debian packages that have them.
+TOOLS = {"setpriv": "util-linux", "env": "coreutils", "nice": "coreutils"}
 # As ldd says it: `libc.so.6 => /lib/…/libc.so.6 (0x…)`, or the loader's path alone.
 LINKED = re.compile(r"(?:(?P<name>\S+) => )?(?P<path>/\S+) \(0x[0-9a-f]+\)")
 # As an image's command these ask for the image's init, not for a program beside it.
@@ -56,7 +58,7 @@ def guest_files_sha256(settings: Settings) -> str:
     Raises AgentMissingError when the configured agent is not there.
     """
     digest = hashlib.sha256()
-    programs = [settings.busybox_path, settings.guest_agent_path, *_setpriv_files().values()]
+    programs = [settings.busybox_path, settings.guest_agent_path, *_tools().values()]
     for path in [*_own_files(), *programs]:
         if path is None:
             continue
@@ -76,9 +78,9 @@ def stage_guest_files(directory: Path, settings: Settings, build: BuildRootfsInp
     for path in _own_files():
         _copy_in(path, directory / path.name, 0o755 if path.name == "init" else 0o644)
     _copy_in(settings.busybox_path, directory / "busybox", 0o755)
-    (directory / "setpriv").mkdir()
-    for name, path in _setpriv_files().items():
-        _copy_in(path, directory / "setpriv" / name, 0o755)
+    (directory / "tools").mkdir()
+    for name, path in _tools().items():
+        _copy_in(path, directory / "tools" / name, 0o755)
     (directory / "bin" / "sh").symlink_to("../busybox")
     if settings.guest_agent_path:
         _copy_in(settings.guest_agent_path, directory / "agent", 0o755)
@@ -156,20 +158,29 @@ def _own_files() -> list[Path]:
 
 
 @cache
-def _setpriv_files() -> dict[str, Path]:
-    """Return util-linux's setpriv and what it is linked with, by their names in the guest.
+def _tools() -> dict[str, Path]:
+    """Return the host's programs that start a command, and what they are linked with, by name.
 
-    It is what becomes a user by numbers alone, with all groups: busybox cannot, and an image may
-    have no accounts at all. Started by its own loader it needs no library of the image. Raises
-    HostFaultError when the host has none.
+    setpriv becomes a user by numbers alone, with all groups: busybox cannot, and an image may have
+    no accounts at all. env starts what the image's PATH leads to: busybox starts its own applets.
+    Started by their own loader they need no library of the image. Raises HostFaultError when the
+    host has one of them not.
     """
-    program = shutil.which("setpriv")
-    if program is None:
-        raise HostFaultError("this host has no setpriv", hint="apt-get install util-linux")
+    files: dict[str, Path] = {}
+    for name, package in TOOLS.items():
+        program = shutil.which(name)
+        if program is None:
+            raise HostFaultError(f"this host has no {name}", hint=f"apt-get install {package}")
+        files |= {name: Path(program).resolve(), **_linked(program)}
+    return files
+
+
+def _linked(program: str) -> dict[str, Path]:
+    """Return a program's libraries and its loader, by their names in the guest."""
     told = subprocess.run(
         ["ldd", program], capture_output=True, text=True, check=True, env=child_environment()
     )
-    files = {"setpriv": Path(program).resolve()}
+    files: dict[str, Path] = {}
     for line in told.stdout.splitlines():
         found = LINKED.fullmatch(line.strip())
         if found and found["name"]:

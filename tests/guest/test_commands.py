@@ -116,7 +116,7 @@ async def test_no_such_start_command_is_no_success_whatever_the_ready_command_sa
 async def test_a_prompt_is_in_the_log_and_in_the_errors_tail(host: VmHost, push: Push) -> None:
     image = await host.bench.pull(push(alpine("prompt")))
     start = f"echo the license; printf 'accept? '; {SOON}"
-    error, log = await failing(host, image, 12, start_command=start, ready_command="false")
+    error, log = await failing(host, image, 25, start_command=start, ready_command="false")
     assert isinstance(error, ReadyTimeoutError)
     assert "accept? " in error.log_tail
     assert {"the license", "accept? "} <= set(messages(log))
@@ -240,6 +240,34 @@ async def test_a_volume_over_the_accounts_hides_no_user(host: VmHost, push: Push
     start = f"/probe/busybox id > /home/app/id; {SOON}"
     check = "/probe/busybox grep -q '^uid=1234(app) .*4321(extra)' /home/app/id"
     await booted(host, image, start_command=start, ready_command=check)
+
+
+@pytest.mark.parametrize(
+    "words", [("ls", "x=y"), ("/opt/a=b/ls", "x=y")], ids=["an applet's name", "a = in the path"]
+)
+async def test_the_image_s_own_program_runs(
+    host: VmHost, push: Push, words: tuple[str, ...]
+) -> None:
+    """busybox has an applet of that name, and env takes what has a = in it for a variable."""
+    lines = [
+        "#!/bin/sh",
+        'echo "$0 $* $HERE" >/tmp/ran',
+        # As it was given: a shell passes on no variable with a dot in its name.
+        "tr '\\0' '\\n' </proc/$$/environ >>/tmp/ran",
+        SOON,
+    ]
+    program = "\n".join(lines)
+    layer = Layer().directory("opt").directory("opt/bin").directory("opt/a=b")
+    layer.add("opt/bin/ls", program.encode(), mode=0o755)
+    layer.add("opt/a=b/ls", program.encode(), mode=0o755)
+    env = {"PATH": "/opt/bin:/usr/bin:/bin", "HERE": "a b", "a.b": "dotted"}
+    env |= {} if "/" in words[0] else {"LD_PRELOAD": "/no.so"}  # for the image's programs alone
+    made = alpine("own", layer, entrypoint=words[:1], cmd=words[1:], env=env)
+    path = words[0] if "/" in words[0] else f"/opt/bin/{words[0]}"
+    image = await host.bench.pull(push(made))
+    ready = f"grep -qx '{path} x=y a b' /tmp/ran && grep -qx a.b=dotted /tmp/ran"
+    vm = await booted(host, image, start_command=IMAGE_COMMAND, ready_command=ready)
+    assert not any("LD_PRELOAD" in line for line in messages(log_of(host, vm)))
 
 
 @pytest.mark.whole

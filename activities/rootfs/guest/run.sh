@@ -12,9 +12,17 @@ workdir=$($bb cat $t/workdir)
 [ -d "$workdir" ] || $bb mkdir -p -- "$workdir"
 cd -- "$workdir" || exit 126
 
+# A program of the host's, with its own loader: no library of the image is in it, and it starts what
+# the image's PATH leads to. busybox would start an applet of its own instead, whose name it has.
+tool() {
+    name=$1
+    shift
+    exec $t/tools/ld.so --library-path $t/tools --argv0 "$name" "$t/tools/$name" "$@"
+}
+
 what=$1
 words=$t/$what.argv
-set -- $bb env -i
+set --
 while IFS= read -r -d '' variable; do
     # Only commands of ours to a shell of ours find its applets: the image has no shell.
     case $variable in
@@ -24,7 +32,13 @@ while IFS= read -r -d '' variable; do
 done <$t/env
 if [ -e "$words" ]; then
     # The image's own: started as Docker starts them, without a shell.
+    first=yes
     while IFS= read -r -d '' word; do
+        # env takes a program whose name has a = for a variable; nice does not, and changes nothing.
+        case $first$word in
+            yes*=*) set -- "$@" $t/tools/ld.so --library-path $t/tools $t/tools/nice -n 0 ;;
+        esac
+        first=
         set -- "$@" "$word"
     done <"$words"
 else
@@ -32,5 +46,5 @@ else
 fi
 read -r uid gid groups _ <$t/user
 [ "$groups" != - ] || groups=
-exec $t/setpriv/ld.so --library-path $t/setpriv $t/setpriv/setpriv \
-    --reuid "$uid" --regid "$gid" --groups "$gid${groups:+,$groups}" -- "$@"
+tool setpriv --reuid "$uid" --regid "$gid" --groups "$gid${groups:+,$groups}" -- \
+    $t/tools/ld.so --library-path $t/tools --argv0 env $t/tools/env -i "$@"
