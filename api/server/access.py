@@ -10,7 +10,6 @@ once; one that cannot be read keeps the last that could.
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import hmac
 import re
@@ -27,6 +26,7 @@ import structlog
 from activities.contract.image_reference import ImageReference, ImageReferenceError
 from activities.contract.names import DEFAULT_TENANT, TENANT_NAME
 from api.errors import ApiError
+from api.server.image_patterns import ImagePattern
 
 BEARER = "bearer "
 CERTIFICATE = "cert:"
@@ -76,7 +76,7 @@ class Caller:
     name: str
     right: Right
     images: tuple[str, ...] = ()
-    """Patterns of images, as in a shell; none means all."""
+    """Patterns of images, see `ImagePattern`; none means all."""
     tenant: str = DEFAULT_TENANT
     is_known: bool = True
     """False for who calls where nobody has to say who he is."""
@@ -92,12 +92,10 @@ class Caller:
         if image is None:
             return False
         try:
-            full = ImageReference.parse(image).name
+            named = ImageReference.parse(image)
         except ImageReferenceError:
             return False
-        return any(
-            fnmatch.fnmatchcase(name, pattern) for pattern in self.images for name in (image, full)
-        )
+        return any(ImagePattern.parse(pattern).matches(named) for pattern in self.images)
 
 
 ANONYMOUS = Caller("anonymous", Right.OPERATOR, is_known=False)
@@ -145,6 +143,8 @@ def _parse_line(words: list[str]) -> tuple[str, Caller]:
     if not TENANT_NAME.fullmatch(tenant):
         raise ValueError(f"a tenant is 1 to 63 of a-z, 0-9 and -, not {tenant!r}")
     patterns = tuple(images[0].split(",")) if images else ()
+    for pattern in patterns:
+        ImagePattern.parse(pattern)
     caller = Caller(name, Right[right.upper()], patterns, tenant)
     return key if key.startswith(CERTIFICATE) else key.lower(), caller
 
