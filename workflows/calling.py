@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 from temporalio import workflow
+from temporalio.common import Priority
 
 from activities.contract.requests import BuildOptions
 from workflows.policies import POLICIES
@@ -33,8 +34,10 @@ async def call(
     options: BuildOptions = DEFAULTS,
     wait_seconds: float | None = None,
     total_seconds: float | None = None,
+    fairness_key: str | None = None,
 ) -> T:
-    """Run an activity to its end. The last two replace the table's `wait` and `total`.
+    """Run an activity to its end. `wait_seconds` and `total_seconds` replace the table's `wait` and
+    `total`. Of those that wait in one queue Temporal takes in turns by `fairness_key`.
 
     Raises ActivityError, and CancelledError when the workflow is cancelled.
     """
@@ -43,6 +46,8 @@ async def call(
         config["schedule_to_start_timeout"] = timedelta(seconds=wait_seconds)
     if total_seconds is not None:
         config["schedule_to_close_timeout"] = timedelta(seconds=total_seconds)
+    if fairness_key is not None:
+        config["priority"] = Priority(fairness_key=fairness_key)
     result: T = await workflow.execute_activity_method(method, argument, **config)
     return result
 

@@ -141,6 +141,7 @@ class HostHold:
             summary=f"hold {retake_from} again" if retake_from else "hold a KVM host",
             options=options,
             wait_seconds=options.lease_grace_seconds if retake_from else None,
+            fairness_key=self._config.tenant,
         )
 
     @staticmethod

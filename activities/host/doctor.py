@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -13,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from temporalio.api.workflowservice.v1 import GetSystemInfoRequest
 from temporalio.client import Client
 
 from activities.contract.errors import (
@@ -41,6 +43,8 @@ from activities.store.probe import probe_bucket
 
 KVM = Path("/dev/kvm")
 MIN_FREE_GIB = 10
+# The first server with `matching.enableFairness`.
+FAIR_SHARE_SINCE = (1, 29)
 GIB = 1024**3
 BOOT_MEMORY_MB = 128
 BOOT_SECONDS = 60.0
@@ -110,6 +114,26 @@ async def check_temporal(client: Client | None, address: str) -> Finding:
         told = f"{address}: search attributes {names} are missing"
         return Finding("Temporal", "warning", told, "They are made when the first worker starts.")
     return Finding("Temporal", "ok", f"{address}, namespace {client.namespace}")
+
+
+async def check_fair_share(client: Client) -> Finding:
+    """Tell whether the server can serve tenants in turns; whether it does, it does not tell."""
+    told = await client.workflow_service.get_system_info(GetSystemInfoRequest())
+    version = told.server_version
+    if _numbers(version) < FAIR_SHARE_SINCE:
+        needed = ".".join(map(str, FAIR_SHARE_SINCE))
+        return Finding(
+            "fair share",
+            "warning",
+            f"Temporal {version} takes builds in the order in which they came, whoever's they are",
+            f"Temporal {needed} or newer, with the dynamic config of docs/operations.md",
+        )
+    return Finding("fair share", "ok", f"Temporal {version} has it: see docs/operations.md")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def leftover_disk_probes(data_dir: DataDir) -> Iterator[Leftover]:

@@ -106,12 +106,13 @@ def host_workers(client: Client, host: Host) -> list[Worker]:
         (SHARED_HOST_TASK_QUEUE, [host.hold.hold_host], host.admission),
     ]
     return [
-        make_worker(client, queue, activities, tuner=_tuner(supplier))
+        make_worker(client, queue, activities, tuner=tuner_for(supplier))
         for queue, activities, supplier in queues
     ]
 
 
-def _tuner(activities: FixedSizeSlotSupplier | Admission) -> WorkerTuner:
+def tuner_for(activities: FixedSizeSlotSupplier | Admission) -> WorkerTuner:
+    """Return a worker's slots: these for activities, and none that count for anything else."""
     unused = FixedSizeSlotSupplier(1)
     return WorkerTuner.create_composite(
         workflow_supplier=unused,

@@ -81,14 +81,15 @@ def doctor(as_json: AsJson = False) -> None:
 
 async def _findings(settings: Settings) -> list[Finding]:
     from activities.contract.errors import TemporalUnavailableError
-    from activities.host.doctor import check_host, check_temporal
+    from activities.host.doctor import check_fair_share, check_host, check_temporal
     from activities.process.temporal import temporal_address
 
     findings = await asyncio.to_thread(check_host, settings)
     client: Client | None = None
     with contextlib.suppress(TemporalUnavailableError):
         client = await _connect()
-    return [*findings, await check_temporal(client, temporal_address())]
+    findings += [await check_temporal(client, temporal_address())]
+    return [*findings, await check_fair_share(client)] if client else findings
 
 
 @app.command(rich_help_panel=OPERATIONS, epilog="Example: template-manager health 127.0.0.1:9465")

@@ -162,11 +162,21 @@ def _proxy_command(stack: StackEnvironment) -> list[str]:
     return [sys.executable, str(HERE / "gcs_proxy.py"), "--listen", listen, "--upstream", upstream]
 
 
+# What Temporal's server needs to serve tenants in turns, see docs/operations.md.
+FAIR_SHARE = (
+    "matching.useNewMatcher=true",
+    "matching.enableFairness=true",
+    "matching.numTaskqueueReadPartitions=1",
+    "matching.numTaskqueueWritePartitions=1",
+)
+
+
 def _temporal_command(stack: StackEnvironment) -> list[str]:
     data = stack.state_dir / "temporal"
     data.mkdir(parents=True, exist_ok=True)
     command = [_tool("temporal"), "server", "start-dev", "--ip", "127.0.0.1"]
     command += ["--port", str(stack.ports.temporal), "--ui-port", str(stack.ports.temporal_ui)]
+    command += [word for value in FAIR_SHARE for word in ("--dynamic-config-value", value)]
     return [*command, "--db-filename", str(data / "temporal.db"), "--log-level", "warn"]
 
 

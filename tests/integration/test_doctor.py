@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import grpc
 import pytest
 from devstack.environment import environment
 from devstack.stack import Stack
+from temporalio.api.workflowservice.v1 import GetSystemInfoResponse
 from temporalio.client import Client
 
+from activities.host.doctor import check_fair_share
 from tests.support.command_line import cli
 
 pytestmark = pytest.mark.counts_host
@@ -92,3 +95,34 @@ async def test_what_is_missing_is_told_with_what_mends_it() -> None:
     assert found["secret keys"]["state"] == "warning"
     assert all(found[what]["remedy"] for what in [*wrong, "secret keys"])
     assert "apt-get install busybox-static" in found["busybox"]["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("version", "state"),
+    [("1.28.3", "warning"), ("1.29.0", "ok"), ("1.32.0", "ok"), ("2.0.0", "ok"), ("", "warning")],
+)
+async def test_a_server_that_cannot_serve_tenants_in_turns_is_told(
+    version: str, state: str
+) -> None:
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((OldTemporal(version),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        client = await Client.connect(f"127.0.0.1:{port}")
+        assert (await check_fair_share(client)).state == state
+    finally:
+        await server.stop(0)
+
+
+class OldTemporal(grpc.GenericRpcHandler):
+    """Answers every call as a server of some version."""
+
+    def __init__(self, version: str) -> None:
+        self._answer = GetSystemInfoResponse(server_version=version)
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+        async def answer(request: bytes, context: object) -> bytes:
+            return self._answer.SerializeToString()
+
+        return grpc.unary_unary_rpc_method_handler(answer)

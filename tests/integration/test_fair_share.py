@@ -1,0 +1,125 @@
+"""Tenants that wait for a host are served in turns, by Temporal's own matching.
+
+The holds are real: the workflow's, the activity, the host's slots, the leases in the bucket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from devstack.services import FAIR_SHARE
+from temporalio import workflow
+from temporalio.client import Client
+from temporalio.worker import UnsandboxedWorkflowRunner
+
+from activities.contract.names import SHARED_HOST_TASK_QUEUE, lease_task_queue
+from activities.contract.requests import TemplateConfig
+from activities.contract.scope import HostLease
+from activities.disk.data_dir import DataDir
+from activities.host.admission import Admission
+from activities.host.hold import KvmHostActivities
+from activities.host.worker import tuner_for
+from activities.process.temporal import make_worker
+from activities.step.ledger import LeaseLedger
+from activities.store.bucket import Bucket
+from activities.store.lease_numbers import LeaseObjects
+from tests.support.temporal_server import start_temporal
+from tests.support.workflow_runs import OPTIONS, config
+from workflows.host_hold import HostHold
+
+pytestmark = pytest.mark.counts_nothing
+
+SLOTS = 4
+PATIENT = OPTIONS.model_copy(update={"lease_wait_seconds": 600, "heartbeat_timeout_seconds": 30})
+QUEUE = "holds-of-a-test"
+
+
+@workflow.defn(name="HoldsOnce")
+class HoldsOnce:
+    """What a build does until a host holds it; then it gives the host back."""
+
+    @workflow.init
+    def __init__(self, build: TemplateConfig) -> None:
+        self._hold = HostHold(build, PATIENT, lambda *_: None, preferred_host=None)
+
+    @workflow.run
+    async def run(self, build: TemplateConfig) -> datetime:
+        self._hold.start()
+        await workflow.wait_condition(lambda: self._hold.lease is not None)
+        held = workflow.now()
+        await self._hold.release()
+        return held
+
+    @workflow.signal
+    def lease_granted(self, lease: HostLease) -> None:
+        self._hold.granted(lease)
+
+
+@asynccontextmanager
+async def running_host(client: Client, bucket: Bucket, data_dir: Path) -> AsyncIterator[Admission]:
+    """A host that holds builds, as soon as it is opened."""
+    ledger = LeaseLedger(DataDir(data_dir))
+    admission = Admission(ledger, SLOTS)
+    hold = KvmHostActivities("h1", ledger, LeaseObjects(bucket), admission)
+    async with AsyncExitStack() as stack:
+        for worker in (
+            make_worker(client, lease_task_queue("h1"), [hold.hold_host, hold.release_host]),
+            make_worker(
+                client, SHARED_HOST_TASK_QUEUE, [hold.hold_host], tuner=tuner_for(admission)
+            ),
+            make_worker(
+                client,
+                QUEUE,
+                [],
+                workflows=[HoldsOnce],
+                workflow_runner=UnsandboxedWorkflowRunner(),
+            ),
+        ):
+            await stack.enter_async_context(worker)
+        yield admission
+
+
+async def waiting(client: Client, tenant: str, count: int) -> list[asyncio.Task[datetime]]:
+    """Let so many builds of a tenant wait for a host."""
+    handles = [
+        await client.start_workflow(
+            HoldsOnce.run, config(tenant=tenant), id=f"{tenant}-{uuid.uuid4()}", task_queue=QUEUE
+        )
+        for _ in range(count)
+    ]
+    for handle in handles:
+        while not (await handle.describe()).raw_description.pending_activities:  # its own state
+            await asyncio.sleep(0.05)
+    return [asyncio.create_task(handle.result()) for handle in handles]
+
+
+@pytest.mark.parametrize(
+    ("many", "times"), [(60, 1), pytest.param(200, 5, marks=pytest.mark.whole)]
+)
+async def test_a_tenant_with_few_builds_does_not_wait_for_one_with_many(
+    empty_bucket: Bucket, tmp_path: Path, many: int, times: int
+) -> None:
+    flags = [word for value in FAIR_SHARE for word in ("--dynamic-config-value", value)]
+    async with await start_temporal(extra_args=flags) as server:
+        for number in range(times):
+            async with running_host(server.client, empty_bucket, tmp_path / str(number)) as host:
+                first = await waiting(server.client, "acme", many)
+                late = await waiting(server.client, "beta", SLOTS)
+                host.open = True
+                async with asyncio.timeout(600):
+                    order = sorted(
+                        [
+                            (await task, tenant)
+                            for tenant, tasks in (("acme", first), ("beta", late))
+                            for task in tasks
+                        ]
+                    )
+            places = [place for place, (_, tenant) in enumerate(order, 1) if tenant == "beta"]
+            print(f"{many} builds of acme wait, then beta's {SLOTS}: they are held at {places}")
+            assert places[-1] <= 24
