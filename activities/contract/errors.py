@@ -196,6 +196,16 @@ class ImageStepError(TemplateManagerError):
     hint = "Read the step's last lines; run the same instruction in a container of the image."
 
 
+class UnsafeStepsError(TemplateManagerError):
+    """RUN, COPY, WORKDIR and templates as a base are turned off, for the hosts' safety."""
+
+    hint = (
+        "Push an image that has it all, or a Dockerfile built by your own builder (CLI: "
+        "--dockerfile). Where every tenant is trusted with the hosts, an operator may set "
+        "TEMPLATE_MANAGER_UNSAFE_STEPS_IN_CONTAINERS."
+    )
+
+
 class FilesMissingError(TemplateManagerError):
     """The files that a COPY takes are not in the bucket."""
 

@@ -161,7 +161,12 @@ _IMAGE_STEP: TypeAdapter[ImageStep] = TypeAdapter(ImageStep)
 
 def added_layers(steps: Sequence[ImageStep]) -> int:
     """Return how many layers the steps put on top of their base."""
-    return sum(isinstance(step, ChangesFiles) for step in steps)
+    return sum(changes_files(step) for step in steps)
+
+
+def changes_files(step: ImageStep) -> bool:
+    """Whether a step does more than to change how later ones run."""
+    return isinstance(step, ChangesFiles)
 
 
 def image_step(persisted: PersistedStep) -> ImageStep:

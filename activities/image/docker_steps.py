@@ -36,6 +36,7 @@ from activities.contract.errors import (
     FilesystemToolError,
     ImageStepError,
     TemplateNotFoundError,
+    UnsafeStepsError,
 )
 from activities.contract.image_steps import (
     Arg,
@@ -138,13 +139,20 @@ class DockerImageStepActivities(ImageStepActivities):
     async def build_image(self, build: BuildImageInput, /) -> PulledImage:
         """Run the steps on top of the base; what an earlier build has left is used again."""
         async with self._running(build.scope) as step:
+            if added_layers(build.steps):
+                self._require_allowed("a container of this host would run the steps of a request")
             return await step.in_thread(self._build, step, build)
 
     @activity.defn(name="import_template")
     async def import_template(self, take: ImportTemplateInput, /) -> PulledImage:
         """Make an image of a published template's root file system."""
         async with self._running(take.scope) as step:
+            self._require_allowed("this host would mount a disk that a guest has written")
             return await step.in_thread(self._import, step, take)
+
+    def _require_allowed(self, what: str) -> None:
+        if not self._settings.unsafe_steps_in_containers:
+            raise UnsafeStepsError(f"{what}, and that is turned off")
 
     def _running(self, scope: BuildScope) -> contextlib.AbstractAsyncContextManager[RunningStep]:
         return running_step(self._data_dir, self._ledger, scope, Step.PULL)

@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     """
     host_login_registries: tuple[ImagePrefix, ...] = ()
     """Registries, or paths in them, that get the host's own credentials: `docker login`, Google."""
+    unsafe_steps_in_containers: bool = False
+    """Run tenants' RUN and COPY as root in containers of the hosts, and mount disks that guests
+    have written: only where all tenants are trusted with the hosts."""
     secret_keys: SecretStr = SecretStr("")
     """Comma-separated `<key id>:<base64 of 32 bytes>`; the first seals, all open."""
     sweep_interval_seconds: Annotated[float, Field(ge=1)] = 600

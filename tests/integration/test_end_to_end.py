@@ -60,6 +60,7 @@ def product() -> Iterator[Product]:
         running_product(
             ("api",),
             TEMPLATE_MANAGER_BUILD=OPTIONS,
+            TEMPLATE_MANAGER_UNSAFE_STEPS_IN_CONTAINERS="true",
             OTEL_EXPORTER_OTLP_ENDPOINT=collector.address,
             OTEL_BSP_SCHEDULE_DELAY="200",
         ) as running,
@@ -329,6 +330,14 @@ def test_a_dockerfile_becomes_a_template_by_the_user_s_own_builder(
         assert tags_of(product.registry, "own") == [build_id]
         assert product.cli("delete", build_id).code == 0
         assert tags_of(product.registry, "own") == []
+
+
+def test_what_a_host_keeps_is_closed_to_others(product: Product, busybox: str) -> None:
+    product.ended(product.build(busybox), 200)
+    assert product.data_dir.stat().st_mode & 0o777 == 0o700
+    made = [*product.data_dir.glob("logs/*"), *product.data_dir.glob("steps/*/*/*.json")]
+    assert made
+    assert [path for path in made if path.stat().st_mode & 0o077] == []
 
 
 def test_steps_and_a_template_on_top_of_them(

@@ -80,7 +80,9 @@ class StepHost:
 @pytest.fixture
 def host(tmp_path: Path, empty_bucket: Bucket) -> Iterator[StepHost]:
     before = all_resources()
-    made = StepHost(workbench(tmp_path / "data"), empty_bucket, tmp_path)
+    made = StepHost(
+        workbench(tmp_path / "data", unsafe_steps_in_containers=True), empty_bucket, tmp_path
+    )
     yield made
     client = made.bench.client
     for repository in (STEP_REPOSITORY, "template-manager/template"):

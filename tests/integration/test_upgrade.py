@@ -155,7 +155,11 @@ def upgrade(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upgrade]:
     """An upgrade that is over, with builds of the earlier code in every state."""
     with (
         earlier_code(upgrade_from()) as code,
-        running_product((), TEMPLATE_MANAGER_BUILD=OPTIONS) as product,
+        running_product(
+            (),
+            TEMPLATE_MANAGER_BUILD=OPTIONS,
+            TEMPLATE_MANAGER_UNSAFE_STEPS_IN_CONTAINERS="true",
+        ) as product,
     ):
         image = images.make_and_push("alpine-like", product.registry, lambda _: None)
         place = tmp_path_factory.mktemp("files")

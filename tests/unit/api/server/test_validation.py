@@ -32,6 +32,7 @@ SETTINGS = Settings(
     secret_keys=SecretStr("k1:" + "A" * 43 + "="),
     registry="registry.test",
     host_login_registries=("docker.io/library",),
+    unsafe_steps_in_containers=True,
 )
 ONLY_FOR = SealedFor(BUILD, "docker.io")
 NO_KEYS = Settings(secret_keys=SecretStr(""))
@@ -475,3 +476,31 @@ def test_what_is_kept_for_long_has_nothing_sealed() -> None:
     assert "secret_env" not in kept.model_dump()
     assert TemplateConfig.model_validate_json(config.model_dump_json()) == config
     assert config_sha256(kept) == config_sha256(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"steps": [pb.TemplateStep(type="RUN", args=["id"])]}, "RUN: hosts"),
+        ({"steps": [pb.TemplateStep(type="WORKDIR", args=["/srv"])]}, "WORKDIR: hosts"),
+        (
+            {"from_image": "", "from_template": pb.FromTemplateConfig(build_id=OTHER_BUILD)},
+            "from_template: hosts",
+        ),
+    ],
+)
+def test_what_would_run_on_a_hosts_kernel_is_refused_by_default(
+    changes: dict[str, Any], named: str
+) -> None:
+    error = refused(Settings(secret_keys=SETTINGS.secret_keys), **changes)
+    assert (error.code, error.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "UNSAFE_STEPS")
+    assert error.message.startswith(named)
+    assert "TEMPLATE_MANAGER_UNSAFE_STEPS_IN_CONTAINERS" in error.hint
+    assert check(**changes)
+
+
+def test_steps_that_only_set_something_are_never_refused() -> None:
+    settings = Settings(secret_keys=SETTINGS.secret_keys)
+    steps = [pb.TemplateStep(type="ENV", args=["A", "b"]), pb.TemplateStep(type="USER", args=["x"])]
+    asked = pb.TemplateCreateRequest(template=template(steps=steps))
+    assert len(validate(asked, settings, Sealer(settings.secret_keys)).config.steps) == 2
