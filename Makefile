@@ -40,7 +40,7 @@ test-firecracker: setup-tests  ## API, VMs and a build on each Firecracker of FI
 
 chaos: setup-tests  ## Kill everything in every step of a build; prints a table (under an hour)
 	@$(PYTHON) temporal-dev/devstack run --only docker,kernel,firecracker -- \
-	  pytest tests/chaos --chaos=full
+	  pytest --whole tests/attacks tests/chaos --chaos=full
 	@$(PYTHON) temporal-dev/devstack run --only docker -- \
 	  pytest --whole tests/integration/test_fair_share.py
 

@@ -124,6 +124,15 @@ class DataDir:
         return Path(path).is_relative_to(self.root.resolve())
 
 
+def make_closed(root: Path) -> None:
+    """Make a data directory, or close one that was made open: what tenants own is in it.
+
+    Raises OSError.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    root.chmod(0o700)
+
+
 def maker_of(path: str) -> Maker | None:
     """Tell who makes the unfinished checkpoint in a path; None when there is none in it."""
     found = _UNFINISHED.search(path)

@@ -89,7 +89,9 @@ def resize_filesystem(image: Path, size_bytes: int, check: Callable[[], None]) -
         os.truncate(image, size_bytes)
 
 
-def check_filesystem(image: Path, check: Callable[[], None]) -> None:
+def check_filesystem(
+    image: Path, check: Callable[[], None], *, limits: ChildLimits | None = None
+) -> None:
     """Check an unmounted file system without changing it (`e2fsck -fn`).
 
     A guest may have written it. `check` is called often, and ends it by raising. Raises
@@ -97,7 +99,9 @@ def check_filesystem(image: Path, check: Callable[[], None]) -> None:
     """
     with _opened_to_nobody(image, "rb", 0o004) as (descriptor, name):
         try:
-            end = run_limited(["e2fsck", "-fn", name], FSCK_LIMITS, check, pass_fds=[descriptor])
+            end = run_limited(
+                ["e2fsck", "-fn", name], limits or FSCK_LIMITS, check, pass_fds=[descriptor]
+            )
         except ChildTimeoutError as error:
             raise FilesystemDamagedError(f"{image.name}: {error}") from None
     if end.code != 0:

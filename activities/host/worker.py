@@ -24,7 +24,7 @@ from activities.contract.names import (
     lease_task_queue,
     step_task_queue,
 )
-from activities.disk.data_dir import DataDir
+from activities.disk.data_dir import DataDir, make_closed
 from activities.host.admission import Admission
 from activities.host.facts import KvmHostFactsActivities, is_draining
 from activities.host.hold import KvmHostActivities
@@ -72,8 +72,8 @@ class Host:
 
 def assemble(settings: Settings, describe: Describe) -> Host:
     """Make a host of its settings: clients, ledger, checkpoints and activities."""
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
     data_dir = DataDir(settings.data_dir)
+    make_closed(data_dir.root)
     ledger = LeaseLedger(data_dir)
     admission = Admission(ledger, settings.host_slots)
     bucket = Bucket(settings.bucket)

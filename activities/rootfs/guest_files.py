@@ -72,13 +72,13 @@ def guest_files_sha256(settings: Settings) -> str:
 
 def stage_guest_files(directory: Path, settings: Settings, build: BuildRootfsInput) -> None:
     """Put into `directory` what every guest needs."""
-    (directory / "bin").mkdir(parents=True)
-    (directory / "run").mkdir()
-    directory.chmod(0o755)
+    directory.mkdir(parents=True)
+    for name in ("bin", "run", "tools"):
+        (directory / name).mkdir()
+        (directory / name).chmod(0o755)  # whatever the umask is
     for path in _own_files():
         _copy_in(path, directory / path.name, 0o755 if path.name == "init" else 0o644)
     _copy_in(settings.busybox_path, directory / "busybox", 0o755)
-    (directory / "tools").mkdir()
     for name, path in _tools().items():
         _copy_in(path, directory / "tools" / name, 0o755)
     (directory / "bin" / "sh").symlink_to("../busybox")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 PROCESSES = "Processes"
 
 app = typer.Typer()
+
+NOBODY_ELSE = 0o077
+"""The umask of what holds tenants' files and secrets."""
 
 
 @app.command(
@@ -58,6 +62,7 @@ def api(
     """Run the gRPC API. SIGTERM drains it."""
     from api.server.server import BindError, serve
 
+    os.umask(NOBODY_ELSE)
     settings = read_settings()
     given = {
         "api_address": listen,
@@ -91,6 +96,7 @@ def host() -> None:
     """Run builds on this KVM host. Needs root, Docker, Firecracker and a guest kernel."""
     from activities.host.worker import run
 
+    os.umask(NOBODY_ELSE)
     settings = read_settings()
     _run_process("host", settings, lambda: run(settings))
 

@@ -6,20 +6,26 @@ Each attack is an image that the test makes, built by the real activities.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import subprocess
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from devstack.registry import Layer, Registry
 from devstack.workbench import Workbench, workbench
+from temporalio.testing import ActivityEnvironment
 
+from activities.contract.errors import ImageBeyondLimitError, ProvisioningError
 from tests.support.file_trees import tree_of_ext4
 from tests.support.host_resources import all_resources
+from tests.support.process_ends import is_alive
 
 pytestmark = pytest.mark.counts_host
 
@@ -137,3 +143,125 @@ async def test_a_node_reaches_nothing_wherever_it_is(
     assert tree["/.template/user"].size == len("0 0 - \n")
     if not place.startswith((".template", "etc/hosts")):
         assert tree[f"/{place}"].kind != "file"  # it is the image's own
+
+
+async def test_a_build_beside_an_attack_is_built(
+    host: Workbench, registry: Registry, disk: BlockDevice
+) -> None:
+    hostile = Layer().add("etc/passwd", kind=tarfile.FIFOTYPE).symlink("etc/group", "/dev/zero")
+    plain = Layer().busybox().add("etc/passwd", b"app:x:7:8::/srv:\n")
+    one, other = await asyncio.gather(
+        build(host, registry, "hostile-beside", hostile),
+        build(host, registry, "plain-beside", plain, config={"User": "app"}),
+    )
+    assert one != other
+
+
+@pytest.mark.parametrize(
+    "size_mb", [17, pytest.param(200, marks=pytest.mark.whole)], ids=["17 MB", "200 MB"]
+)
+@pytest.mark.parametrize("file", ["etc/passwd", "etc/group"])
+async def test_a_bomb_of_accounts_is_refused(
+    host: Workbench, registry: Registry, file: str, size_mb: int
+) -> None:
+    layer = Layer().add(file, bytes(size_mb * MIB))
+    if file != "etc/passwd":
+        layer.add("etc/passwd", b"app:x:7:8::/srv:\n")
+    with pytest.raises(ProvisioningError, match=rf"{size_mb * MIB} bytes; the limit is \d+"):
+        await build(host, registry, named(file, str(size_mb)), layer, config={"User": "app"})
+
+
+async def test_a_million_groups_are_read(
+    host: Workbench, registry: Registry, tmp_path: Path
+) -> None:
+    groups = b"".join(b"g:x:%d:\n" % (number % 60_000) for number in range(1_000_000))
+    layer = Layer().add("etc/passwd", b"app:x:7:8::/srv:\n")
+    layer.add("etc/group", groups + b"last:x:60001:app\n")
+    rootfs = await build(host, registry, "groups", layer, config={"User": "app"})
+    tree = await asyncio.to_thread(tree_of_ext4, rootfs, tmp_path / "mounted")
+    assert tree["/.template/user"].size == len("7 8 60001 app\n")
+
+
+async def test_more_entries_than_the_limit_are_refused(tmp_path: Path, registry: Registry) -> None:
+    host = workbench(tmp_path / "data", max_image_entries=1000)
+    layer = Layer()
+    for number in range(1001):
+        layer.add(f"file-{number}")
+    with pytest.raises(ImageBeyondLimitError, match=r"more than 1000.*limit is 1000") as error:
+        await build(host, registry, "entries", layer)
+    assert "TEMPLATE_MANAGER_MAX_IMAGE_ENTRIES" in error.value.message
+    assert not error.value.retryable
+    host.remove_images()
+
+
+async def test_a_longer_path_than_the_limit_is_refused(tmp_path: Path, registry: Registry) -> None:
+    host = workbench(tmp_path / "data", max_image_path_bytes=1000)
+    layer = Layer()
+    for depth in range(1, 12):
+        layer.directory("/".join(["d" * 99] * depth))
+    with pytest.raises(ImageBeyondLimitError, match=r"a path of 1099 bytes; the limit is 1000"):
+        await build(host, registry, "long-path", layer)
+    host.remove_images()
+
+
+async def test_a_deep_tree_where_our_files_go_is_left_out(
+    host: Workbench, registry: Registry, tmp_path: Path
+) -> None:
+    layer = Layer()
+    for depth in range(1, 1501):
+        layer.directory("/".join([".template", *(["d"] * depth)]))
+    rootfs = await build(host, registry, "deep", layer)
+    tree = await asyncio.to_thread(tree_of_ext4, rootfs, tmp_path / "mounted")
+    assert "/.template/d" not in tree
+    assert "/.template/init" in tree
+
+
+@pytest.mark.parametrize(
+    "workdir", ["/link/to/work", "/pipe", "/pipe/below", "/dev/disk/below", "/proc/self/cwd/x"]
+)
+async def test_a_workdir_is_made_in_the_image_or_not_at_all(
+    host: Workbench, registry: Registry, disk: BlockDevice, tmp_path: Path, workdir: str
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    layer = Layer().symlink("link", str(outside)).add("pipe", kind=tarfile.FIFOTYPE)
+    layer.add("dev/disk", kind=tarfile.BLKTYPE, device=disk.number).symlink("proc/self", "/pipe")
+    with pytest.raises(ProvisioningError, match="WORKDIR"):
+        await build(
+            host, registry, named("workdir", workdir), layer, config={"WorkingDir": workdir}
+        )
+    assert list(outside.iterdir()) == []
+
+
+@pytest.mark.parametrize("hung", ["tar", "e2fsck"])
+async def test_a_cancel_ends_what_hangs(host: Workbench, registry: Registry, hung: str) -> None:
+    """A stopped child neither answers nor ends: as one that is busy for ever."""
+    layer = Layer().busybox()
+    for number in range(3000):
+        layer.add(f"files/{number}", b"x" * 1000)
+    registry.push("hangs", [layer.tar()])
+    image = await host.pull(f"{registry.address}/hangs")
+    environment = ActivityEnvironment()
+    asked = host.rootfs_input(image, force=True)
+    task = asyncio.ensure_future(environment.run(host.rootfs.build_rootfs, asked))
+    stopped = await stop_child(hung)
+    environment.cancel()
+    began = time.monotonic()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, SECONDS)
+    assert time.monotonic() - began < 5
+    assert not any(is_alive(process) for process in stopped)
+
+
+async def stop_child(name: str) -> list[psutil.Process]:
+    """Stop the next process of that name below this one; returns it, and what waits for it."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        below = psutil.Process().children(recursive=True)
+        for process in below:
+            with contextlib.suppress(psutil.Error):
+                if process.name() == name:
+                    process.suspend()
+                    return [process, *process.parents()[:1]]
+        await asyncio.sleep(0.001)
+    raise AssertionError(f"no {name} was started")

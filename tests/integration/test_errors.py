@@ -66,7 +66,6 @@ PROVOKED = {
         "integration/test_image_steps.py::test_a_failing_step_is_named_with_its_output"
     ),
     "UnsafeStepsError": "attacks/test_containers.py::test_a_host_refuses_what_runs_on_its_kernel",
-    "ImageBeyondLimitError": "attacks/test_trees.py::test_more_entries_than_the_limit_are_refused",
     "FilesMissingError": (
         "integration/test_image_steps.py::test_missing_files_and_accounts_are_named"
     ),

@@ -191,6 +191,23 @@ async def test_an_image_of_one_static_program(
     assert not {"/run", "/tmp"} & tree.keys()
 
 
+async def test_the_hosts_umask_is_not_the_guests(
+    host: Workbench, registry: Registry, tmp_path: Path
+) -> None:
+    image = await pulled(host, registry, "umask", Layer().busybox("server"), WorkingDir="/srv/x")
+    before = os.umask(0o077)
+    try:
+        rootfs = await host.build_rootfs(image)
+    finally:
+        os.umask(before)
+    tree = await asyncio.to_thread(tree_of_ext4, rootfs, tmp_path / "mounted")
+    directories = {name: entry.mode for name, entry in tree.items() if entry.kind == "directory"}
+    assert directories.keys() >= {"/", "/etc", "/srv", "/srv/x", "/.template/bin", "/.template/run"}
+    assert set(directories.values()) == {0o755}
+    assert tree["/etc/hosts"].mode == 0o644
+    assert tree["/.template/env"].mode == 0o600
+
+
 @pytest.mark.parametrize("kind", ["none", "empty", "filled", "link", "device", "fifo"])
 async def test_what_docker_covers_in_a_container_is_ours_in_a_guest(
     host: Workbench, registry: Registry, tmp_path: Path, kind: str

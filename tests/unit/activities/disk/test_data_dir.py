@@ -9,7 +9,7 @@ import pytest
 
 from activities.contract.names import Step
 from activities.contract.scope import BuildScope, HostLease
-from activities.disk.data_dir import DataDir, is_made_by, maker_of
+from activities.disk.data_dir import DataDir, is_made_by, make_closed, maker_of
 from tests.support.source_strings import REPOSITORY, sources, spelled
 
 BUILD = "11111111-2222-4333-8444-555555555555"
@@ -81,3 +81,12 @@ def test_no_other_module_joins_a_name_to_the_data_directory() -> None:
 
 def _text(path: str) -> str:
     return (REPOSITORY / path).read_text()
+
+
+def test_what_tenants_own_is_closed_to_others(tmp_path: Path) -> None:
+    root = tmp_path / "lib" / "data"
+    make_closed(root)
+    assert root.stat().st_mode & 0o777 == 0o700
+    root.chmod(0o755)  # as an earlier version has made it
+    make_closed(root)
+    assert root.stat().st_mode & 0o777 == 0o700

@@ -1,0 +1,165 @@
+"""What reads a tenant's disk or tree has no rights, ends in time, and ends with its worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from devstack.environment import REPOSITORY
+
+from activities.contract.errors import FilesystemDamagedError
+from activities.disk.ext4 import check_filesystem
+from activities.disk.limited_child import (
+    READS_ANY,
+    ChildEnd,
+    ChildLimits,
+    ChildTimeoutError,
+    run_limited,
+)
+from tests.support.process_ends import is_alive
+from tests.support.step_checks import Stopped, go_on, stop_at
+
+pytestmark = pytest.mark.counts_nothing
+
+LIMITS = ChildLimits(seconds=30, memory_mb=256, file_bytes=1 << 20)
+GIB = 1 << 30
+
+
+def run_python(
+    code: str, limits: ChildLimits = LIMITS, capabilities: tuple[str, ...] = ()
+) -> ChildEnd:
+    command = ["/usr/bin/python3", "-I", "-S", "-c", code]
+    return run_limited(command, limits, go_on, capabilities=capabilities)
+
+
+def limited_children() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if child.name() == "unshare"]
+
+
+def test_a_child_is_nobody_with_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEMPLATE_MANAGER_SECRET_KEYS", "k1:secret")
+    status = run_python("print(open('/proc/self/status').read())", capabilities=READS_ANY)
+    lines = [line.split(":\t", 1) for line in status.output.decode().splitlines()]
+    rows = {line[0]: line[1] for line in lines if len(line) == 2}
+    assert set(rows["Uid"].split()) == set(rows["Gid"].split()) == {"65534"}
+    assert rows["Groups"].strip() == ""
+    assert rows["NoNewPrivs"] == "1"
+    sets = {rows[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")}
+    assert sets == {f"{1 << 2:016x}"}  # CAP_DAC_READ_SEARCH
+    environment = run_python("import os; print(sorted(os.environ))").output
+    assert environment == b"['LC_ALL', 'PATH']\n"
+
+
+def test_a_child_reaches_no_network() -> None:
+    code = "print([line.split(':')[0].strip() for line in open('/proc/net/dev')][2:])"
+    assert run_python(code).output == b"['lo']\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("import os; os.fork()", b"BlockingIOError"),
+        ("import threading; threading.Thread(target=print).start()", b"can't start new thread"),
+        ("bytearray(1 << 29)", b"MemoryError"),
+        ("import os; os.truncate(os.memfd_create('x'), 1 << 21)", b"File too large"),
+        ("open('/etc/shadow')", b"PermissionError"),
+        ("import os; os.kill(os.getppid(), 9)", b""),
+    ],
+    ids=["process", "thread", "memory", "file", "secrets", "others"],
+)
+def test_a_child_does_no_more_than_it_may(code: str, error: bytes) -> None:
+    end = run_python(f"import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n{code}")
+    assert end.code != 0 or not error
+    assert error in end.errors
+
+
+def test_a_child_ends_at_its_deadline() -> None:
+    began = time.monotonic()
+    with pytest.raises(ChildTimeoutError, match="within 1 s"):
+        run_python("import time; time.sleep(60)", ChildLimits(seconds=1))
+    assert time.monotonic() - began < 5
+    assert limited_children() == []
+
+
+def test_an_endless_output_takes_no_memory() -> None:
+    code = "import sys\nwhile True: sys.stdout.write('x' * 65536); sys.stderr.write('y' * 65536)"
+    before = psutil.Process().memory_info().rss
+    with pytest.raises(ChildTimeoutError):
+        run_python(code, ChildLimits(seconds=3))
+    assert psutil.Process().memory_info().rss - before < 64 << 20
+
+
+@pytest.mark.parametrize("asked", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "ended"])
+def test_a_child_ends_with_its_worker(asked: signal.Signals) -> None:
+    code = (
+        "from activities.disk.limited_child import *\n"
+        "with limited_child(['sleep', '1000'], ChildLimits(1000)) as child:\n"
+        "    print(child.pid, flush=True); child.wait()\n"
+    )
+    worker = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        env={"PYTHONPATH": str(REPOSITORY), "PATH": os.environ["PATH"]},
+    )
+    assert worker.stdout is not None
+    child = psutil.Process(int(worker.stdout.readline()))
+    below = wait_for_sleep(child)
+    os.kill(worker.pid, asked)
+    worker.wait(10)
+    deadline = time.monotonic() + 5
+    while any(map(is_alive, [child, *below])) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(map(is_alive, [child, *below]))
+    worker.stdout.close()
+
+
+def wait_for_sleep(child: psutil.Process) -> list[psutil.Process]:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        below = child.children(recursive=True)
+        if any(process.name() == "sleep" for process in below):
+            return below
+        time.sleep(0.01)
+    raise AssertionError("the child did not start")
+
+
+@pytest.fixture
+def endless_disk(tmp_path: Path) -> Path:
+    """As a guest may write it: 50 million inodes to look at, all in use for all that is said."""
+    disk = tmp_path / "rootfs.ext4"
+    with disk.open("wb") as file:
+        file.truncate(16 * GIB)
+    features = "none,ext_attr,filetype,extent,64bit,flex_bg,sparse_super,large_file"
+    options = "assume_storage_prezeroed=1,lazy_itable_init=0,nodiscard"
+    command = ["mke2fs", "-q", "-F", "-t", "ext4", "-O", features, "-E", options, "-m", "0"]
+    subprocess.run([*command, "-N", "50000000", disk], check=True)
+    with disk.open("r+b") as file:
+        superblock = os.pread(file.fileno(), 1024, 1024)
+        [blocks] = struct.unpack_from("<I", superblock, 4)
+        [per_group] = struct.unpack_from("<I", superblock, 32)
+        for group in range(-(-blocks // per_group)):  # bg_used_dirs_count: the most there can be
+            os.pwrite(file.fileno(), b"\xff\xff", 4096 + group * 64 + 0x10)
+    return disk
+
+
+def test_the_check_of_a_guests_disk_ends_when_it_is_told_to(endless_disk: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(Stopped):
+        check_filesystem(endless_disk, stop_at(10))
+    with pytest.raises(FilesystemDamagedError, match="did not end within 1 s"):
+        check_filesystem(endless_disk, go_on, limits=ChildLimits(seconds=1, memory_mb=2048))
+    assert time.monotonic() - began < 10
+    assert limited_children() == []
+    assert endless_disk.stat().st_mode & 0o777 == 0o644
+
+
+def test_the_check_of_a_guests_disk_has_little_memory(endless_disk: Path) -> None:
+    with pytest.raises(FilesystemDamagedError):
+        check_filesystem(endless_disk, go_on, limits=ChildLimits(seconds=60, memory_mb=64))
