@@ -21,7 +21,7 @@ from activities.contract.errors import (
 )
 from activities.image.checked_http import USER_AGENT
 from tests.support import hostile_layers as layers
-from tests.support.host_resources import all_resources
+from tests.support.host_resources import all_resources, assert_nothing_left
 from tests.support.hostile_layers import MIB, PIB, TIB
 from tests.support.served_images import ServedImages, packed, serving_images
 
@@ -36,7 +36,7 @@ def host(tmp_path: Path) -> Iterator[Workbench]:
     yield made
     made.remove_images()
     assert not made.client.images(), "dockerd keeps something of what it was refused"
-    assert all_resources() == before
+    assert_nothing_left(before)
 
 
 @pytest.fixture

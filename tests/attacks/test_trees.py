@@ -24,7 +24,7 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.contract.errors import ImageBeyondLimitError, ProvisioningError
 from tests.support.file_trees import tree_of_ext4
-from tests.support.host_resources import all_resources
+from tests.support.host_resources import all_resources, assert_nothing_left
 from tests.support.process_ends import is_alive
 
 pytestmark = pytest.mark.counts_host
@@ -70,7 +70,7 @@ def host(tmp_path: Path, disk: BlockDevice) -> Iterator[Workbench]:
     made = workbench(tmp_path / "data")
     yield made
     made.remove_images()
-    assert all_resources() == before
+    assert_nothing_left(before)
     work = tmp_path / "data" / "work"
     assert not work.exists() or list(work.iterdir()) == []
     assert list((tmp_path / "data" / "steps").glob("*/*.tmp.*")) == []

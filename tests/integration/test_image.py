@@ -32,7 +32,7 @@ from activities.contract.inputs import PullImageInput
 from activities.contract.registry_logins import AwsLogin, PasswordLogin
 from activities.process.sealing import SealedFor
 from tests.support.fake_ecr import running_ecr
-from tests.support.host_resources import all_resources
+from tests.support.host_resources import all_resources, assert_nothing_left
 from tests.support.local_http import QuietHandler, serving
 
 pytestmark = pytest.mark.counts_host
@@ -49,7 +49,7 @@ def host(tmp_path: Path) -> Iterator[Workbench]:
     made = workbench(tmp_path)
     yield made
     made.remove_images()
-    assert all_resources() == before
+    assert_nothing_left(before)
 
 
 def small_layer(content: bytes = b"hello\n") -> bytes:

@@ -35,7 +35,7 @@ from activities.store.bucket import Bucket
 from activities.store.objects import files_name
 from tests.support.copied_files import tar_of_files
 from tests.support.file_trees import Entry, tree_of_ext4, tree_of_image
-from tests.support.host_resources import all_resources
+from tests.support.host_resources import all_resources, assert_nothing_left
 
 pytestmark = pytest.mark.counts_host
 
@@ -90,7 +90,7 @@ def host(tmp_path: Path, empty_bucket: Bucket) -> Iterator[StepHost]:
             with contextlib.suppress(docker.errors.APIError):
                 client.remove_image(found["Id"], force=True)
     made.bench.remove_images()
-    assert all_resources() == before
+    assert_nothing_left(before)
     work = tmp_path / "data" / "work"
     assert not work.exists() or list(work.iterdir()) == []
 

@@ -32,7 +32,7 @@ from activities.contract.errors import (
 from activities.contract.scope import VmShape
 from activities.image.docker_daemon import MAX_LAYERS, docker_errors
 from tests.support.file_trees import ADDED_DIRECTORIES, tree_of_ext4
-from tests.support.host_resources import all_resources
+from tests.support.host_resources import all_resources, assert_nothing_left
 from tests.support.served_images import Json, ServedImages, serving_images
 
 pytestmark = pytest.mark.counts_host
@@ -58,7 +58,7 @@ def host(tmp_path: Path) -> Iterator[Workbench]:
     made = workbench(tmp_path / "data")
     yield made
     made.remove_images()
-    assert all_resources() == before
+    assert_nothing_left(before)
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ from activities.step.checkpoints import CheckpointStore, fingerprint
 from activities.store.bucket import Bucket
 from activities.store.lease_numbers import LeaseObjects
 from activities.store.objects import files_name, lease_name, probe_name
-from tests.support.host_resources import HostResources, all_resources
+from tests.support.host_resources import HostResources, all_resources, assert_nothing_left
 from tests.support.step_checks import go_on
 
 pytestmark = pytest.mark.counts_host
@@ -98,7 +98,7 @@ def host(tmp_path: Path, empty_bucket: Bucket) -> Iterator[Swept]:
     for name in networks_of():
         subprocess.run(["ip", "netns", "delete", name], check=False)
     made.bench.remove_images()
-    assert all_resources() == before
+    assert_nothing_left(before)
 
 
 def make_vm(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import docker
 import psutil
+from devstack.environment import state_dir
 from pyroute2 import netns
 
 from activities.disk.data_dir import DataDir
@@ -17,6 +18,7 @@ from activities.microvm.cgroups import PARENT, host_trees
 
 VM_PROGRAMS = ("qemu-system", "firecracker", "vm_supervisor")
 SETTLE_SECONDS = 10.0
+NOT_COUNTED = ("/var/lib/docker/", f"{state_dir()}/")
 # It has VMs of its own, and runs beside tests that count.
 BESIDE = "tests/integration/test_firecracker_api.py"
 
@@ -70,11 +72,26 @@ def all_resources() -> dict[str, list[str]]:
     loops = [path.read_text() for path in Path("/sys/block").glob("loop*/loop/backing_file")]
     containers = make_docker_client().containers(all=True)
     return {
-        # Docker's own come and go with containers, which are counted.
-        "mounts": sorted(mount for mount in mounts if not mount.startswith("/var/lib/docker/")),
+        # Docker's own come and go with containers, which are counted; the dev stack's with the
+        # images that it makes beside the tests.
+        "mounts": sorted(mount for mount in mounts if not mount.startswith(NOT_COUNTED)),
         "loops": sorted(loop for loop in loops if Path(loop).parent.exists()),
         "containers": sorted(container["Id"] for container in containers),
     }
+
+
+def assert_nothing_left(before: dict[str, list[str]]) -> None:
+    """Compare with `all_resources` of before; what tests beside this one have may end meanwhile."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while (left := _left_since(before)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not left
+
+
+def _left_since(before: dict[str, list[str]]) -> dict[str, list[str]]:
+    now = all_resources()
+    left = {kind: sorted(set(now[kind]) - set(before[kind])) for kind in now}
+    return {kind: names for kind, names in left.items() if names}
 
 
 def vm_cgroups() -> list[str]:
