@@ -92,7 +92,7 @@ class BuildTemplate:
 
     async def _pipeline(self, host: LeasedHost) -> None:
         do, done = self._steps, self._kept.done
-        image = await self._step(Step.PULL, done.image_on_host, lambda: do.pull(host))
+        image = await self._step(Step.PULL, do.kept_image(), lambda: do.pull(host))
         rootfs = await self._step(Step.ROOTFS, done.rootfs, lambda: do.build_rootfs(host, image))
         snapshot = await self._step(Step.BOOT, done.snapshot, lambda: do.boot(host, rootfs))
         await self._step(Step.VERIFY, done.verification, lambda: do.verify(host, snapshot))

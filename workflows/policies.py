@@ -29,6 +29,8 @@ MAX_HOLD = 30 * 24 * HOUR
 RESTART = 30 * MINUTE
 # Room for the guest's own limit to pass first, so that its error tells more than a timeout.
 SLACK = MINUTE
+# For the VM of a step to boot, and for what it runs to end.
+BOOT = 10 * MINUTE
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,10 @@ def _teardown(options: BuildOptions) -> float:
     return options.teardown_timeout_seconds
 
 
+def _all_steps(options: BuildOptions) -> float:
+    return (MAX_IMAGE_STEPS + 1) * (options.image_step_timeout_seconds + BOOT)
+
+
 # fmt: off
 POLICIES = {
     # A host
@@ -104,6 +110,7 @@ POLICIES = {
     "build_image":         _step(lambda o: MAX_IMAGE_STEPS * o.image_step_timeout_seconds,
                                  undo="clean_up_rootfs"),
     "build_rootfs":        _step(lambda o: o.rootfs_timeout_seconds, undo="clean_up_rootfs"),
+    "run_steps":           _step(_all_steps, undo="kill_vm"),
     "find_snapshot":       _step(10 * MINUTE),
     "set_up_network":      _step(MINUTE, undo="tear_down_network"),
     "start_vm":            _step(10 * MINUTE, undo="kill_vm"),

@@ -5,7 +5,11 @@ Each keeps what it leaves; what it may leave behind is registered to be undone b
 
 from __future__ import annotations
 
+from temporalio import workflow
+from temporalio.exceptions import ActivityError
+
 from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint
+from activities.contract.errors import error_type_of
 from activities.contract.image_steps import added_layers
 from activities.contract.inputs import (
     BuildImageInput,
@@ -16,6 +20,7 @@ from activities.contract.inputs import (
     ImportTemplateInput,
     PublishTemplateInput,
     PullImageInput,
+    RunStepsInput,
     SnapshotVmInput,
     StartVmInput,
     UploadArtifactInput,
@@ -24,6 +29,7 @@ from activities.contract.inputs import (
 )
 from activities.contract.interface import (
     ArtifactActivities,
+    DiskStepActivities,
     ImageActivities,
     ImageStepActivities,
     MicrovmActivities,
@@ -31,16 +37,27 @@ from activities.contract.interface import (
     UploadUndoActivities,
 )
 from activities.contract.names import WORKFLOW_TASK_QUEUE, ArtifactName, VmPurpose
-from activities.contract.results import PublishedTemplate, PulledImage, Verification
+from activities.contract.results import (
+    ImageConfig,
+    PublishedTemplate,
+    PulledImage,
+    Verification,
+)
 from activities.contract.scope import BuildScope, VmShape
 from activities.contract.sources import FromTemplate
 from activities.contract.status import BuildState
+from activities.contract.step_context import config_after
 from activities.contract.units import MIB
 from workflows.calling import call
 from workflows.compensations import Compensations, Undo
 from workflows.kept import Kept
 from workflows.leased_host import LeasedHost
 from workflows.telling import Telling
+
+# Before it, steps were run by dockerd on the image.
+STEPS_IN_VMS = "steps-in-vms"
+# What Temporal's worker says of an activity that it does not know.
+NOT_SERVED = "NotFoundError"
 
 
 class BuildSteps:
@@ -57,10 +74,18 @@ class BuildSteps:
 
     # ---- The image
 
+    def kept_image(self) -> PulledImage | None:
+        """Return the image that the host has, if it is what the pipeline goes on with."""
+        image, rootfs = self._kept.done.image_on_host, self._kept.done.rootfs
+        if image is None or not image.base_reference or rootfs is not None:
+            return image
+        # An earlier run had the steps done to it, by dockerd.
+        return None if self._steps_in_vms() else image
+
     async def pull(self, host: LeasedHost) -> PulledImage:
-        """Bring the image to the host, and run the request's steps on it."""
+        """Bring the image to the host."""
         image = await self._base_image(host)
-        if self._config.steps:
+        if self._config.steps and not self._steps_in_vms():
             image = await self._build_image(host, image)
         self._kept.keep(image=image, image_is_on_host=True)
         return image
@@ -84,7 +109,7 @@ class BuildSteps:
                 auth=source.login,
                 timeout_seconds=self._options.pull_timeout_seconds,
                 shape=self._shape(),
-                added_layers=added_layers(self._config.steps),
+                added_layers=0 if self._steps_in_vms() else added_layers(self._config.steps),
             ),
             f"pull {source.described}",
         )
@@ -106,8 +131,27 @@ class BuildSteps:
     # ---- The root file system
 
     async def build_rootfs(self, host: LeasedHost, image: PulledImage) -> RootfsCheckpoint:
-        """Make `rootfs.ext4` of the image."""
-        build = BuildRootfsInput(
+        """Make `rootfs.ext4` of the image, and run the request's steps on it."""
+        if self._steps_in_vms():
+            rootfs = await self._rootfs_with_steps(host, image)
+        else:
+            rootfs = await self._flatten(host, self._rootfs_input(host, image))
+        self._kept.keep(rootfs=rootfs)
+        return rootfs
+
+    async def _rootfs_with_steps(self, host: LeasedHost, image: PulledImage) -> RootfsCheckpoint:
+        bare = await self._flatten(host, _bare(self._rootfs_input(host, image)))
+        try:
+            return await self._run_steps(host, image, bare)
+        except ActivityError as error:
+            if error_type_of(error) != NOT_SERVED:
+                raise
+        self._telling.warn("the host is of an earlier version: it runs steps in containers")
+        made = await self._build_image(host, image)
+        return await self._flatten(host, self._rootfs_input(host, made))
+
+    def _rootfs_input(self, host: LeasedHost, image: PulledImage) -> BuildRootfsInput:
+        return BuildRootfsInput(
             scope=host.scope,
             image=image,
             disk_size_mb=self._config.disk_size_mb,
@@ -119,12 +163,40 @@ class BuildSteps:
             provision_timeout_seconds=self._options.provision_timeout_seconds,
             force=self._config.force,
         )
+
+    async def _flatten(self, host: LeasedHost, build: BuildRootfsInput) -> RootfsCheckpoint:
         async with self._undos.until_done(_clean_up(host)):
-            rootfs = await host.run(
-                RootfsActivities.build_rootfs, build, f"make rootfs.ext4 of {image.digest[:19]}"
+            return await host.run(
+                RootfsActivities.build_rootfs,
+                build,
+                f"make rootfs.ext4 of {build.image.digest[:19]}",
             )
-        self._kept.keep(rootfs=rootfs)
-        return rootfs
+
+    async def _run_steps(
+        self, host: LeasedHost, image: PulledImage, disk: RootfsCheckpoint
+    ) -> RootfsCheckpoint:
+        steps = self._config.steps
+        # A purpose that a host of an earlier version knows, which must undo it in any case.
+        async with host.network_for(VmPurpose.BOOT) as vm:
+            build = RunStepsInput(
+                vm=vm,
+                disk=disk,
+                image=image,
+                steps=steps,
+                shape=self._shape(),
+                disk_size_mb=self._config.disk_size_mb,
+                timeout_seconds=self._options.image_step_timeout_seconds,
+                start_command=self._config.start_command,
+                ready_command=self._config.ready_command,
+                env=self._config.env,
+                force=self._config.force,
+            )
+            return await host.run(
+                DiskStepActivities.run_steps, build, f"{len(steps)} steps on {image.digest[:19]}"
+            )
+
+    def _steps_in_vms(self) -> bool:
+        return bool(self._config.steps) and workflow.patched(STEPS_IN_VMS)
 
     # ---- The snapshot
 
@@ -218,7 +290,7 @@ class BuildSteps:
             PublishTemplateInput(
                 scope=host.scope,
                 config=self._config,
-                image=image,
+                image=self._with_steps(image),
                 rootfs=rootfs,
                 snapshot=snapshot,
                 verification=verification,
@@ -227,6 +299,13 @@ class BuildSteps:
             ),
             "publish metadata.json",
         )
+
+    def _with_steps(self, image: PulledImage) -> PulledImage:
+        """Return the image with what the steps have made of its config."""
+        if image.base_reference or not self._steps_in_vms():
+            return image
+        config = config_after(image.config, self._config.steps)
+        return image.model_copy(update={"config": config, "tenant": self._config.tenant})
 
     async def _discard_upload(self, scope: BuildScope) -> None:
         cancelled = self._telling.state is BuildState.CANCELLING
@@ -256,3 +335,11 @@ class BuildSteps:
 
 def _clean_up(host: LeasedHost) -> Undo:
     return host.undo("clean up rootfs", RootfsActivities.clean_up_rootfs, host.scope)
+
+
+def _bare(build: BuildRootfsInput) -> BuildRootfsInput:
+    """Return what makes the disk that steps begin with: the same for every request of an image."""
+    bare = build.image.model_copy(update={"config": ImageConfig()})
+    return build.model_copy(
+        update={"image": bare, "start_command": "", "ready_command": "", "env": {}, "bare": True}
+    )

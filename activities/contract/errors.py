@@ -191,13 +191,16 @@ class StorageDriverError(HostFaultError):
 
 
 class ImageStepError(TemplateManagerError):
-    """A step on top of the base image failed."""
+    """A step of the request failed."""
 
-    hint = "Read the step's last lines; run the same instruction in a container of the image."
+    hint = (
+        "Read the step's last lines; run the same instruction in a container of the image. A limit "
+        "that it names is the template's (CLI: --disk, --memory) or an operator's (docs/steps.md)."
+    )
 
 
 class UnsafeStepsError(TemplateManagerError):
-    """RUN, COPY, WORKDIR and templates as a base are turned off, for the hosts' safety."""
+    """Templates as a base, and steps in containers, are turned off, for the hosts' safety."""
 
     hint = (
         "Push an image that has it all, or a Dockerfile built by your own builder (CLI: "

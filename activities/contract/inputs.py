@@ -87,6 +87,8 @@ class BuildRootfsInput(Model):
     ready_timeout_seconds: float
     provision_timeout_seconds: float
     force: bool = False
+    bare: bool = Field(default=False, exclude_if=lambda bare: not bare)
+    """Without what a template is told by its request: steps are run on it first."""
 
 
 class FindSnapshotInput(Model):
@@ -105,6 +107,26 @@ class BuildImageInput(Model):
     steps: tuple[ImageStep, ...]
     timeout_seconds: float
     """For each step."""
+    force: bool = False
+
+
+class RunStepsInput(Model):
+    """Input of `run_steps`."""
+
+    vm: VmRef
+    disk: RootfsCheckpoint
+    """A bare root file system, or the disk of a template."""
+    image: PulledImage
+    """Whose config the first step finds."""
+    steps: tuple[ImageStep, ...]
+    shape: VmShape
+    disk_size_mb: int
+    """What is free when a step begins, and in the template."""
+    timeout_seconds: float
+    """For each step."""
+    start_command: str
+    ready_command: str
+    env: dict[str, str]
     force: bool = False
 
 

@@ -23,6 +23,7 @@ from activities.contract.inputs import (
     ImportTemplateInput,
     PublishTemplateInput,
     PullImageInput,
+    RunStepsInput,
     SnapshotVmInput,
     StartVmInput,
     SweepInput,
@@ -106,6 +107,15 @@ class RootfsActivities(ABC):
     @abstractmethod
     async def clean_up_rootfs(self, scope: BuildScope, /) -> None:
         """Remove the containers, mounts, loop devices and half-made files of `build_rootfs`."""
+
+
+class DiskStepActivities(ABC):
+    """What is done to a disk before it becomes a template's (queue `kvm-host.<host>`)."""
+
+    @activity.defn(name="run_steps")
+    @abstractmethod
+    async def run_steps(self, build: RunStepsInput, /) -> RootfsCheckpoint:
+        """Run those steps that no checkpoint is left of, then make the disk a template's."""
 
 
 class NetworkActivities(ABC):

@@ -13,6 +13,7 @@ from activities.host.orphans import describe_with
 from activities.image.docker_daemon import make_docker_client
 from activities.image.docker_steps import DockerImageStepActivities
 from activities.image.pull import DockerImageActivities
+from activities.instructions.disk_steps import VmDiskStepActivities
 from activities.microvm.microvm import HostMicrovmActivities
 from activities.microvm.network import NetnsNetworkActivities
 from activities.process.sealing import Sealer
@@ -54,6 +55,7 @@ def step_activities(  # noqa: PLR0917 # what a host has, in the order in which i
         DockerImageActivities(settings, ledger, sealer, make_docker_client),
         DockerImageStepActivities(settings, ledger, bucket, docker_client),
         HostRootfsActivities(settings, ledger, store, docker_client),
+        VmDiskStepActivities(settings, ledger, store, bucket),
         NetnsNetworkActivities(settings, ledger),
         HostMicrovmActivities(settings, ledger, store),
         HostCheckpointActivities(DataDir(settings.data_dir), store),

@@ -96,6 +96,17 @@ class FirecrackerClient:
         }
         self._call("PUT", "/drives/rootfs", body)
 
+    def drive(self, name: str, path: str) -> None:
+        """Add a disk; the first becomes /dev/vda. The kernel's arguments say which is the root."""
+        body = {
+            "drive_id": name,
+            "path_on_host": path,
+            "is_root_device": False,
+            "is_read_only": False,
+            "io_engine": "Sync",
+        }
+        self._call("PUT", f"/drives/{name}", body)
+
     def network_interface(self, guest_mac: str, tap: str) -> None:
         """Connect `eth0` to a TAP of the VMM's netns."""
         body = {"iface_id": "eth0", "guest_mac": guest_mac, "host_dev_name": tap}

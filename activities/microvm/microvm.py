@@ -155,7 +155,7 @@ class HostMicrovmActivities(MicrovmActivities):
         launch = launch_of(self._settings, firecracker, start.shape)
         kernel = self._settings.kernel_path(start.shape.kernel_version)
         launch = replace(launch, own=tuple(ArtifactName), shared=kernel_files(kernel))
-        _tell_limits(running, vm.start(launch, running.check))
+        tell_limits(running, vm.start(launch, running.check))
         self._configure(vm, start.shape)
         running.log.info(
             f"VM started: {start.shape.vcpu_count} vCPU, {start.shape.memory_mb} MiB, "
@@ -165,12 +165,7 @@ class HostMicrovmActivities(MicrovmActivities):
     def _configure(self, vm: VmProcess, shape: VmShape) -> None:
         with vm.client() as client:
             path = self._settings.kernel_path(shape.kernel_version)
-            kernel, initrd = (vm.inside(f"{KERNEL}/{name}") for name in KERNEL_FILES[:2])
-            client.boot_source(
-                kernel,
-                kernel_arguments(self._settings.dns_server),
-                initrd if initrd_of(path) is not None else None,
-            )
+            set_boot_source(vm, client, path, kernel_arguments(self._settings.dns_server))
             client.root_drive(vm.inside(ArtifactName.ROOTFS))
             client.network_interface(GUEST_MAC, TAP)
             client.machine_config(shape.vcpu_count, shape.memory_mb)
@@ -441,13 +436,22 @@ def _started_at(vm: VmProcess) -> float:
         raise CheckpointLostError("the booted VM is gone", step=Step.BOOT) from None
 
 
+def set_boot_source(
+    vm: VmProcess, client: FirecrackerClient, vmlinux: Path, arguments: str
+) -> None:
+    """Tell the VMM which of its files are the kernel and, where there is one, its initrd."""
+    kernel, initrd = (vm.inside(f"{KERNEL}/{name}") for name in KERNEL_FILES[:2])
+    client.boot_source(kernel, arguments, initrd if initrd_of(vmlinux) is not None else None)
+
+
 def kernel_files(kernel: Path) -> dict[str, Path]:
     """Return the kernel and what belongs to it, by their names in the VM's files."""
     there = [name for name in KERNEL_FILES if (kernel.parent / name).exists()]
     return {f"{KERNEL}/{name}": kernel.parent / name for name in there}
 
 
-def _tell_limits(running: RunningStep, confinement: Confinement) -> None:
+def tell_limits(running: RunningStep, confinement: Confinement) -> None:
+    """Warn where what confines a VMM has no limits."""
     if confinement.unlimited:
         running.log.warn(f"the VMM's limits do not hold: {confinement.unlimited}")
 

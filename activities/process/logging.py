@@ -22,6 +22,7 @@ STEPS = {
     "pull_image": Step.PULL,
     "build_image": Step.PULL,
     "import_template": Step.PULL,
+    "run_steps": Step.ROOTFS,
     "build_rootfs": Step.ROOTFS,
     "clean_up_rootfs": Step.ROOTFS,
     "find_snapshot": Step.BOOT,

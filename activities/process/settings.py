@@ -59,8 +59,8 @@ class Settings(BaseSettings):
     host_login_registries: tuple[ImagePrefix, ...] = ()
     """Registries, or paths in them, that get the host's own credentials: `docker login`, Google."""
     unsafe_steps_in_containers: bool = False
-    """Run tenants' RUN and COPY as root in containers of the hosts, and mount disks that guests
-    have written: only where all tenants are trusted with the hosts."""
+    """Mount disks that guests have written (`from_template`), and run the steps of builds from
+    before these ran in VMs: only where all tenants are trusted with the hosts."""
     secret_keys: SecretStr = SecretStr("")
     """Comma-separated `<key id>:<base64 of 32 bytes>`; the first seals, all open."""
     sweep_interval_seconds: Annotated[float, Field(ge=1)] = 600
@@ -123,9 +123,9 @@ class Settings(BaseSettings):
     max_files_mb: Annotated[int, Field(ge=1)] = 10 * 1024
     """Limit of the tar that a COPY's files come in."""
     image_step_memory_mb: Annotated[int, Field(ge=512)] = 4096
-    """What the container of one step on top of the base image may take."""
+    """What the VM of one step has, unless the template has more."""
     image_step_network: str = "bridge"
-    """Docker's network for these containers; `none` for no network."""
+    """Docker's network for steps of builds from before these ran in VMs; `none` for none."""
     checkpoint_max_age_hours: Annotated[float, Field(ge=0)] = 7 * 24
     """Checkpoints that no build has used for longer are removed."""
     checkpoint_max_mb: Annotated[int, Field(ge=0)] = 200 * 1024

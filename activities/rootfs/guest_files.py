@@ -9,12 +9,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
 import shutil
 import stat
 import subprocess
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 from activities.contract.errors import (
@@ -33,6 +31,7 @@ from activities.disk.limited_child import (
     run_limited,
 )
 from activities.disk.programs import child_environment
+from activities.disk.taken_along import with_libraries
 from activities.image.containers import DEFAULT_PATH
 from activities.process.settings import Settings
 from activities.rootfs.image_look import Look
@@ -41,11 +40,8 @@ AGENT_SECONDS = 20
 GUEST_FILES = Path(__file__).resolve().parent / "guest"
 
 
-LOADER = "ld.so"
 # Programs that a guest gets, and the Debian packages that have them.
 TOOLS = {"setpriv": "util-linux", "env": "coreutils", "nice": "coreutils"}
-# As ldd says it: `libc.so.6 => /lib/…/libc.so.6 (0x…)`, or the loader's path alone.
-LINKED = re.compile(r"(?:(?P<name>\S+) => )?(?P<path>/\S+) \(0x[0-9a-f]+\)")
 # As an image's command these ask for the image's init, not for a program beside it.
 INITS = frozenset(
     {"/sbin/init", "/usr/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd"}
@@ -72,20 +68,26 @@ def guest_files_sha256(settings: Settings) -> str:
 
 def stage_guest_files(directory: Path, settings: Settings, build: BuildRootfsInput) -> None:
     """Put into `directory` what every guest needs."""
+    stage_programs(directory, settings)
+    write_value(directory / "ready.command", build.ready_command)
+    write_value(directory / "workdir", build.image.config.working_dir or "/")
+
+
+def stage_programs(directory: Path, settings: Settings) -> None:
+    """Put into `directory` what is the same in all guests: our scripts, the programs they use."""
     directory.mkdir(parents=True)
+    directory.chmod(0o755)
     for name in ("bin", "run", "tools"):
         (directory / name).mkdir()
         (directory / name).chmod(0o755)  # whatever the umask is
     for path in _own_files():
-        _copy_in(path, directory / path.name, 0o755 if path.name == "init" else 0o644)
-    _copy_in(settings.busybox_path, directory / "busybox", 0o755)
+        copy_in(path, directory / path.name, 0o755 if path.name == "init" else 0o644)
+    copy_in(settings.busybox_path, directory / "busybox", 0o755)
     for name, path in _tools().items():
-        _copy_in(path, directory / "tools" / name, 0o755)
+        copy_in(path, directory / "tools" / name, 0o755)
     (directory / "bin" / "sh").symlink_to("../busybox")
     if settings.guest_agent_path:
-        _copy_in(settings.guest_agent_path, directory / "agent", 0o755)
-    _write_value(directory / "ready.command", build.ready_command)
-    _write_value(directory / "workdir", build.image.config.working_dir or "/")
+        copy_in(settings.guest_agent_path, directory / "agent", 0o755)
 
 
 def image_command(config: ImageConfig) -> tuple[str, ...]:
@@ -106,24 +108,24 @@ def image_command(config: ImageConfig) -> tuple[str, ...]:
 
 def stage_look(directory: Path, build: BuildRootfsInput, look: Look) -> None:
     """Add what the guest needs of what its image was found to be, and the start command."""
-    _write_value(directory / "user", f"{look.user}\n")
-    _write_value(directory / "init.kind", f"{look.init_kind} {look.init_path}".strip() + "\n")
+    write_value(directory / "user", f"{look.user}\n")
+    write_value(directory / "init.kind", f"{look.init_kind} {look.init_path}".strip() + "\n")
     variables = guest_environment(build.image.config, build.env, look.home)
     if not look.has_shell:
         _add_applets(directory)
     pairs = "".join(f"{name}={value}\0" for name, value in variables.items())
-    _write_value(directory / "env", pairs, mode=0o600)
+    write_value(directory / "env", pairs, mode=0o600)
     _stage_start_command(directory, build, look)
 
 
 def _stage_start_command(directory: Path, build: BuildRootfsInput, look: Look) -> None:
     if build.start_command != IMAGE_COMMAND:
-        _write_value(directory / "start.command", build.start_command)
+        write_value(directory / "start.command", build.start_command)
         return
     words = image_command(build.image.config)
     if words[0] in INITS and look.init_kind != "added":
         return  # the image's command is its init, which the guest runs in any case
-    _write_value(directory / "start.argv", "".join(f"{word}\0" for word in words))
+    write_value(directory / "start.argv", "".join(f"{word}\0" for word in words))
 
 
 def agent_version(settings: Settings, check: Callable[[], None]) -> str:
@@ -157,45 +159,27 @@ def _own_files() -> list[Path]:
     return sorted(path for path in GUEST_FILES.iterdir() if path.is_file())
 
 
-@cache
 def _tools() -> dict[str, Path]:
     """Return the host's programs that start a command, and what they are linked with, by name.
 
     setpriv becomes a user by numbers alone, with all groups: busybox cannot, and an image may have
     no accounts at all. env starts what the image's PATH leads to: busybox starts its own applets.
-    Started by their own loader they need no library of the image. Raises HostFaultError when the
-    host has one of them not.
+    Raises HostFaultError when the host has one of them not.
     """
     files: dict[str, Path] = {}
     for name, package in TOOLS.items():
-        program = shutil.which(name)
-        if program is None:
-            raise HostFaultError(f"this host has no {name}", hint=f"apt-get install {package}")
-        files |= {name: Path(program).resolve(), **_linked(program)}
+        files |= with_libraries(name, package)
     return files
 
 
-def _linked(program: str) -> dict[str, Path]:
-    """Return a program's libraries and its loader, by their names in the guest."""
-    told = subprocess.run(
-        ["ldd", program], capture_output=True, text=True, check=True, env=child_environment()
-    )
-    files: dict[str, Path] = {}
-    for line in told.stdout.splitlines():
-        found = LINKED.fullmatch(line.strip())
-        if found and found["name"]:
-            files[found["name"]] = Path(found["path"]).resolve()
-        elif found:
-            files[LOADER] = Path(found["path"]).resolve()
-    return files
-
-
-def _write_value(path: Path, value: str, mode: int = 0o644) -> None:
+def write_value(path: Path, value: str, mode: int = 0o644) -> None:
+    """Write a file that scripts of ours read: it came from outside and is no part of a script."""
     path.write_bytes(value.encode("utf-8", "surrogateescape"))
     path.chmod(mode)
 
 
-def _copy_in(source: Path, target: Path, mode: int) -> None:
+def copy_in(source: Path, target: Path, mode: int) -> None:
+    """Put a file of the host among the staged ones, under another name where that can be."""
     status = source.stat()
     if stat.S_IMODE(status.st_mode) == mode and status.st_uid == 0:
         # As another name where that can be: it is only read, and takes no room beside the image.

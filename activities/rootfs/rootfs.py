@@ -322,10 +322,12 @@ def rootfs_fingerprint(settings: Settings, build: BuildRootfsInput) -> str:
     own = {"forced_by": build.scope.build_id} if build.force else {}
     # Of a public image everybody may have it; of any other, its tenant.
     private = {"tenant": build.image.tenant} if build.image.tenant else {}
+    bare = {"bare": True} if build.bare else {}
     return fingerprint(
         Step.ROOTFS,
         **own,
         **private,
+        **bare,
         version=PROVISIONING_VERSION,
         architecture=platform.machine(),
         image=build.image.digest,

@@ -31,6 +31,7 @@ DOING = {
     "discard_checkpoints": "removing checkpoints",
     "pull_image": "pulling the image",
     "build_image": "running the steps on top of the image",
+    "run_steps": "running the steps in VMs",
     "import_template": "fetching the template to start from",
     "build_rootfs": "building the root file system",
     "clean_up_rootfs": "removing what is left of the root file system",

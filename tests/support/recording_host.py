@@ -27,6 +27,7 @@ from activities.contract.inputs import (
     ImportTemplateInput,
     PublishTemplateInput,
     PullImageInput,
+    RunStepsInput,
     SnapshotVmInput,
     StartVmInput,
     UploadArtifactInput,
@@ -37,6 +38,7 @@ from activities.contract.interface import (
     ArtifactActivities,
     CheckpointActivities,
     DeletionActivities,
+    DiskStepActivities,
     HostActivities,
     HostReleaseActivities,
     ImageActivities,
@@ -137,6 +139,7 @@ class RecordingHost(
     ImageActivities,
     ImageStepActivities,
     RootfsActivities,
+    DiskStepActivities,
     NetworkActivities,
     MicrovmActivities,
     ArtifactActivities,
@@ -213,6 +216,11 @@ class RecordingHost(
     @activity.defn(name="build_rootfs")
     async def build_rootfs(self, build: BuildRootfsInput, /) -> RootfsCheckpoint:
         await self._step("build_rootfs", build, build.scope)
+        return rootfs_checkpoint(self.name)
+
+    @activity.defn(name="run_steps")
+    async def run_steps(self, build: RunStepsInput, /) -> RootfsCheckpoint:
+        await self._step("run_steps", build, build.vm.scope)
         return rootfs_checkpoint(self.name)
 
     @activity.defn(name="clean_up_rootfs")
@@ -358,6 +366,7 @@ def step_methods(host: RecordingHost) -> list[Callable[..., Any]]:
         host.build_image,
         host.import_template,
         host.build_rootfs,
+        host.run_steps,
         host.clean_up_rootfs,
         host.set_up_network,
         host.tear_down_network,

@@ -1,7 +1,8 @@
 """A stand-in for Firecracker without a machine in it: it answers the API's calls and pings at once.
 
 Usage: `standin_vmm.py --api-sock PATH …`, in the VM's netns. What its guest says on the console is
-named by what is in the kernel's file, one of `GUESTS`; then it says that it is ready.
+named by what is in the kernel's file, one of `GUESTS`; then it says that it is ready, or that its
+step is done or has failed, as the step is to.
 Standard library alone, and nothing of ours: a VMM starts often.
 """
 
@@ -25,7 +26,7 @@ ECHO, TIMESTAMP = 8, 13
 FORGED = (
     b"@tm@ ready-attempt 99999999999999999999 x\n@tm@ start-exit \xff\n@tm@ nothing\n@tm@\n"
     b"@tm@ ready-out " + b"o" * 9000 + b"\n@tm@ out-part " + b"p" * 9000 + b"\n"
-    b"@tm@ ready-attempt 1 127\n"
+    b"@tm@ ready-attempt 1 127\n@tm@ fact " + b"f" * 9000 + b"\n@tm@ exit \xff 1\n@tm@ err\n"
 )
 GUESTS: dict[str, bytes] = {
     "quiet": b"",
@@ -35,6 +36,11 @@ GUESTS: dict[str, bytes] = {
     "forged": FORGED * 300,
 }
 READY = b"\n@tm@ start other /sbin/init\n@tm@ ready time\n"
+DONE = b"\n@tm@ start other /sbin/init\n@tm@ exit 0\n@tm@ done\n"
+FAILED = b"\n@tm@ start other /sbin/init\n@tm@ exit 7\n"
+FAILURE = b"exit 7 # as the stand-in for Firecracker knows it"
+"""In the command of a step that is to fail."""
+STEP_DRIVE = Path("/fc-vm/step.ext4")
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -86,13 +92,18 @@ class Handler(BaseHTTPRequestHandler):
 
 def _say() -> None:
     guest = Path(Handler.kernel).read_text()
-    output = GUESTS[guest] + READY
+    end = _end_of_step() if STEP_DRIVE.exists() else READY
+    output = GUESTS[guest] + end
     # The supervisor keeps the first 8 MiB: what comes last would not be heard.
-    kept = GUESTS[guest][: 7 * MIB] + READY
+    kept = GUESTS[guest][: 7 * MIB] + end
     for content in (kept, output):
         view = memoryview(content)
         while view:
             view = view[os.write(1, view) :]
+
+
+def _end_of_step() -> bytes:
+    return FAILED if FAILURE in STEP_DRIVE.read_bytes() else DONE
 
 
 def _write_snapshot(snapfile: Path, memfile: Path) -> None:
@@ -143,6 +154,9 @@ def _checksum(data: bytes) -> bytes:
 
 
 if __name__ == "__main__":
+    if "--version" in sys.argv:
+        print("Firecracker v1.13.1")
+        sys.exit()
     path = sys.argv[sys.argv.index("--api-sock") + 1]
     with socketserver.ThreadingUnixStreamServer(path, Handler) as server:
         server.serve_forever()

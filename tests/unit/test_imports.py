@@ -19,7 +19,18 @@ FILES = sorted(
 REPLAYED = [path for path in FILES if path.parts[0] == "workflows" or "contract" in path.parts]
 REPLAYED_MAY_IMPORT = {
     *("__future__", "abc", "asyncio", "collections", "contextlib", "dataclasses", "datetime"),
-    *("enum", "json", "re", "typing", "uuid", "pydantic", "temporalio", "activities", "workflows"),
+    *(
+        "enum",
+        "json",
+        "posixpath",
+        "re",
+        "typing",
+        "uuid",
+        "pydantic",
+        "temporalio",
+        "activities",
+        "workflows",
+    ),
 }
 NOT_REPLAYED = {"__import__", "compile", "eval", "exec", "input", "open"}
 

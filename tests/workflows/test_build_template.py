@@ -18,13 +18,14 @@ from activities.contract.errors import (
     ImageNotFoundError,
     ImageStepError,
     ReadyTimeoutError,
+    TemplateManagerError,
     error_type_of,
     failure_of,
 )
 from activities.contract.image_steps import Run, User
 from activities.contract.inputs import BuildInput
 from activities.contract.names import LOG_TOPIC, Step
-from activities.contract.results import BuildCheckpoints, PublishedTemplate
+from activities.contract.results import BuildCheckpoints, ImageConfig, PublishedTemplate
 from activities.contract.sources import FromTemplate
 from activities.contract.status import BuildResult, BuildState, LogEntry
 from tests.support.example_template import pulled_image
@@ -121,7 +122,7 @@ async def test_the_host_is_told_first_what_is_to_boot(client: Client, host: Reco
     told = dict(host.journal.arguments)
     assert told["pull_image"].shape == told["start_vm"].shape
     assert told["pull_image"].shape.kernel_version == asked.kernel_version
-    assert told["pull_image"].added_layers == 1  # USER adds none
+    assert told["pull_image"].added_layers == 0  # steps are none of Docker's
     base = FromTemplate(build_id=str(uuid.uuid4()))
     await result_of(await start(client, BuildInput(config=config(source=base), options=OPTIONS)))
     assert dict(host.journal.arguments)["import_template"].shape == told["start_vm"].shape
@@ -356,18 +357,21 @@ def test_checkpoints_before_a_step_keep_what_earlier_steps_left() -> None:
 STEPS = (Run(command="make"), User(name="web"))
 
 
-async def test_steps_run_on_the_pulled_image(client: Client, host: RecordingHost) -> None:
-    build = BuildInput(config=config(steps=STEPS, force=True), options=OPTIONS)
-    result = await result_of(await start(client, build))
-    assert host.journal.of("pull_image", "build_image", "build_rootfs") == [
-        "pull_image",
-        "build_image",
-        "build_rootfs",
-    ]
-    [asked] = [argument for name, argument in host.journal.arguments if name == "build_image"]
-    assert (asked.steps, asked.force) == (STEPS, True)
-    [rootfs] = [argument for name, argument in host.journal.arguments if name == "build_rootfs"]
-    assert rootfs.image.digest == "sha256:" + "c" * 64
+async def test_steps_run_on_the_bare_disk_of_the_pulled_image(
+    client: Client, host: RecordingHost
+) -> None:
+    asked = config(steps=STEPS, force=True, start_command="serve")
+    result = await result_of(await start(client, BuildInput(config=asked, options=OPTIONS)))
+    names = ["pull_image", "build_rootfs", "set_up_network boot", "run_steps", "kill_vm boot"]
+    ended = [call for call in host.journal.calls if call in (*names, "tear_down_network boot")]
+    assert ended[:6] == [*names, "tear_down_network boot"]
+    told = dict(host.journal.arguments)
+    bare = told["build_rootfs"]
+    assert (bare.bare, bare.start_command, bare.image.config) == (True, "", ImageConfig())
+    steps = told["run_steps"]
+    assert (steps.steps, steps.force, steps.start_command) == (STEPS, True, "serve")
+    assert steps.image == pulled_image()
+    assert told["publish_template"].image.config.user == "web"
     assert [record.step for record in result.timeline] == list(Step)
 
 
@@ -377,41 +381,71 @@ async def test_a_template_is_the_base(client: Client, host: RecordingHost) -> No
         config=config(source=FromTemplate(build_id=base), steps=STEPS), options=OPTIONS
     )
     await result_of(await start(client, build))
-    assert host.journal.of("pull_image", "import_template", "build_image") == [
+    assert host.journal.of("pull_image", "import_template", "run_steps") == [
         "import_template",
-        "build_image",
+        "run_steps",
     ]
     [asked] = [argument for name, argument in host.journal.arguments if name == "import_template"]
     assert asked.build_id == base
 
 
+STEPS_UNDO = ["kill_vm boot", "tear_down_network boot"]
+
+
 async def test_a_failing_step_is_cleaned_up_after(client: Client, host: RecordingHost) -> None:
-    host.journal.fail("build_image", ImageStepError("RUN make: exit code 2"))
+    host.journal.fail("run_steps", ImageStepError("step 1: RUN make: exit code 2"))
     handle = await start(client, BuildInput(config=config(steps=STEPS), options=OPTIONS))
     cause = await failure_cause(handle)
     assert error_type_of(cause or Exception()) == "ImageStepError"
-    assert undone(host.journal, "build_image") == ["clean_up_rootfs", "host released"]
+    assert undone(host.journal, "run_steps") == [*STEPS_UNDO, "host released"]
 
 
 async def test_a_cancelled_step_is_cleaned_up_after(client: Client, host: RecordingHost) -> None:
-    started = host.journal.hang("build_image")
+    started = host.journal.hang("run_steps")
     handle = await start(client, BuildInput(config=config(steps=STEPS), options=OPTIONS))
     await started.wait()
     await handle.cancel()
     assert isinstance(await failure_cause(handle), CancelledError)
-    assert undone(host.journal, "build_image") == [
-        "clean_up_rootfs",
+    assert undone(host.journal, "run_steps") == [
+        *STEPS_UNDO,
         "discard_checkpoints",
         "host released",
     ]
 
 
-async def test_another_host_begins_with_the_base(client: Client, journal: Journal) -> None:
+async def test_steps_are_not_run_again_on_an_image_that_has_them(
+    client: Client, journal: Journal
+) -> None:
+    """An earlier version ran them on the image: a retry of its build begins with the base."""
     made = pulled_image().model_copy(update={"base_reference": "registry/base@sha256:1"})
-    done = BuildCheckpoints(image=made)
     host = RecordingHost(f"h-{uuid.uuid4().hex[:8]}", journal)
+    done = BuildCheckpoints(image=made, image_is_on_host=True, host=host.name)
     async with running_stack(client, host):
         build = BuildInput(config=config(steps=STEPS), options=OPTIONS, done=done)
         await result_of(await start(client, build))
     [pull] = [argument for name, argument in journal.arguments if name == "pull_image"]
     assert pull.image == "registry/base@sha256:1"
+    [steps] = [argument for name, argument in journal.arguments if name == "run_steps"]
+    assert steps.image == pulled_image()
+
+
+class NotFoundError(TemplateManagerError):
+    """As Temporal's worker tells of an activity that it does not know."""
+
+
+async def test_a_host_of_an_earlier_version_runs_the_steps_in_its_way(
+    client: Client, host: RecordingHost
+) -> None:
+    host.journal.fail("run_steps", NotFoundError("run_steps is not registered"))
+    await result_of(await start(client, BuildInput(config=config(steps=STEPS), options=OPTIONS)))
+    assert host.journal.of("build_rootfs", "run_steps", "build_image", "publish_template") == [
+        "build_rootfs",
+        "run_steps",
+        "build_image",
+        "build_rootfs",
+        "publish_template",
+    ]
+    told = dict(host.journal.arguments)
+    assert told["build_rootfs"].image.base_reference
+    assert not told["build_rootfs"].bare
+    assert told["publish_template"].image.config.user == "web"

@@ -22,6 +22,7 @@ NAMES = [
     "import_template",
     "build_image",
     "build_rootfs",
+    "run_steps",
     "find_snapshot",
     "set_up_network",
     "start_vm",

@@ -1,0 +1,134 @@
+"""The disk from which a step's VM runs: what does the step, and what it needs.
+
+It is made for one step, written to by its guest as it likes, and thrown away unread. Values that
+came from outside are files on it, never parts of a script; the files of a COPY are a tar that this
+host does not look into.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from activities.contract.errors import FilesystemToolError, HostDiskFullError
+from activities.contract.units import MIB
+from activities.disk.programs import child_environment
+from activities.disk.taken_along import with_libraries
+from activities.process.settings import Settings
+from activities.rootfs.guest_files import copy_in, stage_programs, write_value
+
+GUEST = Path(__file__).resolve().parent / "guest"
+DRIVE = "step.ext4"
+EMPTY_DIRECTORIES = ("dev", "proc", "sys", "run", "disk")
+TOOLS = (("e2fsck", "e2fsprogs"), ("resize2fs", "e2fsprogs"), ("tar", "tar"))
+BLOCK = 4096
+BYTES_PER_INODE = 16384
+SPARE_BYTES = 8 * MIB
+# Room to unpack the files of a COPY, for each byte of their tar, and at least.
+UNPACKED_FACTOR = 4
+UNPACKED_BYTES = 64 * MIB
+
+
+@dataclass(frozen=True)
+class StepFiles:
+    """What the guest is given for one step."""
+
+    what: str
+    """`RUN`, `COPY` or `finish`."""
+    values: dict[str, str] = field(default_factory=dict)
+    """Files in the guest's `/.template`, by their names there."""
+    tar: Path | None = None
+    """The files of a COPY."""
+    grows: bool = False
+    """Whether the disk has become larger than its file system."""
+
+
+def make_drive(place: Path, settings: Settings, step: StepFiles) -> Path:
+    """Make the drive in an empty directory; returns its path.
+
+    Raises HostDiskFullError, HostFaultError and FilesystemToolError.
+    """
+    root = place / "root"
+    for directory in (root, *(root / name for name in EMPTY_DIRECTORIES)):
+        directory.mkdir()
+        directory.chmod(0o755)  # whatever the umask is
+    copy_in(GUEST / "init", root / "init", 0o755)
+    copy_in(settings.busybox_path, root / "busybox", 0o755)
+    _stage_tools(root / "tools")
+    _stage_template(root / "template", settings, step)
+    (root / "step").mkdir()
+    write_value(root / "step" / "what", f"{step.what}\n")
+    if step.grows:
+        (root / "step" / "grow").touch()
+    if step.tar is not None:
+        os.link(step.tar, root / "files.tar")
+    drive = place / DRIVE
+    _make_filesystem(root, drive)
+    return drive
+
+
+def _stage_tools(directory: Path) -> None:
+    directory.mkdir()
+    for program, package in TOOLS:
+        for name, path in with_libraries(program, package).items():
+            if not (directory / name).exists():
+                copy_in(path, directory / name, 0o755)
+
+
+def _stage_template(directory: Path, settings: Settings, step: StepFiles) -> None:
+    """Stage a `/.template`; that of a RUN runs the step where a template runs its command."""
+    stage_programs(directory, settings)
+    if step.what != "finish":
+        (directory / "agent").unlink(missing_ok=True)
+    scripts = {name: name for name in ("look.sh", "make-directories.sh")}
+    if step.what == "COPY":
+        scripts["copy.sh"] = "copy.sh"
+    if step.what == "RUN":
+        scripts |= {"step.sh": "start.sh", "template-start.service": "template-start.service"}
+    for source, name in scripts.items():
+        (directory / name).unlink(missing_ok=True)  # it may be a name of the host's own file
+        copy_in(GUEST / source, directory / name, 0o644)
+    for name, value in step.values.items():
+        write_value(directory / name, value, 0o600 if name == "env" else 0o644)
+
+
+def _make_filesystem(root: Path, drive: Path) -> None:
+    content = sum(_blocks(path) for path in root.rglob("*")) * BLOCK
+    tar = root / "files.tar"
+    room = max(UNPACKED_BYTES, UNPACKED_FACTOR * tar.stat().st_size) if tar.exists() else 0
+    size_bytes = (content + room + SPARE_BYTES) * 17 // 16
+    with drive.open("xb") as file:
+        file.truncate(size_bytes // BLOCK * BLOCK)
+    options = "lazy_itable_init=0,assume_storage_prezeroed=1,nodiscard,root_owner=0:0"
+    command = ["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-E", options]
+    command += [
+        "-b",
+        str(BLOCK),
+        "-i",
+        str(BYTES_PER_INODE),
+        "-m",
+        "0",
+        "-d",
+        str(root),
+        str(drive),
+    ]
+    done = subprocess.run(
+        command,
+        check=False,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=child_environment(),
+    )
+    if done.returncode == 0:
+        return
+    said = done.stderr.strip()[-400:]
+    kind = HostDiskFullError if "No space left" in said else FilesystemToolError
+    raise kind(f"the drive of a step cannot be made: {said}")
+
+
+def _blocks(path: Path) -> int:
+    status = path.lstat()
+    return 1 + -(-status.st_size // BLOCK)

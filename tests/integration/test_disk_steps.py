@@ -1,0 +1,392 @@
+"""Steps on the disk of a template, each in a real VM."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from devstack.registry import Layer, Registry
+
+from activities.contract.checkpoints import RootfsCheckpoint
+from activities.contract.errors import ImageStepError, VmmError
+from activities.contract.image_steps import Arg, Copy, Env, ImageStep, Run, User, Workdir
+from activities.contract.inputs import RunStepsInput
+from activities.contract.names import ArtifactName, VmPurpose
+from activities.contract.results import ImageConfig, PulledImage
+from activities.contract.scope import VmRef
+from activities.disk.data_dir import DataDir
+from activities.disk.ext4 import check_filesystem
+from activities.instructions.disk_steps import VmDiskStepActivities
+from activities.microvm.network import in_network
+from activities.store.bucket import Bucket
+from activities.store.objects import files_name
+from tests.support.copied_files import tar_of_files
+from tests.support.file_trees import Entry, tree_of_ext4
+from tests.support.local_http import HTTPD, HTTPD_ANSWERS, get_page
+from tests.support.step_checks import go_on
+from tests.support.vm_host import VmHost, run, vm_host
+
+pytestmark = pytest.mark.counts_host
+
+
+class StepHost:
+    """A host that runs steps, with a bucket for the files of COPY."""
+
+    def __init__(self, host: VmHost, bucket: Bucket, place: Path) -> None:
+        settings = host.settings.model_copy(update={"image_step_memory_mb": 256})
+        self.host = host
+        self.bucket = bucket
+        self.place = place
+        self.activities = VmDiskStepActivities(
+            settings, host.bench.ledger, host.bench.store, bucket
+        )
+
+    async def bare(self, image: PulledImage, vm: VmRef, **more: Any) -> RootfsCheckpoint:
+        plain = image.model_copy(update={"config": ImageConfig()})
+        return await self.host.rootfs(plain, vm, bare=True, **more)
+
+    async def build(
+        self, image: PulledImage, *steps: ImageStep, vm: VmRef | None = None, **more: Any
+    ) -> RootfsCheckpoint:
+        vm = vm or self.host.vm(purpose=VmPurpose.BOOT)
+        disk = await self.bare(image, vm)
+        await run(self.host.networks.set_up_network, vm)
+        asked: dict[str, Any] = {
+            "vm": vm,
+            "disk": disk,
+            "image": image,
+            "steps": steps,
+            "shape": self.host.shape,
+            "disk_size_mb": 16,
+            "timeout_seconds": 60,
+            "start_command": "",
+            "ready_command": "",
+            "env": {},
+        }
+        made: RootfsCheckpoint = await run(self.activities.run_steps, RunStepsInput(**asked | more))
+        return made
+
+    def log(self, vm: VmRef) -> str:
+        path = DataDir(self.host.settings.data_dir).log(vm.scope.build_id)
+        return path.read_text() if path.exists() else ""
+
+    def disk(self, made: RootfsCheckpoint) -> Path:
+        return self.host.bench.store.file(made, ArtifactName.ROOTFS)
+
+    def tree(self, made: RootfsCheckpoint) -> dict[str, Entry]:
+        return tree_of_ext4(self.disk(made), self.place / uuid.uuid4().hex)
+
+    def files(self, **contents: str) -> str:
+        """Upload files of these names (`__` is a slash) and contents; returns their tar's name."""
+        root = self.place / uuid.uuid4().hex
+        names = []
+        for name, content in contents.items():
+            path = root / name.replace("__", "/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+            names.append(str(path.relative_to(root)))
+        sha256 = tar_of_files(root, names, self.place / "files.tar")
+        self.bucket.write_object(files_name(sha256), (self.place / "files.tar").read_bytes())
+        return sha256
+
+
+@pytest_asyncio.fixture
+async def host(tmp_path: Path, empty_bucket: Bucket) -> AsyncIterator[StepHost]:
+    async with vm_host(tmp_path / "data") as made:
+        yield StepHost(made, empty_bucket, tmp_path)
+
+
+async def base_of(host: StepHost, registry: Registry, **config: Any) -> PulledImage:
+    layer = Layer().directory("bin").busybox().symlink("bin/sh", "busybox").directory("etc")
+    layer.add("etc/passwd", b"root:x:0:0::/root:/bin/sh\nweb:x:1234:1235::/home:/bin/sh\n")
+    layer.add("etc/group", b"root:x:0:\nstaff:x:50:\n").directory("run").directory("var")
+    layer.symlink("var/run", "/run").directory("tmp", mode=0o1777)
+    registry.push("steps-base", [layer.tar()], config=config)
+    return await host.host.bench.pull(f"{registry.address}/steps-base")
+
+
+def calls_of(host: StepHost, vm: VmRef) -> list[str]:
+    """Return the steps that were run, not found."""
+    log = host.host.bench.log_of(vm.scope)
+    messages = [json.loads(line)["message"] for line in log.splitlines()]
+    return [
+        m.partition(":")[0] for m in messages if m.startswith("step ") and "used again" not in m
+    ]
+
+
+async def test_steps_make_a_disk(host: StepHost, registry: Registry) -> None:
+    base = await base_of(host, registry, Env=["A=base", "KEPT=1"], Cmd=["/bin/x"])
+    tell = 'echo "$A|$B|$VERSION|$KEPT|$HOME|$(pwd)" >made; busybox chmod 640 made'
+    made = await host.build(
+        base,
+        Env(variables=(("A", "it's $HOME"), ("B", "2"))),
+        Arg(variables=(("VERSION", "7"),)),
+        Workdir(path="/srv"),
+        Workdir(path="app"),
+        Run(command=tell),
+        User(name="web"),
+        Run(command="busybox id >/tmp/web; echo $VERSION >>/tmp/web"),
+        Run(command="busybox id -u >/tmp/root", user="root"),
+        start_command="sleep 9",
+        env={"MORE": "1"},
+    )
+    disk = host.disk(made)
+    check_filesystem(disk, go_on)
+    assert made.facts.init == "added"
+    assert 15 <= made.facts.free_mb <= 18
+    tree = host.tree(made)
+    assert (tree["/srv/app/made"].mode, tree["/srv/app/made"].uid) == (0o640, 0)
+    assert (tree["/tmp/web"].uid, tree["/tmp/root"].uid) == (1234, 0)
+    assert read(disk, "/srv/app/made") == "it's $HOME|2|7|1|/root|/srv/app\n"
+    assert read(disk, "/tmp/web") == "uid=1234(web) gid=1235 groups=1235\n7\n"
+    assert read(disk, "/.template/start.command") == "sleep 9"
+    assert read(disk, "/.template/user").split() == ["1234", "1235", "-", "web"]
+    assert sorted(read(disk, "/.template/env").split("\0")) == sorted(
+        [
+            "",
+            "A=it's $HOME",
+            "B=2",
+            "HOME=/home",
+            "HOSTNAME=instance",
+            "KEPT=1",
+            "MORE=1",
+            "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        ]
+    )
+    left = {name for name in tree if name.startswith("/.template")}
+    assert left == await template_files(host, base)
+
+
+async def template_files(host: StepHost, image: PulledImage) -> set[str]:
+    """Return what a template without steps has in `/.template`."""
+    rootfs = await host.host.rootfs(image, host.host.vm(), start_command="sleep 9")
+    return {name for name in host.tree(rootfs) if name.startswith("/.template")}
+
+
+def read(disk: Path, path: str) -> str:
+    """Return a file of an ext4 that is not mounted."""
+    command = ["debugfs", "-R", f'cat "{path}"', str(disk)]
+    return subprocess.run(command, capture_output=True, check=True).stdout.decode()
+
+
+async def test_copy(host: StepHost, registry: Registry) -> None:
+    base = await base_of(host, registry)
+    files = host.files(src__main="main", src__sub__more="more", one="1", two="2")
+    made = await host.build(
+        base,
+        Workdir(path="/app"),
+        Copy(source="src", destination=".", files_sha256=files),
+        Copy(
+            source="one",
+            destination="/var/run/renamed",
+            owner="web",
+            mode="0600",
+            files_sha256=files,
+        ),
+        Copy(source="*o*", destination="/tmp", owner="web:staff", files_sha256=files),
+    )
+    disk, tree = host.disk(made), host.tree(made)
+    check_filesystem(disk, go_on)
+    assert read(disk, "/app/main") == "main"
+    assert read(disk, "/app/sub/more") == "more"
+    assert (tree["/app/main"].uid, tree["/app/main"].gid) == (0, 0)
+    # The link /var/run was followed, and is still one.
+    assert tree["/var/run"].kind == "symlink"
+    renamed = tree["/run/renamed"]
+    assert (renamed.uid, renamed.gid, renamed.mode) == (1234, 1235, 0o600)
+    assert read(disk, "/run/renamed") == "1"
+    assert (tree["/tmp/two"].uid, tree["/tmp/two"].gid) == (1234, 50)
+    assert tree["/tmp"].mode == 0o1777
+    assert "/tmp/src" not in tree
+
+
+async def test_each_step_is_a_checkpoint(host: StepHost, registry: Registry) -> None:
+    base = await base_of(host, registry)
+    first = Run(command="echo 1 >>/tmp/log")
+    vms = [host.host.vm(purpose=VmPurpose.BOOT) for _ in range(3)]
+    made = await host.build(base, first, Run(command="echo 2 >>/tmp/log"), vm=vms[0])
+    again = await host.build(base, first, Run(command="echo 2 >>/tmp/log"), vm=vms[1])
+    assert (again.fingerprint, again.reused) == (made.fingerprint, True)
+    assert calls_of(host, vms[0]) == ["step 1", "step 2"]
+    assert calls_of(host, vms[1]) == []
+    other = await host.build(base, first, Run(command="echo 3 >>/tmp/log"), vm=vms[2])
+    assert calls_of(host, vms[2]) == ["step 2"]
+    assert read(host.disk(other), "/tmp/log") == "1\n3\n"
+
+
+async def test_a_step_begins_as_a_boot_of_its_disk(host: StepHost, registry: Registry) -> None:
+    """Whatever an earlier step left running, open or in memory is gone, and its files are whole."""
+    base = await base_of(host, registry)
+    leave = (
+        "busybox sh -c 'exec >/tmp/open; busybox rm /tmp/open; echo x; "
+        'trap "echo ended >/tmp/ended; exit" TERM; while :; do busybox sleep 1; done\' & '
+        "echo 1 >/dev/shm/one; busybox dd if=/dev/zero of=/tmp/large bs=64k count=32 2>/dev/null"
+    )
+    look = (
+        "busybox ps | busybox grep -c '[/]tmp/open' >/tmp/found; busybox ls /dev/shm >>/tmp/found"
+    )
+    made = await host.build(base, Run(command=leave), Run(command=look))
+    disk = host.disk(made)
+    check_filesystem(disk, go_on)
+    assert read(disk, "/tmp/found") == "0\n"
+    assert read(disk, "/tmp/ended") == "ended\n"
+    assert host.tree(made)["/tmp/large"].size == 2 << 20
+    assert "/tmp/open" not in host.tree(made)
+
+
+FAILURES = [
+    (Run(command="echo to-out; echo to-err >&2; exit 7"), "RUN echo .*: ended with exit code 7"),
+    (Run(command=":", user="nobody-there"), "has no user nobody-there"),
+    (Run(command="busybox reboot -f"), "the guest has ended: .*Restarting system"),
+    (Run(command="busybox sleep 600"), "did not end within 5 s"),
+    (
+        Run(command="busybox dd if=/dev/zero of=/full bs=64k 2>/dev/null"),
+        r"ran out of disk \(16 MiB were free\), ended with exit code 1",
+    ),
+    (
+        Run(command="busybox tail /dev/zero"),
+        r"ran out of memory \(256 MiB\), ended with exit code 137",
+    ),
+]
+
+
+@pytest.mark.parametrize(("step", "why"), FAILURES, ids=[str(step)[:24] for step, _ in FAILURES])
+async def test_a_failing_step_is_named_with_its_reason(
+    host: StepHost, registry: Registry, step: Run, why: str
+) -> None:
+    base = await base_of(host, registry)
+    seconds = 5 if "sleep" in step.command else 120
+    with pytest.raises(ImageStepError, match=f"^step 2: .*{why}$") as error:
+        await host.build(base, Env(variables=(("A", "1"),)), step, timeout_seconds=seconds)
+    if "to-out" in step.command:
+        assert set(error.value.log_tail) == {"to-out", "to-err"}
+
+
+async def test_an_image_without_a_shell_says_what_run_needs(
+    host: StepHost, registry: Registry
+) -> None:
+    registry.push("steps-bare", [Layer().add("static", b"x").tar()])
+    base = await host.host.bench.pull(f"{registry.address}/steps-bare")
+    files = host.files(one="1")
+    with pytest.raises(ImageStepError, match=r"step 2: RUN true: the image has no /bin/sh"):
+        await host.build(
+            base,
+            Copy(source="one", destination="/deep/er/", files_sha256=files),
+            Run(command="true"),
+        )
+
+
+async def test_of_very_much_output_the_first_and_the_last_lines_are_told(
+    host: StepHost, registry: Registry
+) -> None:
+    base = await base_of(host, registry)
+    vm = host.host.vm(purpose=VmPurpose.BOOT)
+    endless = "busybox tr '\\0' x </dev/zero | busybox head -c 9000000"
+    command = f"busybox seq 1 300000; {endless}; echo; echo last"
+    await host.build(base, Run(command=command), vm=vm)
+    log = host.host.bench.log_of(vm.scope).splitlines()
+    told = [json.loads(line) for line in log]
+    lines = [line["message"] for line in told if line["fields"].get("source") == "RUN"]
+    assert lines[:3] == ["1", "2", "3"]
+    assert lines[-1] == "last"
+    assert len(lines) < 7100  # a piece more than the limit
+    assert any("is left out" in line["message"] for line in told)
+
+
+async def test_what_copy_cannot_do_is_named(host: StepHost, registry: Registry) -> None:
+    base = await base_of(host, registry)
+    files = host.files(one="1")
+    for copy, why in [
+        (Copy(source="two", destination="/x", files_sha256=files), "two: no such file"),
+        (Copy(source="../etc", destination="/x", files_sha256=files), "is outside of the files"),
+        (
+            Copy(source="one", destination="/x", owner="nobody:1", files_sha256=files),
+            "/etc/passwd of the image has no nobody",
+        ),
+    ]:
+        with pytest.raises(ImageStepError, match=f"step 1: COPY .*{why}"):
+            await host.build(base, copy)
+
+
+async def test_a_cancelled_step_ends_within_five_seconds(
+    host: StepHost, registry: Registry
+) -> None:
+    base = await base_of(host, registry)
+    vm = host.host.vm(purpose=VmPurpose.BOOT)
+    task = asyncio.ensure_future(host.build(base, Run(command="busybox sleep 600"), vm=vm))
+    await until(lambda: "guest is up" in host.log(vm))
+    began = time.monotonic()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert time.monotonic() - began < 5
+    assert not host.host.process(vm).is_running()
+    assert not host.host.process(vm).directory.exists()
+
+
+async def test_a_killed_vmm_loses_its_step_alone(host: StepHost, registry: Registry) -> None:
+    """Whatever has been done before is found again, and what comes out is the same."""
+    base = await base_of(host, registry)
+    steps = [Run(command="echo 1 >/tmp/one"), Run(command="busybox sleep 3; echo 2 >/tmp/two")]
+    vm = host.host.vm(purpose=VmPurpose.BOOT)
+    task = asyncio.ensure_future(host.build(base, *steps, vm=vm))
+    await until(lambda: host.log(vm).count("guest is up") == 2)
+    pid, _ = host.host.process(vm)._pids()["vmm"]
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(VmmError, match="signal 9") as error:
+        await task
+    assert error.value.retryable
+    made = await host.build(base, *steps, vm=vm)
+    assert calls_of(host, vm) == ["step 1", "step 2", "step 2"]
+    assert read(host.disk(made), "/tmp/one") + read(host.disk(made), "/tmp/two") == "1\n2\n"
+    check_filesystem(host.disk(made), go_on)
+
+
+async def until(is_so: Callable[[], bool], seconds: float = 200) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not become so"
+        await asyncio.sleep(0.1)
+
+
+async def test_a_disk_grows_so_that_each_step_has_its_room(
+    host: StepHost, registry: Registry
+) -> None:
+    base = await base_of(host, registry)
+    write = "busybox dd if=/dev/urandom of=/{} bs=64k count=200 2>/dev/null"
+    made = await host.build(
+        base, Run(command=write.format("one")), Run(command=write.format("two"))
+    )
+    check_filesystem(host.disk(made), go_on)
+    assert made.facts.size_mb > 45
+    assert 15 <= made.facts.free_mb <= 18
+    assert host.tree(made)["/two"].size == 200 * 64 << 10
+
+
+async def test_what_the_steps_made_becomes_a_template(host: StepHost, registry: Registry) -> None:
+    """The boot of today, from the disk that the steps have left."""
+    base = await base_of(host, registry)
+    made = await host.build(
+        base,
+        Workdir(path="/srv"),
+        Run(command="echo hello >index.html"),
+        start_command=HTTPD,
+        ready_command=HTTPD_ANSWERS,
+    )
+    vm = host.host.vm()
+    await host.host.start(vm, made)
+    await host.host.wait(vm)
+    answer = await asyncio.to_thread(in_network, vm.name, lambda: get_page(20))
+    assert answer.endswith(b"hello\n")
+    snapshot = await host.host.snapshot(vm, made)
+    assert snapshot.facts.fsck_clean
