@@ -274,3 +274,60 @@ async def test_the_image_s_own_program_runs(
 async def test_an_image_without_files_boots(host: VmHost, push: Push) -> None:
     image = await host.bench.pull(push(ProbedImage("nothing", cmd=("/probe/busybox", "true"))))
     await booted(host, image, start_command=IMAGE_COMMAND)
+
+
+async def test_systemd_leaves_what_the_image_has_as_a_container_sees_it(
+    host: VmHost, push: Push
+) -> None:
+    """Files where a boot clears up, modes that tmpfiles.d sets back, sysctls of the image's own."""
+    layer = Layer().directory("tmp", 0o1777).directory("tmp/app").add("tmp/app/keep", b"x")
+    layer.directory("run").directory("run/app", 0o750, uid=33, gid=33).add("run/app/keep", b"x")
+    layer.directory("run/lock", 0o1777).add("run/lock/keep", b"x")
+    layer.directory("srv", 0o700).directory("var").directory("var/log", 0o777)
+    layer.directory("etc").directory("etc/tmpfiles.d").directory("etc/sysctl.d")
+    layer.add(
+        "etc/tmpfiles.d/a.conf",
+        b"D /tmp 1777 root root\nd /srv 0755 root root\n"
+        b"z /run/ap* 0700 root root\nR! /run/lock/keep\n",
+    )
+    layer.add(
+        "etc/sysctl.d/a.conf", b"net.ipv4.ip_unprivileged_port_start=1024\nkernel.hostname=other\n"
+    )
+    look = (
+        "cat /tmp/app/keep /run/app/keep /run/lock/keep; echo; "
+        "stat -c '%a %u %n' /run/app /run/lock /srv /var/log; hostname; "
+        "cat /proc/sys/net/ipv4/ip_unprivileged_port_start; "
+        "grep -Ec '^Max (processes|pending signals) +unlimited' /proc/self/limits"
+    )
+    image = await host.bench.pull(push(debian("keeps", layer)))
+    vm = await booted(host, image, start_command=f"{look}; {SOON}", ready_command="sleep 1")
+    told = [
+        entry.message for entry in log_of(host, vm) if entry.fields.get("source") == "start command"
+    ]
+    assert told == [
+        "xxx",
+        "750 33 /run/app",
+        "1777 0 /run/lock",
+        "700 0 /srv",
+        "777 0 /var/log",
+        "instance",
+        "0",
+        "2",
+    ]
+
+
+@pytest.mark.whole
+async def test_a_long_line_begins_with_its_beginning_and_characters_stay_whole(
+    host: VmHost, push: Push
+) -> None:
+    image = await host.bench.pull(push(alpine("long")))
+    start = (
+        "b=/probe/busybox; printf START; $b head -c 100000 /dev/zero | $b tr '\\0' x; echo END; "
+        f"for i in $($b seq 2000); do printf aé☃😀; done; echo; {SOON}"
+    )
+    vm = await booted(host, image, start_command=start, ready_command="/probe/busybox sleep 5")
+    lines = [line for line in messages(log_of(host, vm)) if line.startswith(("START", "aé"))]
+    assert len(lines) == 2
+    shown, _, rest = lines[0].partition("… [")
+    assert len(shown) + int(rest.split()[0]) == 100_008
+    assert not any("\ufffd" in line for line in lines)

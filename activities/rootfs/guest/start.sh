@@ -160,6 +160,14 @@ has_start_command() {
 
 umask 022
 ulimit -n 1048576 2>/dev/null
+# The kernel counts these by the memory that a guest has: in a container they are the host's.
+ulimit -u unlimited
+ulimit -i unlimited
+# systemd-sysctl has had its turn, and the image's files may say otherwise.
+if [ "$1" = systemd ]; then
+    $bb sh $t/sysctls.sh
+    [ ! -r /etc/hostname ] || $bb hostname -F /etc/hostname
+fi
 # Held open, so that closing it after a line does not wait for the line to be sent.
 exec 3>$console
 say start "$*"
