@@ -62,8 +62,12 @@ def one_line(text: str, most_chars: int = MAX_MESSAGE_CHARS) -> str:
     return cut(" ".join(line for line in lines if line), most_chars)
 
 
-def cut(text: str, most_chars: int) -> str:
-    """Return a text, or its beginning and how much of it was cut."""
-    if len(text) <= most_chars:
+def cut(text: str, most_chars: int, gone: int = 0) -> str:
+    """Return a text, or its beginning and how much of it was cut.
+
+    `gone` is how much more of it there was that is not in `text`.
+    """
+    left_out = max(len(text) - most_chars, 0) + gone
+    if not left_out:
         return text
-    return f"{text[:most_chars]}… [{len(text) - most_chars} more characters cut]"
+    return f"{text[:most_chars]}… [{left_out} more characters cut]"

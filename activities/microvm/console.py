@@ -24,12 +24,13 @@ from activities.contract.errors import (
     VmmEndedError,
 )
 from activities.contract.model import Model
-from activities.contract.text import readable, without_escapes
-from activities.step.build_log import BuildLog
+from activities.contract.text import cut, readable, without_escapes
+from activities.step.build_log import MAX_LINE_CHARS, BuildLog
 
 PREFIX = "@tm@ "
 READ_BYTES = 256 * 1024
 MAX_LINE_BYTES = 16 * 1024
+CUT_LINE_CHARS = MAX_LINE_CHARS - 64  # what was cut is told in the line
 PANIC = "Kernel panic"
 # What the kernel says last, whatever the level of its log, when it is the guest that ends.
 GOODBYE = re.compile(
@@ -138,18 +139,30 @@ class LineParts:
     """The beginning of a line whose end has not come yet, as a prompt's never does."""
 
     text: str = ""
+    left_out: int = 0
+    """So many characters more have come."""
     since: float = 0.0
     """Monotonic clock, seconds, of the last part."""
 
     def add(self, part: str) -> None:
-        """Take a part; of an endless line only the end is kept."""
-        self.text = (self.text + part)[-MAX_LINE_BYTES:]
+        """Take a part; of an endless line only the beginning is kept.
+
+        Of a progress bar nobody sees what a carriage return has overwritten: it makes room.
+        """
+        text = self.text + part
+        if len(text) > MAX_LINE_BYTES:
+            before, _, last = text.rstrip("\r").rpartition("\r")
+            if before:
+                text, self.left_out = last, 0
+        self.left_out += len(_whole_characters(text[MAX_LINE_BYTES:]))
+        self.text = text[:MAX_LINE_BYTES]
         self.since = time.monotonic()
 
     def take(self) -> str:
         """Return what has come, made readable, and begin anew."""
-        text, self.text = readable(self.text), ""
-        return text
+        text, self.text = readable(_whole_characters(self.text)), ""
+        left_out, self.left_out = self.left_out, 0
+        return cut(text, CUT_LINE_CHARS, left_out)
 
 
 @dataclass
@@ -313,7 +326,18 @@ class GuestReadiness:
 
 
 def _text_of(line: bytes) -> str:
-    return without_escapes(line.decode(errors="replace")).removesuffix("\r")
+    """Decode a line. A part of one may end inside a character: its bytes are kept (surrogates)."""
+    text = line.decode(errors="surrogateescape")
+    if not text.startswith(PREFIX):
+        text = _whole_characters(text)
+    return without_escapes(text).removesuffix("\r")
+
+
+def _whole_characters(text: str) -> str:
+    """Put bytes that were kept together again; what is no character then is U+FFFD."""
+    if text.isascii():
+        return text
+    return text.encode("utf-8", "surrogateescape").decode(errors="replace")
 
 
 def _meaning(code: int | None) -> str:

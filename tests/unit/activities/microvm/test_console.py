@@ -417,3 +417,27 @@ async def test_a_console_full_of_anything_takes_time_by_its_length(
     assert position > 15_900_000
     assert time.monotonic() - began < 120
     assert peak < 64 * MIB
+
+
+def test_a_long_line_in_parts_begins_with_its_beginning_and_says_how_much_is_cut(
+    log: BuildLog,
+) -> None:
+    readiness = GuestReadiness(log)
+    readiness.hear("@tm@ out-part START" + "x" * 4000)
+    for _ in range(10):
+        readiness.hear("@tm@ out-part " + "x" * 4000)
+    readiness.hear("@tm@ out END")
+    [line] = readiness.tail
+    shown, _, rest = line.partition("… [")
+    assert shown.startswith("START")
+    assert len(shown) + int(rest.split()[0]) == len("START") + 44_000 + len("END")
+    assert [entry.message for entry in read_entries(log.path)] == [line]
+
+
+def test_a_character_that_lies_across_two_parts_is_one(console: Path, log: BuildLog) -> None:
+    snowman = "☃".encode()
+    append(console, b"@tm@ out-part a" + snowman[:1] + b"\n@tm@ out " + snowman[1:] + b"b\n")
+    readiness = GuestReadiness(log)
+    for line in ConsoleReader(console).lines():
+        readiness.hear(line)
+    assert list(readiness.tail) == ["a☃b"]
