@@ -7,8 +7,10 @@ and their loop devices away with the namespace.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +28,8 @@ MS_SLAVE = 0x80000
 # Of every mount of what a tenant has made: nothing in it is a device or a program of this host.
 INERT = MS_NOSUID | MS_NODEV | MS_NOEXEC
 INERT_OPTIONS = ("nosuid", "nodev", "noexec")
+BUSY_SECONDS = 10.0
+BUSY_PAUSE_SECONDS = 0.02
 MAX_OPTIONS_BYTES = os.sysconf("SC_PAGE_SIZE") - 1  # mount(2) takes one page
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -47,8 +51,19 @@ def mount(source: str, target: Path, kind: str, flags: int, options: str = "") -
 
 
 def unmount(target: Path) -> None:
-    """umount2(2). Raises MountError."""
-    _check(_libc.umount2(os.fsencode(target), 0), f"unmount {target}")
+    """umount2(2). Raises MountError.
+
+    Waits a while when it is busy: a child that another thread is starting has a copy of all of our
+    descriptors, also of those in the mount, until it runs its program.
+    """
+    give_up = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            return _check(_libc.umount2(os.fsencode(target), 0), f"unmount {target}")
+        except MountError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > give_up:
+                raise
+        time.sleep(BUSY_PAUSE_SECONDS)
 
 
 @contextmanager
