@@ -64,7 +64,7 @@ def run_template(directory: Path, settings: Settings, show: Callable[[LocalRun],
     )
     firecracker = require_host(settings, shape)
     require_resumable(_traits(metadata), traits_here(firecracker), firecracker)
-    with passing_vm() as vm, _stop_signal() as stopped:
+    with stop_signal() as stopped, passing_vm() as vm:
         launch = launch_of(settings, firecracker, shape)
         resumed = _resume(vm, directory, metadata, launch)
         show(LocalRun(vm.name, GUEST_ADDRESS, resumed.answer_ms))
@@ -142,9 +142,12 @@ def _traits(metadata: TemplateMetadata) -> SnapshotTraits:
 
 
 @contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
+def stop_signal() -> Iterator[threading.Event]:
+    """Have an event that is set when this process is told to end: by Ctrl-C, SIGTERM or SIGHUP."""
     stopped = threading.Event()
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not of nohup
+        numbers.append(signal.SIGHUP)
     before = [signal.signal(number, lambda *_: stopped.set()) for number in numbers]
     try:
         yield stopped

@@ -145,19 +145,30 @@ class Exit(IntEnum):
 def run_to_end(work: Coroutine[None, None, T]) -> T:
     """Run `work`; Ctrl-C cancels it, and becomes KeyboardInterrupt when it has let go.
 
-    The loop's own handler is what makes that sure: the one of `asyncio.run` does not wake the loop,
+    So does what ends a job or closes a terminal (SIGTERM, SIGHUP), which becomes SystemExit. The
+    loop's own handler is what makes that sure: the one of `asyncio.run` does not wake the loop,
     so that a signal just before it falls asleep is obeyed at the next event, or never.
     """
+    heard: list[signal.Signals] = []
 
     async def interruptible() -> T:
         task = asyncio.current_task()
         assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
+
+        def stop(number: signal.Signals) -> None:
+            heard.append(number)
+            task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number is signal.SIGINT or signal.getsignal(number) is signal.SIG_DFL:  # nohup
+                asyncio.get_running_loop().add_signal_handler(number, stop, number)
         return await work
 
     try:
         return asyncio.run(interruptible())
     except asyncio.CancelledError:
+        if heard and heard[0] is not signal.SIGINT:
+            raise SystemExit(128 + heard[0]) from None
         raise KeyboardInterrupt from None
 
 
