@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import socket
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
@@ -33,6 +35,7 @@ INSIDE = tuple(
         "ff00::/8",
     )
 )
+INNER_NAMES = (".localhost", ".local", ".internal", ".lan", ".home.arpa", ".svc", ".corp")
 NAT64 = IPv6Network("64:ff9b::/96")
 
 
@@ -42,6 +45,19 @@ def is_inside(address: Address) -> bool:
     An IPv6 address that carries an IPv4 one (mapped, NAT64, 6to4, Teredo) counts as that one.
     """
     return any(_is_inside(one) for one in _meant(address))
+
+
+def literal_address(host: str) -> Address | None:
+    """Return the address that a host is written as, in any of the forms that C libraries take."""
+    with contextlib.suppress(OSError):
+        return IPv4Address(socket.inet_aton(host))
+    return _parsed(host)
+
+
+def is_inner_name(host: str) -> bool:
+    """Whether a name says itself that it is of the inside."""
+    plain = host.rstrip(".").lower()
+    return "." not in plain or plain.endswith(INNER_NAMES)
 
 
 def own_addresses() -> frozenset[Address]:

@@ -21,13 +21,22 @@ from urllib.parse import urljoin
 
 import requests
 from requests.adapters import HTTPAdapter
+from requests.utils import get_environ_proxies, select_proxy
+from urllib3 import ProxyManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, LocationParseError
 from urllib3.util import parse_url
 
 from activities.contract.errors import RegistryRefusedError
-from activities.image.addresses import Address, InternalRegistries, is_inside, own_addresses
+from activities.image.addresses import (
+    Address,
+    InternalRegistries,
+    is_inner_name,
+    is_inside,
+    literal_address,
+    own_addresses,
+)
 
 USER_AGENT = "template-manager"
 TIMEOUT_SECONDS = (5.0, 20.0)  # to connect, and between two bytes
@@ -76,18 +85,29 @@ class Outgoing:
         self._open: list[socket.socket] = []
         self.is_cut = False
 
-    def connect(self, host: str, port: int, timeout: float | None) -> socket.socket:
-        """Return a connection to a checked address of the host.
+    def connect(
+        self, host: str, port: int, timeout: float | None, *, is_proxy: bool = False
+    ) -> socket.socket:
+        """Return a connection to a checked address of the host; an operator's proxy has any.
 
         Raises RegistryRefusedError, and OSError when none can be reached.
         """
         error: OSError = OSError("no address")
-        for address in self._addresses(host, port)[:MAX_ADDRESSES_TRIED]:
+        found = _resolve(host, port) if is_proxy else self._addresses(host, port)
+        for address in found[:MAX_ADDRESSES_TRIED]:
             try:
                 return self._kept(socket.create_connection((address, port), timeout))
             except OSError as failure:
                 error = failure
         raise error
+
+    def require_name(self, place: Origin) -> None:
+        """Check what a proxy is to resolve: by its name alone. Raises RegistryRefusedError."""
+        address = literal_address(place.host)
+        if address is not None:
+            self._require_allowed(place.host, place.port, [address])
+        elif is_inner_name(place.host) and not self._internal.name(place.host, place.port):
+            raise RegistryRefusedError(_told(self._registry.host, place.host))
 
     def cut(self) -> None:
         """End all connections, and let no new one be made."""
@@ -221,6 +241,7 @@ class CheckedHttp:
                 method,
                 url,
                 headers=sent,
+                proxies=self._proxies(url),
                 timeout=TIMEOUT_SECONDS,
                 stream=True,
                 allow_redirects=False,
@@ -232,6 +253,13 @@ class CheckedHttp:
             response.close()
             url = self._redirected(method, url, response.headers["Location"])
         raise RegistryRefusedError(f"registry {self.registry.host} sends us round and round")
+
+    def _proxies(self, url: str) -> dict[str, str]:
+        """Return the proxies that the usual variables name for a URL, once it may be sent there."""
+        proxies = get_environ_proxies(url)
+        if select_proxy(url, proxies):
+            self._outgoing.require_name(Origin.of(url))
+        return proxies
 
     def body(self, response: requests.Response) -> Iterator[bytes]:
         """Yield a body's bytes as they were sent. Raises requests.RequestException."""
@@ -273,6 +301,11 @@ class _CheckedAdapter(HTTPAdapter):
         super().init_poolmanager(connections, maxsize, block, **pool_kwargs)
         self.poolmanager.pool_classes_by_scheme = _pools(self._outgoing)
 
+    def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> ProxyManager:
+        manager: ProxyManager = super().proxy_manager_for(proxy, **proxy_kwargs)
+        manager.pool_classes_by_scheme = _pools(self._outgoing)
+        return manager
+
 
 def _pools(outgoing: Outgoing) -> dict[str, type[HTTPConnectionPool]]:
     """Return urllib3's pools, with a name's connection made to a checked address.
@@ -280,13 +313,17 @@ def _pools(outgoing: Outgoing) -> dict[str, type[HTTPConnectionPool]]:
     What is above the socket stays urllib3's: the name is what Host, SNI and the certificate say.
     """
 
+    def connection(made: HTTPConnection) -> socket.socket:
+        seconds = _seconds(made.timeout)
+        return outgoing.connect(made._dns_host, made.port, seconds, is_proxy=made.proxy is not None)
+
     class Plain(HTTPConnection):
         def _new_conn(self) -> socket.socket:
-            return outgoing.connect(self._dns_host, self.port, _seconds(self.timeout))
+            return connection(self)
 
     class Secure(HTTPSConnection):
         def _new_conn(self) -> socket.socket:
-            return outgoing.connect(self._dns_host, self.port, _seconds(self.timeout))
+            return connection(self)
 
     class PlainPool(HTTPConnectionPool):
         ConnectionCls = Plain

@@ -10,10 +10,11 @@ import base64
 import contextlib
 import hashlib
 import ipaddress
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -74,6 +75,8 @@ class RegistryAccess:
     plain: frozenset[str] = frozenset()
     """Those that speak plain HTTP, besides those on 127.0.0.0/8."""
     internal: InternalRegistries = field(default_factory=InternalRegistries)
+    mirrors: Mapping[str, str] = field(default_factory=dict)
+    """`host[:port][/path]` of what is asked instead of a registry, where nobody logs in."""
 
     @classmethod
     def of(cls, settings: Settings, plain: Iterable[str] = ()) -> RegistryAccess:
@@ -81,7 +84,16 @@ class RegistryAccess:
         return cls(
             frozenset(settings.insecure_registries).union(plain),
             InternalRegistries(settings.allowed_inside),
+            settings.registry_mirrors,
         )
+
+    def place_of(self, reference: ImageReference, *, anonymous: bool) -> tuple[str, str]:
+        """Return the host that has an image, and the repository's name there."""
+        mirror = self.mirrors.get(reference.registry) if anonymous else None
+        if mirror is None:
+            return _api_host(reference), reference.repository
+        host, _, path = mirror.partition("/")
+        return host, f"{path}/{reference.repository}".lstrip("/")
 
     def scheme_of(self, registry: str) -> str:
         """Return how to speak to a registry: `http` or `https`."""
@@ -147,7 +159,7 @@ def delete_tag(
     left alone. Blocking, bounded by DELETE_SECONDS. Raises RegistryAuthError, RegistryRefusedError
     and RegistryUnavailableError.
     """
-    access = access or RegistryAccess()
+    access = replace(access or RegistryAccess(), mirrors={})  # the tag is in the registry itself
     with RegistryConversation(reference, credentials, access, DELETE_SECONDS) as registry:
         try:
             digest, _ = registry.manifest(reference.version)
@@ -182,10 +194,12 @@ class RegistryConversation:
         self._reference = reference
         self._credentials = credentials
         self._access = access
-        registry_url = f"{access.scheme_of(reference.registry)}://{_api_host(reference)}"
-        self._base = f"{registry_url}/v2/{reference.repository}"
-        certificate = CERTIFICATES / reference.registry / "ca.crt"
-        verify = str(certificate) if certificate.exists() else True
+        host, self._repository = access.place_of(reference, anonymous=credentials is None)
+        registry_url = f"{access.scheme_of(host)}://{host}"
+        self._base = f"{registry_url}/v2/{self._repository}"
+        certificate = CERTIFICATES / host / "ca.crt"
+        usual = os.environ.get("REQUESTS_CA_BUNDLE") or True
+        verify = str(certificate) if certificate.exists() else usual
         self._http = CheckedHttp(registry_url, access.internal, verify, total_seconds)
         self._authorization = ""
         self.cut_by = self._http.cut_by
@@ -390,7 +404,7 @@ class RegistryConversation:
     def _token(self, parameters: Mapping[str, str], basic: str) -> str:
         realm = parameters["realm"]
         self._require_realm(realm)
-        scope = parameters.get("scope") or f"repository:{self._reference.repository}:pull"
+        scope = parameters.get("scope") or f"repository:{self._repository}:pull"
         asked = urlencode({"service": parameters.get("service", ""), "scope": scope})
         joint = "&" if "?" in realm else "?"
         with self._request(f"{realm}{joint}{asked}", {}, authorization=basic) as response:

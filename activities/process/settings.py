@@ -56,6 +56,8 @@ class Settings(BaseSettings):
 
     An operator who sets `registry` has named it, too.
     """
+    registry_mirrors: dict[RegistryHost, ImagePrefix] = {}
+    """What is asked instead of a registry (`docker.io`) by builds that do not log in to it."""
     host_login_registries: tuple[ImagePrefix, ...] = ()
     """Registries, or paths in them, that get the host's own credentials: `docker login`, Google."""
     unsafe_steps_in_containers: bool = False
@@ -153,7 +155,8 @@ class Settings(BaseSettings):
     def allowed_inside(self) -> tuple[IPv4Network | IPv6Network | RegistryHost, ...]:
         """Return all that an operator has named of the inside."""
         own = (self.registry,) if "registry" in self.model_fields_set else ()
-        return (*self.internal_registries, *(name.partition("/")[0] for name in own))
+        named = (*own, *self.registry_mirrors.values())
+        return (*self.internal_registries, *(name.partition("/")[0] for name in named))
 
     def lends_host_login_to(self, reference: ImageReference) -> bool:
         """Whether the host's own credentials may be used for that image."""

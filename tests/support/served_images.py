@@ -38,6 +38,8 @@ class ServedImages:
     address: str = ""
     asked: list[tuple[str, str, str]] = field(default_factory=list)
     """Method, path's end and User-Agent of each request."""
+    paths: list[str] = field(default_factory=list)
+    """The whole path of each request."""
     redirects: dict[str, str] = field(default_factory=dict)
     """Where blobs are instead, by digest."""
     dripping: set[str] = field(default_factory=set)
@@ -125,6 +127,7 @@ def serving_images() -> Iterator[ServedImages]:
         def do_GET(self) -> None:
             name = self.path.rpartition("/")[2]
             images.asked.append((self.command, name, self.headers.get("User-Agent", "")))
+            images.paths.append(self.path)
             images.ranges[name].append(self.headers.get("Range", ""))
             if name in ("", "v2"):
                 self.answer(200, b"{}")
