@@ -301,7 +301,11 @@ class _CheckedAdapter(HTTPAdapter):
         super().init_poolmanager(connections, maxsize, block, **pool_kwargs)
         self.poolmanager.pool_classes_by_scheme = _pools(self._outgoing)
 
-    def proxy_manager_for(self, proxy: str, **proxy_kwargs: Any) -> ProxyManager:
+    def proxy_manager_for(
+        self,
+        proxy: str,
+        **proxy_kwargs: Any,  # as the base takes them
+    ) -> ProxyManager:
         manager: ProxyManager = super().proxy_manager_for(proxy, **proxy_kwargs)
         manager.pool_classes_by_scheme = _pools(self._outgoing)
         return manager
