@@ -23,6 +23,7 @@ WITH_REASON = re.compile(
 ENVIRONMENT = {
     "activities/disk/programs.py": "PATH, for the programs that are started",
     "activities/image/docker_daemon.py": "DOCKER_HOST, which is Docker's own",
+    "activities/image/registry.py": "REQUESTS_CA_BUNDLE, which is requests' own",
     "activities/process/tracing.py": "whether OpenTelemetry's own variables are there",
     "activities/store/bucket.py": "STORAGE_EMULATOR_HOST, which is Google's own",
     "api/cli/build_request.py": "what --env NAME and the registry's login name",
