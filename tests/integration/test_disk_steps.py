@@ -10,9 +10,12 @@ import subprocess
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import docker
+import images
 import pytest
 import pytest_asyncio
 from devstack.registry import Layer, Registry
@@ -242,6 +245,29 @@ async def test_a_step_begins_as_a_boot_of_its_disk(host: StepHost, registry: Reg
     assert read(disk, "/tmp/ended") == "ended\n"
     assert host.tree(made)["/tmp/large"].size == 2 << 20
     assert "/tmp/open" not in host.tree(made)
+
+
+async def test_a_service_runs_in_its_step_alone(host: StepHost, registry: Registry) -> None:
+    """An image with systemd: what is started in one RUN is used in it, and gone in the next."""
+    with closing(docker.from_env(timeout=600)) as client:
+        repository = f"{registry.address}/with-systemd"
+        client.images.get(images.make("debian")).tag(repository, "latest")
+        client.images.push(repository, "latest")
+        client.images.remove(f"{repository}:latest")
+    base = await host.host.bench.pull(repository)
+    unit = "[Service]\\nExecStart=/bin/sh -c 'echo $$ >/served; exec sleep 1000'\\n"
+    start = (
+        f'printf "{unit}" >/etc/systemd/system/web.service && systemctl start web && '
+        "sleep 1 && systemctl is-active web >/first && cp /served /pid"
+    )
+    look = "systemctl is-active web >/second; true"
+    made = await host.build(
+        base, Run(command=start), Run(command=look), timeout_seconds=240, disk_size_mb=64
+    )
+    disk = host.disk(made)
+    check_filesystem(disk, go_on)
+    assert (read(disk, "/first"), read(disk, "/second")) == ("active\n", "inactive\n")
+    assert int(read(disk, "/pid")) > 1
 
 
 FAILURES = [

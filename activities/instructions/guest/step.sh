@@ -99,10 +99,9 @@ ran_out_of() {
     [ "$($bb stat -f -c %a /)" != 0 ] || echo disk
 }
 
-# As at the end of a container nothing goes on, but services are stopped as their init does it, and
-# whatever else there is may end by itself.
-stop_everything() { # kind of init
-    if [ "$1" = systemd ]; then stop_services; fi
+# As at the end of a container nothing goes on, but whatever there is may end by itself. Not by an
+# isolate of systemd's: it stops mounts, too, and this script is on one.
+stop_everything() {
     others >$state/others
     # The shell's own: it spares the shell itself.
     kill -TERM -1
@@ -112,12 +111,6 @@ stop_everything() { # kind of init
         tries=$((tries + 1))
     done
     kill -KILL -1
-}
-
-stop_services() {
-    printf '[Unit]\nAllowIsolate=yes\nDefaultDependencies=no\n' \
-        >/run/systemd/system/template-step-end.target
-    $bb timeout -k 1 30 systemctl isolate template-step-end.target </dev/null >/dev/null 2>&1
 }
 
 # Neither the kernel's own threads nor what has ended have a command line.
@@ -162,7 +155,7 @@ limit_tasks "$1"
 run_command
 if [ "$code" = 0 ]; then
     say exit 0
-    stop_everything "$1"
+    stop_everything
     forget_machine_id
     $bb sync
     $bb fsfreeze --freeze / && say done ''
