@@ -36,6 +36,9 @@ PANIC = "Kernel panic"
 GOODBYE = re.compile(
     r"reboot: (?:Restarting system|Power down|System halted)|sysrq: (?:Resetting|Power Off)"
 )
+# systemd's words when it waits for a person instead of going on, and on what has failed.
+GIVEN_UP = re.compile(r"You are in (?P<mode>emergency|rescue) mode")
+UNIT_FAILED = re.compile(r"\[(?:FAILED| TIME )\] (?P<what>.+)")
 INIT_ENDED = re.compile(r"Attempted to kill init! exitcode=0x(?P<status>[0-9a-f]+)")
 EXIT_MEANINGS = {126: " (not executable)", 127: " (not found)"}
 NOT_RUNNABLE = frozenset(EXIT_MEANINGS)
@@ -179,6 +182,8 @@ class GuestReadiness:
     """The kernel's word that it ends; '' while it has not said one."""
     init: str = ""
     """What is the guest's first process, such as `other /sbin/init`."""
+    holdup: str = ""
+    """What systemd says that has failed; '' for nothing."""
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_TAIL_LINES))
     console_tail: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_TAIL_LINES))
     _parts: dict[str, LineParts] = field(
@@ -218,6 +223,14 @@ class GuestReadiness:
     def timed_out(self, seconds: float) -> ReadyTimeoutError:
         """Return the error for a guest that was not ready in time."""
         self.tell_parts(now=True)
+        if not (self.init or self.attempts or self.tail):
+            return ReadyTimeoutError(
+                f"the guest's init has not come to the start command within {seconds:.0f} s"
+                f"{self._told_holdup()}",
+                hint="See in the log of level debug what the guest's init waits for, or give it "
+                "more time with a longer ready timeout.",
+                log_tail=[*self.console_tail],
+            )
         code = self.last_attempt_code
         tried = f"; the ready command was tried {self.attempts} times" if self.attempts else ""
         last = f", the last ended with exit code {code}{_meaning(code)}" if code is not None else ""
@@ -261,7 +274,26 @@ class GuestReadiness:
             self.panic = line
         if found := GOODBYE.search(line):
             self.goodbye = found[0]
+        if not self.init:
+            self._hear_boot(line)
         self.log.debug(line, source="console")
+
+    def _hear_boot(self, line: str) -> None:
+        """Take a line of an init that has not come to the start command yet."""
+        if found := UNIT_FAILED.search(line):
+            self.holdup = found["what"].strip()
+        given_up = GIVEN_UP.search(line)
+        if given_up and self.failure is None:
+            self.failure = GuestDiedError(
+                f"systemd is in {given_up['mode']} mode; the start command has not begun"
+                f"{self._told_holdup()}",
+                hint="Mend or mask what systemd cannot start, or its default target; the log of "
+                "level debug has its lines.",
+                log_tail=[*self.console_tail],
+            )
+
+    def _told_holdup(self) -> str:
+        return f": {self.holdup}" if self.holdup else ""
 
     def _hear_start(self, init: str) -> None:
         self.init = readable(init)

@@ -331,3 +331,24 @@ async def test_a_long_line_begins_with_its_beginning_and_characters_stay_whole(
     shown, _, rest = lines[0].partition("… [")
     assert len(shown) + int(rest.split()[0]) == 100_008
     assert not any("\ufffd" in line for line in lines)
+
+
+@pytest.mark.whole
+async def test_systemd_that_gives_up_is_told_at_once_with_what_has_failed(
+    host: VmHost, push: Push
+) -> None:
+    unit = (
+        b"[Unit]\nDescription=The data\nDefaultDependencies=no\nBefore=sysinit.target\n"
+        b"OnFailure=emergency.target\n[Service]\nType=oneshot\nExecStart=/bin/false\n"
+    )
+    where = "etc/systemd/system"
+    layer = Layer().directory("etc").directory("etc/systemd").directory(where)
+    layer.add(f"{where}/data.service", unit).directory(f"{where}/sysinit.target.requires")
+    layer.symlink(f"{where}/sysinit.target.requires/data.service", "../data.service")
+    image = await host.bench.pull(push(debian("emergency", layer)))
+    began = time.monotonic()
+    error, _ = await failing(host, image, 300, start_command=SOON, ready_command="true")
+    assert isinstance(error, GuestDiedError)
+    assert "in emergency mode; the start command has not begun" in error.message
+    assert "data.service" in error.message or "The data" in error.message
+    assert time.monotonic() - began < 150

@@ -234,7 +234,32 @@ async def test_a_ready_command_that_is_found_later_is_no_warning(log: BuildLog) 
 
 
 async def test_without_a_ready_command_no_attempts_are_told_of(log: BuildLog) -> None:
-    assert GuestReadiness(log).timed_out(3).message == "the guest was not ready within 3 s"
+    guest = GuestReadiness(log)
+    guest.hear("@tm@ start added")
+    assert guest.timed_out(3).message == "the guest was not ready within 3 s"
+
+
+async def test_an_init_that_has_not_come_so_far_is_told(log: BuildLog) -> None:
+    guest = GuestReadiness(log)
+    guest.hear("[FAILED] Failed to mount data.mount - /data.")
+    error = guest.timed_out(3)
+    assert (
+        "has not come to the start command within 3 s: Failed to mount data.mount" in error.message
+    )
+    assert error.log_tail
+
+
+async def test_emergency_mode_ends_the_wait_but_not_when_a_command_says_so(log: BuildLog) -> None:
+    words = "You are in emergency mode. After logging in, type journalctl"
+    guest = GuestReadiness(log)
+    guest.hear("[ TIME ] Timed out waiting for device data.")
+    guest.hear(words)
+    assert guest.failure is not None
+    assert "Timed out waiting for device data" in guest.failure.message
+    started = GuestReadiness(log)
+    started.hear("@tm@ start systemd /lib/systemd/systemd")
+    started.hear(words)
+    assert started.failure is None
 
 
 async def test_an_init_that_ends_is_named_with_its_last_words(log: BuildLog) -> None:
