@@ -187,7 +187,7 @@ async def test_more_entries_than_the_limit_are_refused(tmp_path: Path, registry:
     layer = Layer()
     for number in range(1001):
         layer.add(f"file-{number}")
-    with pytest.raises(ImageBeyondLimitError, match=r"at least 1001 files and directories; the limit is 1000") as error:
+    with pytest.raises(ImageBeyondLimitError, match="at least 1001 files and") as error:
         await build(host, registry, "entries", layer)
     assert "TEMPLATE_MANAGER_MAX_IMAGE_ENTRIES" in error.value.message
     assert not error.value.retryable
@@ -199,7 +199,7 @@ async def test_a_longer_path_than_the_limit_is_refused(tmp_path: Path, registry:
     layer = Layer()
     for depth in range(1, 12):
         layer.directory("/".join(["d" * 99] * depth))
-    with pytest.raises(ImageBeyondLimitError, match=r"at least 1100 bytes in one name; the limit is 1000"):
+    with pytest.raises(ImageBeyondLimitError, match="at least 1100 bytes in one name"):
         await build(host, registry, "long-path", layer)
     host.remove_images()
 
