@@ -18,7 +18,7 @@ from activities.microvm import vm_supervisor
 from activities.microvm.console import ConsoleReader, GuestReadiness
 from activities.step.build_log import BuildLog, read_entries
 
-pytestmark = pytest.mark.counts_nothing
+pytestmark = pytest.mark.counts_host
 
 LINES = 100_000
 STOPPED_SECONDS = 10
