@@ -59,7 +59,9 @@ class Upgrade:
     """The tars of its COPYs."""
     builds: dict[str, str] = field(default_factory=dict)
 
-    def build(self, what: str, *, case: str = "", start: str = HTTPD) -> str:
+    def build(
+        self, what: str, *, case: str = "", start: str = HTTPD, with_login: bool = True
+    ) -> str:
         """Start a build and remember it by what it is for; returns its id.
 
         Those of one case are of the same.
@@ -67,6 +69,8 @@ class Upgrade:
         template = pb.TemplateConfig(build_id=str(uuid.uuid4()), start_command=start)
         template.env.update({"CASE": case} if case else {})
         template.MergeFrom(self.asked)
+        if not with_login:
+            template.ClearField("from_image_registry")
         self.builds[what] = self.product.create(template, self.files)
         return self.builds[what]
 
@@ -196,7 +200,9 @@ def replace_api_and_worker(upgrade: Upgrade) -> None:
     product = upgrade.product
     upgrade.replace("api")
     waiting = ("waiting since before the API was new", "waiting since the API was new")
-    upgrade.build(waiting[1])
+    # An earlier host does not open what the new API seals: hosts are upgraded first where builds
+    # have logins (CHANGELOG).
+    upgrade.build(waiting[1], with_login=False)
     for what in waiting:
         product.until(upgrade.builds[what], lambda status: status["step"] == Step.LEASE)
     upgrade.replace("worker")
@@ -219,7 +225,8 @@ def test_a_guest_that_boots_is_taken_up_by_the_new_host(upgrade: Upgrade) -> Non
     supervisor = upgrade.supervisor("booting until the host is new")
     upgrade.let_go("booting until the host is new")
     upgrade.completed("booting until the host is new")
-    assert not supervisor.is_running()
+    # Nobody may have waited for it since its host was killed: then its end is all that is there.
+    assert not supervisor.is_running() or supervisor.status() == psutil.STATUS_ZOMBIE
     log = upgrade.log("booting until the host is new")
     assert sum(line.startswith("VM started") for line in log) == 1
 
