@@ -27,4 +27,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.path.relative_to(HERE).parts[0] in COUNT_NOTHING:
             item.add_marker(pytest.mark.counts_nothing)
-    items.sort(key=lambda item: item.get_closest_marker("comes_first") is None)
+    # Attacks count all containers: not beside those of what comes first in the other half.
+    items.sort(
+        key=lambda item: (
+            item.get_closest_marker("comes_first") is None,
+            item.path.relative_to(HERE).parts[0] == "attacks",
+        )
+    )
