@@ -224,9 +224,9 @@ class FilesTooLargeError(TemplateManagerError):
 
 
 class SecretEnvUnsupportedError(TemplateManagerError):
-    """Secret variables are asked for, and steps run where a tenant could read another's."""
+    """Secret variables are asked for, and the VM of a step does not take them yet."""
 
-    hint = "Leave secret_env out until steps run in a microVM; env is public."
+    hint = "Leave secret_env out: steps do not take it yet; env is public."
 
 
 # ---- Root file system
