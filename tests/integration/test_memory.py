@@ -130,7 +130,7 @@ def builds(tmp_path: Path) -> Iterator[Builds]:
 @pytest.mark.parametrize(
     ("first", "all_builds"),
     [
-        (5, 20),
+        pytest.param(5, 20, marks=pytest.mark.timeout(1200)),
         pytest.param(10, 100, marks=[pytest.mark.whole, pytest.mark.timeout(3600)]),
     ],
 )
