@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import platform
-from pathlib import Path
 
 import psutil
 
 from activities.contract.results import MachineFacts
-
-CPUINFO = Path("/proc/cpuinfo")
+from activities.process.processor import this_processor
 
 
 def tell_machine() -> MachineFacts:
     """Look at this machine. The load is since the last look, and 0 at the first."""
     memory = psutil.virtual_memory()
-    processor = first_processor(CPUINFO.read_text())
+    processor = this_processor()
     return MachineFacts(
         cpu_architecture=platform.machine(),
         cpu_family=processor.get("cpu family", ""),
@@ -27,10 +25,3 @@ def tell_machine() -> MachineFacts:
         memory_total_bytes=memory.total,
         memory_used_bytes=memory.used,
     )
-
-
-def first_processor(cpuinfo: str) -> dict[str, str]:
-    """Return the fields of the first processor of /proc/cpuinfo (proc(5)): `name : value` lines."""
-    lines = cpuinfo.partition("\n\n")[0].splitlines()
-    fields = (line.partition(":") for line in lines)
-    return {name.strip(): value.strip() for name, _, value in fields}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from activities.contract.errors import MachineUnfitError, VmmError
 from activities.disk.programs import child_environment
+from activities.process.processor import this_processor
 
 SAY_SECONDS = 10.0
 FORMAT = re.compile(r"v?(?P<major>\d+)\.(?P<minor>\d+)\.\d+(?P<kind>\S*)")
@@ -73,10 +74,7 @@ def vmm_version(firecracker: Path) -> str:
 
 def cpu_model() -> str:
     """Return the CPU's name: a snapshot resumes on the same model only."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
+    return this_processor().get("model name", platform.machine())
 
 
 def _reads(here: SnapshotTraits, made: SnapshotTraits) -> bool:
