@@ -374,7 +374,7 @@ def resume(
     return Resumed(load_ms, (time.monotonic() - began) * 1000, clock_set)
 
 
-def kernel_arguments(dns_server: str) -> str:
+def kernel_arguments(dns_server: str, init: str = "/.template/init") -> str:
     """Return the guest's kernel command line."""
     address = f"{GUEST_ADDRESS}::{HOST_ADDRESS}:{NETMASK}:{HOST_NAME}:eth0:off:{dns_server}"
     return " ".join(
@@ -386,7 +386,7 @@ def kernel_arguments(dns_server: str) -> str:
             "clocksource=kvm-clock",  # the only one that a VMM can move on at a resume
             "quiet loglevel=3",
             f"ip={address}",
-            "init=/.template/init",
+            f"init={init}",
             "systemd.firstboot=off systemd.condition-first-boot=no",  # never waits for input
             "fstab=no",  # as in a container: the devices that it names are not there
         )

@@ -214,5 +214,4 @@ def _ended(vm: VmProcess, talk: StepTalk) -> Exception:
 
 
 def _kernel_arguments(dns_server: str) -> str:
-    kept = [w for w in kernel_arguments(dns_server).split() if not w.startswith("init=")]
-    return " ".join((*kept, "init=/init", "root=/dev/vdb", "rw", "rootfstype=ext4"))
+    return f"{kernel_arguments(dns_server, init='/init')} root=/dev/vdb rw rootfstype=ext4"
