@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
 
-from activities.contract.errors import HostFaultError
-from activities.disk.programs import child_environment
+from activities.disk.programs import child_environment, require_program
 
 LOADER = "ld.so"
 # As ldd says it: `libc.so.6 => /lib/…/libc.so.6 (0x…)`, or the loader's path alone.
@@ -23,9 +21,7 @@ def with_libraries(name: str, package: str) -> dict[str, Path]:
     Started by its own loader (`ld.so --library-path DIR PROGRAM`) it needs no library of the place
     where it is. Raises HostFaultError when the host has none; `package` is Debian's.
     """
-    program = shutil.which(name)
-    if program is None:
-        raise HostFaultError(f"this host has no {name}", hint=f"apt-get install {package}")
+    program = require_program(name, package)
     told = subprocess.run(
         ["ldd", program], capture_output=True, text=True, check=True, env=child_environment()
     )

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from activities.contract.errors import HostFaultError
 from activities.contract.names import ArtifactName
+from activities.disk.programs import require_program
 from activities.disk.sparse_files import copy_private
 from activities.microvm.cgroups import (
     CONTROLLERS,
@@ -226,10 +225,7 @@ def _limit(name: str, limits: Limits, trees: list[Tree]) -> str:
 
 
 def _setpriv() -> str:
-    found = shutil.which("setpriv")
-    if found is None:
-        raise HostFaultError("this host has no setpriv", hint="apt-get install util-linux")
-    return found
+    return require_program("setpriv", "util-linux")
 
 
 def _make_directory(path: Path) -> None:
