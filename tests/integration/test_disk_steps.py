@@ -32,8 +32,7 @@ from activities.disk.ext4 import check_filesystem
 from activities.instructions.disk_steps import VmDiskStepActivities
 from activities.microvm.network import in_network
 from activities.store.bucket import Bucket
-from activities.store.objects import files_name
-from tests.support.copied_files import tar_of_files
+from tests.support.copied_files import uploaded_files
 from tests.support.file_trees import Entry, tree_of_ext4
 from tests.support.local_http import HTTPD, HTTPD_ANSWERS, get_page
 from tests.support.step_checks import go_on
@@ -91,16 +90,7 @@ class StepHost:
 
     def files(self, **contents: str) -> str:
         """Upload files of these names (`__` is a slash) and contents; returns their tar's name."""
-        root = self.place / uuid.uuid4().hex
-        names = []
-        for name, content in contents.items():
-            path = root / name.replace("__", "/")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content)
-            names.append(str(path.relative_to(root)))
-        sha256 = tar_of_files(root, names, self.place / "files.tar")
-        self.bucket.write_object(files_name(sha256), (self.place / "files.tar").read_bytes())
-        return sha256
+        return uploaded_files(self.bucket, self.place, contents)
 
 
 @pytest_asyncio.fixture

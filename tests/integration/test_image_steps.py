@@ -33,7 +33,7 @@ from activities.image.docker_daemon import make_docker_client
 from activities.image.docker_steps import STEP_REPOSITORY, DockerImageStepActivities
 from activities.store.bucket import Bucket
 from activities.store.objects import files_name
-from tests.support.copied_files import tar_of_files
+from tests.support.copied_files import uploaded_files
 from tests.support.file_trees import Entry, tree_of_ext4, tree_of_image
 from tests.support.host_resources import all_resources, assert_nothing_left
 
@@ -62,16 +62,7 @@ class StepHost:
 
     def files(self, **contents: str) -> str:
         """Upload files of these names (`__` is a slash) and contents; returns their tar's name."""
-        root = self.place / uuid.uuid4().hex
-        names = []
-        for name, content in contents.items():
-            path = root / name.replace("__", "/")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content)
-            names.append(str(path.relative_to(root)))
-        sha256 = tar_of_files(root, names, self.place / "files.tar")
-        self.bucket.write_object(files_name(sha256), (self.place / "files.tar").read_bytes())
-        return sha256
+        return uploaded_files(self.bucket, self.place, contents)
 
     def tree(self, image: PulledImage) -> dict[str, Entry]:
         return tree_of_image(self.bench.client, image.image_id, self.place / uuid.uuid4().hex)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
+
+from activities.store.bucket import Bucket
+from activities.store.objects import files_name
 
 
 def tar_of_files(root: Path, names: list[str], target: Path) -> str:
@@ -17,6 +22,20 @@ def tar_of_files(root: Path, names: list[str], target: Path) -> str:
             out.add(root / name, arcname=name, recursive=False, filter=_without_owner)
     with target.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def uploaded_files(bucket: Bucket, place: Path, contents: Mapping[str, str]) -> str:
+    """Upload files of these names (`__` is a slash) and contents; returns their tar's SHA-256."""
+    root = place / uuid.uuid4().hex
+    names = []
+    for name, content in contents.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        names.append(str(path.relative_to(root)))
+    sha256 = tar_of_files(root, names, place / "files.tar")
+    bucket.write_object(files_name(sha256), (place / "files.tar").read_bytes())
+    return sha256
 
 
 def _without_owner(entry: tarfile.TarInfo) -> tarfile.TarInfo:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from activities.contract.results import HostFacts, MachineFacts
 from api.pb import info_service_pb2 as pb
 from api.server.info import ServiceStatus, common_machine, machines_of, mean_load
+from tests.support.host_facts import host_facts
 
 EPYC = MachineFacts(
     cpu_architecture="x86_64",
@@ -16,19 +17,7 @@ EPYC = MachineFacts(
 
 
 def facts(machine: MachineFacts | None) -> HostFacts:
-    return HostFacts(
-        host="kvm-1",
-        draining=False,
-        slots=2,
-        builds=(),
-        disk_free_bytes=1,
-        disk_total_bytes=2,
-        checkpoint_bytes=0,
-        kernel_versions=(),
-        firecracker_versions=(),
-        version="0",
-        machine=machine,
-    )
+    return host_facts(machine=machine)
 
 
 def test_machines_are_those_of_the_hosts_that_tell_one() -> None:

@@ -8,22 +8,12 @@ import pytest
 
 from activities.contract.results import HostBuild, HostFacts
 from api.server.waiting import HostSlots, Waiting, Why, slots_of, why_none_takes_it
+from tests.support.host_facts import host_facts
 
 
 def facts(*, slots: int = 2, builds: int = 0, draining: bool = False) -> HostFacts:
     held = HostBuild(build_id=str(uuid.uuid4()), template_id="web", since=0.0)
-    return HostFacts(
-        host="kvm-1",
-        draining=draining,
-        slots=slots,
-        builds=(held,) * builds,
-        disk_free_bytes=1,
-        disk_total_bytes=2,
-        checkpoint_bytes=0,
-        kernel_versions=(),
-        firecracker_versions=(),
-        version="0",
-    )
+    return host_facts(draining=draining, slots=slots, builds=(held,) * builds)
 
 
 def test_only_hosts_that_take_builds_have_free_slots() -> None:
