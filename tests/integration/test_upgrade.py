@@ -241,7 +241,8 @@ def test_a_root_file_system_whose_maker_was_killed_is_made_by_the_new_host(
         if line.get("build_id") == upgrade.builds["in rootfs"]
         and (line["event"], line["activity"]) == ("activity started", "build_rootfs")
     ]
-    assert made == [1, 2]
+    # The first host may have been killed before it had written that it began.
+    assert made in ([1, 2], [2])
 
 
 def test_a_build_that_waits_for_a_host_gets_the_new_one(upgrade: Upgrade) -> None:
