@@ -65,6 +65,11 @@ class RootfsFacts(_Facts):
     """What we added to the image's files."""
 
 
+Seccomp = Literal["", "none", "filter"]
+"""What stands before a VMM's system calls: `none` is also a program that lets all through, '' is
+not known."""
+
+
 class SnapshotFacts(_Facts):
     """How a snapshot was taken."""
 
@@ -84,6 +89,10 @@ class SnapshotFacts(_Facts):
     """Whether e2fsck found no fault with the disk, which the guest still has mounted."""
     clock_skew_ms: float | None = None
     """The guest's clock minus the host's just before the snapshot; None when it did not tell."""
+    jailer: str = ""
+    """The version of the VMM's jailer, `none` without one, '' when it is not known."""
+    seccomp: Seccomp = ""
+    """Whether the VMM had a filter before its system calls."""
 
 
 class Checkpoint(Model):

@@ -302,6 +302,17 @@ class AgentMissingError(TemplateManagerError):
     hint = "Put the agent at the configured path, or unset TEMPLATE_MANAGER_GUEST_AGENT_PATH."
 
 
+class JailUnusableError(HostFaultError):
+    """The file system on which Firecracker's jailer makes a jail keeps it from working."""
+
+    retryable = False
+    hint = (
+        "Mount it without these options (mount -o remount,dev,exec), or let "
+        "TEMPLATE_MANAGER_DATA_DIR, or TMPDIR of run and doctor, be on another; without a jailer "
+        "(TEMPLATE_MANAGER_USE_JAILER=false) they do not matter."
+    )
+
+
 class VmmError(HostFaultError):
     """Firecracker refused a call or ended where it should not."""
 

@@ -19,6 +19,7 @@ from temporalio.client import Client
 
 from activities.contract.errors import (
     FirecrackerMissingError,
+    JailUnusableError,
     KernelMissingError,
     TemplateManagerError,
     UnsafeToolsError,
@@ -31,7 +32,10 @@ from activities.disk.programs import child_environment
 from activities.host.passing_vm import passing_vm
 from activities.host.tool_versions import holes_of, installed_tools, refusals
 from activities.image.docker_daemon import make_docker_client
+from activities.microvm.confinement import Held
 from activities.microvm.guest_kernel import INITRD, judge_kernel
+from activities.microvm.launching import JAILER, SECCOMP_FILTER, require_jail_works
+from activities.microvm.microvm import jailer_of
 from activities.microvm.network import create_network, passing_name, remove_network
 from activities.microvm.resumable import vmm_version
 from activities.microvm.trial_boot import boot_kernel
@@ -81,7 +85,7 @@ def check_host(settings: Settings) -> list[Finding]:
     """
     if os.geteuid() != 0:
         return [_root(settings)]
-    checks: list[Callable[[Settings], Finding]] = [
+    machine: list[Callable[[Settings], Finding]] = [
         _root,
         _kvm,
         _docker,
@@ -91,12 +95,13 @@ def check_host(settings: Settings) -> list[Finding]:
         _network,
         _kernel,
         _firecracker,
-        _boot,
-        _disk,
-        _secrets,
-        _bucket,
     ]
-    return [check(settings) for check in checks]
+    rest: list[Callable[[Settings], Finding]] = [_disk, _jail, _secrets, _bucket]
+    return [
+        *(check(settings) for check in machine),
+        *_boot(settings),
+        *(check(settings) for check in rest),
+    ]
 
 
 async def check_temporal(client: Client | None, address: str) -> Finding:
@@ -256,7 +261,7 @@ def _firecracker(settings: Settings) -> Finding:
         return Finding("Firecracker", "wrong", error.message, f"{path} --version")
 
 
-def _boot(settings: Settings) -> Finding:
+def _boot(settings: Settings) -> list[Finding]:
     """Boot the default kernel: that /dev/kvm opens does not say that it can run one."""
     what = "guest"
     shape = VmShape(
@@ -267,12 +272,46 @@ def _boot(settings: Settings) -> Finding:
     )
     try:
         with passing_vm() as vm:
-            seconds = boot_kernel(vm, settings, shape, BOOT_SECONDS)
+            seconds, held = boot_kernel(vm, settings, shape, BOOT_SECONDS)
     except (KernelMissingError, FirecrackerMissingError):
-        return Finding(what, "warning", "not booted: kernel or Firecracker is missing", "see above")
+        told = "not booted: kernel or Firecracker is missing"
+        return [Finding(what, "warning", told, "see above")]
     except TemplateManagerError as error:
-        return Finding(what, "wrong", error.message, error.hint)
-    return Finding(what, "ok", f"the kernel boots: its first line came after {seconds:.1f} s")
+        return [Finding(what, "wrong", error.message, error.hint)]
+    told = f"the kernel boots: its first line came after {seconds:.1f} s"
+    return [Finding(what, "ok", told), *_held(held, settings)]
+
+
+def _held(held: Held, settings: Settings) -> list[Finding]:
+    """Tell what holds the VMM that has just run."""
+    return [_jailer(held, settings), _seccomp(held)]
+
+
+def _jailer(held: Held, settings: Settings) -> Finding:
+    what = "jailer"
+    if held.jailer != "none":
+        return Finding(what, "ok", f"Firecracker runs in its jailer {held.jailer}".rstrip())
+    told = "Firecracker runs without its jailer"
+    if not settings.use_jailer:
+        return Finding(what, "warning", f"{told}, as set", "unset TEMPLATE_MANAGER_USE_JAILER")
+    firecracker = settings.firecracker_path(settings.default_firecracker_version)
+    remedy = f"install -D jailer {firecracker.with_name(JAILER)}, of the same release"
+    return Finding(what, "warning", told, remedy)
+
+
+def _seccomp(held: Held) -> Finding:
+    what = "seccomp"
+    if held.seccomp == "filter":
+        return Finding(what, "ok", "a filter stands before Firecracker's system calls")
+    if not held.seccomp:
+        told = "not known: this process may not look at Firecracker's filter"
+        return Finding(what, "warning", told, "run doctor outside of a container")
+    return Finding(
+        what,
+        "warning",
+        "Firecracker makes any system call: its build has no filter, or one that lets all through",
+        f"take a release of it, or put its release's filter beside it as {SECCOMP_FILTER}",
+    )
 
 
 def _disk(settings: Settings) -> Finding:
@@ -288,6 +327,20 @@ def _disk(settings: Settings) -> Finding:
     if free < MIN_FREE_GIB:
         return Finding("disk", "warning", told, "template-manager sweep, or a larger disk")
     return Finding("disk", "ok", told)
+
+
+def _jail(settings: Settings) -> Finding:
+    what, firecracker = "jail", settings.firecracker_path(settings.default_firecracker_version)
+    if jailer_of(settings, firecracker) is None:
+        return Finding(what, "ok", "not used")
+    try:
+        require_jail_works(settings.data_dir)
+    except JailUnusableError as error:
+        return Finding(what, "wrong", error.message, error.hint)
+    except OSError as error:
+        told = f"{settings.data_dir}: {error.strerror}"
+        return Finding(what, "wrong", told, f"mkdir -p {settings.data_dir}")
+    return Finding(what, "ok", f"one can be made in {settings.data_dir}")
 
 
 def _secrets(settings: Settings) -> Finding:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from activities.contract.errors import JailUnusableError
 from activities.contract.names import ArtifactName
 from activities.disk.programs import require_program
 from activities.disk.sparse_files import copy_private
@@ -34,9 +35,13 @@ SOCKET = "api.sock"
 PLAN = "launch.json"
 PROGRAM = "vmm"
 LOG_PIPE = "vmm.log.pipe"
+JAILER = "jailer"
+"""Its program, beside Firecracker's."""
 JAIL = "jail"
 SECCOMP_FILTER = "seccomp.bpf"
 DATA = ("nosuid", "nodev", "noexec")
+# The jailer makes devices in the jail, and copies Firecracker there.
+UNFIT = {"nodev": os.ST_NODEV, "noexec": os.ST_NOEXEC}
 # What the jailer does before it gives all of it up.
 JAILERS_CAPABILITIES = (
     "chown",
@@ -88,12 +93,18 @@ class Launching:
         self._id = _short_id(directory.name)
 
     def prepare(self, check: Callable[[], None]) -> Confinement:
-        """Give the VMM what it needs and write `launch.json`. Raises OSError, HostFaultError."""
+        """Give the VMM what it needs and write `launch.json`.
+
+        Raises OSError, HostFaultError; JailUnusableError before anything is made.
+        """
+        if self._launch.jailer:
+            require_jail_works(self._directory)
         mounts = self._mounts(check)
         trees = host_trees()
         plan = {
             "user": self._uid,
             "cgroups": [str(cgroup_of(tree, self._directory.name)) for tree in trees],
+            "jailer": str(self._launch.jailer or ""),
             "root": str(self._root or ""),
             "mounts": mounts,
             "hidden": [str(path) for path in self._launch.hidden if path.is_dir()],
@@ -191,6 +202,22 @@ class Launching:
         jailer += ["--chroot-base-dir", str(self._directory.resolve() / JAIL)]
         jailer += ["--netns", f"/run/netns/{self._directory.name}", "--new-pid-ns"]
         return [_setpriv(), *become, "--", *jailer, "--"]
+
+
+def require_jail_works(directory: Path) -> None:
+    """Check that the jailer can make a jail in a directory. Raises JailUnusableError."""
+    flags = os.statvfs(directory).f_flag
+    unfit = [name for name, flag in UNFIT.items() if flags & flag]
+    if unfit:
+        raise JailUnusableError(
+            f"Firecracker's jailer cannot work in {directory}: the file system of "
+            f"{_mount_point(directory)} is mounted with {' and '.join(unfit)}"
+        )
+
+
+def _mount_point(directory: Path) -> Path:
+    path = directory.resolve()
+    return next(each for each in (path, *path.parents) if each.is_mount())
 
 
 def read_plan(directory: Path) -> dict[str, object]:

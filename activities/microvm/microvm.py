@@ -51,7 +51,7 @@ from activities.microvm.client import FirecrackerClient
 from activities.microvm.clock import ClockReading, ping_until_answered, read_clock
 from activities.microvm.console import ConsoleReader, GuestReadiness
 from activities.microvm.guest_kernel import INITRD, initrd_of
-from activities.microvm.launching import Confinement, Launch
+from activities.microvm.launching import JAILER, Confinement, Launch
 from activities.microvm.resumable import (
     SnapshotTraits,
     cpu_model,
@@ -264,6 +264,7 @@ class HostMicrovmActivities(MicrovmActivities):
         took = time.time() - taken
         firecracker = self._settings.firecracker_path(snapshot.shape.firecracker_version)
         made_format = snapshot_format(firecracker, vm.files / ArtifactName.SNAPFILE)
+        confined = vm.held()
         vm.kill()
         running.log.info(f"snapshot taken in {took * 1000:.0f} ms")
         return SnapshotFacts(
@@ -276,6 +277,8 @@ class HostMicrovmActivities(MicrovmActivities):
             boot_seconds=round(taken - _started_at(vm), 3),
             kernel_version=snapshot.shape.kernel_version,
             clock_skew_ms=round(clock.skew_ms, 1) if clock else None,
+            jailer=confined.jailer,
+            seccomp=confined.seccomp,
         )
 
     # ---- Verify
@@ -330,14 +333,19 @@ def launch_of(settings: Settings, firecracker: Path, shape: VmShape) -> Launch:
         processes=shape.vcpu_count + VMM_THREADS,
     )
     first = settings.vm_first_user
-    jailer = firecracker.with_name("jailer")
     return Launch(
         firecracker,
         limits,
         users=range(first, first + settings.vm_users),
-        jailer=jailer if settings.use_jailer and jailer.exists() else None,
+        jailer=jailer_of(settings, firecracker),
         hidden=(settings.data_dir.resolve(),),
     )
+
+
+def jailer_of(settings: Settings, firecracker: Path) -> Path | None:
+    """Return the jailer that a Firecracker is started with, if it is to be and is there."""
+    jailer = firecracker.with_name(JAILER)
+    return jailer if settings.use_jailer and jailer.exists() else None
 
 
 def resume(

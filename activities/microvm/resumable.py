@@ -68,8 +68,11 @@ def snapshot_format(firecracker: Path, snapfile: Path) -> str:
 
 
 def vmm_version(firecracker: Path) -> str:
-    """Return what `firecracker --version` says, without the name. Raises VmmError."""
-    return _said(firecracker, "--version").removeprefix("Firecracker ").removeprefix("v").strip()
+    """Return what `firecracker --version`, or a jailer's, says, without the name.
+
+    Raises VmmError.
+    """
+    return _said(firecracker, "--version").strip().rpartition(" ")[2].removeprefix("v")
 
 
 def cpu_model() -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import NamedTuple
 
 from activities.contract.errors import GuestDiedError, VmmEndedError
 from activities.contract.scope import VmShape
+from activities.microvm.confinement import Held
 from activities.microvm.console import ConsoleReader
 from activities.microvm.microvm import KERNEL, KERNEL_FILES, kernel_files, launch_of
 from activities.microvm.vm_process import VmProcess
@@ -19,8 +21,15 @@ ARGUMENTS = "console=ttyS0 earlyprintk=ttyS0 reboot=k panic=1 pci=off"
 HINT = "See what a guest kernel needs (docs/operations.md), and dmesg for what KVM says."
 
 
-def boot_kernel(vm: VmProcess, settings: Settings, shape: VmShape, seconds: float) -> float:
-    """Boot a kernel without a disk, until it says its first line; returns after how many seconds.
+class TrialBoot(NamedTuple):
+    """After how many seconds a kernel said its first line, and what holds its VMM."""
+
+    seconds: float
+    held: Held
+
+
+def boot_kernel(vm: VmProcess, settings: Settings, shape: VmShape, seconds: float) -> TrialBoot:
+    """Boot a kernel without a disk, until it says its first line.
 
     That takes the VMM, KVM and the kernel's console, and no more. The VM is left as it is then.
     Raises what `require_host` does, VmmError, and GuestDiedError when it says nothing in time.
@@ -32,12 +41,13 @@ def boot_kernel(vm: VmProcess, settings: Settings, shape: VmShape, seconds: floa
         client.boot_source(vm.inside(f"{KERNEL}/{KERNEL_FILES[0]}"), ARGUMENTS)
         client.machine_config(shape.vcpu_count, shape.memory_mb)
         client.start()
+    held = vm.held()  # now: a kernel without a disk soon ends
     began = time.monotonic()
     console = ConsoleReader(vm.console)
     while True:
         ended = vm.has_ended()  # before reading: what it said last is then read
         if console.lines():
-            return time.monotonic() - began
+            return TrialBoot(time.monotonic() - began, held)
         if ended:
             raise _ended(vm)
         if time.monotonic() - began > seconds:

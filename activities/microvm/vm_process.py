@@ -33,6 +33,7 @@ from activities.disk.data_dir import DataDir
 from activities.disk.leftovers import Leftover, disk_bytes, entries, made_at
 from activities.microvm.cgroups import remove_cgroup
 from activities.microvm.client import FirecrackerClient
+from activities.microvm.confinement import Held, held
 from activities.microvm.launching import (
     INSIDE,
     OWN,
@@ -41,6 +42,7 @@ from activities.microvm.launching import (
     Launch,
     Launching,
     cgroups_of,
+    read_plan,
     remove_cgroups_by_name,
 )
 from activities.microvm.network import give_tap
@@ -98,6 +100,9 @@ class VmProcess:
             self._supervise(user.lock)
         with self.client() as client:
             client.wait_until_up(lambda: self._require_no_exit(check))
+        while not self._pids():  # the jailer's child may answer before its pid is known
+            self._require_no_exit(check)
+            time.sleep(POLL_SECONDS)
         return confinement
 
     def _supervise(self, lock: int) -> None:
@@ -138,6 +143,11 @@ class VmProcess:
     def has_ended(self) -> bool:
         """Whether its VMM is gone and all that it said is in the console's file."""
         return not any(_is_alive(*found) for found in self._pids().values())
+
+    def held(self) -> Held:
+        """Return what holds its VMM, which must have booted: it filters its calls only then."""
+        vmm, _ = self._pids()["vmm"]
+        return held(vmm, str(read_plan(self.directory).get("jailer", "")))
 
     def exit_reason(self) -> str:
         """Say how the VMM ended."""

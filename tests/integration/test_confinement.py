@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psutil
 import pytest
 import pytest_asyncio
+from devstack.environment import FIRECRACKER_VERSION, environment
 from devstack.registry import Layer, Registry
 
+from activities.contract.errors import JailUnusableError
 from activities.contract.results import PulledImage
 from activities.contract.scope import VmRef
+from tests.support.command_line import cli
 from tests.support.host_resources import vm_cgroups
 from tests.support.real_firecracker import RealFirecracker
+from tests.support.small_disk import small_disk
 from tests.support.vm_host import VmHost, vm_host
 
 pytestmark = pytest.mark.counts_host
@@ -226,3 +232,33 @@ def require_jail(vmm: Vmm, host: VmHost) -> None:
     assert "ro" in mounts["/fc-vm/kernel/vmlinux.bin"]
     assert set(mounts) == {"/", "/fc-vm", "/fc-vm/kernel/vmlinux.bin"}
     assert str(host.settings.data_dir) not in Path("/proc/self/mountinfo").read_text()
+
+
+async def test_where_no_jail_can_be_made_the_build_and_the_doctor_say_so(
+    tmp_path: Path, registry: Registry
+) -> None:
+    versions = tmp_path / "versions"
+    binary = versions / FIRECRACKER_VERSION / "firecracker"
+    binary.parent.mkdir(parents=True)
+    binary.symlink_to(environment().firecracker.resolve())
+    binary.with_name("jailer").touch()  # it is not even started
+    registry.push("jailed", [Layer().directory("bin").busybox().tar()])
+    with small_disk(tmp_path, 500) as data:
+        async with vm_host(data, firecracker_dir=versions) as host:
+            image = await host.bench.pull(f"{registry.address}/jailed")
+            vm = host.vm()
+            rootfs = await host.rootfs(image, vm)
+            subprocess.run(["mount", "-o", "remount,nodev,noexec", data], check=True)
+            told = f"the file system of {data} is mounted with nodev and noexec"
+            with pytest.raises(JailUnusableError, match=re.escape(told)):
+                await host.start(vm, rootfs)
+            env = {
+                "TEMPLATE_MANAGER_DATA_DIR": str(data),
+                "TEMPLATE_MANAGER_FIRECRACKER_DIR": str(versions),
+                "TEMPLATE_MANAGER_DEFAULT_FIRECRACKER_VERSION": FIRECRACKER_VERSION,
+            }
+            findings = json.loads((await cli("doctor", "--json", env=env)).out)["findings"]
+            [jail] = [finding for finding in findings if finding["what"] == "jail"]
+            assert jail["state"] == "wrong"
+            assert told in jail["told"]
+            assert "mount -o remount,dev,exec" in jail["remedy"]

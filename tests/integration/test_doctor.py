@@ -37,6 +37,12 @@ async def test_a_machine_that_is_ready(storage: Stack, temporal: Client) -> None
     guest = findings(ended.out)["guest"]
     assert guest["state"] == "ok"
     assert "the kernel boots: its first line came after" in guest["told"]
+    # Of the stand-in.
+    assert findings(ended.out)["jailer"]["told"] == "Firecracker runs without its jailer"
+    assert findings(ended.out)["jail"]["told"] == "not used"
+    seccomp = findings(ended.out)["seccomp"]
+    assert seccomp["state"] == "warning"
+    assert "Firecracker makes any system call" in seccomp["told"]
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,9 @@ PROVOKED = {
         "integration/test_microvm.py::test_what_the_host_lacks_is_named_before_any_work"
     ),
     "AgentMissingError": ("integration/test_rootfs.py::test_a_missing_agent_fails_before_any_work"),
+    "JailUnusableError": (
+        "integration/test_confinement.py::test_where_no_jail_can_be_made_the_build_and_the_doctor_say_so"
+    ),
     "VmmError": (
         "unit/activities/microvm/test_client.py::test_what_firecracker_refuses_is_in_the_error"
     ),
