@@ -53,7 +53,7 @@ class BuildTemplate:
         self._telling = Telling(build.config, self._stream, self._host_name)
         self._undos = Compensations(self._telling.undo_failed)
         self._steps = BuildSteps(build, self._kept, self._telling, self._undos)
-        self._hosts = HostLoop(build.config, build.options, self._kept, self._telling, self._undos)
+        self._hosts = HostLoop(build, self._kept, self._telling, self._undos)
 
     @workflow.run
     async def run(self, build: BuildInput) -> BuildResult:

@@ -34,10 +34,10 @@ async def call(
     options: BuildOptions = DEFAULTS,
     wait_seconds: float | None = None,
     total_seconds: float | None = None,
-    fairness_key: str | None = None,
+    turn: Priority | None = None,
 ) -> T:
     """Run an activity to its end. `wait_seconds` and `total_seconds` replace the table's `wait` and
-    `total`. Of those that wait in one queue Temporal takes in turns by `fairness_key`.
+    `total`. `turn` says whose turn it is when several wait in one queue.
 
     Raises ActivityError, and CancelledError when the workflow is cancelled.
     """
@@ -46,8 +46,8 @@ async def call(
         config["schedule_to_start_timeout"] = timedelta(seconds=wait_seconds)
     if total_seconds is not None:
         config["schedule_to_close_timeout"] = timedelta(seconds=total_seconds)
-    if fairness_key is not None:
-        config["priority"] = Priority(fairness_key=fairness_key)
+    if turn is not None:
+        config["priority"] = turn
     result: T = await workflow.execute_activity_method(method, argument, **config)
     return result
 

@@ -14,6 +14,7 @@ import contextlib
 from collections.abc import Callable
 
 from temporalio import workflow
+from temporalio.common import Priority
 from temporalio.exceptions import (
     ActivityError,
     ApplicationError,
@@ -47,13 +48,16 @@ class HostHold:
         lost: Callable[[str, str], None],
         *,
         preferred_host: str | None,
+        weight: float = 1,
     ) -> None:
-        """`preferred_host` has what an earlier run of the build left; it is asked first."""
+        """`preferred_host` has what an earlier run of the build left; it is asked first. `weight`
+        is the tenant's, among those that wait for a host."""
         self.lease: HostLease | None = None
         self._config = config
         self._options = options
         self._lost = lost
         self._preferred_host = preferred_host
+        self._turn = Priority(fairness_key=config.tenant, fairness_weight=weight)
         self._hosts_lost = 0
         self._releasing = False
         self._task: asyncio.Task[None] | None = None
@@ -141,7 +145,7 @@ class HostHold:
             summary=f"hold {retake_from} again" if retake_from else "hold a KVM host",
             options=options,
             wait_seconds=options.lease_grace_seconds if retake_from else None,
-            fairness_key=self._config.tenant,
+            turn=self._turn,
         )
 
     @staticmethod

@@ -15,8 +15,8 @@ from temporalio import workflow
 from temporalio.exceptions import FailureError
 
 from activities.contract.errors import CheckpointLostError, error_type_of, failure_of
+from activities.contract.inputs import BuildInput
 from activities.contract.names import Step
-from activities.contract.requests import BuildOptions, TemplateConfig
 from activities.contract.scope import BuildScope, HostLease
 from workflows.compensations import Compensations, Undo, shielded
 from workflows.host_hold import HostHold
@@ -34,15 +34,19 @@ class HostLoop:
 
     def __init__(
         self,
-        config: TemplateConfig,
-        options: BuildOptions,
+        build: BuildInput,
         kept: Kept,
         telling: Telling,
         undos: Compensations,
     ) -> None:
-        self.hold = HostHold(config, options, self._host_lost, preferred_host=kept.done.host)
-        self._config = config
-        self._options = options
+        self._config, self._options = build.config, build.options
+        self.hold = HostHold(
+            build.config,
+            build.options,
+            self._host_lost,
+            preferred_host=kept.done.host,
+            weight=build.fairness_weight,
+        )
         self._kept = kept
         self._telling = telling
         self._undos = undos

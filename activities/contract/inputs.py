@@ -33,6 +33,8 @@ class BuildInput(Model):
     options: BuildOptions = BuildOptions()
     done: BuildCheckpoints | None = None
     """What an earlier run of this build has finished; a retry starts from it."""
+    fairness_weight: float = Field(default=1, gt=0, exclude_if=lambda weight: weight == 1)
+    """Of its tenant: one of weight 2 gets twice as many hosts as one of 1, while both wait."""
 
 
 class HoldHostInput(Model):

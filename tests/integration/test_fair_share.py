@@ -18,8 +18,8 @@ from temporalio import workflow
 from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner
 
+from activities.contract.inputs import BuildInput
 from activities.contract.names import SHARED_HOST_TASK_QUEUE, lease_task_queue
-from activities.contract.requests import TemplateConfig
 from activities.contract.scope import HostLease
 from activities.disk.data_dir import DataDir
 from activities.host.admission import Admission
@@ -38,6 +38,7 @@ pytestmark = pytest.mark.counts_nothing
 SLOTS = 4
 PATIENT = OPTIONS.model_copy(update={"lease_wait_seconds": 600, "heartbeat_timeout_seconds": 30})
 QUEUE = "holds-of-a-test"
+FLAGS = [word for value in FAIR_SHARE for word in ("--dynamic-config-value", value)]
 
 
 @workflow.defn(name="HoldsOnce")
@@ -45,11 +46,17 @@ class HoldsOnce:
     """What a build does until a host holds it; then it gives the host back."""
 
     @workflow.init
-    def __init__(self, build: TemplateConfig) -> None:
-        self._hold = HostHold(build, PATIENT, lambda *_: None, preferred_host=None)
+    def __init__(self, build: BuildInput) -> None:
+        self._hold = HostHold(
+            build.config,
+            PATIENT,
+            lambda *_: None,
+            preferred_host=None,
+            weight=build.fairness_weight,
+        )
 
     @workflow.run
-    async def run(self, build: TemplateConfig) -> datetime:
+    async def run(self, build: BuildInput) -> datetime:
         self._hold.start()
         await workflow.wait_condition(lambda: self._hold.lease is not None)
         held = workflow.now()
@@ -85,11 +92,16 @@ async def running_host(client: Client, bucket: Bucket, data_dir: Path) -> AsyncI
         yield admission
 
 
-async def waiting(client: Client, tenant: str, count: int) -> list[asyncio.Task[datetime]]:
+async def waiting(
+    client: Client, tenant: str, count: int, weight: float = 1
+) -> list[asyncio.Task[datetime]]:
     """Let so many builds of a tenant wait for a host."""
     handles = [
         await client.start_workflow(
-            HoldsOnce.run, config(tenant=tenant), id=f"{tenant}-{uuid.uuid4()}", task_queue=QUEUE
+            HoldsOnce.run,
+            BuildInput(config=config(tenant=tenant), fairness_weight=weight),
+            id=f"{tenant}-{uuid.uuid4()}",
+            task_queue=QUEUE,
         )
         for _ in range(count)
     ]
@@ -99,27 +111,40 @@ async def waiting(client: Client, tenant: str, count: int) -> list[asyncio.Task[
     return [asyncio.create_task(handle.result()) for handle in handles]
 
 
+async def held_in_order(host: Admission, **waiting: list[asyncio.Task[datetime]]) -> list[str]:
+    """Open the host; return the tenants in the order in which their builds were held."""
+    host.open = True
+    async with asyncio.timeout(600):
+        held = [(await task, tenant) for tenant, tasks in waiting.items() for task in tasks]
+    return [tenant for _, tenant in sorted(held)]
+
+
 @pytest.mark.parametrize(
     ("many", "times"), [(60, 1), pytest.param(200, 5, marks=pytest.mark.whole)]
 )
 async def test_a_tenant_with_few_builds_does_not_wait_for_one_with_many(
     empty_bucket: Bucket, tmp_path: Path, many: int, times: int
 ) -> None:
-    flags = [word for value in FAIR_SHARE for word in ("--dynamic-config-value", value)]
-    async with await start_temporal(extra_args=flags) as server:
+    async with await start_temporal(extra_args=FLAGS) as server:
         for number in range(times):
             async with running_host(server.client, empty_bucket, tmp_path / str(number)) as host:
                 first = await waiting(server.client, "acme", many)
                 late = await waiting(server.client, "beta", SLOTS)
-                host.open = True
-                async with asyncio.timeout(600):
-                    order = sorted(
-                        [
-                            (await task, tenant)
-                            for tenant, tasks in (("acme", first), ("beta", late))
-                            for task in tasks
-                        ]
-                    )
-            places = [place for place, (_, tenant) in enumerate(order, 1) if tenant == "beta"]
+                order = await held_in_order(host, acme=first, beta=late)
+            places = [place for place, tenant in enumerate(order, 1) if tenant == "beta"]
             print(f"{many} builds of acme wait, then beta's {SLOTS}: they are held at {places}")
             assert places[-1] <= 24
+
+
+async def test_a_tenant_gets_hosts_as_often_as_its_weight_says(
+    empty_bucket: Bucket, tmp_path: Path
+) -> None:
+    async with (
+        await start_temporal(extra_args=FLAGS) as server,
+        running_host(server.client, empty_bucket, tmp_path) as host,
+    ):
+        light = await waiting(server.client, "acme", 20)
+        heavy = await waiting(server.client, "beta", 20, weight=3)
+        order = await held_in_order(host, acme=light, beta=heavy)
+    print("held in this order:", " ".join(order))
+    assert 14 <= order[:24].count("beta") <= 20  # 18 is three of four
