@@ -1,16 +1,18 @@
 """Where the time goes: `make bench`.
 
-Four parts, each beside a peer or the machine's own limit, measured in the same run:
+Five parts, each beside a peer or the machine's own limit, measured in the same run:
 
 - `build`: one build of the busybox image, split into Docker, copying, booting, storage, and the
   product's own overhead, beside the disk's speed;
 - `rootfs`: image to ext4 for four kinds of images, beside `cp -a` into a loop mount, `mke2fs -d`
   and `docker export | tar -x`, with the peak of extra disk;
 - `pull`: an image of this machine's own files through our checks, beside `docker pull` of it;
-- `upload`: a sparse file to the bucket, beside one plain stream and the emulator's own ceiling.
+- `upload`: a sparse file to the bucket, beside one plain stream and the emulator's own ceiling;
+- `fleet`: 200 builds of three tenants on 20 hosts whose steps sleep, beside what they would take if
+  no slot ever waited; with `--whole` 1,000 builds on 100 hosts.
 
-`python temporal-dev/bench.py [--small] [build] [rootfs] [pull] [upload]`. Times are wall time in
-seconds; machines are noisy, so ratios are what counts.
+`python temporal-dev/bench.py [--small] [--whole] [build] [rootfs] [pull] [upload] [fleet]`. Times
+are wall time in seconds; machines are noisy, so ratios are what counts.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from pathlib import Path
 from typing import Any
 
 import docker
+import fleet
 import images
 from devstack.environment import REPOSITORY, environment
 from devstack.services import ALL_PARTS
@@ -67,7 +70,7 @@ from activities.store.lease_numbers import LeaseObjects
 from activities.template.artifacts import BucketArtifactActivities
 
 MIB = 1024 * 1024
-PARTS = ("build", "rootfs", "pull", "upload")
+PARTS = ("build", "rootfs", "pull", "upload", "fleet")
 CLI = str(Path(sys.executable).with_name("template-manager"))
 SAMPLE_SECONDS = 0.05
 # Which activity is whose work; what is in none of them is the product's own.
@@ -615,14 +618,29 @@ def _ceiling(stack: Stack, size: int) -> float:
     return (time.monotonic() - began) * size / (max(1, size // len(part)) * len(part))
 
 
+# A fleet
+
+
+def bench_fleet(small: bool, whole: bool) -> None:
+    """Let a fleet build."""
+    size = fleet.SMALL if small else fleet.WHOLE if whole else fleet.USUAL
+    say(f"{sum(size.builds.values())} builds on {size.hosts} hosts")
+    fleet.tell(fleet.run_fleet(size), console)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts that were asked for."""
     parser = argparse.ArgumentParser(description="Measure the product beside its peers.")
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all of them")
     parser.add_argument("--workloads", default="W1,W2,W3,W4", help="of rootfs; default: all")
     parser.add_argument("--small", action="store_true", help="a tenth of the data")
+    parser.add_argument("--whole", action="store_true", help="a fleet of 100 hosts")
     asked = parser.parse_args(arguments)
     parts = asked.parts or PARTS
+    if "fleet" in parts:
+        bench_fleet(asked.small, asked.whole)
+    if set(parts) == {"fleet"}:  # which needs no Docker
+        return 0
     with (
         borrowed(environment(), ("docker", "kernel", "firecracker"), say),
         tempfile.TemporaryDirectory(prefix="template-manager-bench-") as place,

@@ -95,15 +95,20 @@ def assemble(settings: Settings, describe: Describe) -> Host:
     )
 
 
-def host_workers(client: Client, host: Host) -> list[Worker]:
+def host_workers(
+    client: Client,
+    settings: Settings,
+    admission: Admission,
+    hold: KvmHostActivities,
+    steps: Sequence[Activity],
+) -> list[Worker]:
     """Return the workers for new builds, for builds taken up again, and for steps."""
-    name, slots = host.settings.host, host.settings.host_slots
-
+    name, slots = settings.host, settings.host_slots
     fixed = FixedSizeSlotSupplier
     queues: list[tuple[str, Sequence[Activity], FixedSizeSlotSupplier | Admission]] = [
-        (lease_task_queue(name), served_by(host.hold), fixed(1000)),
-        (step_task_queue(name), host.steps, fixed(slots + EXTRA_STEPS)),
-        (SHARED_HOST_TASK_QUEUE, [host.hold.hold_host], host.admission),
+        (lease_task_queue(name), served_by(hold), fixed(1000)),
+        (step_task_queue(name), steps, fixed(slots + EXTRA_STEPS)),
+        (SHARED_HOST_TASK_QUEUE, [hold.hold_host], admission),
     ]
     return [
         make_worker(client, queue, activities, tuner=tuner_for(supplier))
@@ -140,7 +145,8 @@ async def run(settings: Settings) -> None:
     opening = asyncio.create_task(open_for_builds(client, host))
     showing = asyncio.create_task(_show(host, runtime)) if runtime else None
     try:
-        await run_until_signalled(host_workers(client, host), settings, _readiness(client, host))
+        workers = host_workers(client, settings, host.admission, host.hold, host.steps)
+        await run_until_signalled(workers, settings, _readiness(client, host))
     finally:
         opening.cancel()
         if showing:

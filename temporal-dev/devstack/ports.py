@@ -21,6 +21,7 @@ class StackPorts:
     gcs_emulator: int = 4444
     temporal: int = 7233
     temporal_ui: int = 8233
+    temporal_metrics: int = 9233
     api: int = 5008
 
     @classmethod

@@ -176,6 +176,7 @@ def _temporal_command(stack: StackEnvironment) -> list[str]:
     data.mkdir(parents=True, exist_ok=True)
     command = [_tool("temporal"), "server", "start-dev", "--ip", "127.0.0.1"]
     command += ["--port", str(stack.ports.temporal), "--ui-port", str(stack.ports.temporal_ui)]
+    command += ["--metrics-port", str(stack.ports.temporal_metrics)]
     command += [word for value in FAIR_SHARE for word in ("--dynamic-config-value", value)]
     return [*command, "--db-filename", str(data / "temporal.db"), "--log-level", "warn"]
 
@@ -198,7 +199,12 @@ SERVICES = (
         {"GOGC": "30", "GOMEMLIMIT": "512MiB"},
     ),
     Service("gcs", _proxy_command, _proxy_ready, ("gcs",)),
-    Service("temporal", _temporal_command, _temporal_ready, ("temporal", "temporal_ui")),
+    Service(
+        "temporal",
+        _temporal_command,
+        _temporal_ready,
+        ("temporal", "temporal_ui", "temporal_metrics"),
+    ),
 )
 
 
