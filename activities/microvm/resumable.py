@@ -57,7 +57,8 @@ def require_resumable(made: SnapshotTraits, here: SnapshotTraits, firecracker: P
         )
     if made.cpu_model != here.cpu_model:
         raise MachineUnfitError(
-            f"the template was made on a {made.cpu_model}; this is a {here.cpu_model}",
+            f"the template was made on the CPU model {made.cpu_model}; this machine's is "
+            f"{here.cpu_model}",
             hint="Run it on a machine with that CPU.",
         )
 

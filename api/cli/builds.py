@@ -25,6 +25,7 @@ from api.cli.console import (
     build_id_argument,
     err,
     fail,
+    given_path,
     out,
     print_json,
     require_address,
@@ -86,7 +87,7 @@ class BuildCommand(TyperCommand):
 def build(
     ctx: typer.Context,
     directory: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="The context of --file.")
+        Path | None, typer.Argument(parser=given_path, metavar="DIR", help="The context of --file.")
     ] = None,
     *,
     image: Annotated[
@@ -104,6 +105,7 @@ def build(
     dockerfile: Annotated[
         Path | None,
         typer.Option(
+            parser=given_path,
             metavar="PATH",
             help="A Dockerfile, or the directory that has one: your own builder makes and pushes "
             "its image. What follows -- is passed on to the builder.",
@@ -111,7 +113,13 @@ def build(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", "-f", help="The Dockerfile; DIR is the context.", metavar="FILE"),
+        typer.Option(
+            "--file",
+            "-f",
+            parser=given_path,
+            help="The Dockerfile; DIR is the context.",
+            metavar="FILE",
+        ),
     ] = None,
     builder: Annotated[
         BuilderName | None,
@@ -189,10 +197,14 @@ def build(
         ),
     ] = False,
     registry_password_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A file that holds the password.")
+        Path | None,
+        typer.Option(parser=given_path, metavar="FILE", help="A file that holds the password."),
     ] = None,
     google_key_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A Google service account's key in JSON.")
+        Path | None,
+        typer.Option(
+            parser=given_path, metavar="FILE", help="A Google service account's key in JSON."
+        ),
     ] = None,
     google_default: Annotated[
         bool, typer.Option("--google-default", help="Use the KVM host's Google credentials.")

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import codecs
 import contextlib
-import io
 import json
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from enum import IntEnum
-from typing import IO, TYPE_CHECKING, Annotated, NoReturn, TypeVar
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.status import Status
 from rich.text import Text
 from typer.models import ArgumentInfo
 
@@ -34,29 +34,6 @@ UNWRAPPED = 10_000
 WIDE = 100
 """Below it numbers have no bar beside them, and stand on lines of their own."""
 MAX_PORT = 65_535
-READABLE = "template-manager.readable"
-# One character each, so that columns stay below each other.
-PLAIN_CHARACTERS = str.maketrans("→│✓✗↺·…–━╸╺•×", ">|+x<.~---=*x")
-
-
-def replace_unprintable(error: UnicodeError) -> tuple[str, int]:
-    """Write what an encoding does not have as something like it, or as an escape.
-
-    An error handler as `codecs.register_error` takes it.
-    """
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    bad = error.object[error.start : error.end]
-    plain = bad.translate(PLAIN_CHARACTERS)
-    return plain.encode("ascii", "backslashreplace").decode("ascii"), error.end
-
-
-def write_readably() -> None:
-    """Let output never fail for a character that the terminal's encoding does not have."""
-    codecs.register_error(READABLE, replace_unprintable)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=READABLE)
 
 
 class TextConsole(Console):
@@ -94,6 +71,10 @@ class TextConsole(Console):
                 else Segment(printable_lines(segment.text), segment.style)
             )
 
+    def status(self, status: RenderableType, **options: Any) -> Status:  # as the base takes them
+        """Show a line beside a spinner while a block runs: a text has no markup here, either."""
+        return super().status(Text(status) if isinstance(status, str) else status, **options)
+
 
 def _console(*, stderr: bool) -> TextConsole:
     console = TextConsole(stderr=stderr)
@@ -128,6 +109,16 @@ def require_address(address: str) -> str:
     if host and "/" not in host and port.isascii() and port.isdigit() and 0 < int(port) <= MAX_PORT:
         return address
     raise typer.BadParameter(f"{address!r}: must be HOST:PORT, such as 127.0.0.1:5008")
+
+
+def given_path(text: str) -> Path:
+    """Return a path as it was given. Raises BadParameter for an empty one.
+
+    That is a script's unset variable, and would mean the current directory.
+    """
+    if not text:
+        raise typer.BadParameter("must not be empty")
+    return Path(text)
 
 
 class Exit(IntEnum):

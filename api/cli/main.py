@@ -6,7 +6,6 @@ Commands load what they start only when they start it, so that `--help` is quick
 from __future__ import annotations
 
 import atexit
-import contextlib
 import importlib.metadata
 import os
 import sys
@@ -16,13 +15,14 @@ import typer
 from rich.text import Text
 
 from api.cli import builds, development, operators, processes, templates
-from api.cli.console import Exit, err, write_readably
+from api.cli.console import Exit, err
+from api.cli.streams import OutputError, give_up_output, prepare_streams
 from api.cli.usage_errors import AllCommands
 
 EXIT_CODES = (
     "Exit codes: 0 success; 1 the build failed or was cancelled, or the template is damaged; "
-    "2 wrong usage or a request that cannot be granted; 3 the API, or what it needs, is "
-    "unavailable: try again; 141 nobody reads the output any more."
+    "2 wrong usage or a request that cannot be granted; 3 the API, what it needs, or room for "
+    "what is told, is unavailable: try again; 141 nobody reads the output any more."
 )
 
 app = typer.Typer(
@@ -57,15 +57,28 @@ def template_manager(
 def main() -> None:
     """Run the command line. gRPC's own chatter about connections is left out."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    write_readably()
+    prepare_streams()
     try:
-        app(prog_name="template-manager")
+        _run()
+    except OutputError as error:
+        give_up_output()
+        if error.is_unread:
+            raise SystemExit(Exit.UNREAD) from None
+        err.print(Text(f"error: {error}"))
+        raise SystemExit(Exit.UNAVAILABLE) from None
     except UnicodeEncodeError as error:
         err.print(Text(f"error: an argument is no text in this locale: {error.object!a}"))
         err.print(Text("→ Set LC_ALL=C.UTF-8."))
         raise SystemExit(Exit.USAGE) from None
     finally:
         _leave_at_once()
+
+
+def _run() -> None:
+    try:
+        app(prog_name="template-manager")
+    finally:
+        sys.stdout.flush()  # what cannot be written is told while somebody can tell it
 
 
 def _leave_at_once() -> None:
@@ -79,9 +92,7 @@ def _leave_at_once() -> None:
         return
     # Sends the last traces. There is no public way: Python itself first waits for all threads.
     atexit._run_exitfuncs()
-    with contextlib.suppress(OSError):  # nobody reads any more
-        sys.stdout.flush()
-        sys.stderr.flush()
+    sys.stderr.flush()
     os._exit(ending.code if isinstance(ending.code, int) else 0)
 
 

@@ -218,6 +218,8 @@ async def _sweep(settings: Settings, dry_run: bool) -> SweepReport:
 
 
 def _show(report: SweepReport) -> None:
+    from api.cli.report import size_text
+
     if not report.items:
         out.print("nothing is left over on this host")
         return
@@ -226,7 +228,7 @@ def _show(report: SweepReport) -> None:
             item.name,
             item.kind,
             item.build_id,
-            f"{item.bytes / MIB:.1f} MiB" if item.bytes else "",
+            size_text(item.bytes) if item.bytes else "",
             item.error,
         )
         for item in report.items
@@ -234,7 +236,7 @@ def _show(report: SweepReport) -> None:
     print_rows(out, SWEPT_COLUMNS, rows)
     done = "would be removed" if report.dry_run else "removed"
     removed = sum(1 for item in report.items if not item.error)
-    out.print(f"{removed} {done}, {report.bytes / MIB:.1f} MiB")
+    out.print(f"{removed} {done}, {size_text(report.bytes)}")
 
 
 @app.command(rich_help_panel=OPERATIONS, epilog=f"Example: template-manager replay {EXAMPLE_BUILD}")

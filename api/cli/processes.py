@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from api.cli.console import Exit, fail, read_settings, run_to_end, template_errors
+from api.cli.console import Exit, fail, given_path, read_settings, run_to_end, template_errors
 
 if TYPE_CHECKING:
     from activities.process.settings import Settings
@@ -32,20 +32,29 @@ def api(
     ] = "",
     tls_cert: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Certificate chain (PEM); with --tls-key it speaks TLS."),
+        typer.Option(
+            parser=given_path,
+            metavar="FILE",
+            help="Certificate chain (PEM); with --tls-key it speaks TLS.",
+        ),
     ] = None,
     tls_key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The certificate's key (PEM).")
+        Path | None,
+        typer.Option(parser=given_path, metavar="FILE", help="The certificate's key (PEM)."),
     ] = None,
     tls_client_ca: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Take only clients with a certificate of this authority."
+            parser=given_path,
+            metavar="FILE",
+            help="Take only clients with a certificate of this authority.",
         ),
     ] = None,
     tokens_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Bearer tokens and their rights; see `token`."),
+        typer.Option(
+            parser=given_path, metavar="FILE", help="Bearer tokens and their rights; see `token`."
+        ),
     ] = None,
     insecure: Annotated[
         bool,

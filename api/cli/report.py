@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from activities.contract.units import MIB
+from activities.contract.units import KIB, MIB
 from api.cli.columns import Column
 from api.cli.wording import in_options, option_of
 from api.client.client import CallError
@@ -19,6 +19,8 @@ from api.pb import template_manager_pb2 as pb
 
 LEVEL_STYLES = {pb.Debug: "dim", pb.Info: "", pb.Warn: "yellow", pb.Error: "bold red"}
 STATE_STYLES = {"completed": "green", "failed": "red", "cancelled": "yellow"}
+OWN_WORDS = ("", "guest", "image")
+"""The sources of log lines that this program has written; all others' are a program's output."""
 LIST_COLUMNS = (
     Column("build"),
     Column("state"),
@@ -32,11 +34,16 @@ LIST_COLUMNS = (
 
 
 def log_line(entry: pb.TemplateBuildLogEntry) -> Text:
-    """Return a log line for people: time, step, message; the level by its colour and name."""
+    """Return a log line for people: time, step, message; the level by its colour and name.
+
+    What a program of the tenant's has said stands behind a bar.
+    """
     line = Text(clock_time(entry.timestamp) + " ", style="dim")
     line.append(f"{entry.fields.get('step', ''):<17} ", style="cyan")
     if entry.level in (pb.Warn, pb.Error):
         line.append(f"{pb.LogLevel.Name(entry.level).upper()} ", style=LEVEL_STYLES[entry.level])
+    if entry.fields.get("source", "") not in OWN_WORDS:
+        line.append("│ ", style="dim")
     line.append(entry.message, style=LEVEL_STYLES[entry.level])
     return line
 
@@ -113,9 +120,10 @@ def failure_text(
     """
     reason = status.reason
     where = f" in {reason.step}" if reason.step else ""
-    parts = [Text(f"build {status.state}{where}: {reason.message}", style="bold red")]
-    if reason.error_type:
-        parts[0].append(f" ({reason.error_type})", style="not bold red")
+    parts = [Text(f"build {status.state}{where}", style="bold red")]
+    if status.state != "cancelled":  # that says it all
+        parts[0].append(f": {reason.message}")
+        parts[0].append(f" ({reason.error_type})" if reason.error_type else "", "not bold red")
     parts += [Text(f"  │ {line}", style="dim") for line in reason.log_tail if not is_shown(line)]
     if reason.hint:
         parts.append(Text(f"→ {in_options(reason.hint)}"))
@@ -199,10 +207,22 @@ def age(seconds: float) -> str:
 
 
 def amount(done: int, total: int, unit: str) -> str:
-    """Return an amount with its unit: bytes as MiB."""
+    """Return an amount with its unit: bytes in that of their total."""
     if unit == "bytes":
-        return f"{done / MIB:.1f}/{total / MIB:.1f} MiB"
+        size, name = byte_unit(total)
+        return f"{done / size:.1f}/{total / size:.1f} {name}"
     return f"{done}/{total} {unit}".strip()
+
+
+def byte_unit(size_bytes: int) -> tuple[int, str]:
+    """Return the unit in which people read a size, in bytes, and its name."""
+    return (MIB, "MiB") if size_bytes >= MIB // 10 else (KIB, "KiB")
+
+
+def size_text(size_bytes: int) -> str:
+    """Return a size as people read it."""
+    unit, name = byte_unit(size_bytes)
+    return f"{size_bytes / unit:.1f} {name}"
 
 
 def duration(seconds: float) -> str:
@@ -249,6 +269,7 @@ def _table_of_whole_values() -> Table:
 def _artifacts_table(status: pb.TemplateBuildStatusResponse) -> Table:
     table = _table_of_whole_values()
     for artifact in status.artifacts:
-        sent = f"{artifact.sent_bytes / MIB:.1f} MiB sent"
-        table.add_row(artifact.name, sent, f"of {artifact.size_bytes / MIB:.1f} MiB")
+        unit, name = byte_unit(artifact.size_bytes)
+        sent = f"{artifact.sent_bytes / unit:.1f} {name} sent"
+        table.add_row(artifact.name, sent, f"of {size_text(artifact.size_bytes)}")
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,7 @@ from api.cli.console import (
     AsJson,
     build_id_argument,
     err,
+    given_path,
     out,
     print_json,
     read_settings,
@@ -30,7 +32,9 @@ app = typer.Typer()
 )
 def pull(
     build_id: Annotated[str, build_id_argument("completed")],
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write it.")],
+    directory: Annotated[
+        Path, typer.Argument(parser=given_path, metavar="DIR", help="Where to write it.")
+    ],
     bucket: Annotated[
         str,
         typer.Option(
@@ -53,13 +57,15 @@ def pull(
     if as_json:
         print_json({"build_id": build_id, "directory": str(directory), "size_bytes": sizes})
     else:
-        out.print(f"template {metadata.template_id} is in {directory}")
-        err.print(f"→ template-manager run {directory}")
+        out.print(f"template {metadata.template_id} is in {directory}", soft_wrap=True)
+        err.print(f"→ template-manager run {shlex.quote(str(directory))}", soft_wrap=True)
 
 
 @app.command(rich_help_panel=BUILDS, epilog="Example: template-manager run ./template")
 def run(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where `pull` has put it.")],
+    directory: Annotated[
+        Path, typer.Argument(parser=given_path, metavar="DIR", help="Where `pull` has put it.")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Resume a template on this machine and say where it answers. Ctrl-C ends it."""

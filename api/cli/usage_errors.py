@@ -1,17 +1,11 @@
-"""How a command ends that was called wrongly, or that nobody listens to any more."""
+"""How a command ends that was called wrongly."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from typer import BadParameter
-from typer import Exit as CommandEnd
 
-from api.cli.console import Exit
 from api.cli.help_text import CommandPanels
 
 if TYPE_CHECKING:
@@ -27,31 +21,13 @@ WORDS = {
 class AllCommands(CommandPanels):
     """The group of all commands."""
 
-    def make_context(self, *arguments: Any, **options: Any) -> Context:  # as the base takes them
-        """Read the options before the command; --help writes here already."""
-        with _unread():
-            return super().make_context(*arguments, **options)
-
     def invoke(self, ctx: Context) -> object:
         """Run a command; a value that it cannot have is told in plain words."""
         try:
-            with _unread():
-                return super().invoke(ctx)
+            return super().invoke(ctx)
         except BadParameter as error:
             error.message = in_plain_words(error.message)
             raise
-
-
-@contextlib.contextmanager
-def _unread() -> Iterator[None]:
-    """End with `Exit.UNREAD` when nobody reads what is written: no build has failed by that."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python would try to write once more at its end, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise CommandEnd(Exit.UNREAD) from None
 
 
 def in_plain_words(message: str) -> str:

@@ -465,7 +465,7 @@ async def test_a_run_on_another_machine_than_it_was_made_for(
     }
     for version, told in (
         ("0.0.1", f"was made by Firecracker {made.vmm.version}; {firecracker} is 0.0.1"),
-        (made.vmm.version, f"was made on a {made.vmm.cpu_model}; this is a "),
+        (made.vmm.version, f"made on the CPU model {made.vmm.cpu_model}; this machine's is "),
     ):
         firecracker.write_text(f"#!/bin/sh\necho Firecracker v{version}\n")
         ended = await cli("run", str(tmp_path / "it"), env=here)

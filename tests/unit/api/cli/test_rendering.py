@@ -407,3 +407,30 @@ def test_credentials_come_from_files_and_the_environment(tmp_path: Path) -> None
 def test_half_given_credentials_are_refused(options: RegistryOptions, told: str) -> None:
     with pytest.raises(OptionError, match=told):
         registry_of(options, {})
+
+
+def test_small_files_are_not_told_as_nothing() -> None:
+    status = completed()
+    status.artifacts.append(pb.Artifact(name="snapfile", size_bytes=19149, sent_bytes=19149))
+    text = " ".join(shown(build_table(BUILD, status)).split())
+    assert "snapfile 18.7 KiB sent of 18.7 KiB" in text
+    assert "memfile 40.0 MiB sent of 512.0 MiB" in text
+
+
+def test_a_cancelled_build_is_told_once() -> None:
+    reason = pb.TemplateBuildStatusReason(
+        message="cancelled", step="lease_host", error_type="BuildCancelledError", hint="Again."
+    )
+    status = pb.TemplateBuildStatusResponse(state="cancelled", reason=reason)
+    assert shown(failure_text(status)) == "build cancelled in lease_host\n→ Again.\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "bar"),
+    [("start command", "│ "), ("RUN", "│ "), ("console", "│ "), ("guest", ""), (None, "")],
+)
+def test_what_a_program_says_is_told_apart_from_our_own_words(source: str | None, bar: str) -> None:
+    fields = {"source": source} if source else {}
+    entry = pb.TemplateBuildLogEntry(message="guest is ready", fields=fields)
+    assert log_line(entry).plain.endswith(f" {bar}guest is ready")
+    assert ("│" in log_line(entry).plain) is bool(bar)

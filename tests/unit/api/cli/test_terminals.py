@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import re
@@ -13,9 +14,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
-from api.cli.console import READABLE, print_table, write_readably
+from api.cli.console import print_table
 from api.cli.live_view import LiveView, StepsDisplay
 from api.cli.report import build_table, failure_text, log_line
+from api.cli.streams import READABLE, replace_unprintable
 from api.pb import template_manager_pb2 as pb
 from tests.support.command_line import on_terminal
 
@@ -49,7 +51,7 @@ def status(state: str = "failed") -> pb.TemplateBuildStatusResponse:
 
 
 def rendered(thing: RenderableType, width: int, encoding: str) -> str:
-    write_readably()
+    codecs.register_error(READABLE, replace_unprintable)
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, encoding=encoding, errors=READABLE)
     Console(file=file, width=width, highlight=False).print(thing)
@@ -85,7 +87,7 @@ def test_no_line_is_wider_than_the_terminal_and_nothing_is_lost(width: int, enco
 
 
 def test_a_live_view_moves_without_unicode() -> None:
-    write_readably()
+    codecs.register_error(READABLE, replace_unprintable)
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, encoding="ascii", errors=READABLE)
     with LiveView(Console(file=file, width=40, force_terminal=True)) as view:

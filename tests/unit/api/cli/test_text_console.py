@@ -113,3 +113,11 @@ def test_the_api_makes_old_logs_harmless(text: str) -> None:
 def test_markup_and_emoji_are_text() -> None:
     told = "[bold]a[/bold] [link=http://evil.example]b[/link] :warning:"
     assert written(told, terminal=False) == f"{told}\n"
+
+
+def test_a_status_line_is_text() -> None:
+    file = io.StringIO()
+    console = TextConsole(file=file, width=100, force_terminal=True)
+    with console.status("draining [red]a[/red] [/]"):
+        pass
+    assert "draining [red]a[/red] [/]" in file.getvalue()
