@@ -1,9 +1,10 @@
 """Programs that read what a tenant has made: as nobody, with limits, and never for longer.
 
-Whatever such a program is made to do by what it reads, it has a user, a network, a pid namespace
-and limits of its own, and an environment without anything of ours. The tools are util-linux's. It
-ends with all that it started when the block is left, when its deadline passes, and when the thread
-or process that started it dies: the first process of its pid namespace gets SIGKILL then.
+Whatever such a program is made to do by what it reads, it has a user, a network, a pid namespace,
+cgroups and limits of its own, and an environment without anything of ours. The tools are
+util-linux's. It ends with all that it started when the block is left, when its deadline passes, and
+when the thread or process that started it dies: the first process of its pid namespace gets SIGKILL
+then.
 """
 
 from __future__ import annotations
@@ -21,11 +22,17 @@ from pathlib import Path
 from typing import IO
 
 from activities.contract.units import MIB
+from activities.disk.cgroups import Limits
+from activities.disk.child_cgroups import child_cgroups, joining
 from activities.disk.programs import child_environment
 
 POLL_SECONDS = 0.1
 READ_BYTES = 64 * 1024
 KEPT_BYTES = 64 * 1024
+# What a child's cgroup may have besides its memory: pages of the files that it reads and writes,
+# which the kernel takes back; and what stands between us and the child itself.
+PAGES_MB = 256
+PROCESSES = 4
 # setpriv(1) and capabilities(7): what looking into files and directories of any owner takes, and
 # what making any of them takes. Nothing that reaches beyond files.
 READS_ANY = ("dac_read_search",)
@@ -80,24 +87,25 @@ def limited_child(
 
     The caller's mounts are the child's: start it in the thread that made them, and stay there.
     """
-    process = subprocess.Popen(
-        _wrapped(command, limits, capabilities),
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        cwd=cwd,
-        start_new_session=True,
-        env={**child_environment(), **(environment or {})},
-        pass_fds=pass_fds,
-        pipesize=pipe_bytes,
-    )
-    try:
-        yield process
-    finally:
-        while process.poll() is None:
-            _kill(process.pid)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(POLL_SECONDS)
+    with child_cgroups(Limits(limits.memory_mb + PAGES_MB, PROCESSES)) as cgroups:
+        process = subprocess.Popen(
+            _wrapped(command, limits, capabilities, cgroups),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            cwd=cwd,
+            start_new_session=True,
+            env={**child_environment(), **(environment or {})},
+            pass_fds=pass_fds,
+            pipesize=pipe_bytes,
+        )
+        try:
+            yield process
+        finally:
+            while process.poll() is None:
+                _kill(process.pid)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(POLL_SECONDS)
 
 
 def run_limited(
@@ -201,18 +209,21 @@ def _require_time(deadline: float, limits: ChildLimits, command: Sequence[str | 
 
 
 def _wrapped(
-    command: Sequence[str | Path], limits: ChildLimits, capabilities: Sequence[str]
+    command: Sequence[str | Path],
+    limits: ChildLimits,
+    capabilities: Sequence[str],
+    cgroups: Sequence[Path],
 ) -> list[str | Path]:
     kept = ",".join(["-all", *(f"+{name}" for name in capabilities)])
-    return [
-        # The kernel forgets a parent-death signal when the user changes: it is asked for again.
-        *("setpriv", "--pdeathsig", "KILL"),
+    confined: list[str | Path] = [
         *("unshare", "--net", "--ipc", "--pid", "--fork", "--kill-child"),
         *("setpriv", "--reuid", "nobody", "--regid", "nogroup", "--clear-groups"),
         *("--bounding-set", kept, "--inh-caps", kept, "--ambient-caps", kept),
+        # The kernel forgets a parent-death signal when the user changes: it is asked for again.
         *("--no-new-privs", "--pdeathsig", "KILL"),
         *("prlimit", f"--as={limits.memory_mb * MIB}", f"--fsize={limits.file_bytes}"),
         *(f"--cpu={int(limits.seconds) + 1}", f"--nofile={limits.open_files}"),
         *("--nproc=1", "--core=0", "--"),  # nobody has this one already: it can start no other
         *command,
     ]
+    return ["setpriv", "--pdeathsig", "KILL", *joining(cgroups, confined)]

@@ -26,6 +26,7 @@ from activities.contract.errors import (
 )
 from activities.contract.scope import VmShape
 from activities.contract.search_attributes import SEARCH_ATTRIBUTES
+from activities.disk.cgroups import CONTROLLERS, host_trees, missing_controllers
 from activities.disk.data_dir import DataDir
 from activities.disk.leftovers import Leftover, made_at
 from activities.disk.programs import child_environment
@@ -90,6 +91,7 @@ def check_host(settings: Settings) -> list[Finding]:
         _kvm,
         _docker,
         _tools,
+        _cgroups,
         _versions,
         _busybox,
         _network,
@@ -190,6 +192,14 @@ def _tools(settings: Settings) -> Finding:
         packages = " ".join(missing)
         return Finding("tools", "wrong", f"missing: {packages}", f"apt-get install {packages}")
     return Finding("tools", "ok", ", ".join(TOOLS))
+
+
+def _cgroups(settings: Settings) -> Finding:
+    found = host_trees()
+    if missing := missing_controllers(found):
+        told = f"{missing}: VMs and children that read tenants' files have fewer limits"
+        return Finding("cgroups", "warning", told, "mount them, writable for the host")
+    return Finding("cgroups", "ok", f"version {found[0].version}: {', '.join(CONTROLLERS)}")
 
 
 def _versions(settings: Settings) -> Finding:

@@ -15,6 +15,7 @@ from activities.contract.inputs import SweepInput
 from activities.contract.interface import HostSweepActivities
 from activities.contract.results import SweepReport
 from activities.contract.units import MIB
+from activities.disk.child_cgroups import leftover_child_cgroups
 from activities.disk.data_dir import DataDir
 from activities.disk.leftovers import Leftover
 from activities.disk.locks import leftover_locks
@@ -83,6 +84,7 @@ class HostSweep(HostSweepActivities):
         return [
             *leftover_vms(self._data_dir),
             *leftover_supervisors(self._data_dir),
+            *leftover_child_cgroups(),
             *leftover_networks(self._data_dir),
             *leftover_containers(self._docker, self._data_dir),
             *leftover_loop_devices(self._data_dir),

@@ -16,17 +16,17 @@ from typing import NamedTuple
 
 from activities.contract.errors import JailUnusableError
 from activities.contract.names import ArtifactName
-from activities.disk.programs import require_program
-from activities.disk.sparse_files import copy_private
-from activities.microvm.cgroups import (
-    CONTROLLERS,
+from activities.disk.cgroups import (
     Limits,
     Tree,
     cgroup_of,
     host_trees,
     make_cgroups,
+    missing_controllers,
     remove_cgroup,
 )
+from activities.disk.programs import require_program
+from activities.disk.sparse_files import copy_private
 
 INSIDE = "/fc-vm"
 """Where the VMM has the VM's files: a path that is frozen into snapshots."""
@@ -243,12 +243,11 @@ def remove_cgroups_by_name(name: str) -> None:
 
 def _limit(name: str, limits: Limits, trees: list[Tree]) -> str:
     """Make a VM's cgroups; returns what is wrong with them, '' if nothing is."""
-    missing = {*CONTROLLERS} - {controller for tree in trees for controller in tree.controllers}
     try:
         make_cgroups(name, limits, trees)
     except OSError as error:
         return f"no cgroup can be made: {error}"
-    return f"this machine has no cgroups for {', '.join(sorted(missing))}" if missing else ""
+    return missing_controllers(trees)
 
 
 def _setpriv() -> str:

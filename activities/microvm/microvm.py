@@ -43,10 +43,10 @@ from activities.contract.interface import MicrovmActivities
 from activities.contract.names import ArtifactName, Step, tenant_mark
 from activities.contract.results import Verification
 from activities.contract.scope import VmRef, VmShape
+from activities.disk.cgroups import Limits
 from activities.disk.data_dir import DataDir
 from activities.disk.ext4 import check_filesystem
 from activities.disk.sparse_files import allocated_bytes, copy_private, dig_holes
-from activities.microvm.cgroups import Limits
 from activities.microvm.client import FirecrackerClient
 from activities.microvm.clock import ClockReading, ping_until_answered, read_clock
 from activities.microvm.console import ConsoleReader, GuestReadiness

@@ -29,9 +29,9 @@ from activities.contract.errors import VmmError
 from activities.contract.scope import VmRef
 from activities.contract.text import readable
 from activities.contract.units import MIB
+from activities.disk.cgroups import remove_cgroup
 from activities.disk.data_dir import DataDir
 from activities.disk.leftovers import Leftover, disk_bytes, entries, made_at
-from activities.microvm.cgroups import remove_cgroup
 from activities.microvm.client import FirecrackerClient
 from activities.microvm.confinement import Held, held
 from activities.microvm.launching import (

@@ -8,6 +8,8 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -15,6 +17,8 @@ import pytest
 from devstack.environment import REPOSITORY
 
 from activities.contract.errors import FilesystemDamagedError
+from activities.disk.cgroups import PARENT, cgroup_of, host_trees
+from activities.disk.child_cgroups import leftover_child_cgroups
 from activities.disk.ext4 import check_filesystem
 from activities.disk.limited_child import (
     READS_ANY,
@@ -96,6 +100,69 @@ def test_an_endless_output_takes_no_memory() -> None:
     assert psutil.Process().memory_info().rss - before < 64 << 20
 
 
+def test_files_in_memory_are_counted_as_well() -> None:
+    """They are no address space: a child took all of the machine's memory by them."""
+    code = (
+        "import os\n"
+        "file = os.memfd_create('x')\n"
+        "for _ in range(1 << 10): os.write(file, bytes(1 << 20))\n"
+        "print('a whole GiB')\n"
+    )
+    limits = ChildLimits(seconds=60, memory_mb=128)
+    end = run_python(code, limits)
+    assert end.code != 0
+    assert end.output == b""  # killed, without a word
+
+
+def test_a_child_has_cgroups_of_its_own() -> None:
+    code = "print(open('/proc/self/cgroup').read())"
+    lines = run_python(code).output.decode().split()
+    groups = {path for _, _, path in (line.split(":", 2) for line in lines)}
+    [name] = {Path(path).name for path in groups if Path(path).parent.name == PARENT}
+    for controller in ("memory", "pids"):
+        assert any(controller in line and line.endswith(name) for line in lines) or (
+            f"0::/{PARENT}/{name}" in lines  # of version 2: one for all
+        )
+    assert not [group for tree in host_trees() if (group := cgroup_of(tree, name)).exists()]
+
+
+def test_the_cgroups_of_a_child_whose_worker_has_died_are_swept() -> None:
+    """With whatever has outlived it; those of a worker that lives stay."""
+    code = (
+        "import os, subprocess, sys, time\n"
+        "from activities.disk.cgroups import Limits\n"
+        "from activities.disk.child_cgroups import child_cgroups, joining\n"
+        "with child_cgroups(Limits(memory_mb=64, processes=4)) as made:\n"
+        "    child = subprocess.Popen(joining(made, ['sleep', '1000']), stdout=sys.stderr)\n"
+        "    while not (made[0] / 'cgroup.procs').read_text(): time.sleep(0.01)\n"
+        "    print(made[0].name, child.pid, flush=True); time.sleep(1000)\n"
+    )
+    with worker_that_runs(code) as worker:
+        assert worker.stdout is not None
+        name, pid = worker.stdout.readline().split()
+        child = psutil.Process(int(pid))
+        assert name.decode() not in {left.name for left in leftover_child_cgroups()}
+        worker.kill()
+        worker.wait(10)
+        assert is_alive(child)
+        for left in leftover_child_cgroups():
+            if left.name == name.decode():
+                left.remove()
+        assert not is_alive(child)
+        assert not [tree for tree in host_trees() if cgroup_of(tree, name.decode()).exists()]
+
+
+@contextmanager
+def worker_that_runs(code: str) -> Iterator[subprocess.Popen[bytes]]:
+    environment = {"PYTHONPATH": str(REPOSITORY), "PATH": os.environ["PATH"]}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as worker:
+        try:
+            yield worker
+        finally:
+            worker.kill()
+
+
 @pytest.mark.parametrize("asked", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "ended"])
 def test_a_child_ends_with_its_worker(asked: signal.Signals) -> None:
     code = (
@@ -103,21 +170,18 @@ def test_a_child_ends_with_its_worker(asked: signal.Signals) -> None:
         "with limited_child(['sleep', '1000'], ChildLimits(1000)) as child:\n"
         "    print(child.pid, flush=True); child.wait()\n"
     )
-    worker = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        env={"PYTHONPATH": str(REPOSITORY), "PATH": os.environ["PATH"]},
-    )
-    assert worker.stdout is not None
-    child = psutil.Process(int(worker.stdout.readline()))
-    below = wait_for_sleep(child)
-    os.kill(worker.pid, asked)
-    worker.wait(10)
-    deadline = time.monotonic() + 5
-    while any(map(is_alive, [child, *below])) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not any(map(is_alive, [child, *below]))
-    worker.stdout.close()
+    with worker_that_runs(code) as worker:
+        assert worker.stdout is not None
+        child = psutil.Process(int(worker.stdout.readline()))
+        below = wait_for_sleep(child)
+        os.kill(worker.pid, asked)
+        worker.wait(10)
+        deadline = time.monotonic() + 5
+        while any(map(is_alive, [child, *below])) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not any(map(is_alive, [child, *below]))
+    for left in leftover_child_cgroups():
+        left.remove()
 
 
 def wait_for_sleep(child: psutil.Process) -> list[psutil.Process]:

@@ -12,9 +12,10 @@ import psutil
 from devstack.environment import state_dir
 from pyroute2 import netns
 
+from activities.disk.cgroups import PARENT, host_trees
+from activities.disk.child_cgroups import NAMES, leftover_child_cgroups
 from activities.disk.data_dir import DataDir
 from activities.image.docker_daemon import make_docker_client
-from activities.microvm.cgroups import PARENT, host_trees
 
 VM_PROGRAMS = ("qemu-system", "firecracker", "vm_supervisor")
 SETTLE_SECONDS = 10.0
@@ -45,7 +46,8 @@ class HostResources:
             loop_devices=frozenset(_loop_devices(data_dir)),
             containers=frozenset(_containers()),
             work_directories=frozenset(_work_directories(data_dir)),
-            cgroups=frozenset(vm_cgroups()),
+            # A child's own comes and goes with it, in tests beside this one, too.
+            cgroups=frozenset([*vm_cgroups(), *(left.name for left in leftover_child_cgroups())]),
         )
 
     def assert_unchanged(self, data_dir: Path) -> None:
@@ -97,7 +99,8 @@ def _left_since(before: dict[str, list[str]]) -> dict[str, list[str]]:
 def vm_cgroups() -> list[str]:
     """Return the cgroups of VMs that this process can see."""
     found = [tree.directory / PARENT for tree in host_trees()]
-    return [str(path) for parent in found for path in parent.glob("*/")]
+    paths = [path for parent in found for path in parent.glob("*/")]
+    return [str(path) for path in paths if not path.match(NAMES)]
 
 
 def _some(found: dict[str, frozenset[str]]) -> dict[str, list[str]]:

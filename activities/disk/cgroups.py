@@ -1,13 +1,15 @@
-"""A VM's cgroups: how much processor and memory, and how many processes, its VMM may take.
+"""Cgroups: how much processor and memory, and how many processes, a VMM or a child may take.
 
-Version 1 (a tree for each controller): `template-manager/<vm>` below the cgroup that this process
-is in. Version 2 (one tree): `template-manager/<vm>` below the root, since a cgroup with processes
+Version 1 (a tree for each controller): `template-manager/<name>` below the cgroup that this process
+is in. Version 2 (one tree): `template-manager/<name>` below the root, since a cgroup with processes
 in it, as ours is, cannot pass controllers on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,22 +27,29 @@ BUSY_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Limits:
-    """What a VMM may take."""
+    """What the processes of a cgroup may take together."""
 
     memory_mb: int
-    cpus: int
     processes: int
+    cpus: int | None = None
+    """None is no limit."""
 
     def values(self, version: int) -> dict[str, dict[str, str]]:
         """Return what is written to which file, by controller."""
-        memory, quota = self.memory_mb * MIB, self.cpus * PERIOD_US
+        memory = "memory.limit_in_bytes" if version == 1 else "memory.max"
+        return {
+            "cpu": self._cpu(version),
+            "memory": {memory: str(self.memory_mb * MIB)},
+            "pids": {"pids.max": str(self.processes)},
+        }
+
+    def _cpu(self, version: int) -> dict[str, str]:
+        if self.cpus is None:
+            return {}
+        quota = self.cpus * PERIOD_US
         if version == 1:
-            cpu = {"cpu.cfs_period_us": str(PERIOD_US), "cpu.cfs_quota_us": str(quota)}
-            kept = {"memory.limit_in_bytes": str(memory)}
-        else:
-            cpu = {"cpu.max": f"{quota} {PERIOD_US}"}
-            kept = {"memory.max": str(memory)}
-        return {"cpu": cpu, "memory": kept, "pids": {"pids.max": str(self.processes)}}
+            return {"cpu.cfs_period_us": str(PERIOD_US), "cpu.cfs_quota_us": str(quota)}
+        return {"cpu.max": f"{quota} {PERIOD_US}"}
 
 
 @dataclass(frozen=True)
@@ -75,24 +84,33 @@ def host_trees() -> list[Tree]:
     return trees(mountinfo, Path("/proc/self/cgroup").read_text())
 
 
+def missing_controllers(found: list[Tree]) -> str:
+    """Say which of our controllers a machine lacks, '' when it has them all."""
+    missing = {*CONTROLLERS} - {controller for tree in found for controller in tree.controllers}
+    return f"this machine has no cgroups for {', '.join(sorted(missing))}" if missing else ""
+
+
 def cgroup_of(tree: Tree, name: str) -> Path:
-    """Return where the cgroup of a VM is, or would be."""
+    """Return where the cgroup of that name is, or would be."""
     return tree.directory / PARENT / name
 
 
 def make_cgroups(name: str, limits: Limits, found: list[Tree]) -> list[Path]:
-    """Make a VM's cgroups with its limits; returns their directories. Raises OSError.
+    """Make the cgroups of that name with their limits; returns their directories. Raises OSError.
 
     What was made before something failed is removed.
     """
     made: list[Path] = []
     try:
         for tree in found:
+            values = limits.values(tree.version)
+            wanted = [pair for c in tree.controllers for pair in values[c].items()]
             directory = cgroup_of(tree, name)
+            if not wanted:
+                continue
             _make(tree, directory)
             made.append(directory)
-            values = limits.values(tree.version)
-            for file, value in [pair for c in tree.controllers for pair in values[c].items()]:
+            for file, value in wanted:
                 (directory / file).write_text(value)
     except OSError:
         for directory in made:
@@ -113,6 +131,16 @@ def remove_cgroup(directory: Path) -> None:
             if time.monotonic() > deadline:
                 raise HostFaultError(f"cannot remove the cgroup {directory}: {error}") from error
             time.sleep(0.02)
+
+
+def kill_cgroup(directory: Path) -> None:
+    """Kill what is in a cgroup and remove it. Raises HostFaultError when it stays."""
+    with contextlib.suppress(FileNotFoundError):
+        for process in map(int, (directory / "cgroup.procs").read_text().split()):
+            if process:  # 0 is one that this process cannot see
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+    remove_cgroup(directory)
 
 
 def _make(tree: Tree, directory: Path) -> None:

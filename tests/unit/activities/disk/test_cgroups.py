@@ -1,4 +1,4 @@
-"""Where a VM's cgroups are and what is written there, for both versions."""
+"""Where cgroups are and what is written there, for both versions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from activities.microvm.cgroups import Limits, Tree, make_cgroups, remove_cgroup, trees
+from activities.disk.cgroups import (
+    Limits,
+    Tree,
+    make_cgroups,
+    missing_controllers,
+    remove_cgroup,
+    trees,
+)
 
 LIMITS = Limits(memory_mb=768, cpus=3, processes=102)
 VERSION_1 = """\
@@ -83,12 +90,30 @@ def test_the_limits_of_version_2(tmp_path: Path) -> None:
     assert written(tmp_path / "template-manager") == {"cgroup.subtree_control": enabled}
 
 
-def test_what_cannot_be_made_whole_is_not_left(tmp_path: Path) -> None:
+def test_a_controller_without_a_limit_gets_no_cgroup(tmp_path: Path) -> None:
+    limits = Limits(memory_mb=1, processes=2)
+    names = ("cpu", "memory", "pids")
+    made = make_cgroups("child", limits, [Tree(1, tmp_path / name, (name,)) for name in names])
+    assert made == [tmp_path / name / "template-manager" / "child" for name in names[1:]]
+    [tree] = trees(version_2(tmp_path, "cpu memory pids"), "0::/\n")
+    [whole] = make_cgroups("child", limits, [tree])
+    assert written(whole) == {"memory.max": str(1 << 20), "pids.max": "2"}
+
+
+def test_what_a_machine_lacks_is_told(tmp_path: Path) -> None:
+    assert missing_controllers([]) == "this machine has no cgroups for cpu, memory, pids"
+    assert not missing_controllers([Tree(2, tmp_path, ("cpu", "memory", "pids"))])
+
+
+def test_what_cannot_be_made_whole_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "memory").write_text("no directory\n")
-    found = [Tree(1, tmp_path / "pids", ()), Tree(1, tmp_path / "memory", ("memory",))]
+    monkeypatch.setattr(Path, "write_text", lambda *_: 0)  # no file is made, as in a cgroup
+    found = [Tree(1, tmp_path / "pids", ("pids",)), Tree(1, tmp_path / "memory", ("memory",))]
     with pytest.raises(OSError, match="memory"):
         make_cgroups("vm", LIMITS, found)
-    assert list((tmp_path / "pids" / "template-manager").iterdir()) == []
+    assert not (tmp_path / "pids" / "template-manager" / "vm").exists()
 
 
 def test_removing_one_that_is_not_there_is_no_error(tmp_path: Path) -> None:
