@@ -72,10 +72,11 @@ def dig_holes(path: Path, check: Callable[[], None]) -> int:
         command, stdin=quiet, stdout=quiet, stderr=quiet, env=child_environment()
     )
     try:
-        while digging.poll() is None:
+        while True:
             check()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 digging.wait(POLL_SECONDS)
+                break
     finally:
         digging.kill()
         digging.wait()
