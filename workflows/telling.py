@@ -62,20 +62,26 @@ class Telling:
         """Write a warning into the build's log."""
         self.say(message, LogLevel.WARN)
 
-    def say(self, message: str, level: LogLevel = LogLevel.INFO) -> None:
-        """Write a line into the build's log."""
-        self._log.publish(
-            LogEntry(
-                timestamp=workflow.now(), level=level, message=message, step=self.timeline.step
-            )
+    def say(
+        self, message: str, level: LogLevel = LogLevel.INFO, step_number: int | None = None
+    ) -> None:
+        """Write a line into the build's log, perhaps about a step of the request."""
+        entry = LogEntry(
+            timestamp=workflow.now(),
+            level=level,
+            message=message,
+            step=self.timeline.step,
+            step_number=step_number,
         )
+        self._log.publish(entry)
 
     def failed(self, failure: BuildFailure) -> None:
         """Tell why the build fails."""
         self.failure = failure
-        self.say(f"{failure.error_type}: {failure.message}", LogLevel.ERROR)
+        number = failure.step_number
+        self.say(f"{failure.error_type}: {failure.message}", LogLevel.ERROR, number)
         if failure.hint:
-            self.say(f"what to do: {failure.hint}", LogLevel.ERROR)
+            self.say(f"what to do: {failure.hint}", LogLevel.ERROR, number)
         self._show()
 
     def cancelling(self, failure: BuildFailure) -> None:

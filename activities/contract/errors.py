@@ -38,6 +38,7 @@ class TemplateManagerError(Exception):
         message: str,
         *,
         step: Step | None = None,
+        step_number: int | None = None,
         log_tail: Sequence[str] = (),
         hint: str | None = None,
         retry_after_seconds: float | None = None,
@@ -46,6 +47,7 @@ class TemplateManagerError(Exception):
         self.message = one_line(message)
         super().__init__(self.message)
         self.step = step
+        self.step_number = step_number
         self.log_tail = log_tail
         self.hint = type(self).hint if hint is None else one_line(hint)
         self.retry_after_seconds = retry_after_seconds
@@ -66,6 +68,7 @@ class TemplateManagerError(Exception):
             error_type=type(self).__name__,
             message=self.message,
             step=self.step,
+            step_number=self.step_number,
             hint=self.hint,
             log_tail=self.log_tail,
         )

@@ -35,6 +35,8 @@ class LogEntry(Model):
     level: LogLevel
     message: str
     step: Step | None = None
+    step_number: int | None = Field(default=None, exclude_if=lambda number: number is None)
+    """Of the request's step that it is about, from 1 on."""
     fields: dict[str, str] = Field(default_factory=dict)
 
 
@@ -65,6 +67,8 @@ class BuildFailure(Model):
     error_type: str
     message: str
     step: Step | None = None
+    step_number: int | None = Field(default=None, exclude_if=lambda number: number is None)
+    """Of the request's step that failed, from 1 on."""
     hint: str = ""
     log_tail: tuple[str, ...] = ()
 

@@ -78,10 +78,12 @@ class VmDiskStepActivities(DiskStepActivities):
         todo = plan(self._settings, build)
         disk, done = self._last_left(running, build, todo)
         for work in todo[:done]:
-            running.log.info(f"{work.name}: an earlier build's is used again")
+            with running.step_of_request(work.number):
+                running.log.info(f"{work.name}: an earlier build's is used again")
         for number, work in enumerate(todo[done:], done + 1):
             running.progress(f"{number} of {len(todo)}: {work.name}")
-            disk = self._do(running, build, disk, work, attempt)
+            with running.step_of_request(work.number):
+                disk = self._do(running, build, disk, work, attempt)
         return disk.model_copy(update={"reused": done == len(todo)})
 
     def _last_left(

@@ -31,6 +31,8 @@ class Work:
     """Of the checkpoint that it leaves."""
     name: str
     """As users read it."""
+    number: int | None
+    """The step's in the request, from 1 on."""
     step: Run | Copy | None
     """None is the end: the template's own files are put on the disk."""
     context: StepContext
@@ -52,7 +54,7 @@ def plan(settings: Settings, build: RunStepsInput) -> list[Work]:
         forced = forced or step.force
         key = _key_after(build, key, step, forced)
         if isinstance(step, Run | Copy):
-            todo.append(Work(key, f"step {number}: {step}", step, context, directories))
+            todo.append(Work(key, f"step {number}: {step}", number, step, context, directories))
             directories = ()
         context = context.after(step)
         if isinstance(step, Workdir):
@@ -67,7 +69,7 @@ def plan(settings: Settings, build: RunStepsInput) -> list[Work]:
         guest_files=guest_files_sha256(settings),
     )
     directories = (*directories, context.working_dir)
-    return [*todo, Work(key, "the template's own files", None, context, directories)]
+    return [*todo, Work(key, "the template's own files", None, None, context, directories)]
 
 
 def _key_after(build: RunStepsInput, key: str, step: ImageStep, forced: bool) -> str:

@@ -51,6 +51,8 @@ class BuildLog:
         """Append to `path`; `stream`, if any, belongs to the running event loop."""
         self.path = path
         self._step = step
+        self.step_number: int | None = None
+        """Of the request's step that the lines from now on are about; None: of none of them."""
         self._topic = stream.topic(LOG_TOPIC, type=LogEntry) if stream else None
         self._loop = asyncio.get_running_loop() if stream else None
         self._lock = threading.Lock()
@@ -113,6 +115,7 @@ class BuildLog:
             level=level,
             message=cleaned,
             step=self._step,
+            step_number=self.step_number,
             fields={name: self._clean(value) for name, value in fields.items()},
         )
 

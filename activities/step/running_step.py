@@ -7,8 +7,8 @@ import contextlib
 import errno
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Literal, ParamSpec, TypeVar
 
 from temporalio import activity
@@ -62,6 +62,17 @@ class RunningStep:
         since, done_then = self._began
         speed = (done - done_then) / (now - since) if now > since else 0.0
         self.latest = Progress(what=what, done=done, total=total, unit=unit, per_second=speed)
+
+    @contextmanager
+    def step_of_request(self, number: int | None) -> Iterator[None]:
+        """What is logged and raised in the body is of that step of the request, from 1 on."""
+        self.log.step_number = number
+        try:
+            yield
+        except TemplateManagerError as error:
+            error.step_number = number
+            raise  # what is still logged is about that step, too
+        self.log.step_number = None
 
     def check(self) -> None:
         """Go on or not. Raises StepStopped (cancelled) or LeaseLostError (no longer ours)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from activities.contract.errors import (
@@ -70,14 +71,23 @@ def leftover_files(bucket: Bucket) -> Iterator[Leftover]:
             yield tar
 
 
-def begin_files_upload(bucket: Bucket, sha256: str, tenant: str) -> str | None:
-    """Return the address for one PUT of a tenant's tar, or None when the bucket has it. Blocking.
+@dataclass(frozen=True)
+class FilesUpload:
+    """Where to PUT a tar, and whether it is there for long enough without that."""
 
-    A tar that the sweep would take before long is uploaded again, which keeps it.
+    url: str
+    is_present: bool
+
+
+def begin_files_upload(bucket: Bucket, sha256: str, tenant: str) -> FilesUpload:
+    """Return the address for one PUT of a tenant's tar. Blocking.
+
+    A tar that the sweep would take before long is to be uploaded again, which keeps it. There is an
+    address in any case: a client may want to send it again.
     """
-    generation, name = 0, files_name(sha256, tenant)
+    generation, is_present, name = 0, False, files_name(sha256, tenant)
     for stored, written in bucket.list_dated(prefix=name):
-        if time.time() - written < KEPT_SECONDS / 2:
-            return None
+        is_present = time.time() - written < KEPT_SECONDS / 2
         generation = stored.generation
-    return bucket.begin_upload(name, if_generation_match=generation)
+    url = bucket.begin_upload(name, if_generation_match=generation)
+    return FilesUpload(url, is_present)

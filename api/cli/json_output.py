@@ -96,6 +96,8 @@ class StatusJson(TypedDict):
     progress: ProgressJson | None
     waiting: WaitingJson | None
     reason: ReasonJson | None
+    known_until: str | None
+    """While Temporal is away: when this was last looked up."""
 
 
 class SummaryJson(TypedDict):
@@ -163,6 +165,7 @@ def status_json(build_id: str, status: pb.TemplateBuildStatusResponse) -> Status
         "progress": _progress_json(status) if status.HasField("progress") else None,
         "waiting": _waiting_json(status.waiting) if status.HasField("waiting") else None,
         "reason": _reason_json(status.reason) if status.HasField("reason") else None,
+        "known_until": _iso(status.known_until) if status.HasField("known_until") else None,
     }
 
 
@@ -265,7 +268,7 @@ def _waiting_json(waiting: pb.WaitingForHost) -> WaitingJson:
 def _reason_json(reason: pb.TemplateBuildStatusReason) -> ReasonJson:
     return {
         "message": reason.message,
-        "step": reason.step,
+        "step": reason.pipeline_step,
         "error_type": reason.error_type,
         "hint": reason.hint,
         "log_tail": list(reason.log_tail),

@@ -39,7 +39,7 @@ def log_line(entry: pb.TemplateBuildLogEntry) -> Text:
     What a program of the tenant's has said stands behind a bar.
     """
     line = Text(clock_time(entry.timestamp) + " ", style="dim")
-    line.append(f"{entry.fields.get('step', ''):<17} ", style="cyan")
+    line.append(f"{entry.fields.get('pipeline_step', ''):<17} ", style="cyan")
     if entry.level in (pb.Warn, pb.Error):
         line.append(f"{pb.LogLevel.Name(entry.level).upper()} ", style=LEVEL_STYLES[entry.level])
     if entry.fields.get("source", "") not in OWN_WORDS:
@@ -57,6 +57,9 @@ def build_table(build_id: str, status: pb.TemplateBuildStatusResponse) -> Table:
     if status.template_id:
         table.add_row("template", status.template_id)
     table.add_row("state", Text(status.state, style=STATE_STYLES.get(status.state, "")))
+    if status.HasField("known_until"):
+        since = date_time(status.known_until)
+        table.add_row("as of", Text(f"{since}: Temporal is away", style="yellow"))
     if status.step and status.state != "completed":
         table.add_row("step", status.step)
     if status.host:
@@ -119,7 +122,7 @@ def failure_text(
     Lines that `is_shown` says have been seen are left out.
     """
     reason = status.reason
-    where = f" in {reason.step}" if reason.step else ""
+    where = f" in {reason.pipeline_step}" if reason.pipeline_step else ""
     parts = [Text(f"build {status.state}{where}", style="bold red")]
     if status.state != "cancelled":  # that says it all
         parts[0].append(f": {reason.message}")

@@ -126,9 +126,21 @@ class TemplateClient:
         await self._answer(self._stub.TemplateBuildCancel(request, timeout=UNDO_SECONDS))
 
     async def delete(self, build_id: str) -> None:
-        """Delete a template and wait until it is gone. Raises CallError."""
+        """Delete a template and wait until it is gone. Raises CallError.
+
+        The server calls the delete of an unknown build a success, as E2B's clients expect; here it
+        is NOT_FOUND, since a person may have misspelt it.
+        """
         request = pb.TemplateBuildDeleteRequest(build_id=build_id)
-        await self._answer(self._stub.TemplateBuildDelete(request, timeout=UNDO_SECONDS))
+        call = self._stub.TemplateBuildDelete(request, timeout=UNDO_SECONDS)
+        await self._answer(call)
+        if ("found", "false") in tuple(await call.trailing_metadata() or ()):
+            raise CallError(
+                grpc.StatusCode.NOT_FOUND,
+                f"there is no build {build_id}",
+                reason="BUILD_NOT_FOUND",
+                hint="Check the build id; template-manager list shows the builds.",
+            )
 
     async def files_address(self, template_id: str, sha256: str) -> str:
         """Return where to PUT the tar of a COPY's files, or '' when it is there.

@@ -207,7 +207,7 @@ class TemplateStatusRequest(_message.Message):
     def __init__(self, template_id: _Optional[str] = ..., build_id: _Optional[str] = ..., offset: _Optional[int] = ..., level: _Optional[_Union[LogLevel, str]] = ..., limit: _Optional[int] = ..., start: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., direction: _Optional[_Union[LogsDirection, str]] = ...) -> None: ...
 
 class TemplateBuildStatusResponse(_message.Message):
-    __slots__ = ("status", "metadata", "log_entries", "reason", "state", "step", "progress", "host", "timeline", "image_digest", "artifacts", "workflow_id", "run_id", "bucket", "template_id", "image", "waiting")
+    __slots__ = ("status", "metadata", "log_entries", "reason", "state", "step", "progress", "host", "timeline", "image_digest", "artifacts", "workflow_id", "run_id", "bucket", "template_id", "image", "waiting", "known_until")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
     LOG_ENTRIES_FIELD_NUMBER: _ClassVar[int]
@@ -225,6 +225,7 @@ class TemplateBuildStatusResponse(_message.Message):
     TEMPLATE_ID_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_UNTIL_FIELD_NUMBER: _ClassVar[int]
     status: TemplateBuildState
     metadata: TemplateBuildMetadata
     log_entries: _containers.RepeatedCompositeFieldContainer[TemplateBuildLogEntry]
@@ -242,7 +243,8 @@ class TemplateBuildStatusResponse(_message.Message):
     template_id: str
     image: str
     waiting: WaitingForHost
-    def __init__(self, status: _Optional[_Union[TemplateBuildState, str]] = ..., metadata: _Optional[_Union[TemplateBuildMetadata, _Mapping]] = ..., log_entries: _Optional[_Iterable[_Union[TemplateBuildLogEntry, _Mapping]]] = ..., reason: _Optional[_Union[TemplateBuildStatusReason, _Mapping]] = ..., state: _Optional[str] = ..., step: _Optional[str] = ..., progress: _Optional[_Union[BuildProgress, _Mapping]] = ..., host: _Optional[str] = ..., timeline: _Optional[_Iterable[_Union[StepTimeline, _Mapping]]] = ..., image_digest: _Optional[str] = ..., artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ..., workflow_id: _Optional[str] = ..., run_id: _Optional[str] = ..., bucket: _Optional[str] = ..., template_id: _Optional[str] = ..., image: _Optional[str] = ..., waiting: _Optional[_Union[WaitingForHost, _Mapping]] = ...) -> None: ...
+    known_until: _timestamp_pb2.Timestamp
+    def __init__(self, status: _Optional[_Union[TemplateBuildState, str]] = ..., metadata: _Optional[_Union[TemplateBuildMetadata, _Mapping]] = ..., log_entries: _Optional[_Iterable[_Union[TemplateBuildLogEntry, _Mapping]]] = ..., reason: _Optional[_Union[TemplateBuildStatusReason, _Mapping]] = ..., state: _Optional[str] = ..., step: _Optional[str] = ..., progress: _Optional[_Union[BuildProgress, _Mapping]] = ..., host: _Optional[str] = ..., timeline: _Optional[_Iterable[_Union[StepTimeline, _Mapping]]] = ..., image_digest: _Optional[str] = ..., artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ..., workflow_id: _Optional[str] = ..., run_id: _Optional[str] = ..., bucket: _Optional[str] = ..., template_id: _Optional[str] = ..., image: _Optional[str] = ..., waiting: _Optional[_Union[WaitingForHost, _Mapping]] = ..., known_until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class TemplateBuildMetadata(_message.Message):
     __slots__ = ("rootfs_size_mb", "agent_version", "kernel_version", "firecracker_version")
@@ -276,18 +278,20 @@ class TemplateBuildLogEntry(_message.Message):
     def __init__(self, timestamp: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., message: _Optional[str] = ..., level: _Optional[_Union[LogLevel, str]] = ..., fields: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class TemplateBuildStatusReason(_message.Message):
-    __slots__ = ("message", "step", "error_type", "hint", "log_tail")
+    __slots__ = ("message", "step", "error_type", "hint", "log_tail", "pipeline_step")
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     ERROR_TYPE_FIELD_NUMBER: _ClassVar[int]
     HINT_FIELD_NUMBER: _ClassVar[int]
     LOG_TAIL_FIELD_NUMBER: _ClassVar[int]
+    PIPELINE_STEP_FIELD_NUMBER: _ClassVar[int]
     message: str
     step: str
     error_type: str
     hint: str
     log_tail: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, message: _Optional[str] = ..., step: _Optional[str] = ..., error_type: _Optional[str] = ..., hint: _Optional[str] = ..., log_tail: _Optional[_Iterable[str]] = ...) -> None: ...
+    pipeline_step: str
+    def __init__(self, message: _Optional[str] = ..., step: _Optional[str] = ..., error_type: _Optional[str] = ..., hint: _Optional[str] = ..., log_tail: _Optional[_Iterable[str]] = ..., pipeline_step: _Optional[str] = ...) -> None: ...
 
 class WaitingForHost(_message.Message):
     __slots__ = ("why", "message", "builds_before", "hosts")

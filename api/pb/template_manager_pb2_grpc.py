@@ -117,7 +117,8 @@ class TemplateServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def TemplateBuildDelete(self, request, context):
-        """Stops a running build first, then removes objects, image tag and checkpoints. Idempotent.
+        """Stops a running build first, then removes objects, image tag and checkpoints. Idempotent: of an
+        unknown build there is nothing to remove, and the trailer found says false.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

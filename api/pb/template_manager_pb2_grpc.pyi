@@ -48,7 +48,9 @@ class TemplateServiceStub:
     TemplateBuildStatus: _grpc.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateStatusRequest, _template_manager_pb2.TemplateBuildStatusResponse]
     """State, progress, log lines and, on failure, the reason."""
     TemplateBuildDelete: _grpc.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateBuildDeleteRequest, _empty_pb2.Empty]
-    """Stops a running build first, then removes objects, image tag and checkpoints. Idempotent."""
+    """Stops a running build first, then removes objects, image tag and checkpoints. Idempotent: of an
+    unknown build there is nothing to remove, and the trailer found says false.
+    """
     TemplateBuildCancel: _grpc.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateBuildCancelRequest, _empty_pb2.Empty]
     """Stops a running build and undoes it; answers when all is undone."""
     TemplateBuildLogs: _grpc.UnaryStreamMultiCallable[_template_manager_pb2.TemplateBuildLogsRequest, _template_manager_pb2.TemplateBuildLogsResponse]
@@ -85,7 +87,9 @@ class TemplateServiceAsyncStub(TemplateServiceStub):
     TemplateBuildStatus: _aio.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateStatusRequest, _template_manager_pb2.TemplateBuildStatusResponse]  # type: ignore[assignment]
     """State, progress, log lines and, on failure, the reason."""
     TemplateBuildDelete: _aio.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateBuildDeleteRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Stops a running build first, then removes objects, image tag and checkpoints. Idempotent."""
+    """Stops a running build first, then removes objects, image tag and checkpoints. Idempotent: of an
+    unknown build there is nothing to remove, and the trailer found says false.
+    """
     TemplateBuildCancel: _aio.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateBuildCancelRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Stops a running build and undoes it; answers when all is undone."""
     TemplateBuildLogs: _aio.UnaryStreamMultiCallable[_template_manager_pb2.TemplateBuildLogsRequest, _template_manager_pb2.TemplateBuildLogsResponse]  # type: ignore[assignment]
@@ -143,7 +147,9 @@ class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _template_manager_pb2.TemplateBuildDeleteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Stops a running build first, then removes objects, image tag and checkpoints. Idempotent."""
+        """Stops a running build first, then removes objects, image tag and checkpoints. Idempotent: of an
+        unknown build there is nothing to remove, and the trailer found says false.
+        """
 
     @_abc_1.abstractmethod
     def TemplateBuildCancel(

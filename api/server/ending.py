@@ -56,22 +56,26 @@ class BuildEnder:
         _require_cancelled(build_id, await self._stop(described))
         _log.info("build cancelled", build_id=build_id)
 
-    async def delete(self, build_id: str, template_id: str = "") -> None:
+    async def delete(self, build_id: str, template_id: str = "") -> bool:
         """Stop a build if it runs, then remove all that it has left. Twice is fine.
 
-        Raises ApiError NOT_FOUND when nothing is known of such a build.
+        Returns whether anything is known of such a build: of an unknown one there is nothing to
+        remove. Raises ApiError NOT_FOUND when the build is of another template.
         """
         described = await self._described(build_id, template_id)
         if described is not None and described.status is WorkflowExecutionStatus.RUNNING:
             await self._stop(described)
         if described is not None and await self._finder.was_deleted(build_id, described):
             await self.finish_delete(build_id)
-            return
+            return True
         await self._replace_earlier_delete(build_id, described)
         delete = await self._delete_input(build_id, template_id)
+        if delete is None:
+            return False
         await self._finder.keep_id(build_id)
         await self._run_delete(delete)
         _log.info("build deleted", build_id=build_id, template_id=template_id)
+        return True
 
     async def finish_delete(self, build_id: str) -> None:
         """Wait until a delete that has begun has removed everything."""
@@ -107,11 +111,11 @@ class BuildEnder:
         assert described.status is not None
         return described.status
 
-    async def _delete_input(self, build_id: str, template_id: str) -> DeleteTemplateInput:
+    async def _delete_input(self, build_id: str, template_id: str) -> DeleteTemplateInput | None:
         view = await self._finder.find(build_id)
         tenant = view.tenant if view else await self._finder.owner_of_leftovers(build_id)
         if tenant is None:
-            raise build_not_found(build_id, template_id)
+            return None
         if view is not None and template_id and view.template_id not in ("", template_id):
             raise build_not_found(build_id, template_id)
         own = await self._own_image(view) if view is not None else None

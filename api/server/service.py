@@ -19,9 +19,11 @@ from api.pb import template_manager_pb2 as pb
 from api.pb import template_manager_pb2_grpc as pb_grpc
 from api.server.access import current_caller, require_image
 from api.server.ending import BuildEnder
+from api.server.error_translation import to_api_error
 from api.server.finding import BuildFinder
 from api.server.info import ServiceStatus
 from api.server.interceptor import Context
+from api.server.last_known import LastKnown
 from api.server.listing import BuildListing, list_query
 from api.server.logs import BuildLogs
 from api.server.starting import BuildStarter, StartedBuild
@@ -72,6 +74,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         self._temporal = temporal
         self._status = status
         self._draining = asyncio.Event()
+        self._last_known = LastKnown()
 
     @property
     def is_draining(self) -> bool:
@@ -125,13 +128,20 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
     async def TemplateBuildStatus(
         self, request: pb.TemplateStatusRequest, context: Context
     ) -> pb.TemplateBuildStatusResponse:
-        """Tell everything about a build, and the log lines that are asked for."""
-        view = await self._view(request)
-        message = status_message(view)
-        if view.waits_for_host and view.started is not None:
-            message.waiting.CopyFrom(waiting_message(await self._line.look(view.started)))
-        message.log_entries.extend(await self._log_entries(view, request))
-        return message
+        """Tell everything about a build, and the log lines that are asked for.
+
+        While Temporal is away it is what was last known, if anything is.
+        """
+        try:
+            return await self._looked_up(request)
+        except Exception as error:
+            told = to_api_error(error)
+            if told is None or told.code is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            known = self._last_known.status(request.build_id, request.template_id)
+            if known is None:
+                raise
+            return known
 
     async def TemplateBuildLogs(
         self, request: pb.TemplateBuildLogsRequest, context: Context
@@ -173,24 +183,39 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
     async def TemplateBuildDelete(
         self, request: pb.TemplateBuildDeleteRequest, context: Context
     ) -> Empty:
-        """Remove a template, or whatever a build has left."""
+        """Remove a template, or whatever a build has left; the trailer says if there was any."""
         build_id = require_build_id(request.build_id)
         await self._temporal.require()
-        await self._ender.delete(build_id, request.template_id)
+        found = await self._ender.delete(build_id, request.template_id)
+        context.set_trailing_metadata((("found", str(found).lower()),))
         return Empty()
 
     async def InitLayerFileUpload(
         self, request: pb.InitLayerFileUploadRequest, context: Context
     ) -> pb.InitLayerFileUploadResponse:
         """Say where to put the files of a COPY, or that they are there."""
-        url = await self._bucket.begin_files_upload(
+        upload = await self._bucket.begin_files_upload(
             require_files_hash(request), current_caller.get().tenant
         )
-        return pb.InitLayerFileUploadResponse(present=url is None, url=url)
+        return pb.InitLayerFileUploadResponse(present=upload.is_present, url=upload.url)
 
     async def HealthStatus(self, request: Empty, context: Context) -> pb.HealthStatusResponse:
         """Say whether this process takes new work."""
         return pb.HealthStatusResponse(status=pb.Draining if self._drains() else pb.Healthy)
+
+    async def _looked_up(self, request: pb.TemplateStatusRequest) -> pb.TemplateBuildStatusResponse:
+        try:
+            view = await self._view(request)
+        except ApiError as error:
+            if error.code is grpc.StatusCode.NOT_FOUND:
+                self._last_known.forget(request.build_id)
+            raise
+        message = status_message(view)
+        if view.waits_for_host and view.started is not None:
+            message.waiting.CopyFrom(waiting_message(await self._line.look(view.started)))
+        self._last_known.keep(view.build_id, view.tenant, message)
+        message.log_entries.extend(await self._log_entries(view, request))
+        return message
 
     def _drains(self) -> bool:
         """Whether it is ending, or was told to say another status than Healthy."""

@@ -12,6 +12,7 @@ from activities.store.objects import files_name, template_prefix
 
 if TYPE_CHECKING:  # loading Google's client takes longer than starting the rest of the API
     from activities.store.bucket import Bucket
+    from activities.store.files import FilesUpload
     from activities.store.metadata import TemplateMetadata
 
 
@@ -85,10 +86,10 @@ class TemplateBucket:
 
         return await asyncio.to_thread(look)
 
-    async def begin_files_upload(self, sha256: str, tenant: str) -> str | None:
-        """Return where to PUT the tar of a tenant's COPY, or None when it is there."""
+    async def begin_files_upload(self, sha256: str, tenant: str) -> FilesUpload:
+        """Return where to PUT the tar of a tenant's COPY, and whether it is there."""
 
-        def begin() -> str | None:
+        def begin() -> FilesUpload:
             from activities.store.files import begin_files_upload
 
             return begin_files_upload(self._connect(), sha256, tenant)

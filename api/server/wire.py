@@ -9,6 +9,7 @@ from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from activities.contract.names import Step
 from activities.contract.results import UploadedArtifact
 from activities.contract.status import BuildFailure, BuildState, LogEntry, LogLevel, StepRecord
 from activities.contract.text import one_line, readable
@@ -44,6 +45,9 @@ _WHYS = {
 }
 
 
+_BASE = (Step.LEASE, Step.PULL, Step.ROOTFS)
+
+
 def status_message(view: BuildView) -> pb.TemplateBuildStatusResponse:
     """Return the answer to a status request, without log lines."""
     message = pb.TemplateBuildStatusResponse(
@@ -69,16 +73,28 @@ def status_message(view: BuildView) -> pb.TemplateBuildStatusResponse:
 
 
 def log_message(entry: LogEntry) -> pb.TemplateBuildLogEntry:
-    """Return a log line. The step, if any, is among the fields."""
+    """Return a log line. Among the fields is its step, in E2B's words and in ours."""
     fields = {name: readable(value) for name, value in entry.fields.items()}
     if entry.step:
-        fields["step"] = str(entry.step)
+        fields["step"] = e2b_step(entry.step, entry.step_number)
+        fields["pipeline_step"] = str(entry.step)
     return pb.TemplateBuildLogEntry(
         timestamp=timestamp(entry.timestamp),
         message=one_line(entry.message),
         level=level_number(entry.level),
         fields=fields,
     )
+
+
+def e2b_step(step: Step, number: int | None) -> str:
+    """Name where a build is as E2B does: `base`, the number of a step of the request, `finalize`.
+
+    Source: the Python SDK (e2b 2.45 to 2.63) takes the number as that of the line that wrote the
+    step, and `base` and `finalize` as the first and the last one.
+    """
+    if number is not None:
+        return str(number)
+    return "base" if step in _BASE else "finalize"
 
 
 def summary_message(build: ListedBuild) -> pb.TemplateBuildSummary:
@@ -153,9 +169,11 @@ def _reason(view: BuildView) -> pb.TemplateBuildStatusReason | None:
 
 
 def _failure(failure: BuildFailure) -> pb.TemplateBuildStatusReason:
+    step = failure.step
     return pb.TemplateBuildStatusReason(
         message=one_line(failure.message),
-        step=failure.step,
+        step=e2b_step(step, failure.step_number) if step else None,
+        pipeline_step=step or "",
         error_type=readable(failure.error_type),
         hint=one_line(failure.hint),
         log_tail=map(readable, failure.log_tail),

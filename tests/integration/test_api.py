@@ -213,7 +213,8 @@ async def test_a_failed_build_tells_why_and_what_to_do(api: Api) -> None:
     status = await api.ended((await api.client.create(api.template())).build_id)
     assert (status.status, status.state) == (pb.Failed, "failed")
     reason = status.reason
-    assert (reason.error_type, reason.step) == ("ImageNotFoundError", "pull_image")
+    assert (reason.error_type, reason.pipeline_step) == ("ImageNotFoundError", "pull_image")
+    assert reason.step == "base"  # as E2B's clients name it
     assert reason.message == "no such image"
     assert list(reason.log_tail) == ["last line"]
     assert "tag" in reason.hint
@@ -226,6 +227,14 @@ async def test_an_unknown_build_is_not_found(api: Api) -> None:
             await call(unknown)
         assert caught.value.code is grpc.StatusCode.NOT_FOUND
         assert caught.value.reason == "BUILD_NOT_FOUND"
+
+
+async def test_an_unknown_build_is_deleted_already(api: Api) -> None:
+    """E2B's clients take an error for a delete that has to be done again."""
+    async with raw_stub(api.server.address) as stub:
+        call = stub.TemplateBuildDelete(pb.TemplateBuildDeleteRequest(build_id=str(uuid.uuid4())))
+        await call
+        assert ("found", "false") in tuple(await call.trailing_metadata())
 
 
 async def test_another_template_s_build_is_not_found(api: Api) -> None:
@@ -907,6 +916,9 @@ async def test_while_temporal_is_away_calls_are_unavailable_and_health_says_so(
         await serving(server.address, True)
         of_a_worker = temporal_readiness(lazy)
         assert (await server.readiness(), await of_a_worker()) == ("", "")
+        known = (await client.create(template_of())).build_id
+        before = await client.status(known)
+        assert not before.HasField("known_until")
         await environment.shutdown()
         await serving(server.address, False)
         assert await server.readiness() == "Temporal does not answer"
@@ -916,6 +928,9 @@ async def test_while_temporal_is_away_calls_are_unavailable_and_health_says_so(
         assert caught.value.code is grpc.StatusCode.UNAVAILABLE
         assert caught.value.reason == "TEMPORAL_UNAVAILABLE"
         assert caught.value.retry_after_seconds
+        away = await client.status(known)
+        assert away.HasField("known_until")
+        assert (away.status, away.run_id) == (pb.Building, before.run_id)
         assert (await client.health()).status == pb.Healthy
 
         environment = await start(int(address.rpartition(":")[2]))

@@ -284,6 +284,7 @@ async def test_a_failing_step_is_named_with_its_reason(
     seconds = 5 if "sleep" in step.command else 120
     with pytest.raises(ImageStepError, match=f"^step 2: .*{why}$") as error:
         await host.build(base, Env(variables=(("A", "1"),)), step, timeout_seconds=seconds)
+    assert error.value.failure().step_number == 2
     if "to-out" in step.command:
         assert set(error.value.log_tail) == {"to-out", "to-err"}
 

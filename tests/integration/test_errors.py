@@ -284,7 +284,7 @@ async def test_a_cancelled_build_says_so(api: Api) -> None:
     await api.client.cancel(build_id)
     status = await api.client.status(build_id)
     assert status.reason.error_type == "BuildCancelledError"
-    assert (status.reason.message, status.reason.step) == ("cancelled", "build_rootfs")
+    assert (status.reason.message, status.reason.pipeline_step) == ("cancelled", "build_rootfs")
     assert status.reason.hint
 
 

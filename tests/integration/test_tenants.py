@@ -90,6 +90,8 @@ REQUESTS: dict[str, Callable[[str, str], Message]] = {
 
 OK, PUBLISHED = "", "TEMPLATE_ALREADY_PUBLISHED"
 NO_RIGHT, NO_TOKEN, NO_BUILD = "RIGHT_MISSING", "TOKEN_MISSING", "BUILD_NOT_FOUND"
+NOTHING = "NOTHING_FOUND"
+"""Of a delete that succeeds, since there was nothing to remove."""
 # About a completed build of the owner's: what is told to each of ROLES.
 TOLD: dict[str, tuple[str, ...]] = {
     "HealthStatus": (OK, OK, OK, OK, OK),
@@ -101,7 +103,7 @@ TOLD: dict[str, tuple[str, ...]] = {
     "InitLayerFileUpload": (OK, NO_RIGHT, OK, OK, NO_TOKEN),
     "TemplateBuildRetry": ("BUILD_NOT_FAILED", NO_RIGHT, NO_BUILD, "BUILD_NOT_FAILED", NO_TOKEN),
     "TemplateBuildCancel": (PUBLISHED, NO_RIGHT, NO_BUILD, PUBLISHED, NO_TOKEN),
-    "TemplateBuildDelete": (OK, NO_RIGHT, NO_BUILD, OK, NO_TOKEN),
+    "TemplateBuildDelete": (OK, NO_RIGHT, NOTHING, OK, NO_TOKEN),
     "ServiceInfo": (OK, OK, OK, OK, OK),
     "ServiceStatusOverride": (NO_RIGHT, NO_RIGHT, NO_RIGHT, OK, NO_TOKEN),
 }
@@ -141,7 +143,7 @@ class Tenants:
         return template.build_id
 
     async def call(self, method: str, request: Message, role: str) -> list[Message]:
-        """Make a call and return its answers. Raises CallError."""
+        """Make a call and return its answers. Raises CallError, also when it found NOTHING."""
         told = RPCS[method]
         async with grpc.aio.insecure_channel(self.address) as channel:
             path = f"/{told.containing_service.full_name}/{method}"
@@ -152,9 +154,13 @@ class Tenants:
                     stream = channel.unary_stream(path, write, read.FromString)
                     return [answer async for answer in stream(request, metadata=token, timeout=30)]
                 unary = channel.unary_unary(path, write, read.FromString)
-                return [await unary(request, metadata=token, timeout=30)]
+                call = unary(request, metadata=token, timeout=30)
+                answer, trailers = await call, tuple(await call.trailing_metadata() or ())
             except grpc.aio.AioRpcError as error:
                 raise explain(error, self.address) from None
+        if ("found", "false") in trailers:
+            raise CallError(grpc.StatusCode.OK, "nothing to remove", reason=NOTHING)
+        return [answer]
 
     async def reason(self, method: str, build_id: str, role: str) -> str:
         """Make a call about a build and return why it is refused; "" when it is not."""
@@ -304,7 +310,9 @@ async def test_another_s_build_is_as_one_that_never_was(
 
     for method in BY_BUILD:
         assert await told(method, build_id) == await told(method, unknown), method
-        assert (await told(method, build_id))[0] is grpc.StatusCode.NOT_FOUND
+        is_delete = method == "TemplateBuildDelete"
+        code = grpc.StatusCode.OK if is_delete else grpc.StatusCode.NOT_FOUND
+        assert (await told(method, build_id))[0] is code
     base = pb.FromTemplateConfig(build_id=build_id)
     on_unknown = pb.FromTemplateConfig(build_id=unknown)
     messages = []

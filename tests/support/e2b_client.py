@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 import time
+import uuid
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,10 @@ def main(address: str, template_id: str, build_id: str) -> None:
         seen["status"] = pb.TemplateBuildState.Name(answer.status)
         seen["rootfs_size"] = answer.metadata.rootfsSizeKey
         delete = pb.TemplateBuildDeleteRequest(templateID=template_id, buildID=build_id)
-        service.TemplateBuildDelete(delete)
+        for _ in range(2):  # an unknown build is deleted, too
+            service.TemplateBuildDelete(delete)
+        unknown = pb.TemplateBuildDeleteRequest(templateID=template_id, buildID=str(uuid.uuid4()))
+        service.TemplateBuildDelete(unknown)
         try:
             service.TemplateBuildStatus(request)
         except grpc.RpcError as error:

@@ -114,7 +114,8 @@ def failed() -> pb.TemplateBuildStatusResponse:
         state="failed",
         reason=pb.TemplateBuildStatusReason(
             message="exit code [127]",
-            step="boot_and_snapshot",
+            step="finalize",
+            pipeline_step="boot_and_snapshot",
             error_type="StartCommandError",
             hint="Run it in a container.",
             log_tail=["sh: [red]serve[/red]: not found"],
@@ -254,7 +255,10 @@ def test_a_log_line_names_its_step_and_a_bad_level(
 ) -> None:
     local_zone(zone)
     entry = pb.TemplateBuildLogEntry(
-        timestamp=at(0), message="[bold]x", level=pb.Warn, fields={"step": "pull_image"}
+        timestamp=at(0),
+        message="[bold]x",
+        level=pb.Warn,
+        fields={"step": "base", "pipeline_step": "pull_image"},
     )
     assert shown(log_line(entry)).rstrip() == f"{clock} pull_image        WARN [bold]x"
 
@@ -419,7 +423,10 @@ def test_small_files_are_not_told_as_nothing() -> None:
 
 def test_a_cancelled_build_is_told_once() -> None:
     reason = pb.TemplateBuildStatusReason(
-        message="cancelled", step="lease_host", error_type="BuildCancelledError", hint="Again."
+        message="cancelled",
+        pipeline_step="lease_host",
+        error_type="BuildCancelledError",
+        hint="Again.",
     )
     status = pb.TemplateBuildStatusResponse(state="cancelled", reason=reason)
     assert shown(failure_text(status)) == "build cancelled in lease_host\n→ Again.\n"

@@ -62,7 +62,7 @@ def status_of(text: str) -> pb.TemplateBuildStatusResponse:
 @settings(deadline=None)
 def test_what_a_build_says_reaches_a_terminal_as_text_alone(text: str) -> None:
     status = status_of(text)
-    entry = pb.TemplateBuildLogEntry(message=text, fields={"step": text}, level=pb.Error)
+    entry = pb.TemplateBuildLogEntry(message=text, fields={"pipeline_step": text}, level=pb.Error)
     error = CallError(grpc.StatusCode.INTERNAL, "", text, text, (Violation(text, text),))
     things = (log_line(entry), failure_text(status), build_table(text, status), error_text(error))
     for terminal in (True, False):
@@ -75,7 +75,7 @@ def test_a_live_view_shows_text_alone(text: str) -> None:
     file = io.StringIO()
     with LiveView(TextConsole(file=file, width=60, force_terminal=True)) as view:
         view.status(status_of(text))
-        entry = pb.TemplateBuildLogEntry(message=text, fields={"step": text})
+        entry = pb.TemplateBuildLogEntry(message=text, fields={"pipeline_step": text})
         view.line(pb.TemplateBuildLogsResponse(entry=entry))
     assert is_harmless(file.getvalue())
 
