@@ -128,6 +128,25 @@ def draining() -> ApiError:
     )
 
 
+def tenant_limit(
+    tenant: str, limit: str, allowed: int, used: int, *, retry_after_seconds: float | None
+) -> ApiError:
+    """Return the error for what a tenant's limit of that name does not allow.
+
+    Without a time to retry it will never be granted: `used` is what was asked for.
+    """
+    return ApiError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "TENANT_LIMIT",
+        f"{limit} of tenant {tenant}: {used}, of {allowed} that are allowed",
+        hint="Wait until builds have ended or delete templates; an operator sets the limits."
+        if retry_after_seconds
+        else "Ask for less; an operator sets the limits.",
+        metadata={"limit": limit, "allowed": str(allowed), "used": str(used)},
+        retry_after_seconds=retry_after_seconds,
+    )
+
+
 def internal_error(incident: str) -> ApiError:
     """Return what a client learns of a bug of ours: where to find it in the log."""
     return ApiError(

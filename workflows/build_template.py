@@ -72,6 +72,11 @@ class BuildTemplate:
         await asyncio.sleep(0)  # lines published before this signal come first
         self._hosts.hold.granted(lease)
 
+    @workflow.signal
+    def turn_granted(self) -> None:
+        """Learn that it is this build's turn among those of its tenant."""
+        self._hosts.turn.granted()
+
     @workflow.query
     def status(self) -> BuildStatus:
         """Tell everything about the build."""
@@ -86,6 +91,7 @@ class BuildTemplate:
             timeline=timeline.records,
             failure=self._telling.failure,
             published=self._kept.published,
+            waits_for_turn=self._hosts.turn.is_awaited,
         )
 
     # ---- The pipeline

@@ -36,6 +36,7 @@ from activities.contract.names import SHARED_HOST_TASK_QUEUE, lease_task_queue
 from activities.contract.requests import BuildOptions, TemplateConfig
 from activities.contract.scope import BuildScope, HostLease
 from workflows.calling import call
+from workflows.turn import Turn
 
 
 class HostHold:
@@ -49,10 +50,13 @@ class HostHold:
         *,
         preferred_host: str | None,
         weight: float = 1,
+        turn: Turn | None = None,
     ) -> None:
         """`preferred_host` has what an earlier run of the build left; it is asked first. `weight`
-        is the tenant's, among those that wait for a host."""
+        is the tenant's, among those that wait for a host. `turn` is waited for before any host.
+        """
         self.lease: HostLease | None = None
+        self._in_line = turn
         self._config = config
         self._options = options
         self._lost = lost
@@ -81,7 +85,14 @@ class HostHold:
             await self._task
 
     async def release(self) -> None:
-        """Give the slot back and wait until the host has let go."""
+        """Give the slot back and wait until the host has let go; then the turn."""
+        try:
+            await self._let_go()
+        finally:
+            if self._in_line is not None:
+                await self._in_line.give_back()
+
+    async def _let_go(self) -> None:
         if self._task is None:
             return
         self._releasing = True
@@ -111,6 +122,8 @@ class HostHold:
             )
 
     async def _keep(self) -> None:
+        if self._in_line is not None:
+            await self._in_line.take()
         retake_from = self._preferred_host
         while True:
             try:

@@ -10,11 +10,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
+from datetime import datetime, timedelta
 
 from temporalio import workflow
-from temporalio.exceptions import FailureError
+from temporalio.exceptions import ApplicationError, FailureError
 
-from activities.contract.errors import CheckpointLostError, error_type_of, failure_of
+from activities.contract.errors import (
+    BuildTooLongError,
+    CheckpointLostError,
+    error_type_of,
+    failure_of,
+)
 from activities.contract.inputs import BuildInput
 from activities.contract.names import Step
 from activities.contract.scope import BuildScope, HostLease
@@ -23,6 +29,7 @@ from workflows.host_hold import HostHold
 from workflows.kept import Kept
 from workflows.leased_host import LeasedHost
 from workflows.telling import Telling
+from workflows.turn import Turn
 
 MAX_REWINDS = 5
 
@@ -40,12 +47,16 @@ class HostLoop:
         undos: Compensations,
     ) -> None:
         self._config, self._options = build.config, build.options
+        self._seconds = build.terms.build_seconds
+        self._ends_at: datetime | None = None
+        self.turn = Turn(build)
         self.hold = HostHold(
             build.config,
             build.options,
             self._host_lost,
             preferred_host=kept.done.host,
             weight=build.fairness_weight,
+            turn=self.turn,
         )
         self._kept = kept
         self._telling = telling
@@ -105,11 +116,16 @@ class HostLoop:
         work = asyncio.ensure_future(pipeline(host))
         try:
             await workflow.wait_condition(
-                lambda: work.done() or self.hold.lease != lease or self.hold.has_failed()
+                lambda: work.done() or self.hold.lease != lease or self.hold.has_failed(),
+                timeout=self._seconds_left(),
             )
         except asyncio.CancelledError:
             await _stop(host, work)
             raise
+        except TimeoutError:
+            await _stop(host, work)
+            if self._kept.published is None:
+                raise self._too_long() from None
         if work.done():
             work.result()
             return
@@ -117,6 +133,19 @@ class HostLoop:
         if self._kept.published is None:
             self._telling.timeline.stop_running("rewound")
             await self._leave(lease)
+
+    def _seconds_left(self) -> float | None:
+        """Return how long the build may still take; None, and no timer, without a limit."""
+        if self._seconds is None:
+            return None
+        now = workflow.now()
+        self._ends_at = self._ends_at or now + timedelta(seconds=self._seconds)
+        return max(0.0, (self._ends_at - now).total_seconds())
+
+    def _too_long(self) -> ApplicationError:
+        return BuildTooLongError(
+            f"it took longer than a build of tenant {self._config.tenant} may: {self._seconds:g} s"
+        ).to_application_error()
 
     async def _leave(self, lease: HostLease) -> None:
         """Undo on a host that is no longer ours, unless it is gone: its sweep will do it then."""

@@ -99,6 +99,9 @@ def _all_steps(options: BuildOptions) -> float:
 
 # fmt: off
 POLICIES = {
+    # A tenant's line
+    "enter_line":          Policy(MINUTE, UNLIMITED),
+    "look_at_line":        Policy(5 * MINUTE, attempts=3),
     # A host
     "hold_host":           Policy(MAX_HOLD, attempts=1, wait=lambda o: o.lease_wait_seconds,
                                   heartbeat=True, undo="release_host"),

@@ -9,7 +9,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
 from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint
-from activities.contract.errors import error_type_of
+from activities.contract.errors import TemplateTooLargeError, error_type_of
 from activities.contract.image_steps import added_layers
 from activities.contract.inputs import (
     BuildImageInput,
@@ -68,6 +68,7 @@ class BuildSteps:
     ) -> None:
         self._config = build.config
         self._options = build.options
+        self._terms = build.terms
         self._kept = kept
         self._telling = telling
         self._undos = undos
@@ -136,8 +137,17 @@ class BuildSteps:
             rootfs = await self._rootfs_with_steps(host, image)
         else:
             rootfs = await self._flatten(host, self._rootfs_input(host, image))
+        self._require_size(rootfs)
         self._kept.keep(rootfs=rootfs)
         return rootfs
+
+    def _require_size(self, rootfs: RootfsCheckpoint) -> None:
+        most, size = self._terms.template_mb, rootfs.size_bytes // MIB + self._config.memory_mb
+        if most is not None and size > most:
+            raise TemplateTooLargeError(
+                f"disk and memory are {size} MiB; one template of tenant {self._config.tenant} may "
+                f"have {most} MiB"
+            ).to_application_error()
 
     async def _rootfs_with_steps(self, host: LeasedHost, image: PulledImage) -> RootfsCheckpoint:
         bare = await self._flatten(host, _bare(self._rootfs_input(host, image)))

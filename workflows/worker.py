@@ -10,6 +10,7 @@ from workflows.build_template import BuildTemplate
 from workflows.delete_template import DeleteTemplate
 from workflows.inspect_host import InspectHost
 from workflows.sweep import SweepBucket, SweepHost
+from workflows.tenant_line import TenantLine
 
 WORKFLOWS: Sequence[type] = (
     BuildTemplate,
@@ -17,6 +18,7 @@ WORKFLOWS: Sequence[type] = (
     SweepHost,
     SweepBucket,
     InspectHost,
+    TenantLine,
 )
 
 

@@ -499,6 +499,30 @@ class NoHostError(TemplateManagerError):
     hint = "Check that KVM hosts run (template-manager host) and have free slots, then retry."
 
 
+class NoTurnError(TemplateManagerError):
+    """Other builds of the same tenant, which may run only so many at once, left it no turn."""
+
+    hint = (
+        "Retry it when fewer of your builds wait (template-manager list --state building); an "
+        "operator sets the limit in the tenants' file."
+    )
+
+
+class BuildTooLongError(TemplateManagerError):
+    """The build took longer than its tenant's builds may."""
+
+    hint = "Let it do less, or ask an operator for a longer build_seconds in the tenants' file."
+
+
+class TemplateTooLargeError(TemplateManagerError):
+    """The template's disk and memory are larger than its tenant's may be."""
+
+    hint = (
+        "Use a smaller image, less memory or less free disk, or ask an operator for a larger "
+        "template_mb in the tenants' file."
+    )
+
+
 class SealedSecretError(TemplateManagerError):
     """A sealed secret cannot be opened here."""
 

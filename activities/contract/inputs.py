@@ -6,6 +6,7 @@ from pydantic import Field
 
 from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint
 from activities.contract.image_steps import ImageStep
+from activities.contract.line import TenantTerms
 from activities.contract.model import Model
 from activities.contract.names import (
     DEFAULT_TENANT,
@@ -35,6 +36,9 @@ class BuildInput(Model):
     """What an earlier run of this build has finished; a retry starts from it."""
     fairness_weight: float = Field(default=1, gt=0, exclude_if=lambda weight: weight == 1)
     """Of its tenant: one of weight 2 gets twice as many hosts as one of 1, while both wait."""
+    terms: TenantTerms = Field(
+        default=TenantTerms(), exclude_if=lambda terms: terms == TenantTerms()
+    )
 
 
 class HoldHostInput(Model):

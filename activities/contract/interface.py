@@ -31,6 +31,7 @@ from activities.contract.inputs import (
     VerifySnapshotInput,
     WaitUntilReadyInput,
 )
+from activities.contract.line import EnterLineInput, LineLook, LookAtLineInput
 from activities.contract.results import (
     DeletedTemplate,
     DiscardedUpload,
@@ -61,6 +62,20 @@ class HostReleaseActivities(ABC):
     @abstractmethod
     async def release_host(self, scope: BuildScope, /) -> None:
         """End the hold of this lease: a cancellation would wait for the next heartbeat."""
+
+
+class TenantLineActivities(ABC):
+    """A tenant's own line (queue `template-manager`)."""
+
+    @activity.defn(name="enter_line")
+    @abstractmethod
+    async def enter_line(self, enter: EnterLineInput, /) -> None:
+        """Bring a build into its tenant's line, which is begun if there is none."""
+
+    @activity.defn(name="look_at_line")
+    @abstractmethod
+    async def look_at_line(self, look: LookAtLineInput, /) -> LineLook:
+        """Say which of the builds run no more, and what the tenant's limits are now."""
 
 
 class CheckpointActivities(ABC):
@@ -222,7 +237,7 @@ class BucketSweepActivities(ABC):
     @activity.defn(name="sweep_bucket")
     @abstractmethod
     async def sweep_bucket(self, sweep: SweepInput, /) -> SweepReport:
-        """Remove parts and leases of builds that can no longer use them."""
+        """Remove parts and leases of builds that can no longer use them; count what is stored."""
 
 
 class DeletionActivities(ABC):

@@ -45,8 +45,10 @@ SHARED_HOST_TASK_QUEUE = "kvm-hosts"
 SWEEP_HOST_WORKFLOW = "SweepHost"
 SWEEP_BUCKET_WORKFLOW = "SweepBucket"
 INSPECT_HOST_WORKFLOW = "InspectHost"
+TENANT_LINE_WORKFLOW = "TenantLine"
 BUILD_WORKFLOW = "template-build-"
 DELETE_WORKFLOW = "template-delete-"
+TENANT_LINE = "tenant-line-"
 
 
 def tenant_mark(tenant: str) -> str:
@@ -63,6 +65,11 @@ def build_workflow_id(build_id: str) -> str:
 def delete_workflow_id(build_id: str) -> str:
     """Name the workflow that deletes `build_id`."""
     return f"{DELETE_WORKFLOW}{build_id}"
+
+
+def tenant_line_workflow_id(tenant: str) -> str:
+    """Name the workflow that gives the builds of a tenant their turns."""
+    return f"{TENANT_LINE}{tenant}"
 
 
 def build_of_workflow(workflow_id: str) -> str:

@@ -106,6 +106,8 @@ class BuildStatus(Model):
     published: PublishedTemplate | None = None
     is_login_left_out: bool = Field(default=False, exclude_if=lambda left_out: not left_out)
     """In an archive: whether the config had a registry login, which is not kept there."""
+    waits_for_turn: bool = Field(default=False, exclude_if=lambda waits: not waits)
+    """Whether its tenant runs as many builds as it may."""
 
 
 class BuildResult(Model):

@@ -15,6 +15,7 @@ from activities.store.bucket import Bucket
 from activities.store.files import leftover_files
 from activities.store.lease_numbers import LeaseObjects
 from activities.store.probe import leftover_probes
+from activities.store.stored import count_stored
 from activities.template.upload import leftover_parts
 
 
@@ -30,7 +31,9 @@ class BucketSweep(BucketSweepActivities):
 
     @activity.defn(name="sweep_bucket")
     async def sweep_bucket(self, sweep: SweepInput, /) -> SweepReport:
-        """Remove parts and leases of builds that can no longer use them."""
+        """Remove parts and leases of builds that can no longer use them; count what is stored."""
+        if not sweep.dry_run:
+            await asyncio.to_thread(count_stored, self._bucket)
         found = await asyncio.to_thread(self._list)
         owners = Owners(self._describe, self._leases)
         orphans = await owners.orphans(found, self._late_arrival_seconds)

@@ -10,6 +10,7 @@ from temporalio.client import Client
 from activities.disk.data_dir import DataDir
 from activities.host.bucket_sweep import BucketSweep
 from activities.host.orphans import describe_with
+from activities.host.tenant_lines import TenantLines
 from activities.image.docker_daemon import make_docker_client
 from activities.image.docker_steps import DockerImageStepActivities
 from activities.image.pull import DockerImageActivities
@@ -18,6 +19,7 @@ from activities.microvm.microvm import HostMicrovmActivities
 from activities.microvm.network import NetnsNetworkActivities
 from activities.process.sealing import Sealer
 from activities.process.settings import Settings
+from activities.process.tenants_file import TenantsFile
 from activities.rootfs.rootfs import HostRootfsActivities
 from activities.step.checkpoints import CheckpointStore
 from activities.step.discarding import HostCheckpointActivities
@@ -64,14 +66,17 @@ def step_activities(  # noqa: PLR0917 # what a host has, in the order in which i
 
 
 def bucket_activities(settings: Settings, client: Client) -> list[Activity]:
-    """Return what the queue of the workflows serves: all that needs no host."""
+    """Return what the queue of the workflows serves: all that needs no host.
+
+    Raises TenantsFileError when the tenants' file cannot be read.
+    """
     bucket = Bucket(settings.bucket)
     sealer = Sealer(settings.secret_keys)
+    describe = describe_with(client)
     return served_by(
         BucketUploadUndoActivities(bucket),
         BucketLogActivities(bucket),
         BucketDeletionActivities(bucket, sealer, settings),
-        BucketSweep(
-            bucket, describe_with(client), late_arrival_seconds=settings.late_arrival_seconds
-        ),
+        BucketSweep(bucket, describe, late_arrival_seconds=settings.late_arrival_seconds),
+        TenantLines(client, describe, TenantsFile(settings.tenants_file)),
     )

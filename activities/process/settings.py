@@ -65,6 +65,8 @@ class Settings(BaseSettings):
     before these ran in VMs: only where all tenants are trusted with the hosts."""
     secret_keys: SecretStr = SecretStr("")
     """Comma-separated `<key id>:<base64 of 32 bytes>`; the first seals, all open."""
+    tenants_file: Path | None = None
+    """What each tenant may use, see `activities.process.tenants_file`; API and workers read it."""
     sweep_interval_seconds: Annotated[float, Field(ge=1)] = 600
 
     # API

@@ -218,6 +218,12 @@ class Bucket:
         with _errors(f"list {prefix or 'all objects'}"):
             return [_stored(blob) for blob in self._blobs(prefix)]
 
+    def list_with_metadata(self) -> Iterator[tuple[StoredObject, Mapping[str, str]]]:
+        """Yield every object of the bucket, each with its custom metadata."""
+        with _errors("list all objects"):
+            for blob in self._blobs(None):
+                yield _stored(blob), blob.metadata or {}
+
     def list_dated(
         self, *, prefix: str | None = None, glob: str | None = None
     ) -> list[tuple[StoredObject, float]]:

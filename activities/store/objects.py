@@ -27,6 +27,7 @@ OWNERS = ".owners/"
 LOGS = "logs/"
 FILES = "files/"
 PROBES = ".doctor/"
+STORED = ".stored.json"
 PARTS_GLOB = "*/.parts/**"
 """All parts of all builds (`**` crosses slashes)."""
 
@@ -45,6 +46,7 @@ class ObjectKind(StrEnum):
     LOG = "log"
     FILES = "files"
     PROBE = "probe"
+    STORED = "what is stored"
 
 
 class ObjectName(NamedTuple):
@@ -130,6 +132,11 @@ def probe_name() -> str:
     return f"{PROBES}{uuid.uuid4()}"
 
 
+def stored_name() -> str:
+    """Name the object that says how much each tenant has stored."""
+    return STORED
+
+
 def parse_object_name(name: str) -> ObjectName | None:
     """Tell what an object is by its name; None for one that is not ours."""
     for kind, pattern in _PATTERNS.items():
@@ -148,4 +155,5 @@ _PATTERNS = {
     ObjectKind.LOG: re.compile(rf"{LOGS}{_TENANT}{_BUILD}\.jsonl"),
     ObjectKind.FILES: re.compile(rf"{FILES}{_TENANT}[0-9a-f]{{64}}\.tar"),
     ObjectKind.PROBE: re.compile(rf"{re.escape(PROBES)}.+"),
+    ObjectKind.STORED: re.compile(re.escape(STORED)),
 }

@@ -57,6 +57,7 @@ from activities.store.objects import (
     parts_prefix,
     template_prefix,
 )
+from activities.store.stored import TENANT_METADATA
 from activities.template.upload import PartSender, Scan, compose_tree, scan
 
 T = TypeVar("T")
@@ -352,7 +353,7 @@ def remove_listed(bucket: Bucket, prefix: str, objects: Sequence[StoredObject]) 
 
 def _whose(scope: BuildScope) -> dict[str, str]:
     """Return the custom metadata of a template's objects, for those who see no `metadata.json`."""
-    return {"tenant": scope.tenant}
+    return {TENANT_METADATA: scope.tenant}
 
 
 def _is(stored: StoredObject, found: Scan) -> bool:

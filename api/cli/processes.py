@@ -91,10 +91,14 @@ def api(
 @app.command(rich_help_panel=PROCESSES, epilog="Example: template-manager worker")
 def worker() -> None:
     """Run the workflows."""
+    from activities.process.tenants_file import TenantsFileError
     from api.cli.workflow_worker import run
 
     settings = read_settings()
-    _run_process("worker", settings, lambda: run(settings))
+    try:
+        _run_process("worker", settings, lambda: run(settings))
+    except TenantsFileError as error:
+        fail(str(error), "", Exit.USAGE, as_json=False)
 
 
 @app.command(

@@ -19,7 +19,8 @@ from workflows.worker import WORKFLOWS, sandbox
 async def run(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT.
 
-    Raises TemporalUnavailableError, AddressTakenError, and what the worker fails with.
+    Raises TenantsFileError, TemporalUnavailableError, AddressTakenError, and what the worker fails
+    with.
     """
     identity = f"worker@{socket.gethostname()}:{os.getpid()}"
     client = await connect(identity, runtime=runtime_for(settings))

@@ -25,6 +25,7 @@ class WaitReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     AllDraining: _ClassVar[WaitReason]
     AllBusy: _ClassVar[WaitReason]
     SlotIsFree: _ClassVar[WaitReason]
+    TenantLimit: _ClassVar[WaitReason]
 
 class HealthState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -51,6 +52,7 @@ NoHosts: WaitReason
 AllDraining: WaitReason
 AllBusy: WaitReason
 SlotIsFree: WaitReason
+TenantLimit: WaitReason
 Healthy: HealthState
 Draining: HealthState
 Debug: LogLevel

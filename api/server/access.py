@@ -25,6 +25,8 @@ import structlog
 
 from activities.contract.image_reference import ImageReference, ImageReferenceError
 from activities.contract.names import DEFAULT_TENANT, TENANT_NAME
+from activities.process.tenants_file import TenantsFile
+from activities.process.watched_file import WatchedFile
 from api.errors import ApiError
 from api.server.image_patterns import ImagePattern
 
@@ -154,38 +156,21 @@ class Tokens:
 
     def __init__(self, path: Path) -> None:
         """Raises TokenFileError and OSError when it cannot be read now."""
-        self._path = path
-        self._changed = self._stamp()
-        self._callers = parse_tokens(path.read_text())
+        self._file = WatchedFile(path, parse_tokens)
 
     def find(self, token: str) -> Caller | None:
         """Return whose token it is. Takes as long for a wrong one as for a right one."""
-        self._reload()
         digest, found = hash_token(token), None
-        for known, caller in self._callers.items():
+        for known, caller in self._file.current().items():
             if hmac.compare_digest(known, digest):
                 found = caller
         return found
 
     def of_certificate(self, names: Collection[str]) -> Caller | None:
         """Return whose client certificate it is, by its names; None when lines disagree."""
-        self._reload()
-        found = {self._callers.get(f"{CERTIFICATE}{name}") for name in names} - {None}
+        callers = self._file.current()
+        found = {callers.get(f"{CERTIFICATE}{name}") for name in names} - {None}
         return found.pop() if len(found) == 1 else None
-
-    def _stamp(self) -> tuple[int, int, int]:
-        status = self._path.stat()
-        return status.st_mtime_ns, status.st_size, status.st_ino
-
-    def _reload(self) -> None:
-        try:
-            stamp = self._stamp()
-            if stamp != self._changed:
-                self._callers = parse_tokens(self._path.read_text())
-                self._changed = stamp
-                _log.info("token file read again", tokens=len(self._callers))
-        except (OSError, TokenFileError) as error:
-            _log.error("token file cannot be read: the last one counts", error=str(error))
 
 
 @dataclass
@@ -213,9 +198,13 @@ class RateLimit:
 class Access:
     """Decides about each call."""
 
-    def __init__(self, tokens: Tokens | None, limit: RateLimit | None) -> None:
+    def __init__(
+        self, tokens: Tokens | None, limit: RateLimit | None, tenants: TenantsFile | None = None
+    ) -> None:
         self._tokens = tokens
         self._limit = limit
+        self._tenants = tenants or TenantsFile(None)
+        self._of_tenants: dict[str, RateLimit] = {}
 
     def admit(
         self,
@@ -235,6 +224,8 @@ class Access:
             self._require_rate(peer)  # so that tokens cannot be guessed at any speed
             raise
         self._require_rate(f"{caller.tenant}/{caller.name}" if caller.is_known else peer)
+        if caller.is_known or self._tokens is None:
+            self._require_rate_of_tenant(caller.tenant)
         if caller.right < needed:
             raise ApiError(
                 grpc.StatusCode.PERMISSION_DENIED,
@@ -271,14 +262,34 @@ class Access:
 
     def _require_rate(self, name: str) -> None:
         seconds = self._limit.wait_seconds(name) if self._limit else 0.0
+        if seconds > 0 and self._limit:
+            raise _too_many_calls(name, self._limit, seconds)
+
+    def _require_rate_of_tenant(self, tenant: str) -> None:
+        limits = self._tenants.limits_of(tenant)
+        if limits.calls_per_second is None:
+            return
+        limit = self._rate_of(tenant, limits.calls_per_second, limits.burst)
+        seconds = limit.wait_seconds(tenant)
         if seconds > 0:
-            raise ApiError(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                "TOO_MANY_CALLS",
-                f"{name} makes too many calls",
-                hint="Call less often; follow a log instead of asking for the status.",
-                retry_after_seconds=seconds,
-            )
+            raise _too_many_calls(f"tenant {tenant}", limit, seconds)
+
+    def _rate_of(self, tenant: str, per_second: float, burst: int) -> RateLimit:
+        known = self._of_tenants.get(tenant)
+        if known is None or (known.per_second, known.burst) != (per_second, burst):
+            known = self._of_tenants[tenant] = RateLimit(per_second, burst)
+        return known
+
+
+def _too_many_calls(who: str, limit: RateLimit, seconds: float) -> ApiError:
+    return ApiError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "TOO_MANY_CALLS",
+        f"{who} makes too many calls: {limit.per_second:g} a second are allowed here",
+        hint="Call less often; follow a log instead of asking for the status.",
+        metadata={"limit": "calls_per_second", "allowed": f"{limit.per_second:g}"},
+        retry_after_seconds=seconds,
+    )
 
 
 def require_image(image: str | None) -> None:

@@ -22,6 +22,7 @@ from activities.process.metrics import runtime_for
 from activities.process.ready_file import shown_as_ready
 from activities.process.settings import Settings
 from activities.process.temporal import connect
+from activities.process.tenants_file import TenantsFile, TenantsFileError
 from activities.process.tracing import is_tracing
 from api.pb import info_service_pb2 as info_pb
 from api.pb import info_service_pb2_grpc as info_grpc
@@ -41,6 +42,7 @@ from api.server.service import TemplateService
 from api.server.starting import BuildStarter
 from api.server.template_bucket import TemplateBucket
 from api.server.temporal_health import TemporalHealth
+from api.server.tenant_room import TenantRoom
 from api.server.tls import server_credentials
 from api.server.waiting import WaitingLine
 
@@ -72,7 +74,8 @@ class ApiServer:
         bucket = TemplateBucket(settings.bucket)
         self._settings = settings
         self._temporal = TemporalHealth(client)
-        self._interceptor = CallInterceptor(_access(settings))
+        tenants = _tenants(settings)
+        self._interceptor = CallInterceptor(_access(settings, tenants))
         self._health = health.aio.HealthServicer()
         interceptors = [*_tracing_interceptors(), self._interceptor]
         self._server = grpc.aio.server(interceptors=interceptors, options=OPTIONS)
@@ -85,7 +88,14 @@ class ApiServer:
         self.service = TemplateService(
             settings,
             finder=finder,
-            starter=BuildStarter(client, bucket, settings, finder, ender),
+            starter=BuildStarter(
+                client,
+                bucket,
+                settings,
+                finder=finder,
+                ender=ender,
+                room=TenantRoom(client, bucket, tenants),
+            ),
             ender=ender,
             listing=BuildListing(client, line),
             line=line,
@@ -251,13 +261,21 @@ def _tracing_interceptors() -> list[grpc.aio.ServerInterceptor]:
     return [aio_server_interceptor()]  # type: ignore[no-untyped-call] # it has no types
 
 
-def _access(settings: Settings) -> Access:
+def _tenants(settings: Settings) -> TenantsFile:
+    """Raises BindError when the tenants' file cannot be read."""
+    try:
+        return TenantsFile(settings.tenants_file)
+    except TenantsFileError as error:
+        raise BindError(str(error)) from None
+
+
+def _access(settings: Settings, tenants: TenantsFile) -> Access:
     """Raises BindError when the token file cannot be read."""
     try:
         tokens = Tokens(settings.tokens_file) if settings.tokens_file else None
     except (OSError, TokenFileError) as error:
         raise BindError(f"token file {settings.tokens_file}: {error}") from None
-    return Access(tokens, RateLimit(settings.calls_per_second, settings.calls_burst))
+    return Access(tokens, RateLimit(settings.calls_per_second, settings.calls_burst), tenants)
 
 
 class _Signals:

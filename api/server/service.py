@@ -212,7 +212,8 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
             raise
         message = status_message(view)
         if view.waits_for_host and view.started is not None:
-            message.waiting.CopyFrom(waiting_message(await self._line.look(view.started)))
+            waiting = await self._line.look(view.started, for_turn=view.waits_for_turn)
+            message.waiting.CopyFrom(waiting_message(waiting))
         self._last_known.keep(view.build_id, view.tenant, message)
         message.log_entries.extend(await self._log_entries(view, request))
         return message

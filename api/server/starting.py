@@ -48,6 +48,7 @@ from api.server.ending import BuildEnder
 from api.server.finding import RPC_LIMIT, BuildFinder
 from api.server.history import BuildHistory
 from api.server.template_bucket import TemplateBucket
+from api.server.tenant_room import TenantRoom
 from api.server.validation import ValidRequest, config_sha256, options_for, require_same_config
 from api.server.view import BuildView, state_of_description
 from workflows.build_template import BuildTemplate
@@ -78,8 +79,10 @@ class BuildStarter:
         client: Client,
         bucket: TemplateBucket,
         settings: Settings,
+        *,
         finder: BuildFinder,
         ender: BuildEnder,
+        room: TenantRoom,
     ) -> None:
         self._client = client
         self._bucket = bucket
@@ -87,6 +90,7 @@ class BuildStarter:
         self._finder = finder
         self._history = BuildHistory(client)
         self._ender = ender
+        self._room = room
 
     async def create(self, valid: ValidRequest) -> StartedBuild:
         """Start a build, or find the one that this request has started before.
@@ -94,7 +98,7 @@ class BuildStarter:
         Raises ApiError ALREADY_EXISTS when the build id has another config or is another tenant's,
         FAILED_PRECONDITION while the earlier build is being cancelled or the base is not published
         yet, NOT_FOUND when there is no such base or files of a COPY, PERMISSION_DENIED when the
-        caller may not use the image.
+        caller may not use the image, RESOURCE_EXHAUSTED when its tenant has no room for it.
         """
         source = valid.config.source
         if isinstance(source, FromImage):
@@ -106,9 +110,11 @@ class BuildStarter:
             if isinstance(source, FromTemplate):
                 await self._require_base(source.build_id, valid.config.tenant)
             await self._require_files(valid.config)
+            terms = await self._room.require(valid.config)
             await self._finder.claim_id(valid.config.build_id, valid.config.tenant)
+            build = BuildInput(config=valid.config, options=valid.options, terms=terms)
             with contextlib.suppress(WorkflowAlreadyStartedError):  # another call was quicker
-                return await self._start(BuildInput(config=valid.config, options=valid.options))
+                return await self._start(build)
         raise _busy(valid.config.build_id)
 
     async def retry(self, build_id: str, template_id: str = "") -> StartedBuild:
@@ -117,7 +123,7 @@ class BuildStarter:
         Its limits are the settings' of now, but for those that its request asked for.
 
         Raises ApiError FAILED_PRECONDITION when it has not failed, or when its registry's login is
-        not known any more.
+        not known any more, RESOURCE_EXHAUSTED when its tenant has no room for it.
         """
         view = await self._finder.view(build_id, template_id)
         if view.state is not BuildState.FAILED:
@@ -127,6 +133,7 @@ class BuildStarter:
             config=config,
             options=options_for(config, self._settings),
             done=await self._done_of(view),
+            terms=await self._room.require(config),
         )
         try:
             return await self._start(again)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # loading Google's client takes longer than starting the rest
     from activities.store.bucket import Bucket
     from activities.store.files import FilesUpload
     from activities.store.metadata import TemplateMetadata
+    from activities.store.stored import Stored
 
 
 class TemplateBucket:
@@ -77,6 +78,16 @@ class TemplateBucket:
             return claim(self._connect(), build_id, tenant)
 
         return await asyncio.to_thread(write)
+
+    async def stored(self) -> Stored | None:
+        """Return how much each tenant has stored, as the last sweep has counted it."""
+
+        def read() -> Stored | None:
+            from activities.store.stored import read_stored
+
+            return read_stored(self._connect())
+
+        return await asyncio.to_thread(read)
 
     async def has_files(self, sha256: str, tenant: str) -> bool:
         """Return whether the tar of a COPY's files is there, sent by the same tenant."""

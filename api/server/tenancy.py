@@ -33,10 +33,13 @@ async def is_visible_workflow(execution: WorkflowExecution) -> bool:
 def visible_condition() -> str:
     """Return a condition of a visibility query, for what the current caller sees; "" is all."""
     caller = current_caller.get()
-    if caller.right is Right.OPERATOR:
-        return ""
-    mine = f"{TENANT.name}='{caller.tenant}'"
-    return f"({mine} OR {TENANT.name} IS NULL)" if caller.tenant == DEFAULT_TENANT else mine
+    return "" if caller.right is Right.OPERATOR else condition_of(caller.tenant)
+
+
+def condition_of(tenant: str) -> str:
+    """Return a condition of a visibility query, for what is a tenant's."""
+    theirs = f"{TENANT.name}='{tenant}'"
+    return f"({theirs} OR {TENANT.name} IS NULL)" if tenant == DEFAULT_TENANT else theirs
 
 
 def tenant_for(team_id: str) -> str:

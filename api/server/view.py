@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 HOLD_ACTIVITY = "hold_host"
 # What an activity does, in words, until it tells more by a heartbeat.
 DOING = {
+    "enter_line": "entering its tenant's line",
     "release_host": "giving the host back",
     "discard_checkpoints": "removing checkpoints",
     "pull_image": "pulling the image",
@@ -94,6 +95,8 @@ class BuildView:
     activity: RunningActivity | None = None
     waits_for_host: bool = False
     """Whether no host has taken it, or no worker has even begun it."""
+    waits_for_turn: bool = False
+    """Whether it is its tenant's limit that it waits for."""
     is_answered: bool = False
     """Whether the workflow itself has answered, which takes a worker that can run it."""
 
@@ -129,6 +132,7 @@ def view_of_status(status: BuildStatus) -> BuildView:
         rootfs_size_mb=rootfs.size_bytes // MIB if rootfs else 0,
         agent_version=rootfs.facts.agent_version if rootfs else "",
         tenant=status.config.tenant,
+        waits_for_turn=status.waits_for_turn,
     )
 
 
@@ -220,6 +224,8 @@ async def _running_activity(
 
 def _waits_for_host(view: BuildView, described: WorkflowExecutionDescription) -> bool:
     pending = described.raw_description.pending_activities
+    if view.waits_for_turn:
+        return True
     if not pending:  # no worker has run the workflow's first task
         return not view.is_answered and not view.step
     return all(info.activity_type.name == HOLD_ACTIVITY and _is_not_taken(info) for info in pending)

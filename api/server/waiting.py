@@ -45,6 +45,7 @@ class Why(Enum):
     ALL_DRAINING = auto()
     ALL_BUSY = auto()
     SLOT_IS_FREE = auto()
+    TENANT_LIMIT = auto()
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,13 @@ class WaitingLine:
         self._client = client
         self._hosts = hosts
 
-    async def look(self, started: datetime) -> Waiting:
-        """Tell of a build that was started then. What cannot be found out in time is left out."""
+    async def look(self, started: datetime, *, for_turn: bool = False) -> Waiting:
+        """Tell of a build that was started then. What cannot be found out in time is left out.
+
+        `for_turn` is whether it waits in its tenant's own line.
+        """
+        if for_turn:
+            return Waiting(Why.TENANT_LIMIT, await self.builds_before(started), None)
         builds_before, works, polled = await asyncio.gather(
             self.builds_before(started),
             self._hosts.is_polled(WORKFLOW_TASK_QUEUE, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW),
@@ -148,18 +154,18 @@ def _waiting_builds() -> str:
     return " AND ".join(filter(None, [WAITING_BUILDS, visible_condition()]))
 
 
+_MESSAGES = {
+    Why.NO_WORKER: "no process runs the workflows: start one (template-manager worker)",
+    Why.ALL_DRAINING: "all hosts are draining: let one take builds (template-manager hosts resume)",
+    Why.ALL_BUSY: "all slots are taken: it goes on when a build ends",
+    Why.SLOT_IS_FREE: "a slot is free: a host is about to take a build",
+    Why.TENANT_LIMIT: "its tenant runs as many builds as it may: it goes on when one of them ends",
+    Why.NOT_KNOWN: "the hosts are being asked",
+}
+
+
 def _message(why: Why, hosts: HostSlots) -> str:
-    match why:
-        case Why.NO_WORKER:
-            return "no process runs the workflows: start one (template-manager worker)"
-        case Why.NO_HOSTS:
-            away = f"none of {hosts.away} known hosts answers" if hosts.away else "no host runs"
-            return f"{away}: start one (template-manager host)"
-        case Why.ALL_DRAINING:
-            return "all hosts are draining: let one take builds (template-manager hosts resume)"
-        case Why.ALL_BUSY:
-            return "all slots are taken: it goes on when a build ends"
-        case Why.SLOT_IS_FREE:
-            return "a slot is free: a host is about to take a build"
-        case Why.NOT_KNOWN:
-            return "the hosts are being asked"
+    if why is not Why.NO_HOSTS:
+        return _MESSAGES[why]
+    away = f"none of {hosts.away} known hosts answers" if hosts.away else "no host runs"
+    return f"{away}: start one (template-manager host)"

@@ -42,6 +42,7 @@ _WHYS = {
     Why.ALL_DRAINING: pb.AllDraining,
     Why.ALL_BUSY: pb.AllBusy,
     Why.SLOT_IS_FREE: pb.SlotIsFree,
+    Why.TENANT_LIMIT: pb.TenantLimit,
 }
 
 

@@ -61,12 +61,20 @@ async def temporal() -> AsyncIterator[Client]:
         yield environment.client
 
 
+@pytest.fixture(scope="session")
+def tenants_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tenants' file of the workflow worker, which limits nothing unless a test writes it."""
+    path = tmp_path_factory.mktemp("tenants") / "tenants.toml"
+    path.write_text("")
+    return path
+
+
 @pytest_asyncio.fixture(scope="session")
-async def recording_host(temporal: Client) -> AsyncIterator[RecordingHost]:
+async def recording_host(temporal: Client, tenants_file: Path) -> AsyncIterator[RecordingHost]:
     """A host that records what it is asked for, and the workflow worker beside it."""
     await register_search_attributes(temporal)
     host = RecordingHost("recording-host", Journal())
-    async with running_stack(temporal, host):
+    async with running_stack(temporal, host, tenants_file=tenants_file):
         yield host
 
 

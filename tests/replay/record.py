@@ -21,13 +21,26 @@ from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from activities.contract.errors import ReadyTimeoutError, StorageUnavailableError
 from activities.contract.image_steps import Run
 from activities.contract.inputs import BuildInput
-from activities.contract.names import delete_workflow_id
+from activities.contract.line import (
+    EnteringBuild,
+    LinedBuild,
+    RunningLimits,
+    TenantLineState,
+    TenantTerms,
+)
+from activities.contract.names import (
+    WORKFLOW_TASK_QUEUE,
+    delete_workflow_id,
+    tenant_line_workflow_id,
+)
 from activities.contract.search_attributes import SEARCH_ATTRIBUTES
+from activities.process.clock import utc_now
 from tests.support.recording_host import Journal, RecordingHost, running_stack
 from tests.support.resetting import reset_before
 from tests.support.temporal_server import start_temporal
 from tests.support.workflow_runs import OPTIONS, Handle, config, delete, delete_of, start
 from workflows.build_template import BuildTemplate
+from workflows.tenant_line import TenantLine
 
 DIRECTORY = Path(__file__).parent / "histories"
 REPOSITORY = Path(__file__).parents[2]
@@ -98,6 +111,34 @@ async def steps(client: Client) -> Handle:
         )
 
 
+async def turn(client: Client) -> Handle:
+    """A build that waits for its turn among those of its tenant, and then for a host."""
+    async with one_host(client):
+        terms = TenantTerms(takes_turns=True)
+        build = BuildInput(config=config(tenant="acme"), options=OPTIONS, terms=terms)
+        return await _end(await start(client, build))
+
+
+async def tenant_line(client: Client) -> WorkflowHandle[Any, Any]:
+    """The line of a tenant that two builds have come to, the second in vain."""
+    state = TenantLineState(tenant="beta", look_seconds=0.3)
+    line = tenant_line_workflow_id("beta")
+    handle = await client.start_workflow(
+        TenantLine.run, state, id=line, task_queue=WORKFLOW_TASK_QUEUE
+    )
+    async with one_host(client):
+        build = BuildInput(
+            config=config(tenant="beta"), options=OPTIONS, terms=TenantTerms(takes_turns=True)
+        )
+        await _end(await start(client, build))
+        gone = LinedBuild(build_id=str(uuid.uuid4()), since=utc_now(), vcpu_count=1, memory_mb=1)
+        await handle.signal(
+            TenantLine.enter, EnteringBuild(build=gone, limits=RunningLimits(builds=1))
+        )
+        await handle.result()
+    return handle
+
+
 async def reset(client: Client) -> Handle:
     """To before the verification: the new run begins with the old one's events."""
     async with one_host(client) as host:
@@ -124,6 +165,8 @@ KINDS: dict[str, Callable[[Client], Awaitable[WorkflowHandle[Any, Any]]]] = {
     "retry": retry,
     "delete": deletion,
     "steps": steps,
+    "turn": turn,
+    "tenant_line": tenant_line,
     "reset": reset,
 }
 

@@ -28,6 +28,8 @@ def test_there_is_a_history_of_every_kind() -> None:
         "reset",
         "steps",
         "delete",
+        "turn",
+        "tenant_line",
     }
 
 

@@ -25,7 +25,7 @@ from temporalio.service import RPCError
 from activities.contract.names import build_workflow_id
 from activities.disk.sparse_files import sha256_of
 from activities.store.bucket import Bucket
-from activities.store.objects import LEASES, OWNERS
+from activities.store.objects import LEASES, OWNERS, STORED
 from api.cli.json_output import status_json
 from api.client.client import TemplateClient
 from api.client.files_upload import upload_files
@@ -68,13 +68,13 @@ class Product:
         """Names of the bucket's objects of a build, or of all of them.
 
         Without what stays of deleted builds: tombstones, until nothing can arrive any more, and to
-        whom their ids are bound.
+        whom their ids are bound; and without what sweeps count.
         """
         bucket = self.bucket
         return sorted(
             stored.name
             for stored in bucket.list_objects(build_id)
-            if not stored.name.startswith(OWNERS)
+            if not stored.name.startswith((OWNERS, STORED))
             if not (stored.name.startswith(LEASES) and _is_tombstone(bucket, stored.name))
         )
 

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from temporalio import activity
@@ -66,7 +67,10 @@ from activities.contract.results import (
     Verification,
 )
 from activities.contract.scope import BuildScope, HostLease, VmRef
+from activities.host.orphans import describe_with
+from activities.host.tenant_lines import TenantLines
 from activities.process.temporal import ErrorInterceptor, make_worker
+from activities.process.tenants_file import TenantsFile
 from tests.support.example_template import pulled_image
 from workflows.worker import WORKFLOWS, sandbox
 
@@ -381,15 +385,20 @@ def step_methods(host: RecordingHost) -> list[Callable[..., Any]]:
 
 
 @asynccontextmanager
-async def running_stack(client: Client, *hosts: RecordingHost) -> AsyncIterator[None]:
+async def running_stack(
+    client: Client, *hosts: RecordingHost, tenants_file: Path | None = None
+) -> AsyncIterator[None]:
     """Run the workflow worker and some hosts."""
     log = RecordingLog(hosts[0].journal)
+    lines = TenantLines(client, describe_with(client), TenantsFile(tenants_file))
     everywhere: list[Callable[..., Any]] = [
         log.archive_log,
         log.delete_objects,
         log.delete_image_tag,
         log.remove_late_arrivals,
         hosts[0].discard_upload,
+        lines.enter_line,
+        lines.look_at_line,
     ]
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(workflow_worker(client, everywhere))

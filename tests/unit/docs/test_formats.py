@@ -37,6 +37,7 @@ OBJECTS = {
     "archived_log_name": [objects.archived_log_name(BUILD, tenant) for tenant in TENANTS],
     "files_name": [objects.files_name("<sha256>", tenant) for tenant in TENANTS],
     "probe_name": [f"{objects.PROBES}<uuid>"],
+    "stored_name": [objects.stored_name()],
 }
 
 

@@ -14,6 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from activities.contract.requests import BuildOptions
 from activities.process.settings import Settings
+from activities.process.tenants_file import TenantLimits
 from api.cli.main import app
 from api.client.credentials import ClientCredentials
 from api.pb import template_manager_pb2 as pb
@@ -89,7 +90,7 @@ def test_what_a_hint_names_is_there(hint: str) -> None:
     of_clients = {f"TEMPLATE_MANAGER_{name.upper()}" for name in ClientCredentials.model_fields}
     assert set(VARIABLE.findall(hint)) <= settings | of_clients | OTHER_VARIABLES
     fields = fields_of(pb.TemplateConfig, pb.GeneralRegistry) | set(BuildOptions.model_fields)
-    assert set(FIELD.findall(hint)) <= fields
+    assert set(FIELD.findall(hint)) <= fields | set(TenantLimits.model_fields)
 
 
 def test_hints_are_found() -> None:

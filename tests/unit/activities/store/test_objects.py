@@ -21,6 +21,7 @@ from activities.store.objects import (
     part_name,
     parts_prefix,
     probe_name,
+    stored_name,
     template_prefix,
 )
 from tests.support.source_strings import spelled
@@ -50,6 +51,7 @@ def test_the_names_are_those_of_every_version_before() -> None:
     assert files_name(SHA256, "acme") == f"files/acme/{SHA256}.tar"
     assert owner_name(BUILD) == f".owners/{BUILD}"
     assert probe_name().startswith(".doctor/")
+    assert stored_name() == ".stored.json"
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,7 @@ def test_the_names_are_those_of_every_version_before() -> None:
         (files_name(SHA256, "acme"), ObjectKind.FILES, ""),
         (owner_name(BUILD), ObjectKind.OWNER, BUILD),
         (probe_name(), ObjectKind.PROBE, ""),
+        (stored_name(), ObjectKind.STORED, ""),
     ],
 )
 def test_a_name_says_what_the_object_is(name: str, kind: ObjectKind, build_id: str) -> None:

@@ -7,6 +7,7 @@ import grpc
 import pytest
 
 from activities.contract.names import DEFAULT_TENANT
+from activities.process.tenants_file import TenantsFile
 from api.errors import ApiError
 from api.server.access import (
     ANONYMOUS,
@@ -148,6 +149,26 @@ def test_the_rate_is_limited_for_each_caller() -> None:
     assert error.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert (error.value.reason, "1.2.3.4" in error.value.message) == ("TOO_MANY_CALLS", True)
     assert error.value.retry_after_seconds
+
+
+def test_the_tokens_of_a_tenant_share_its_rate(path: Path, tmp_path: Path) -> None:
+    limits = tmp_path / "tenants.toml"
+    limits.write_text("[tenants.acme]\ncalls_per_second = 0.001\ncalls_burst = 2\n")
+    lines = [
+        f"{t} {hash_token(t)} read tenant={of}"
+        for t, of in (("x", "acme"), ("y", "acme"), ("z", "beta"))
+    ]
+    access = Access(tokens(path, *lines), None, TenantsFile(limits))
+    for token in ("x", "y", "z", "z", "z"):
+        access.admit("TemplateBuildStatus", bearer(token), "peer")
+    with pytest.raises(ApiError, match="tenant acme makes too many calls") as error:
+        access.admit("TemplateBuildStatus", bearer("x"), "peer")
+    assert error.value.metadata == {"limit": "calls_per_second", "allowed": "0.001"}
+    assert error.value.retry_after_seconds
+    with pytest.raises(ApiError, match="not known"):  # costs the tenant nothing
+        access.admit("TemplateBuildStatus", bearer("w"), "peer")
+    limits.write_text("[tenants.acme]\ncalls_per_second = 1000\n")
+    access.admit("TemplateBuildStatus", bearer("x"), "peer")
 
 
 def test_a_line_names_a_tenant_and_one_without_is_of_the_default_one(path: Path) -> None:

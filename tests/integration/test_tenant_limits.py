@@ -1,0 +1,168 @@
+"""What a tenant's limits refuse and let wait: the API over a real Temporal and bucket."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+from pydantic import SecretStr
+
+from activities.contract.names import DEFAULT_TENANT, ArtifactName, tenant_line_workflow_id
+from activities.contract.units import MIB
+from activities.store.bucket import Bucket
+from activities.store.objects import archived_log_name, artifact_name, metadata_name
+from activities.store.stored import TenantStored, count_stored
+from api.client.client import CallError, TemplateClient
+from api.client.credentials import ClientCredentials
+from api.pb import template_manager_pb2 as pb
+from api.server.access import hash_token
+from api.server.server import BindError, running_server
+from tests.support.example_template import metadata
+from tests.support.running_api import Api, template_of
+
+pytestmark = pytest.mark.counts_nothing
+
+IMAGE = "127.0.0.1:5000/demo/web:1"
+"""Of the service's registry, and not pushed for a build: for all to build from."""
+
+
+@dataclass
+class LimitedTenant:
+    """A new tenant, its client, and the file that limits it."""
+
+    api: Api
+    name: str
+    client: TemplateClient
+    file: Path
+
+    def limit(self, **limits: float) -> None:
+        lines = [f"{name} = {value}" for name, value in limits.items()]
+        self.file.write_text("\n".join([f"[tenants.{self.name}]", *lines, ""]))
+
+    async def create(self, **changes: Any) -> str:
+        return (await self.client.create(self.template(**changes))).build_id
+
+    def template(self, **changes: Any) -> pb.TemplateConfig:
+        return self.api.template(from_image=IMAGE, **changes)
+
+    async def refused(self, **changes: Any) -> CallError:
+        with pytest.raises(CallError) as caught:
+            await self.client.create(template_of(from_image=IMAGE, **changes))
+        assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert caught.value.reason == "TENANT_LIMIT"
+        return caught.value
+
+    async def waiting(self, build_id: str) -> pb.WaitingForHost:
+        """Look until the build says what it waits for."""
+        async with asyncio.timeout(40):
+            while True:
+                status = await self.client.status(build_id)
+                if status.HasField("waiting"):
+                    return status.waiting
+                await asyncio.sleep(0.1)
+
+    async def seen(self, count: int) -> None:
+        """Wait until Temporal's list has so many builds: it lags a little."""
+        async with asyncio.timeout(40):
+            while (
+                len((await self.client.list_builds(pb.TemplateBuildListRequest())).builds) < count
+            ):
+                await asyncio.sleep(0.1)
+
+
+@pytest_asyncio.fixture
+async def tenant(api: Api, tenants_file: Path, tmp_path: Path) -> AsyncIterator[LimitedTenant]:
+    name, tokens = f"t-{uuid.uuid4().hex[:8]}", tmp_path / "tokens"
+    tokens.write_text(f"me {hash_token('me')} admin tenant={name}\n")
+    changes = {"tokens_file": tokens, "tenants_file": tenants_file}
+    async with (
+        running_server(api.temporal, api.settings.model_copy(update=changes)) as server,
+        TemplateClient(server.address, ClientCredentials(token=SecretStr("me"))) as client,
+    ):
+        yield LimitedTenant(api, name, client, tenants_file)
+    tenants_file.write_text("")
+
+
+def numbers(error: CallError) -> tuple[str, ...]:
+    return tuple(error.metadata[name] for name in ("limit", "allowed", "used"))
+
+
+async def test_what_no_end_of_another_build_makes_room_for(tenant: LimitedTenant) -> None:
+    tenant.limit(vcpus=2, memory_mb=1024, template_mb=1500)
+    for changes, told in (
+        ({"vcpu_count": 4}, ("vcpus", "2", "4")),
+        ({"memory_mb": 2048}, ("memory_mb", "1024", "2048")),
+        ({"memory_mb": 1024, "disk_size_mb": 512}, ("template_mb", "1500", "1536")),
+    ):
+        error = await tenant.refused(**changes)
+        assert numbers(error) == told
+        assert not error.retry_after_seconds
+    build_id = await tenant.create()
+    assert (await tenant.api.ended(build_id)).state == "completed"
+
+
+async def test_running_builds_wait_and_too_many_waiting_ones_are_refused(
+    tenant: LimitedTenant,
+) -> None:
+    tenant.limit(running_builds=0, waiting_builds=2)
+    asked = [tenant.template() for _ in range(2)]
+    builds = [(await tenant.client.create(template)).build_id for template in asked]
+    waits = await tenant.waiting(builds[1])
+    assert waits.why == pb.TenantLimit
+    assert "as many builds as it may" in waits.message
+    await tenant.seen(2)
+    error = await tenant.refused()
+    assert numbers(error) == ("waiting_builds", "2", "2")
+    assert error.retry_after_seconds
+    assert tenant.name in error.message
+    again = await tenant.client.create(asked[1])  # the same request is the same build
+    assert again.build_id == builds[1]
+    tenant.limit(running_builds=1)
+    last = await tenant.create()  # brings the new limits along
+    for build_id in (*builds, last):
+        assert (await tenant.api.ended(build_id)).state == "completed"
+    await tenant.api.temporal.get_workflow_handle(tenant_line_workflow_id(tenant.name)).terminate()
+
+
+async def test_what_is_stored_is_counted_for_each_tenant(
+    tenant: LimitedTenant, empty_bucket: Bucket
+) -> None:
+    def store(size_mb: int, whose: dict[str, str] | None) -> None:
+        name = artifact_name(str(uuid.uuid4()), ArtifactName.MEMFILE)
+        empty_bucket.write_object(name, bytes(size_mb * MIB), metadata=whose)
+
+    store(2, {"tenant": tenant.name})
+    store(1, {"tenant": tenant.name})
+    store(5, {"tenant": "another"})
+    store(7, None)  # of before there were tenants
+    told = metadata(str(uuid.uuid4()), tenant=tenant.name).model_dump_json().encode()
+    name = metadata_name(str(uuid.uuid4()))
+    empty_bucket.write_object(name, told, metadata={"tenant": tenant.name})
+    empty_bucket.write_object(archived_log_name(str(uuid.uuid4()), tenant.name), b"no template")
+    tenant.limit(stored_mb=3)
+    await tenant.api.ended(await tenant.create())  # nothing has been counted
+    counted = await asyncio.to_thread(count_stored, empty_bucket)
+    assert counted.of(tenant.name) == TenantStored(templates=1, bytes=3 * MIB + len(told))
+    assert counted.of("another").bytes == 5 * MIB
+    assert counted.of(DEFAULT_TENANT).bytes == 7 * MIB
+    error = await tenant.refused()
+    assert numbers(error) == ("stored_mb", "3", "3")
+    assert error.retry_after_seconds
+    tenant.limit(stored_mb=4)
+    await tenant.api.ended(await tenant.create())
+
+
+async def test_a_file_that_makes_no_sense_is_told_at_the_start(api: Api, tmp_path: Path) -> None:
+    path = tmp_path / "tenants.toml"
+    path.write_text("[tenants.acme]\nruning_builds = 1\n")
+    settings = api.settings.model_copy(update={"tenants_file": path})
+    with pytest.raises(BindError, match=r"tenants\.toml.*runing_builds"):
+        async with running_server(api.temporal, settings):
+            pass
