@@ -131,13 +131,7 @@ class KvmHostActivities(HostActivities, HostReleaseActivities):
             raise LeaseLostError(f"build {entry.build_id} has another lease on this host")
         if current.expired:
             await self._require_current(entry)
-        self._ledger.put(
-            build_id=entry.build_id,
-            template_id=entry.template_id,
-            workflow_id=entry.workflow_id,
-            number=entry.number,
-            lifetime_seconds=entry.lifetime_seconds,
-        )
+        self._ledger.renew(entry)
 
     async def _require_current(self, entry: LedgerEntry) -> None:
         ours = await asyncio.to_thread(self._objects.is_current, entry.build_id, entry.number)

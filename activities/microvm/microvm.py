@@ -138,7 +138,7 @@ class HostMicrovmActivities(MicrovmActivities):
     def _start(self, start: StartVmInput, running: RunningStep) -> None:
         firecracker = require_host(self._settings, start.shape)
         vm = VmProcess(self._data_dir.vm(start.vm.name))
-        if vm.is_running() and _is_booted(vm):
+        if vm.is_running() and _runs(vm):
             running.log.info("the VM is already running: taking it up again")
             return
         vm.remove()
@@ -428,10 +428,12 @@ def _identity(path: Path) -> str:
     return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
 
 
-def _is_booted(vm: VmProcess) -> bool:
+def _runs(vm: VmProcess) -> bool:
+    """Whether the guest has been booted, and not been paused for a snapshot that nobody has: a
+    paused one says nothing, so nobody would hear that it is ready."""
     try:
         with vm.client() as client:
-            return client.state() != "Not started"
+            return client.state() == "Running"
     except (TemplateManagerError, OSError):
         return False
 

@@ -7,12 +7,15 @@ has passed sees that, and refuses to act.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+
+import structlog
 
 from activities.contract.errors import LeaseLostError
 from activities.contract.model import Model
@@ -22,7 +25,11 @@ from activities.disk.data_dir import DataDir
 from activities.disk.leftovers import Leftover, entries, made_at
 
 DRAFT = ".tmp"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+_log = structlog.get_logger(__name__)
 
 
 def boottime() -> float:
@@ -104,6 +111,25 @@ class LeaseLedger:
         temporary.write_text(json.dumps(entry.model_dump(mode="json")))
         temporary.replace(self._data_dir.lease(build_id))
         return entry
+
+    def renew(self, entry: LedgerEntry) -> None:
+        """Extend the deadline of an entry by its lifetime.
+
+        On a disk without room it stays as it is: what has filled the disk may be this build's own
+        snapshot, which is about to fail and to be removed.
+        """
+        try:
+            self.put(
+                build_id=entry.build_id,
+                template_id=entry.template_id,
+                workflow_id=entry.workflow_id,
+                number=entry.number,
+                lifetime_seconds=entry.lifetime_seconds,
+            )
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            _log.warning("no room to renew a lease", build_id=entry.build_id, error=str(error))
 
     def remove(self, build_id: str, number: int) -> None:
         """Give the slot back, unless a later lease has taken the entry."""

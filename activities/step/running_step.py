@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -19,14 +18,13 @@ from activities.contract.scope import BuildScope
 from activities.contract.status import Progress
 from activities.disk.data_dir import DataDir
 from activities.step.build_log import BuildLog, open_build_log
-from activities.step.ledger import LeaseLedger
+from activities.step.ledger import NO_ROOM, LeaseLedger
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 MAX_BEAT_SECONDS = 5.0
 MIN_BEAT_SECONDS = 0.2
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class StepStopped(Exception):

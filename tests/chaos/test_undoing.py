@@ -136,8 +136,8 @@ def _retried(product: ChaosProduct, build_id: str) -> set[str]:
 @FULL
 def test_a_disk_that_fills_in_the_middle(product: ChaosProduct, tmp_path: Path) -> None:
     """The root file system fits, its memory does not: a typed error, and a retry when it does."""
-    with small_disk(tmp_path, 200) as data, product.only_host_on(data):
-        (data / "ballast").write_bytes(bytes(100 << 20))
+    with small_disk(tmp_path, 500) as data, product.only_host_on(data):
+        (data / "ballast").write_bytes(bytes(350 << 20))
         with nothing_left(product, data):
             build_id = product.new_build()
             status = product.ended_somehow(build_id)

@@ -299,6 +299,19 @@ async def test_a_restarted_worker_takes_up_the_vm(host: VmHost, image: PulledIma
     assert log.count("guest is ready") == 1
 
 
+async def test_a_vm_that_was_paused_for_a_snapshot_is_booted_anew(
+    host: VmHost, image: PulledImage
+) -> None:
+    """The host was given up in the middle of a snapshot, and has got the build back."""
+    vm, rootfs = await host.boot(image)
+    with host.process(vm).client() as client:
+        client.pause()
+    await host.start(vm, rootfs)
+    await run(host.vms.wait_until_ready, WaitUntilReadyInput(vm=vm, timeout_seconds=60))
+    await host.snapshot(vm, rootfs)
+    assert host.bench.log_of(vm.scope).count("VM started") == 2
+
+
 async def _until(done: Any, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not done():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -96,3 +98,25 @@ def test_an_entry_that_cannot_be_read_gives_its_slot_back(
             leftover.remove()
     assert [entry.number for entry in ledger.entries()] == [7]
     assert [path.name for path in (tmp_path / "leases").iterdir()] == [BUILD]
+
+
+def test_a_full_disk_costs_no_lease_before_its_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A snapshot that does not fit fills the disk for a moment."""
+    ledger = LeaseLedger(DataDir(tmp_path))
+    hold(ledger, 1)
+    before = ledger.get(BUILD)
+    assert before is not None
+
+    def no_room(self: Path, data: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", no_room)
+        ledger.renew(before)
+    ledger.require(scope(1))
+    assert ledger.get(BUILD) == before
+    ledger.renew(before)
+    after = ledger.get(BUILD)
+    assert after is not None and after.deadline > before.deadline
