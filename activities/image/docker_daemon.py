@@ -24,7 +24,6 @@ from activities.contract.model import Model
 TIMEOUT_SECONDS = 60
 DEFAULT_ADDRESS = "unix:///var/run/docker.sock"
 MAX_LAYERS = 125  # of dockerd's layer store, whatever the storage driver could do
-FIRST_WITH_ZSTD = 23
 # Not 404, 409, 423, 429: what is missing, busy or in the way now need not be so the next time.
 REFUSALS = frozenset(
     {
@@ -108,7 +107,6 @@ class RegistryConfig(Model):
 class DaemonInfo(Model):
     """What `docker info` tells, as far as it is read."""
 
-    version: str = Field("", alias="ServerVersion")
     registries: RegistryConfig | None = Field(None, alias="RegistryConfig")
 
     @property
@@ -116,12 +114,6 @@ class DaemonInfo(Model):
         """The registries that it is told to speak plain HTTP to."""
         known = (self.registries and self.registries.by_name) or {}
         return frozenset(name for name, settings in known.items() if not settings.secure)
-
-    @property
-    def reads_zstd(self) -> bool:
-        """Whether it unpacks layers that are packed with zstd."""
-        major = self.version.partition(".")[0]
-        return not major.isdigit() or int(major) >= FIRST_WITH_ZSTD
 
 
 def daemon_info(client: docker.APIClient) -> DaemonInfo:

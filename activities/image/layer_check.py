@@ -1,4 +1,4 @@
-"""What an image may cost, checked while its layers stream by, before dockerd sees the bytes."""
+"""What an image may cost, checked while its layers are unpacked, before dockerd sees the bytes."""
 
 from __future__ import annotations
 
@@ -54,6 +54,11 @@ class ImageBudget:
         self._lock = threading.Lock()
         self._packed = self._streamed = self._unpacked = self._entries = 0
 
+    @property
+    def fetched_bytes(self) -> int:
+        """How many bytes have been sent."""
+        return self._packed
+
     def packed(self, count: int) -> None:
         """Count bytes as they are sent. Raises ImageBeyondLimitError."""
         with self._lock:
@@ -82,10 +87,10 @@ class ImageBudget:
             )
 
 
-def checked_layer(
+def unpacked_layer(
     image: str, digest: str, parts: Iterable[bytes], budget: ImageBudget
 ) -> Iterator[bytes]:
-    """Yield the parts of a packed layer, each after all of it has been looked at.
+    """Yield what a packed layer unpacks to: a tar, each piece after it has been looked at.
 
     Raises ImageBeyondLimitError, ImageUnusableError for what nobody can unpack, and
     RegistryUnavailableError when the bytes are not those of the digest.
@@ -98,9 +103,8 @@ def checked_layer(
         for part in rest:
             whole.update(part)
             budget.packed(len(part))
-            _look(unpacker.feed(part), headers, budget)
-            yield part
-        _look(unpacker.finish(), headers, budget)
+            yield from _looked_at(unpacker.feed(part), headers, budget)
+        yield from _looked_at(unpacker.finish(), headers, budget)
     except UNREADABLE as error:
         for part in rest:
             whole.update(part)
@@ -112,10 +116,13 @@ def checked_layer(
     _require_whole(image, digest, whole.hexdigest())
 
 
-def _look(unpacked: Iterable[bytes], headers: TarHeaders, budget: ImageBudget) -> None:
+def _looked_at(
+    unpacked: Iterable[bytes], headers: TarHeaders, budget: ImageBudget
+) -> Iterator[bytes]:
     for piece in unpacked:
         budget.streamed(len(piece))
         headers.feed(piece)
+        yield piece
 
 
 def _require_whole(image: str, digest: str, received: str) -> None:

@@ -20,17 +20,14 @@ MANIFEST_TYPES = (
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v2+json",
 )
-# Of an image's config. dockerd takes the last four too: old registries and builders wrote them.
-IMAGE_CONFIG_TYPES = frozenset(
-    {
-        "application/vnd.oci.image.config.v1+json",
-        "application/vnd.docker.container.image.v1+json",
-        "application/octet-stream",
-        "application/json",
-        "text/html",
-        "",
-    }
-)
+DOCKER_MANIFEST = MANIFEST_TYPES[1]
+DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
+# Old registries and builders wrote these of configs and layers, and dockerd takes them.
+OLD_TYPES = frozenset({"application/octet-stream", "application/json", "text/html", ""})
+IMAGE_CONFIG_TYPES = OLD_TYPES | {"application/vnd.oci.image.config.v1+json", DOCKER_CONFIG}
+LAYER_TYPES = ("application/vnd.oci.image.", "application/vnd.docker.")
+"""How those of layers begin: as dockerd, which looks no further, takes them."""
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 LARGEST_INT64 = 2**63 - 1
 MAX_TOLD_CHARS = 100
@@ -109,11 +106,6 @@ class Manifest(Model):
         """Whether it is an index."""
         return self.media_type in INDEX_TYPES or self.manifests is not None
 
-    @property
-    def layer_types(self) -> tuple[str, ...]:
-        """The media type of each layer."""
-        return tuple(layer.media_type or "" for layer in self.layers or ())
-
 
 class LayerDigests(Model):
     """The layers of an image by the digests of what they unpack to."""
@@ -134,9 +126,9 @@ class ImageFile(Platform):
     history: tuple[HistoryEntry, ...] | None = None
 
     @property
-    def layer_count(self) -> int:
-        """How many layers it names."""
-        return len((self.rootfs and self.rootfs.diff_ids) or ())
+    def diff_ids(self) -> tuple[str, ...]:
+        """The digest of what each layer unpacks to."""
+        return (self.rootfs and self.rootfs.diff_ids) or ()
 
     @property
     def history_count(self) -> int:

@@ -49,8 +49,10 @@ class FoundImage:
     """One image's manifest, looked at and fit for this host."""
 
     digest: str
-    config_digest: str
+    config: Descriptor
     manifest: Manifest
+    diff_ids: tuple[str, ...]
+    """The digest of what each layer unpacks to."""
 
 
 @dataclass
@@ -146,7 +148,7 @@ class PlatformSearch:
                 f"{self.reference} is for {image}; this host runs linux/{self.architecture}"
             )
         self._require_whole(manifest, image)
-        return FoundImage(digest, config.digest, manifest)
+        return FoundImage(digest, config, manifest, image.diff_ids)
 
     def _config_of(self, manifest: Manifest) -> Descriptor:
         config = manifest.config
@@ -180,11 +182,13 @@ class PlatformSearch:
         layers = len(manifest.layers or ())
         if image.rootfs is None:
             raise ImageUnusableError(f"{self.reference}: its config has no rootfs")
-        if layers != image.layer_count:
+        if layers != len(image.diff_ids):
             raise ImageUnusableError(
                 f"{self.reference}: its manifest has {layers} layers, its config "
-                f"{image.layer_count}"
+                f"{len(image.diff_ids)}"
             )
+        for digest in image.diff_ids:
+            self._require_digest(digest)
         if image.history_count > layers:
             raise ImageUnusableError(
                 f"{self.reference}: its history tells of {image.history_count} layers, and it has "

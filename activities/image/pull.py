@@ -45,9 +45,9 @@ from activities.image.docker_daemon import (
     find_image,
     require_room_for_layers,
 )
-from activities.image.layer_check import ImageBudget, ImageLimits, checked_layer
+from activities.image.layer_check import ImageBudget, ImageLimits, unpacked_layer
 from activities.image.layer_marks import LayerMarks
-from activities.image.manifests import printable
+from activities.image.manifests import LAYER_TYPES, OLD_TYPES, printable
 from activities.image.pulled_images import PulledImages
 from activities.image.registry import (
     Credentials,
@@ -73,6 +73,7 @@ UNUSABLE = (
     "failed to register layer",
     "invalid rootfs",
     "don't match image configuration",
+    "layer verification failed",
     "in history section",
     "cannot unmarshal",
     "cannot be used on this platform",
@@ -123,7 +124,7 @@ class DockerImageActivities(ImageActivities):
             step.progress("asking the registry")
             daemon = daemon_info(client)
             remote = self._resolve(client, daemon, pull.image, credentials, step.check)
-            require_taken(remote, daemon, pull.added_layers)
+            require_taken(remote, pull.added_layers)
             step.log.info(f"image {reference} is {remote.digest} for linux/{remote.architecture}")
             step.check()
             name = next((name for name in names_here(remote) if find_image(client, name)), None)
@@ -156,7 +157,7 @@ class DockerImageActivities(ImageActivities):
             registry.cut_by(step.check),
             ImageRelay(remote, registry, budget) as relay,
         ):
-            temporary = f"{relay.name}@{remote.digest}"
+            temporary = f"{relay.name}@{relay.digest}"
             self._pulled.add(temporary)  # what a crash leaves of it
             try:
                 _Pull(client, remote, relay, step, timeout_seconds).run()
@@ -179,8 +180,8 @@ class DockerImageActivities(ImageActivities):
         for digest in remote.layer_bytes:
             known = digest in passed or (marks.has(host, digest) and registry.has_blob(digest))
             if not known:
-                _, parts = registry.blob(digest)
-                for _ in checked_layer(str(remote.reference), digest, parts, budget):
+                parts = registry.blob(digest)
+                for _ in unpacked_layer(str(remote.reference), digest, parts, budget):
                     pass
             marks.add(host, digest)
 
@@ -228,19 +229,12 @@ class DockerImageActivities(ImageActivities):
         return credentials
 
 
-class PullProgress(Model):
-    """How many bytes of a layer have come."""
-
-    current: int = 0
-
-
 class PullEvent(Model):
     """What dockerd tells while it pulls."""
 
     layer: str = Field("", alias="id")
-    """The short digest of a layer, or something else."""
+    """The short digest of a layer, as it is unpacked, or something else."""
     status: str = ""
-    progress: PullProgress | None = Field(None, alias="progressDetail")
     error: str | None = None
 
 
@@ -262,7 +256,8 @@ class _Pull:
         self._timeout_seconds = timeout_seconds
         self._events: queue.SimpleQueue[PullEvent | Exception | None] = queue.SimpleQueue()
         self._responses: list[requests.Response] = []
-        self._done: dict[str, int] = {}
+        self._there: set[str] = set()
+        """Layers that dockerd has already, by their packed digests."""
         client.hooks["response"].append(self._remember)
 
     def run(self) -> None:
@@ -305,7 +300,7 @@ class _Pull:
         try:
             for event in self._client.pull(
                 self._relay.name,
-                tag=self._remote.digest,
+                tag=self._relay.digest,
                 stream=True,
                 decode=True,
                 auth_config=auth,
@@ -318,14 +313,15 @@ class _Pull:
     def _take(self, event: PullEvent, total: int) -> None:
         if event.error is not None:
             self._raise_for(event.error)
-        layer = event.layer
-        if event.status == "Downloading":
-            self._done[layer] = event.progress.current if event.progress else 0
-        elif event.status in ("Download complete", "Already exists"):
-            self._done[layer] = self._size_of(layer)
+        if event.status == "Already exists":
+            short = f"sha256:{event.layer}"
+            layers = self._remote.layers
+            self._there |= {one.digest for one in layers if one.diff_id.startswith(short)}
         elif event.status == "Pull complete":
-            self._step.log.debug(f"layer {layer}: unpacked")
-        self._step.progress("pulling", min(sum(self._done.values()), total), total, "bytes")
+            self._step.log.debug(f"layer {event.layer}: unpacked")
+        sizes = self._remote.layer_bytes
+        done = self._relay.fetched_bytes + sum(sizes[digest] for digest in self._there)
+        self._step.progress("pulling", min(done, total), total, "bytes")
 
     def _raise_for(self, message: str) -> NoReturn:
         """Give what dockerd says its type; what the relay knows of it comes first."""
@@ -333,11 +329,6 @@ class _Pull:
             raise self._relay.error
         plain = message.replace(self._relay.name, self._remote.reference.name)
         _raise_for_message(self._remote.reference, plain)
-
-    def _size_of(self, short_digest: str) -> int:
-        prefix = f"sha256:{short_digest}"
-        sizes = (n for digest, n in self._remote.layer_bytes.items() if digest.startswith(prefix))
-        return next(sizes, 0)
 
     def _remember(self, response: requests.Response, *_: object, **__: object) -> None:
         self._responses.append(response)
@@ -370,23 +361,23 @@ def require_size(remote: RemoteImage, limits: ImageLimits) -> None:
     ImageBudget(str(remote.reference), limits).packed(sum(remote.layer_bytes.values()))
 
 
-def require_taken(remote: RemoteImage, daemon: DaemonInfo, added_layers: int) -> None:
-    """Refuse what this host's dockerd would refuse in the midst of the work.
+def require_taken(remote: RemoteImage, added_layers: int) -> None:
+    """Refuse what cannot be taken before anything is fetched.
 
     `added_layers` is how many the request's steps put on top. Raises TooManyLayersError and
     ImageFormatUnsupportedError.
     """
-    require_room_for_layers(str(remote.reference), len(remote.layer_types), added_layers)
-    for kind in remote.layer_types:
+    require_room_for_layers(str(remote.reference), len(remote.layers), added_layers)
+    for kind in {layer.media_type for layer in remote.layers}:
         if kind.endswith("encrypted"):
             raise ImageFormatUnsupportedError(
                 f"{remote.reference} has an encrypted layer ({printable(kind)})",
                 hint="Push the image without encryption: a build has no key for its layers.",
             )
-        if kind.endswith("zstd") and not daemon.reads_zstd:
+        if not kind.lower().startswith(LAYER_TYPES) and kind not in OLD_TYPES:
             raise ImageFormatUnsupportedError(
-                f"{remote.reference} has layers packed with zstd, which this host's Docker "
-                f"{daemon.version} does not read"
+                f"{remote.reference} has a layer of a kind that is not an image's "
+                f"({printable(kind)})"
             )
 
 

@@ -101,6 +101,17 @@ class RegistryAccess:
 
 
 @dataclass(frozen=True)
+class RemoteLayer:
+    """A layer as a registry has it: packed."""
+
+    digest: str
+    bytes: int
+    media_type: str
+    diff_id: str
+    """The digest of what it unpacks to, as the image's config says."""
+
+
+@dataclass(frozen=True)
 class RemoteImage:
     """What a registry tells of an image for this platform."""
 
@@ -108,13 +119,15 @@ class RemoteImage:
     digest: str
     """Of this platform's manifest, never of an index over several."""
     config_digest: str
+    config_bytes: int
     architecture: str
-    layer_bytes: Mapping[str, int]
-    """Compressed size of each layer, by digest."""
-    layer_types: tuple[str, ...] = ()
-    """Media type of each layer; the same layer may come twice."""
-    media_type: str = MANIFEST_TYPES[0]
-    """Of the manifest, as it says itself."""
+    layers: tuple[RemoteLayer, ...]
+    """From below; the same one may come twice."""
+
+    @property
+    def layer_bytes(self) -> dict[str, int]:
+        """Packed size of each layer, by digest."""
+        return {layer.digest: layer.bytes for layer in self.layers}
 
 
 def resolve(
@@ -134,18 +147,12 @@ def resolve(
     talk = RegistryConversation(reference, credentials, access, TOTAL_SECONDS)
     with talk as registry, registry.cut_by(check):
         found = PlatformSearch(registry, reference, architecture).find()
-    manifest = found.manifest
-    layers = {layer.digest: layer.size for layer in manifest.layers or ()}
-    told = manifest.media_type if manifest.media_type in MANIFEST_TYPES else None
-    return RemoteImage(
-        reference,
-        found.digest,
-        found.config_digest,
-        architecture,
-        layers,
-        manifest.layer_types,
-        told or MANIFEST_TYPES[0],
+    layers = tuple(
+        RemoteLayer(layer.digest, layer.size, layer.media_type or "", diff_id)
+        for layer, diff_id in zip(found.manifest.layers or (), found.diff_ids, strict=True)
     )
+    config = found.config
+    return RemoteImage(reference, found.digest, config.digest, config.size, architecture, layers)
 
 
 def delete_tag(
@@ -212,27 +219,23 @@ class RegistryConversation:
     def __exit__(self, *_: object) -> None:
         self._http.__exit__()
 
-    def document(self, path: str, digest: str) -> tuple[str, bytes]:
-        """Return a manifest or config, checked by its digest, and the type that it is sent as.
+    def config(self, digest: str) -> bytes:
+        """Return an image's config, checked by its digest.
 
         Raises RegistryUnavailableError when it is not that one.
         """
-        with self._open(path, ACCEPTED_MANIFESTS) as response:
-            kind = response.headers.get("Content-Type", "").partition(";")[0].strip()
-            body = self._read(response)
+        body = self._get(f"blobs/{digest}", "*/*")
         if "sha256:" + hashlib.sha256(body).hexdigest() != digest:
-            raise RegistryUnavailableError(f"{self._reference.name}: {digest} came damaged")
-        return kind, body
+            raise RegistryUnavailableError(f"{self._reference.name}: blob {digest} came damaged")
+        return body
 
-    def blob(self, digest: str) -> tuple[int | None, Iterator[bytes]]:
-        """Return a layer's size, if the registry tells it, and its bytes as they come.
+    def blob(self, digest: str) -> Iterator[bytes]:
+        """Return a layer's bytes as they come.
 
         A connection that breaks is taken up again where it broke. The bytes are not checked.
         Raises ImageUnusableError when the registry does not have it.
         """
-        first = self._open_blob(digest, 0)
-        length = first.headers.get("Content-Length", "")
-        return int(length) if length.isdecimal() else None, self._parts(digest, first)
+        return self._parts(digest, self._open_blob(digest, 0))
 
     def has_blob(self, digest: str) -> bool:
         """Whether the registry says that it would give us a layer."""
@@ -292,11 +295,8 @@ class RegistryConversation:
 
     def image_file(self, digest: str) -> ImageFile:
         """Return an image's config, checked by its digest."""
-        body = self._get(f"blobs/{digest}", "*/*")
-        if "sha256:" + hashlib.sha256(body).hexdigest() != digest:
-            raise RegistryUnavailableError(f"{self._reference.name}: blob {digest} came damaged")
         try:
-            return ImageFile.model_validate_json(body)
+            return ImageFile.model_validate_json(self.config(digest))
         except ValidationError:
             raise ImageUnusableError(
                 f"{self._reference}: its config is not one of an image"

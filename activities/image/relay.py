@@ -1,13 +1,17 @@
 """A registry on loopback for one pull: dockerd takes an image from us, and calls nobody else.
 
-It has one image, at one digest. What dockerd asks for is fetched from the real registry by
-`RegistryConversation`, and passed on as soon as `checked_layer` has looked at it. Nothing is kept.
+It has one image, whose layers are not packed: their digests are those that the image's config has.
+What dockerd asks for is fetched from the real registry by `RegistryConversation`, and passed on as
+soon as `unpacked_layer` has looked at it. Nothing is kept. So dockerd, which has programs unpack as
+root (xz, pigz), is given nothing to unpack, and layers may be packed in ways that it does not know.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import http.server
+import json
 import re
 import secrets
 import threading
@@ -15,8 +19,8 @@ from collections.abc import Iterable
 from http import HTTPStatus
 
 from activities.contract.errors import TemplateManagerError
-from activities.image.layer_check import ImageBudget, checked_layer
-from activities.image.manifests import MANIFEST_TYPES
+from activities.image.layer_check import ImageBudget, unpacked_layer
+from activities.image.manifests import DOCKER_CONFIG, DOCKER_LAYER, DOCKER_MANIFEST
 from activities.image.registry import Credentials, RegistryConversation, RemoteImage
 
 PATH = re.compile(r"/v2/.+/(manifests|blobs)/(sha256:[0-9a-f]{64})")
@@ -33,6 +37,8 @@ class ImageRelay:
         self._remote = remote
         self._registry = registry
         self._budget = budget
+        self._manifest = unpacked_manifest(remote)
+        self._packed = {layer.diff_id: layer.digest for layer in remote.layers}
         self.login = Credentials(USER, secrets.token_urlsafe(32))
         self.error: TemplateManagerError | None = None
         """Why dockerd did not get what it has asked for: the first reason."""
@@ -57,23 +63,48 @@ class ImageRelay:
         """The image's name without a version, as dockerd is to know it for now."""
         return f"127.0.0.1:{self._server.server_port}/{self._remote.reference.repository}"
 
+    @property
+    def digest(self) -> str:
+        """What dockerd is to ask for: the digest of the image's manifest as it is here."""
+        return f"sha256:{hashlib.sha256(self._manifest).hexdigest()}"
+
+    @property
+    def fetched_bytes(self) -> int:
+        """How many bytes of layers the registry has sent."""
+        return self._budget.fetched_bytes
+
     def answer(self, request: _Handler, kind: str, digest: str) -> None:
         """Answer a request for a manifest or blob."""
-        if kind == "manifests" and digest == self._remote.digest:
-            told, body = self._registry.document(f"manifests/{digest}", digest)
-            request.answer(told if told in MANIFEST_TYPES else self._remote.media_type, body)
+        if kind == "manifests" and digest == self.digest:
+            request.answer(DOCKER_MANIFEST, self._manifest)
         elif kind == "blobs" and digest == self._remote.config_digest:
-            request.answer(BLOB, self._registry.document(f"blobs/{digest}", digest)[1])
-        elif kind == "blobs" and digest in self._remote.layer_bytes:
-            self._pass(request, digest)
+            request.answer(BLOB, self._registry.config(digest))
+        elif kind == "blobs" and digest in self._packed:
+            self._pass(request, self._packed[digest])
         else:
             request.send_error(HTTPStatus.NOT_FOUND)
 
     def _pass(self, request: _Handler, digest: str) -> None:
         image = str(self._remote.reference)
-        length, parts = self._registry.blob(digest)
-        request.stream(length, checked_layer(image, digest, parts, self._budget))
+        parts = self._registry.blob(digest)
+        request.stream(unpacked_layer(image, digest, parts, self._budget))
         self.passed.add(digest)
+
+
+def unpacked_manifest(remote: RemoteImage) -> bytes:
+    """Return an image's manifest with its layers as they are unpacked, in Docker's own form.
+
+    How long they are then is not known, and not asked.
+    """
+    digests = [layer.diff_id for layer in remote.layers]
+    layers = [{"mediaType": DOCKER_LAYER, "digest": digest, "size": 0} for digest in digests]
+    config = {
+        "mediaType": DOCKER_CONFIG,
+        "digest": remote.config_digest,
+        "size": remote.config_bytes,
+    }
+    told = {"schemaVersion": 2, "mediaType": DOCKER_MANIFEST, "config": config, "layers": layers}
+    return json.dumps(told).encode()
 
 
 class _Server(http.server.ThreadingHTTPServer):
@@ -124,12 +155,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def stream(self, length: int | None, parts: Iterable[bytes]) -> None:
-        """Answer with a layer as it comes."""
+    def stream(self, parts: Iterable[bytes]) -> None:
+        """Answer with a layer as it comes; it ends where the connection does."""
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", BLOB)
-        if length is not None:
-            self.send_header("Content-Length", str(length))
         self.end_headers()
         for part in parts:
             self.wfile.write(part)

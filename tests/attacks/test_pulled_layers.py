@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from devstack.registry import Layer
@@ -19,11 +20,12 @@ from activities.contract.errors import (
     RegistryRefusedError,
     RegistryUnavailableError,
 )
+from activities.image import relay
 from activities.image.checked_http import USER_AGENT
 from tests.support import hostile_layers as layers
 from tests.support.host_resources import all_resources, assert_nothing_left
 from tests.support.hostile_layers import MIB, PIB, TIB
-from tests.support.served_images import ServedImages, packed, serving_images
+from tests.support.served_images import ServedImages, digest_of, packed, serving_images
 
 pytestmark = pytest.mark.counts_host
 
@@ -75,6 +77,49 @@ async def test_a_bomb_is_refused_with_both_numbers(
         await host.pull(images.reference("bomb"))
     assert not error.value.retryable
     assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("way", layers.PACKERS)
+async def test_a_bomb_is_told_however_it_is_packed(
+    host: Workbench, images: ServedImages, way: str
+) -> None:
+    images.image("bomb", [layers.zeros(512, bytes)], pack=layers.PACKERS[way])
+    with pytest.raises(ImageBeyondLimitError, match=f"unpacked; the limit is {32 * MIB}"):
+        await host.pull(images.reference("bomb"))
+
+
+async def test_dockerd_is_given_nothing_to_unpack(
+    host: Workbench, images: ServedImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would start xz and pigz as root. What the relay sends begins with a tar's first name."""
+    heads: list[bytes] = []
+    real = relay.unpacked_layer
+
+    def watched(*arguments: Any) -> Iterator[bytes]:
+        pieces = real(*arguments)
+        heads.append(next(pieces))
+        yield heads[-1]
+        yield from pieces
+
+    monkeypatch.setattr(relay, "unpacked_layer", watched)
+    for number, pack in enumerate(layers.PACKERS.values()):
+        images.image("it", [greeting(b"%d" % number)], pack=pack)
+        pulled = await host.pull(images.reference("it"))
+        assert pulled.image_id == images.image_id("it")
+    assert [head[:4] for head in heads] == [b"etc/"] * len(layers.PACKERS)
+
+
+async def test_a_config_that_lies_about_its_layers_is_the_images_fault(
+    host: Workbench, images: ServedImages
+) -> None:
+    """By another layer's digest, too, that dockerd has."""
+    images.image("true", [greeting(b"true")])
+    await host.pull(images.reference("true"))
+    for named in (greeting(b"true"), b"nothing that is there"):
+        rootfs = {"type": "layers", "diff_ids": [digest_of(named)]}
+        images.image("lie", [greeting(b"another")], rootfs=rootfs)
+        with pytest.raises(ImageUnusableError):
+            await host.pull(images.reference("lie"))
 
 
 async def test_too_many_bytes_are_refused_before_any_is_fetched(

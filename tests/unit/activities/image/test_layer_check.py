@@ -15,7 +15,7 @@ from activities.contract.errors import (
     ImageUnusableError,
     RegistryUnavailableError,
 )
-from activities.image.layer_check import ImageBudget, ImageLimits, checked_layer
+from activities.image.layer_check import ImageBudget, ImageLimits, unpacked_layer
 from tests.support import hostile_layers as layers
 from tests.support.hostile_layers import MIB, PACKERS, PIB, TIB
 
@@ -33,7 +33,7 @@ def digest_of(packed: bytes) -> str:
 
 def passed(packed: bytes, limits: ImageLimits = LIMITS, size: int = 1000) -> bytes:
     budget = ImageBudget("an image", limits)
-    return b"".join(checked_layer("an image", digest_of(packed), in_parts(packed, size), budget))
+    return b"".join(unpacked_layer("an image", digest_of(packed), in_parts(packed, size), budget))
 
 
 def layer(*names: str) -> bytes:
@@ -43,9 +43,11 @@ def layer(*names: str) -> bytes:
 
 @pytest.mark.parametrize("pack", [bytes, *PACKERS.values()])
 @pytest.mark.parametrize("size", [1, 700, 1 << 20])
-def test_a_layer_passes_unchanged(pack: Callable[[bytes], bytes], size: int) -> None:
-    packed = pack(layer("one", "two"))
-    assert passed(packed, size=size) == packed
+def test_a_layer_is_passed_on_as_it_was_before_it_was_packed(
+    pack: Callable[[bytes], bytes], size: int
+) -> None:
+    tar = layer("one", "two")
+    assert passed(pack(tar), size=size) == tar
 
 
 @pytest.mark.parametrize("pack", PACKERS.values(), ids=PACKERS)
@@ -85,9 +87,9 @@ def test_what_is_sent_is_counted_too() -> None:
 def test_layers_of_one_image_are_counted_together() -> None:
     budget = ImageBudget("an image", LIMITS)
     tar = layers.empty_files(600)
-    list(checked_layer("an image", digest_of(tar), [tar], budget))
+    list(unpacked_layer("an image", digest_of(tar), [tar], budget))
     with pytest.raises(ImageBeyondLimitError):
-        list(checked_layer("an image", digest_of(tar), [tar], budget))
+        list(unpacked_layer("an image", digest_of(tar), [tar], budget))
 
 
 @pytest.mark.parametrize(
@@ -117,5 +119,5 @@ def test_what_came_damaged_is_asked_for_again() -> None:
     for sent in (damaged, packed[:-1] + b"?"):
         with pytest.raises(RegistryUnavailableError, match="damaged") as error:
             budget = ImageBudget("an image", LIMITS)
-            list(checked_layer("an image", digest_of(packed), in_parts(sent), budget))
+            list(unpacked_layer("an image", digest_of(packed), in_parts(sent), budget))
         assert error.value.retryable
