@@ -50,6 +50,7 @@ from activities.contract.results import (
 )
 from activities.contract.scope import BuildScope, VmRef
 from activities.disk.data_dir import DataDir
+from activities.disk.room import Room
 from activities.host.admission import Admission
 from activities.host.hold import KvmHostActivities
 from activities.host.served import served_by
@@ -205,7 +206,7 @@ def _uploaded(name: str) -> UploadedArtifact:
 @asynccontextmanager
 async def _running_host(settings: Settings, seconds: float) -> AsyncIterator[Admission]:
     ledger = LeaseLedger(DataDir(settings.data_dir))
-    admission = Admission(ledger, settings.host_slots)
+    admission = Admission(ledger, settings.host_slots, Room((), 0))
     leases = LeaseObjects(Bucket(settings.bucket))
     hold = KvmHostActivities(settings.host, ledger, leases, admission)
     steps = served_by(SimulatedSteps(settings, ledger, seconds))

@@ -465,7 +465,7 @@ class HostRestartingError(TemplateManagerError):
 
 
 class HostDrainingError(TemplateManagerError):
-    """A build came to a host that had just begun to drain; another host takes it."""
+    """A build came to a host that had just begun to drain, or was full; another host takes it."""
 
     users_fault = False
 

@@ -114,6 +114,8 @@ class HostFacts(Model):
     """Of template-manager."""
     machine: MachineFacts | None = None
     """None from a host of an earlier version."""
+    lacks: str = ""
+    """Which room it lacks to take any build; '' when it has it."""
 
 
 class SweptItem(Model):

@@ -1,5 +1,7 @@
 """How many builds a host takes: its slots, minus the builds that its ledger says it holds.
 
+None while a disk of it is nearly full.
+
 The worker on `kvm-hosts` polls only while there is a free slot, so Temporal is the waiting line.
 A build that this host takes up again after a restart comes by another queue; it is in the ledger
 already and so keeps its slot.
@@ -23,6 +25,7 @@ from temporalio.worker import (
 )
 
 from activities.contract.errors import HostDrainingError
+from activities.disk.room import Room
 from activities.step.ledger import LeaseLedger
 
 POLL_SECONDS = 0.2
@@ -33,9 +36,10 @@ CLOSE_SECONDS = 3.0
 class Admission(CustomSlotSupplier):
     """Hands out slots for new builds. Used by one worker, on one event loop."""
 
-    def __init__(self, ledger: LeaseLedger, slots: int) -> None:
+    def __init__(self, ledger: LeaseLedger, slots: int, room: Room) -> None:
         self._ledger = ledger
         self._slots = slots
+        self._room = room
         self._permits = 0
         self._in_ledger = 0
         self._entering = asyncio.Lock()
@@ -49,13 +53,18 @@ class Admission(CustomSlotSupplier):
         not_yet_in_ledger = self._permits - self._in_ledger
         return self._slots - self._ledger.count() - not_yet_in_ledger
 
+    @property
+    def lacking(self) -> str:
+        """Which disk is too full for a new build; '' if none is."""
+        return self._room.lacking()
+
     @asynccontextmanager
     async def room_for(self, build_id: str, *, is_new: bool) -> AsyncIterator[None]:
         """Wait, heartbeating, until one more build fits; enter it in the ledger in the body.
 
         A permit is not enough: a retried build comes back to this host without one. Nor is it for a
-        new build: Temporal may answer a poll that began before the host was closed. Raises
-        HostDrainingError then.
+        new build: Temporal may answer a poll that began before the host was closed, or its disk was
+        full. Raises HostDrainingError then.
         """
         async with self._entering:
             while self._ledger.get(build_id) is None and self._ledger.count() >= self._slots:
@@ -75,6 +84,8 @@ class Admission(CustomSlotSupplier):
     def _require_open(self, is_new: bool) -> None:
         if is_new and not self.open:
             raise HostDrainingError("the host takes no new builds")
+        if is_new and (lacking := self.lacking):
+            raise HostDrainingError(f"the host takes no new builds: {lacking}")
 
     def entered_ledger(self) -> None:
         """A build that came with a permit now has its ledger entry, which counts instead."""
@@ -106,7 +117,7 @@ class Admission(CustomSlotSupplier):
 
     def _take_permit(self) -> bool:
         with self._lock:
-            if not self.open or self.free <= 0:
+            if not self.open or self.free <= 0 or self.lacking:
                 return False
             self._permits += 1
             return True

@@ -57,6 +57,7 @@ class KvmHostFactsActivities(HostFactsActivities):
         return HostFacts(
             host=settings.host,
             draining=is_draining(self._data_dir),
+            lacks=self._admission.lacking,
             slots=settings.host_slots,
             builds=tuple(builds),
             disk_free_bytes=disk.free,

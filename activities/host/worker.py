@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -24,7 +25,9 @@ from activities.contract.names import (
     lease_task_queue,
     step_task_queue,
 )
+from activities.contract.units import MIB
 from activities.disk.data_dir import DataDir, make_closed
+from activities.disk.room import Room
 from activities.host.admission import Admission
 from activities.host.facts import KvmHostFactsActivities, is_draining
 from activities.host.hold import KvmHostActivities
@@ -32,7 +35,7 @@ from activities.host.orphans import Describe, describe_with
 from activities.host.served import Activity, served_by, step_activities
 from activities.host.sweep import HostSweep
 from activities.host.tool_versions import require_safe_tools
-from activities.image.docker_daemon import make_docker_client
+from activities.image.docker_daemon import daemon_info, docker_errors, make_docker_client
 from activities.process.allocator import give_memory_back
 from activities.process.health import Readiness, temporal_readiness
 from activities.process.lifecycle import run_until_signalled
@@ -75,13 +78,13 @@ def assemble(settings: Settings, describe: Describe) -> Host:
     data_dir = DataDir(settings.data_dir)
     make_closed(data_dir.root)
     ledger = LeaseLedger(data_dir)
-    admission = Admission(ledger, settings.host_slots)
+    docker_client = make_docker_client()
+    admission = Admission(ledger, settings.host_slots, room_of(settings, docker_client))
     bucket = Bucket(settings.bucket)
     leases = LeaseObjects(bucket)
     store = CheckpointStore(data_dir, settings.host)
     hold = KvmHostActivities(settings.host, ledger, leases, admission)
     facts = KvmHostFactsActivities(settings, ledger, admission, store)
-    docker_client = make_docker_client()
     sweep = HostSweep(settings, ledger, store, leases, docker_client, describe)
     steps = step_activities(settings, ledger, store, bucket, leases, docker_client)
     return Host(
@@ -93,6 +96,14 @@ def assemble(settings: Settings, describe: Describe) -> Host:
         sweep=sweep,
         docker_client=docker_client,
     )
+
+
+def room_of(settings: Settings, docker_client: docker.APIClient) -> Room:
+    """Return the disks of this host: its own, and Docker's where that answers."""
+    directories = [settings.data_dir]
+    with contextlib.suppress(TemplateManagerError), docker_errors():
+        directories.append(daemon_info(docker_client).directory)
+    return Room(tuple(directories), settings.min_free_disk_mb * MIB)
 
 
 def host_workers(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
+from pathlib import Path
 
 import docker
 import docker.errors
@@ -107,6 +108,8 @@ class RegistryConfig(Model):
 class DaemonInfo(Model):
     """What `docker info` tells, as far as it is read."""
 
+    directory: Path = Field(Path("/var/lib/docker"), alias="DockerRootDir")
+    """Where it keeps images."""
     registries: RegistryConfig | None = Field(None, alias="RegistryConfig")
 
     @property

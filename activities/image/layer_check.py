@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from activities.contract.errors import (
@@ -21,6 +21,7 @@ PACKED = "TEMPLATE_MANAGER_MAX_IMAGE_MB"
 UNPACKED = "TEMPLATE_MANAGER_MAX_UNPACKED_IMAGE_MB"
 ENTRIES = "TEMPLATE_MANAGER_MAX_IMAGE_ENTRIES"
 NAMES = "TEMPLATE_MANAGER_MAX_IMAGE_PATH_BYTES"
+ROOM_EVERY_BYTES = 16 * MIB
 UNREADABLE: tuple[type[Exception], ...] = (TarError, *DECODING_ERRORS)
 
 
@@ -47,10 +48,13 @@ class ImageLimits:
 class ImageBudget:
     """What one image has taken of its limits. Its layers come in several threads."""
 
-    def __init__(self, image: str, limits: ImageLimits) -> None:
-        """`image` names it in errors."""
+    def __init__(
+        self, image: str, limits: ImageLimits, require_room: Callable[[], None] = lambda: None
+    ) -> None:
+        """`image` names it in errors; `require_room` is called often, and ends it by raising."""
         self._image = image
         self._limits = limits
+        self._require_room = require_room
         self._lock = threading.Lock()
         self._packed = self._streamed = self._unpacked = self._entries = 0
 
@@ -68,6 +72,8 @@ class ImageBudget:
     def streamed(self, count: int) -> None:
         """Count bytes of a tar, whatever is in them. Raises ImageBeyondLimitError."""
         with self._lock:
+            if self._streamed % ROOM_EVERY_BYTES + count >= ROOM_EVERY_BYTES:
+                self._require_room()
             self._streamed += count
             self._require(UNPACKED, "bytes unpacked", self._streamed, self._limits.unpacked_bytes)
 

@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NoReturn
 
 import docker
@@ -19,6 +20,7 @@ from temporalio import activity
 
 from activities.contract.errors import (
     DockerUnavailableError,
+    HostDiskFullError,
     ImageDamagedError,
     ImageFormatUnsupportedError,
     ImageNotFoundError,
@@ -35,6 +37,7 @@ from activities.contract.registry_logins import Sealed
 from activities.contract.results import ImageConfig, PulledImage
 from activities.contract.units import MIB
 from activities.disk.data_dir import DataDir
+from activities.disk.room import Room
 from activities.image.docker_daemon import (
     ContainerConfig,
     DaemonInfo,
@@ -148,8 +151,11 @@ class DockerImageActivities(ImageActivities):
     ) -> None:
         """Bring the image to dockerd under the first of its names here."""
         limits = ImageLimits.of(self._settings)
-        budget = ImageBudget(str(remote.reference), limits)
         require_size(remote, limits)
+        room = Room((daemon.directory,), self._settings.min_free_disk_mb * MIB)
+        # dockerd keeps each layer as it comes until it has made files of it.
+        require_room(remote, room, 2 * sum(remote.layer_bytes.values()))
+        budget = ImageBudget(str(remote.reference), limits, partial(require_room, remote, room, 0))
         access = RegistryAccess.of(self._settings, daemon.insecure_registries)
         talk = RegistryConversation(remote.reference, credentials, access, timeout_seconds)
         with (
@@ -359,6 +365,16 @@ def names_here(remote: RemoteImage) -> tuple[str, str]:
 def require_size(remote: RemoteImage, limits: ImageLimits) -> None:
     """Refuse an image that says itself that it is too large. Raises ImageBeyondLimitError."""
     ImageBudget(str(remote.reference), limits).packed(sum(remote.layer_bytes.values()))
+
+
+def require_room(remote: RemoteImage, room: Room, wanted_bytes: int) -> None:
+    """Require that Docker's disk has so much room, and more. Raises HostDiskFullError."""
+    if lacking := room.lacking(wanted_bytes):
+        raise HostDiskFullError(
+            f"there is no room to pull {remote.reference}: {lacking}",
+            hint="Free space on Docker's disk (template-manager sweep, docker image prune), or "
+            "lower TEMPLATE_MANAGER_MIN_FREE_DISK_MB.",
+        )
 
 
 def require_taken(remote: RemoteImage, added_layers: int) -> None:

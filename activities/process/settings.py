@@ -113,6 +113,9 @@ class Settings(BaseSettings):
     """How many of these numbers there are: as many VMs may run on the machine."""
     vm_overhead_mb: Annotated[int, Field(ge=16)] = 256
     """What a VMM may take besides its guest's memory."""
+    min_free_disk_mb: Annotated[int, Field(ge=0)] = 2048
+    """Stays free on the disks of DATA_DIR and of Docker: a host with less takes no new build, and a
+    pull that would leave less is given up."""
     max_rootfs_mb: int = 64 * 1024
     max_image_mb: Annotated[int, Field(ge=1)] = 16 * 1024
     """Of all layers of an image, as they are sent."""

@@ -353,7 +353,9 @@ async def _all_hosts() -> dict[str, HostFacts | None]:
 
 def _host_row(told: HostFacts) -> tuple[str | Text, ...]:
     gib = 1024 * MIB
-    state = Text("draining", "yellow") if told.draining else Text("taking builds", "green")
+    state = Text("taking builds", "green")
+    if told.draining or told.lacks:
+        state = Text("draining" if told.draining else f"full: {told.lacks}", "yellow")
     versions = [*told.firecracker_versions, *told.kernel_versions]
     return (
         state,

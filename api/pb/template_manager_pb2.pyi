@@ -26,6 +26,7 @@ class WaitReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     AllBusy: _ClassVar[WaitReason]
     SlotIsFree: _ClassVar[WaitReason]
     TenantLimit: _ClassVar[WaitReason]
+    NoRoom: _ClassVar[WaitReason]
 
 class HealthState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -53,6 +54,7 @@ AllDraining: WaitReason
 AllBusy: WaitReason
 SlotIsFree: WaitReason
 TenantLimit: WaitReason
+NoRoom: WaitReason
 Healthy: HealthState
 Draining: HealthState
 Debug: LogLevel

@@ -43,6 +43,7 @@ class Why(Enum):
     NO_WORKER = auto()
     NO_HOSTS = auto()
     ALL_DRAINING = auto()
+    NO_ROOM = auto()
     ALL_BUSY = auto()
     SLOT_IS_FREE = auto()
     TENANT_LIMIT = auto()
@@ -55,8 +56,10 @@ class HostSlots:
     hosts: int = 0
     slots: int = 0
     free_slots: int = 0
-    """Of the hosts that are not draining."""
+    """Of the hosts that are not draining, and have room."""
     draining: int = 0
+    full: int = 0
+    """Hosts whose disks are, of those that are not draining."""
     away: int = 0
 
 
@@ -78,12 +81,14 @@ class Waiting:
 def slots_of(facts: Mapping[str, HostFacts | None]) -> HostSlots:
     """Add up what hosts tell; None is one that does not answer."""
     answering = [told for told in facts.values() if told is not None]
-    taking = [told for told in answering if not told.draining]
+    staying = [told for told in answering if not told.draining]
+    taking = [told for told in staying if not told.lacks]
     return HostSlots(
         hosts=len(answering),
         slots=sum(told.slots for told in answering),
         free_slots=sum(max(told.slots - len(told.builds), 0) for told in taking),
-        draining=len(answering) - len(taking),
+        draining=len(answering) - len(staying),
+        full=len(staying) - len(taking),
         away=len(facts) - len(answering),
     )
 
@@ -101,6 +106,8 @@ def why_none_takes_it(hosts: HostSlots | None, *, works: bool, polled: bool) -> 
         return Why.SLOT_IS_FREE if polled else Why.NO_HOSTS
     if hosts.draining == hosts.hosts:
         return Why.ALL_DRAINING
+    if hosts.draining + hosts.full == hosts.hosts:
+        return Why.NO_ROOM
     return Why.SLOT_IS_FREE if hosts.free_slots else Why.ALL_BUSY
 
 
@@ -157,6 +164,7 @@ def _waiting_builds() -> str:
 _MESSAGES = {
     Why.NO_WORKER: "no process runs the workflows: start one (template-manager worker)",
     Why.ALL_DRAINING: "all hosts are draining: let one take builds (template-manager hosts resume)",
+    Why.NO_ROOM: "the disks of all hosts are nearly full: free some (template-manager sweep)",
     Why.ALL_BUSY: "all slots are taken: it goes on when a build ends",
     Why.SLOT_IS_FREE: "a slot is free: a host is about to take a build",
     Why.TENANT_LIMIT: "its tenant runs as many builds as it may: it goes on when one of them ends",

@@ -40,6 +40,7 @@ _WHYS = {
     Why.NO_WORKER: pb.NoWorker,
     Why.NO_HOSTS: pb.NoHosts,
     Why.ALL_DRAINING: pb.AllDraining,
+    Why.NO_ROOM: pb.NoRoom,
     Why.ALL_BUSY: pb.AllBusy,
     Why.SLOT_IS_FREE: pb.SlotIsFree,
     Why.TENANT_LIMIT: pb.TenantLimit,

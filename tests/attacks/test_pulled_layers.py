@@ -15,13 +15,15 @@ from devstack.registry import Layer
 from devstack.workbench import Workbench, workbench
 
 from activities.contract.errors import (
+    HostDiskFullError,
     ImageBeyondLimitError,
     ImageUnusableError,
     RegistryRefusedError,
     RegistryUnavailableError,
 )
-from activities.image import relay
+from activities.disk.room import Room
 from activities.image.checked_http import USER_AGENT
+from activities.image.layer_check import unpacked_layer
 from tests.support import hostile_layers as layers
 from tests.support.host_resources import all_resources, assert_nothing_left
 from tests.support.hostile_layers import MIB, PIB, TIB
@@ -93,15 +95,14 @@ async def test_dockerd_is_given_nothing_to_unpack(
 ) -> None:
     """It would start xz and pigz as root. What the relay sends begins with a tar's first name."""
     heads: list[bytes] = []
-    real = relay.unpacked_layer
 
     def watched(*arguments: Any) -> Iterator[bytes]:
-        pieces = real(*arguments)
+        pieces = unpacked_layer(*arguments)
         heads.append(next(pieces))
         yield heads[-1]
         yield from pieces
 
-    monkeypatch.setattr(relay, "unpacked_layer", watched)
+    monkeypatch.setattr("activities.image.relay.unpacked_layer", watched)
     for number, pack in enumerate(layers.PACKERS.values()):
         images.image("it", [greeting(b"%d" % number)], pack=pack)
         pulled = await host.pull(images.reference("it"))
@@ -120,6 +121,29 @@ async def test_a_config_that_lies_about_its_layers_is_the_images_fault(
         images.image("lie", [greeting(b"another")], rootfs=rootfs)
         with pytest.raises(ImageUnusableError):
             await host.pull(images.reference("lie"))
+
+
+async def test_an_image_that_docker_s_disk_has_no_room_for_is_not_fetched(
+    host: Workbench, images: ServedImages
+) -> None:
+    small = workbench(host.settings.data_dir, min_free_disk_mb=1 << 40)
+    images.image("it", [greeting(b"no room")])
+    with pytest.raises(HostDiskFullError, match="MiB free") as error:
+        await small.pull(images.reference("it"))
+    assert "TEMPLATE_MANAGER_MIN_FREE_DISK_MB" in error.value.hint
+    assert not any(images.times_fetched(digest) for digest in images.layers("it"))
+
+
+async def test_a_pull_that_fills_docker_s_disk_is_given_up(
+    host: Workbench, images: ServedImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fills while the layer comes: others write to it as well."""
+    told = iter(["", ""])
+    monkeypatch.setattr(Room, "lacking", lambda *_: next(told, "the disk has 1 of 2 MiB free"))
+    images.image("it", [layers.zeros(512, bytes)])
+    wide = workbench(host.settings.data_dir)
+    with pytest.raises(HostDiskFullError, match=r"no room to pull .*: the disk has 1 of 2"):
+        await wide.pull(images.reference("it"))
 
 
 async def test_too_many_bytes_are_refused_before_any_is_fetched(

@@ -22,6 +22,7 @@ from activities.contract.inputs import BuildInput
 from activities.contract.names import SHARED_HOST_TASK_QUEUE, lease_task_queue
 from activities.contract.scope import HostLease
 from activities.disk.data_dir import DataDir
+from activities.disk.room import Room
 from activities.host.admission import Admission
 from activities.host.hold import KvmHostActivities
 from activities.host.worker import tuner_for
@@ -72,7 +73,7 @@ class HoldsOnce:
 async def running_host(client: Client, bucket: Bucket, data_dir: Path) -> AsyncIterator[Admission]:
     """A host that holds builds, as soon as it is opened."""
     ledger = LeaseLedger(DataDir(data_dir))
-    admission = Admission(ledger, SLOTS)
+    admission = Admission(ledger, SLOTS, Room((), 0))
     hold = KvmHostActivities("h1", ledger, LeaseObjects(bucket), admission)
     async with AsyncExitStack() as stack:
         for worker in (

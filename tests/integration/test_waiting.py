@@ -16,6 +16,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 
 from activities.contract.names import SWEEP_HOST_WORKFLOW, step_task_queue
 from activities.disk.data_dir import DataDir
+from activities.disk.room import Room
 from activities.host.admission import Admission
 from activities.host.facts import KvmHostFactsActivities, set_draining
 from activities.process.sweep_schedule import schedule_sweep
@@ -82,7 +83,7 @@ async def host(temporal: Client, storage: Stack, directory: Path, name: str) -> 
     data_dir.draining_mark.parent.mkdir(parents=True, exist_ok=True)
     ledger = LeaseLedger(data_dir)
     facts = KvmHostFactsActivities(
-        settings, ledger, Admission(ledger, 2), CheckpointStore(data_dir, name)
+        settings, ledger, Admission(ledger, 2, Room((), 0)), CheckpointStore(data_dir, name)
     )
     await schedule_sweep(temporal, settings, SWEEP_HOST_WORKFLOW, name)
     own = await Client.connect(

@@ -197,7 +197,9 @@ class Product:
         """Let another host, with that data directory, be the only one for a block."""
         self.stack.stop("host")
         try:
-            self.stack.start_app("host", "host-small", TEMPLATE_MANAGER_DATA_DIR=str(data_dir))
+            small = {"DATA_DIR": str(data_dir), "MIN_FREE_DISK_MB": "0"}
+            named = {f"TEMPLATE_MANAGER_{name}": value for name, value in small.items()}
+            self.stack.start_app("host", "host-small", **named)
             yield
         finally:
             self.stack.stop("host-small")

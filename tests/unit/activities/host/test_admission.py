@@ -3,18 +3,24 @@ from __future__ import annotations
 import asyncio
 import uuid
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from temporalio.worker import SlotReserveContext
 
 from activities.contract.errors import HostDrainingError
 from activities.disk.data_dir import DataDir
+from activities.disk.room import Room
 from activities.host.admission import Admission
 from activities.step.ledger import LeaseLedger
+
+CONTEXT = Mock(spec=SlotReserveContext)
+"""It is not looked at."""
 
 
 @pytest.fixture
 def admission(tmp_path: Path) -> Admission:
-    made = Admission(LeaseLedger(DataDir(tmp_path)), 2)
+    made = Admission(LeaseLedger(DataDir(tmp_path)), 2, Room((tmp_path,), 0))
     made.open = True
     return made
 
@@ -49,3 +55,22 @@ async def test_closing_does_not_wait_for_ever(
     async with admission.room_for(str(uuid.uuid4()), is_new=True):
         await asyncio.wait_for(admission.close(), 1)
     assert not admission.open
+
+
+async def test_a_full_host_takes_no_new_build_and_goes_on_with_its_own(tmp_path: Path) -> None:
+    full = Admission(LeaseLedger(DataDir(tmp_path)), 2, Room((tmp_path,), 1 << 60))
+    full.open = True
+    with pytest.raises(HostDrainingError, match=r"takes no new builds: .* MiB free"):
+        async with full.room_for(str(uuid.uuid4()), is_new=True):
+            pass
+    async with full.room_for(str(uuid.uuid4()), is_new=False):
+        pass
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(full.reserve_slot(CONTEXT), 0.5)
+
+
+async def test_a_host_with_room_hands_out_its_slots(admission: Admission) -> None:
+    for _ in range(2):
+        await asyncio.wait_for(admission.reserve_slot(CONTEXT), 5)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(admission.reserve_slot(CONTEXT), 0.5)

@@ -1,0 +1,31 @@
+"""How much room is left where a host writes, and how much of it stays free."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from activities.contract.units import MIB
+
+
+@dataclass(frozen=True)
+class Room:
+    """The disks of a host. Each keeps so much free, whatever a build wants."""
+
+    directories: tuple[Path, ...]
+    kept_bytes: int
+
+    def lacking(self, wanted_bytes: int = 0) -> str:
+        """Say which disk has no room for so much, with both numbers; '' when all have.
+
+        A directory that this process does not see counts for nothing.
+        """
+        needed = self.kept_bytes + wanted_bytes
+        for directory in self.directories:
+            with contextlib.suppress(OSError):
+                free = shutil.disk_usage(directory).free
+                if free < needed:
+                    return f"{directory} has {free // MIB} of {-(-needed // MIB)} MiB free"
+        return ""
