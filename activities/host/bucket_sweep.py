@@ -22,8 +22,17 @@ from activities.template.upload import leftover_parts
 class BucketSweep(BucketSweepActivities):
     """Sweeps the bucket. See `interface` for the contract."""
 
-    def __init__(self, bucket: Bucket, describe: Describe, *, late_arrival_seconds: float) -> None:
-        """`late_arrival_seconds` is how long a host without its lease can still write."""
+    def __init__(
+        self,
+        bucket: Bucket,
+        describe: Describe,
+        *,
+        late_arrival_seconds: float,
+        most_files_bytes: int,
+    ) -> None:
+        """`late_arrival_seconds` is how long a host without its lease can still write, and
+        `most_files_bytes` the limit of a COPY's tar."""
+        self._most_files_bytes = most_files_bytes
         self._late_arrival_seconds = late_arrival_seconds
         self._bucket = bucket
         self._leases = LeaseObjects(bucket)
@@ -43,6 +52,6 @@ class BucketSweep(BucketSweepActivities):
         return [
             *leftover_parts(self._bucket),
             *self._leases.leftovers(),
-            *leftover_files(self._bucket),
+            *leftover_files(self._bucket, self._most_files_bytes),
             *leftover_probes(self._bucket),
         ]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import docker
 from temporalio.client import Client
 
+from activities.contract.units import MIB
 from activities.disk.data_dir import DataDir
 from activities.host.bucket_sweep import BucketSweep
 from activities.host.orphans import describe_with
@@ -77,6 +78,11 @@ def bucket_activities(settings: Settings, client: Client) -> list[Activity]:
         BucketUploadUndoActivities(bucket),
         BucketLogActivities(bucket),
         BucketDeletionActivities(bucket, sealer, settings),
-        BucketSweep(bucket, describe, late_arrival_seconds=settings.late_arrival_seconds),
+        BucketSweep(
+            bucket,
+            describe,
+            late_arrival_seconds=settings.late_arrival_seconds,
+            most_files_bytes=settings.max_files_mb * MIB,
+        ),
         TenantLines(client, describe, TenantsFile(settings.tenants_file)),
     )

@@ -61,13 +61,16 @@ def fetch_files(
         raise FilesMissingError(f"{stored.name} was not what its name says, and has been removed")
 
 
-def leftover_files(bucket: Bucket) -> Iterator[Leftover]:
+def leftover_files(bucket: Bucket, most_bytes: int) -> Iterator[Leftover]:
     """Yield the tars that have been kept long enough: they are removed whatever they were for.
+
+    Those of more than `most_bytes` at once: no build takes them, and whoever has an address for an
+    upload can send as much as they like.
 
     Raises StorageUnavailableError and StorageDeniedError.
     """
     for tar in bucket.leftovers(ObjectKind.FILES, prefix=FILES):
-        if time.time() - tar.made_at > KEPT_SECONDS:
+        if time.time() - tar.made_at > KEPT_SECONDS or tar.bytes > most_bytes:
             yield tar
 
 

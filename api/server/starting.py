@@ -35,12 +35,14 @@ from activities.contract.search_attributes import (
 )
 from activities.contract.sources import FromImage, FromTemplate
 from activities.contract.status import BuildState
+from activities.contract.units import MIB
 from activities.process.settings import Settings
 from api.errors import (
     RETRY_SECONDS,
     ApiError,
     Violation,
     failed_precondition,
+    invalid_argument,
     temporal_unavailable,
 )
 from api.server.access import require_image
@@ -97,8 +99,9 @@ class BuildStarter:
 
         Raises ApiError ALREADY_EXISTS when the build id has another config or is another tenant's,
         FAILED_PRECONDITION while the earlier build is being cancelled or the base is not published
-        yet, NOT_FOUND when there is no such base or files of a COPY, PERMISSION_DENIED when the
-        caller may not use the image, RESOURCE_EXHAUSTED when its tenant has no room for it.
+        yet, NOT_FOUND when there is no such base or files of a COPY, INVALID_ARGUMENT when these
+        are more than a host takes, PERMISSION_DENIED when the caller may not use the image,
+        RESOURCE_EXHAUSTED when its tenant has no room for it.
         """
         source = valid.config.source
         if isinstance(source, FromImage):
@@ -205,12 +208,29 @@ class BuildStarter:
         return None
 
     async def _require_files(self, config: TemplateConfig) -> None:
-        """Refuse a COPY of files that its tenant has not sent."""
-        missing = [
-            Violation(f"template.steps[{number}].files_hash", "names files that were not sent")
+        """Refuse a COPY of files that its tenant has not sent, or that no host would take."""
+        copies = {
+            f"template.steps[{number}].files_hash": step.files_sha256
             for number, step in enumerate(config.steps)
             if isinstance(step, Copy)
-            and not await self._bucket.has_files(step.files_sha256, config.tenant)
+        }
+        sizes = {
+            sha256: await self._bucket.files_bytes(sha256, config.tenant)
+            for sha256 in {*copies.values()}
+        }
+        fields = {field: sizes[sha256] for field, sha256 in copies.items()}
+        most = self._settings.max_files_mb * MIB
+        large = [
+            Violation(field, f"names files of {size} bytes; at most {most} are taken")
+            for field, size in fields.items()
+            if size is not None and size > most
+        ]
+        if large:
+            raise invalid_argument(large)
+        missing = [
+            Violation(field, "names files that were not sent")
+            for field, size in fields.items()
+            if size is None
         ]
         if missing:
             raise ApiError(

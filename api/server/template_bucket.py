@@ -89,11 +89,12 @@ class TemplateBucket:
 
         return await asyncio.to_thread(read)
 
-    async def has_files(self, sha256: str, tenant: str) -> bool:
-        """Return whether the tar of a COPY's files is there, sent by the same tenant."""
+    async def files_bytes(self, sha256: str, tenant: str) -> int | None:
+        """Return the size of a COPY's tar; None when that tenant has not sent it."""
 
-        def look() -> bool:
-            return self._connect().stat_object(files_name(sha256, tenant)) is not None
+        def look() -> int | None:
+            stored = self._connect().stat_object(files_name(sha256, tenant))
+            return None if stored is None else stored.size_bytes
 
         return await asyncio.to_thread(look)
 

@@ -193,3 +193,23 @@ async def test_files_over_the_limit_are_refused_before_any_is_read(
     assert not target.exists()
     fetch(SIZE_BYTES)
     assert target.read_bytes() == tar.read_bytes()
+
+
+async def test_files_that_no_host_would_take_are_told_at_once(
+    api: Api, empty_bucket: Bucket, tar: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await send(api, tar)
+    monkeypatch.setattr(api.settings, "max_files_mb", 3)
+    copies = [
+        pb.TemplateStep(type="COPY", args=["a", "/a", "", ""], files_hash=sha256)
+        for sha256 in ("a" * 64, sha256_of(tar))
+    ]
+    with pytest.raises(CallError) as error:
+        await api.client.create(api.template(steps=copies))
+    assert (error.value.code, error.value.reason) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_REQUEST",
+    )
+    [violation] = error.value.violations
+    assert violation.field == "template.steps[1].files_hash"
+    assert f"{SIZE_BYTES} bytes; at most {3 * 1024 * 1024} are" in violation.description

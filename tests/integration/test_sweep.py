@@ -431,7 +431,7 @@ async def test_the_bucket_is_swept_of_parts_and_leases(empty_bucket: Bucket) -> 
         empty_bucket.write_object(f"{build_id}/memfile", b"whole")
         empty_bucket.write_object(lease_name(build_id), b"{}")
 
-    sweeper = BucketSweep(empty_bucket, describe, late_arrival_seconds=0.05)
+    sweeper = BucketSweep(empty_bucket, describe, late_arrival_seconds=0.05, most_files_bytes=8)
     time.sleep(0.2)
     report = await ActivityEnvironment().run(sweeper.sweep_bucket, SweepInput())
     left = {stored.name for stored in empty_bucket.list_objects("")}
@@ -449,10 +449,12 @@ async def test_what_is_young_or_not_ours_stays_in_the_bucket(empty_bucket: Bucke
     young = [files_name("ab" * 32), f"{uuid.uuid4()}/metadata.json", "web/.parts/x", ".leases/web"]
     for name in [*young, probe_name()]:
         empty_bucket.write_object(name, b"x")
-    sweeper = BucketSweep(empty_bucket, describe, late_arrival_seconds=0.05)
+    empty_bucket.write_object(files_name("cd" * 32), b"too large")
+    sweeper = BucketSweep(empty_bucket, describe, late_arrival_seconds=0.05, most_files_bytes=8)
     time.sleep(0.2)
     report = await ActivityEnvironment().run(sweeper.sweep_bucket, SweepInput())
-    assert kinds(report) == {"probe"}  # a doctor was killed
+    # A doctor was killed; nobody takes files of nine bytes.
+    assert kinds(report) == {"probe", "files"}
     left = [stored.name for stored in empty_bucket.list_objects("")]
     assert left == sorted([*young, stored_name()])
 
