@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import hmac
 import json
 import os
 from dataclasses import dataclass
@@ -54,13 +55,22 @@ class Sealer:
 
     def __init__(self, secret_keys: SecretStr) -> None:
         """Parse `<key id>:<base64>,…`. Raises SealedSecretError on a malformed key."""
-        self._keys = dict(_parse(part) for part in _parts(secret_keys))
-        self._first = next(iter(self._keys), None)
+        keys = dict(_parse(part) for part in _parts(secret_keys))
+        self._keys = {key_id: AESGCM(raw) for key_id, raw in keys.items()}
+        self._first = next(iter(keys), None)
+        self._marking = keys[self._first] if self._first is not None else b""
 
     @property
     def can_seal(self) -> bool:
         """Whether any key is configured."""
         return self._first is not None
+
+    def mark(self, data: bytes) -> bytes:
+        """Return 32 bytes by which this service knows `data` for its own.
+
+        Where no key is configured anybody can write them.
+        """
+        return hmac.digest(self._marking, b"mark:" + data, "sha256")
 
     def seal(self, secret: str, only_for: SealedFor) -> Sealed:
         """Encrypt `secret`. Raises SealedSecretError when no key is configured."""
@@ -91,7 +101,7 @@ def _parts(secret_keys: SecretStr) -> list[str]:
     return [part for part in secret_keys.get_secret_value().split(",") if part]
 
 
-def _parse(part: str) -> tuple[str, AESGCM]:
+def _parse(part: str) -> tuple[str, bytes]:
     key_id, _, encoded = part.strip().partition(":")
     try:
         raw = base64.b64decode(encoded, validate=True)
@@ -102,4 +112,4 @@ def _parse(part: str) -> tuple[str, AESGCM]:
         raise SealedSecretError(
             f"TEMPLATE_MANAGER_SECRET_KEYS: key {key_id!r} is not base64 of {KEY_BYTES} bytes"
         )
-    return key_id, AESGCM(raw)
+    return key_id, raw

@@ -83,6 +83,8 @@ class Settings(BaseSettings):
     calls_per_second: Annotated[float, Field(gt=0)] = 50
     """For each token, or each address when there are no tokens."""
     calls_burst: Annotated[int, Field(ge=1)] = 200
+    calls_at_once: Annotated[int, Field(ge=1)] = 1000
+    """So many calls of one token, or address, may be running: who follows a log stays."""
     max_running_builds: Annotated[int, Field(ge=0)] = 0
     """A create or retry above it is RESOURCE_EXHAUSTED; 0 is no limit."""
     registry: str = "127.0.0.1:5000"

@@ -14,7 +14,9 @@ import hashlib
 import hmac
 import re
 import time
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -27,7 +29,7 @@ from activities.contract.image_reference import ImageReference, ImageReferenceEr
 from activities.contract.names import DEFAULT_TENANT, TENANT_NAME
 from activities.process.tenants_file import TenantsFile
 from activities.process.watched_file import WatchedFile
-from api.errors import ApiError
+from api.errors import RETRY_SECONDS, ApiError
 from api.server.image_patterns import ImagePattern
 
 BEARER = "bearer "
@@ -82,6 +84,10 @@ class Caller:
     tenant: str = DEFAULT_TENANT
     is_known: bool = True
     """False for who calls where nobody has to say who he is."""
+
+    def limited_as(self, peer: str) -> str:
+        """Return under which name calls are limited: who is not known counts by address."""
+        return f"{self.tenant}/{self.name}" if self.is_known else peer
 
     def sees(self, tenant: str) -> bool:
         """Whether what belongs to a tenant is there for this caller. Nothing else decides it."""
@@ -195,6 +201,33 @@ class RateLimit:
         return 0.0
 
 
+@dataclass
+class CallsAtOnce:
+    """So many calls of each caller are answered at the same time: who follows a log stays."""
+
+    most: int
+    _running: Counter[str] = field(default_factory=Counter, repr=False)
+
+    @contextmanager
+    def one(self, name: str) -> Iterator[None]:
+        """Count a call while it lasts. Raises ApiError RESOURCE_EXHAUSTED."""
+        if self._running[name] >= self.most:
+            raise ApiError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "TOO_MANY_CALLS",
+                f"{name} has {self.most} calls that have not ended, and may have no more",
+                hint="End some; follow a log once.",
+                retry_after_seconds=RETRY_SECONDS,
+            )
+        self._running[name] += 1
+        try:
+            yield
+        finally:
+            self._running[name] -= 1
+            if not self._running[name]:
+                del self._running[name]
+
+
 class Access:
     """Decides about each call."""
 
@@ -223,7 +256,7 @@ class Access:
         except ApiError:
             self._require_rate(peer)  # so that tokens cannot be guessed at any speed
             raise
-        self._require_rate(f"{caller.tenant}/{caller.name}" if caller.is_known else peer)
+        self._require_rate(caller.limited_as(peer))
         if caller.is_known or self._tokens is None:
             self._require_rate_of_tenant(caller.tenant)
         if caller.right < needed:

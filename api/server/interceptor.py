@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError, Message
 from api.errors import Violation, internal_error, invalid_argument
 from api.pb import info_service_pb2 as info_pb
 from api.pb import template_manager_pb2 as pb
-from api.server.access import NEEDED, Access, Right, audit, current_caller
+from api.server.access import NEEDED, Access, CallsAtOnce, Right, audit, current_caller
 from api.server.error_translation import to_api_error
 from api.server.request_limits import require_within_limits
 
@@ -45,8 +45,9 @@ class _Handler(Protocol):
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Turns whatever a handler raises into a typed status: never UNKNOWN, never a stack trace."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, at_once: CallsAtOnce) -> None:
         self._access = access
+        self._at_once = at_once
         self._running = 0
 
     @property
@@ -82,8 +83,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def call(request: bytes, context: Context) -> Message:
             with self._counted(name):
                 try:
-                    self._admit(name, context)
-                    return await _audited(name, handler, _decoded(handler, request), context)
+                    with self._admitted(name, context):
+                        return await _audited(name, handler, _decoded(handler, request), context)
                 except Exception as error:
                     await _abort(context, name, error)
 
@@ -95,21 +96,25 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def call(request: bytes, context: Context) -> AsyncIterator[Message]:
             with self._counted(name):
                 try:
-                    self._admit(name, context)
-                    async for answer in handler.unary_stream(_decoded(handler, request), context):
-                        yield answer
+                    with self._admitted(name, context):
+                        asked = _decoded(handler, request)
+                        async for answer in handler.unary_stream(asked, context):
+                            yield answer
                 except Exception as error:
                     await _abort(context, name, error)
 
         return call
 
-    def _admit(self, name: str, context: Context) -> None:
+    @contextmanager
+    def _admitted(self, name: str, context: Context) -> Iterator[None]:
         metadata = dict(context.invocation_metadata() or ())
         peer = context.peer().rpartition(":")[0]
         names = _certificate_names(context)
         caller = self._access.admit(name.rpartition("/")[2], metadata, peer, names)
         current_caller.set(caller)  # of this call's own task
         structlog.contextvars.bind_contextvars(caller=caller.name, tenant=caller.tenant)
+        with self._at_once.one(caller.limited_as(peer)):
+            yield
 
     @contextmanager
     def _counted(self, name: str) -> Iterator[None]:

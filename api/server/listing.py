@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -24,6 +24,7 @@ from activities.contract.search_attributes import (
     TEMPLATE_ID,
 )
 from activities.contract.status import BuildState
+from activities.process.sealing import Sealer
 from api.errors import ApiError, Violation, invalid_argument
 from api.pb import template_manager_pb2 as pb
 from api.server.finding import RPC_LIMIT
@@ -33,6 +34,7 @@ from api.server.view import CLOSED_STATES
 from api.server.waiting import WaitingLine
 
 DEFAULT_PAGE, MAX_PAGE = 50, 100
+MARK_BYTES = 16
 
 _CONDITIONS = {
     BuildState.BUILDING: "(ExecutionStatus='Running' AND BuildState!='cancelling')",
@@ -79,9 +81,11 @@ class Page:
 class BuildListing:
     """Lists builds that Temporal remembers; deleted ones and earlier runs are left out."""
 
-    def __init__(self, client: Client, line: WaitingLine) -> None:
+    def __init__(self, client: Client, line: WaitingLine, sealer: Sealer) -> None:
+        """`sealer` marks the tokens of pages, so that no others get to Temporal."""
         self._client = client
         self._line = line
+        self._sealer = sealer
 
     async def page(self, query: str, page_size: int, page_token: str) -> Page:
         """Return a page of what `query` (see `list_query`) finds.
@@ -91,7 +95,7 @@ class BuildListing:
         found = self._client.list_workflows(
             query,
             page_size=min(page_size or DEFAULT_PAGE, MAX_PAGE),
-            next_page_token=_opened_token(page_token, query),
+            next_page_token=self._opened_token(page_token, query),
             rpc_timeout=RPC_LIMIT,
         )
         await found.fetch_next_page()
@@ -107,7 +111,30 @@ class BuildListing:
             if not _is_deleted(build, deleted.get(delete_workflow_id(_build_id(build))))
         ]
         placed = await self._with_places(listed)
-        return Page(tuple(placed), _page_token(found.next_page_token, query))
+        return Page(tuple(placed), self._page_token(found.next_page_token, query))
+
+    def _page_token(self, temporals_token: bytes | None, query: str) -> str:
+        """Return a token that is good for this query only: Temporal does not check its own, and
+        takes long over one that it cannot read."""
+        if not temporals_token:
+            return ""
+        return base64.urlsafe_b64encode(self._mark(query, temporals_token)).decode()
+
+    def _opened_token(self, token: str, query: str) -> bytes | None:
+        if not token:
+            return None
+        try:
+            opened = base64.b64decode(token, altchars=b"-_", validate=True)
+        except (binascii.Error, ValueError):
+            opened = b""
+        if opened != self._mark(query, opened[MARK_BYTES:]):
+            told = "must be the next_page_token of this request's page before"
+            raise invalid_argument([Violation("page_token", told)])
+        return opened[MARK_BYTES:]
+
+    def _mark(self, query: str, temporals_token: bytes) -> bytes:
+        told = json.dumps([query, temporals_token.hex()]).encode()
+        return self._sealer.mark(told)[:MARK_BYTES] + temporals_token
 
     async def _with_places(self, builds: list[ListedBuild]) -> list[ListedBuild]:
         """Add to those that wait how many are before them."""
@@ -172,10 +199,7 @@ def list_query(request: pb.TemplateBuildListRequest) -> str:
     for field, sign in (("started_after", ">="), ("started_before", "<")):
         if request.HasField(field):
             moment: Timestamp = getattr(request, field)
-            try:
-                parts.append(f"StartTime {sign} '{moment.ToJsonString()}'")
-            except ValueError:
-                violations.append(Violation(field, "must be between the years 1 and 9999"))
+            parts.append(f"StartTime {sign} '{moment.ToJsonString()}'")
     if violations:
         raise invalid_argument(violations)
     return " AND ".join(parts)
@@ -214,28 +238,3 @@ async def _listed(build: WorkflowExecution) -> ListedBuild:
 
 def _build_id(build: WorkflowExecution) -> str:
     return build.typed_search_attributes.get(BUILD_ID) or build_of_workflow(build.id)
-
-
-def _page_token(temporals_token: bytes | None, query: str) -> str:
-    """Return a token that is good for this query only: Temporal does not check its own."""
-    if not temporals_token:
-        return ""
-    return base64.urlsafe_b64encode(_mark(query) + temporals_token).decode()
-
-
-def _opened_token(token: str, query: str) -> bytes | None:
-    if not token:
-        return None
-    try:
-        opened = base64.b64decode(token, altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        opened = b""
-    if not opened.startswith(_mark(query)):
-        raise invalid_argument(
-            [Violation("page_token", "must be the next_page_token of this request's page before")]
-        )
-    return opened.removeprefix(_mark(query))
-
-
-def _mark(query: str) -> bytes:
-    return hashlib.sha256(query.encode()).digest()[:8]

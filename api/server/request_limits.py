@@ -1,4 +1,5 @@
-"""How large each field of each request may be: checked of the message, before anything reads it.
+"""How large each field of each request may be, and that moments are some: checked of the message,
+before anything reads it.
 
 A field that is not named here has DEFAULT_CHARS, or DEFAULT_ENTRIES. What a field means is checked
 where that is known (`validation`, `listing`).
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from activities.contract.registry_logins import MAX_SECRET_CHARS
 from activities.contract.requests import MAX_IMAGE_STEPS
@@ -86,10 +88,19 @@ def _too_large(message: Message, path: str) -> Iterator[Violation]:
 def _of_value(
     field: FieldDescriptor, path: str, value: Message | str | float
 ) -> Iterator[Violation]:
-    if isinstance(value, Message):
+    if isinstance(value, Timestamp):
+        yield from _out_of_range(path, value)
+    elif isinstance(value, Message):
         yield from _too_large(value, f"{path}.")
     elif isinstance(value, str):
         yield from _too_long(field, path, value)
+
+
+def _out_of_range(path: str, moment: Timestamp) -> Iterator[Violation]:
+    try:
+        moment.ToJsonString()
+    except ValueError:
+        yield Violation(path, "must be between the years 1 and 9999")
 
 
 def _too_long(field: FieldDescriptor, path: str, text: str) -> Iterator[Violation]:

@@ -20,6 +20,7 @@ from temporalio.client import Client
 from activities.process.health import health_endpoint
 from activities.process.metrics import runtime_for
 from activities.process.ready_file import shown_as_ready
+from activities.process.sealing import Sealer
 from activities.process.settings import Settings
 from activities.process.temporal import connect
 from activities.process.tenants_file import TenantsFile, TenantsFileError
@@ -29,7 +30,7 @@ from api.pb import info_service_pb2_grpc as info_grpc
 from api.pb import template_manager_pb2 as pb
 from api.pb import template_manager_pb2_grpc as pb_grpc
 from api.pem import PemError
-from api.server.access import Access, RateLimit, TokenFileError, Tokens
+from api.server.access import Access, CallsAtOnce, RateLimit, TokenFileError, Tokens
 from api.server.ending import BuildEnder
 from api.server.finding import BuildFinder
 from api.server.info import InfoService, ServiceStatus
@@ -75,7 +76,8 @@ class ApiServer:
         self._settings = settings
         self._temporal = TemporalHealth(client)
         tenants = _tenants(settings)
-        self._interceptor = CallInterceptor(_access(settings, tenants))
+        at_once = CallsAtOnce(settings.calls_at_once)
+        self._interceptor = CallInterceptor(_access(settings, tenants), at_once)
         self._health = health.aio.HealthServicer()
         interceptors = [*_tracing_interceptors(), self._interceptor]
         self._server = grpc.aio.server(interceptors=interceptors, options=OPTIONS)
@@ -97,7 +99,7 @@ class ApiServer:
                 room=TenantRoom(client, bucket, tenants),
             ),
             ender=ender,
-            listing=BuildListing(client, line),
+            listing=BuildListing(client, line, Sealer(settings.secret_keys)),
             line=line,
             logs=self.logs,
             bucket=bucket,

@@ -74,6 +74,7 @@ STEP_ARGUMENTS = {
     "WORKDIR": (1, 1),
     "USER": (1, 1),
 }
+AWS_KEY = re.compile(r"[A-Za-z0-9_]{1,128}")
 AWS_REGION = re.compile(r"[a-z0-9-]{1,32}")
 
 
@@ -245,9 +246,14 @@ class _Validator:
             self._bad("from_image_registry", "must name one of aws, gcp, general")
         elif kind == "general":
             self._require("general.username", registry.general.username)
+            if ":" in registry.general.username or not registry.general.username.isprintable():
+                told = "must have no colon, which would end it, and no control character"
+                self._bad("from_image_registry.general.username", told)
             self._require("general.password", registry.general.password)
         elif kind == "aws":
-            self._require("aws.aws_access_key_id", registry.aws.aws_access_key_id)
+            if not AWS_KEY.fullmatch(registry.aws.aws_access_key_id):
+                told = "must be 1 to 128 letters, digits and _"
+                self._bad("from_image_registry.aws.aws_access_key_id", told)
             self._require("aws.aws_secret_access_key", registry.aws.aws_secret_access_key)
             if not AWS_REGION.fullmatch(registry.aws.aws_region):
                 self._bad("from_image_registry.aws.aws_region", "must be a region: eu-central-1, …")

@@ -837,6 +837,7 @@ async def test_builds_are_listed_by_template_and_state_in_pages(api: Api) -> Non
         ("states", {"states": ["done"]}),
         ("page_token", {"page_token": "%%%"}),
         ("page_token", {"page_token": "AAAA"}),
+        ("page_token", {"page_token": base64.urlsafe_b64encode(bytes(16) + b"{}").decode()}),
         ("started_after", {"started_after": Timestamp(seconds=10**15)}),
     ],
 )

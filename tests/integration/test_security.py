@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import ipaddress
 import json
@@ -29,6 +30,7 @@ from activities.store.objects import metadata_name
 from api.client.client import CallError, TemplateClient
 from api.client.credentials import ClientCredentials
 from api.pb import template_manager_pb2 as pb
+from api.pb import template_manager_pb2_grpc as pb_grpc
 from api.server.access import hash_token
 from api.server.server import BindError, require_safe_address, running_server, serve
 from api.server.tls import server_credentials
@@ -307,6 +309,36 @@ async def test_too_many_calls(api: Api) -> None:
             await c.health()
     assert error.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert error.value.retry_after_seconds
+
+
+async def test_too_many_calls_at_once(api: Api) -> None:
+    """A place is free again when its follower has gone, however it went."""
+    build_id = await api.running_until("build_rootfs")
+    settings = api.settings.model_copy(update={"calls_at_once": 2})
+    async with (
+        running_server(api.temporal, settings) as server,
+        grpc.aio.insecure_channel(server.address) as channel,
+        TemplateClient(server.address) as c,
+    ):
+        stub: Any = pb_grpc.TemplateServiceStub(channel)
+        asked = pb.TemplateBuildLogsRequest(build_id=build_id, template_id="web", follow=True)
+        following = [stub.TemplateBuildLogs(asked) for _ in range(2)]
+        for lines in following:
+            assert await lines.read()
+        with pytest.raises(CallError) as error:
+            await c.health()
+        assert (error.value.code, error.value.reason) == (
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "TOO_MANY_CALLS",
+        )
+        following[0].cancel()
+        async with asyncio.timeout(20):
+            while True:
+                with contextlib.suppress(CallError):
+                    await c.health()
+                    break
+                await asyncio.sleep(0.1)
+        following[1].cancel()
 
 
 async def test_too_many_builds(api: Api) -> None:

@@ -81,3 +81,11 @@ def test_what_is_sealed_now_does_not_open_as_an_earlier_one() -> None:
     key = AESGCM(base64.b64decode(keys("k1").get_secret_value().partition(":")[2]))
     with pytest.raises(InvalidTag):
         key.decrypt(raw[:12], raw[12:], ID.encode())
+
+
+def test_a_mark_is_of_its_key_and_its_data() -> None:
+    sealers = [Sealer(key) for key in (keys("k1"), keys("k2"), SecretStr(""))]
+    marks = {sealer.mark(data) for sealer in sealers for data in (b"", b"1")}
+    assert len(marks) == 6
+    assert {len(mark) for mark in marks} == {32}
+    assert Sealer(keys("k1", "k2")).mark(b"1") == Sealer(keys("k1")).mark(b"1")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -15,6 +16,7 @@ from api.server.access import (
     NOBODY,
     Access,
     Caller,
+    CallsAtOnce,
     RateLimit,
     Right,
     TokenFileError,
@@ -271,3 +273,22 @@ def test_a_request_is_for_the_caller_s_tenant(caller: Caller, team: str, tenant:
     finally:
         current_caller.reset(mark)
     assert told == tenant
+
+
+def test_so_many_calls_of_a_caller_at_once() -> None:
+    at_once = CallsAtOnce(2)
+    with ExitStack() as held:
+        for _ in range(2):
+            held.enter_context(at_once.one("default/ci"))
+        with (
+            pytest.raises(ApiError, match="default/ci has 2 calls") as error,
+            at_once.one("default/ci"),
+        ):
+            pass
+        assert error.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert error.value.retry_after_seconds
+        with at_once.one("default/other"):
+            pass
+    with at_once.one("default/ci"):
+        pass
+    assert at_once == CallsAtOnce(2)  # nothing is kept of who has gone

@@ -127,6 +127,7 @@ def test_any_list_filter(template_id: str, states: list[str], seconds: int) -> N
     request = pb.TemplateBuildListRequest(template_id=template_id, states=states)
     request.started_after.seconds = seconds
     try:
+        require_within_limits(request)
         query = list_query(request)
     except ApiError as error:
         assert error.code is grpc.StatusCode.INVALID_ARGUMENT

@@ -9,6 +9,7 @@ import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from api.errors import ApiError
 from api.pb import info_service_pb2
@@ -98,6 +99,40 @@ def test_each_field_has_a_limit(kind: Descriptor, way: tuple[FieldDescriptor, ..
         with pytest.raises(ApiError) as error:
             require_within_limits(request_with(kind, way, values_of(field, 7, entries + 1)))
         assert f"has {entries + 1} entries; at most {entries} are allowed" in error.value.message
+
+
+MOMENTS = [
+    pytest.param(kind, field, id=f"{kind.name}.{field.name}")
+    for kind in {kind.full_name: kind for kind in REQUESTS}.values()
+    for field in kind.fields
+    if field.message_type is Timestamp.DESCRIPTOR
+]
+
+
+@pytest.mark.parametrize(("kind", "field"), MOMENTS)
+def test_each_moment_is_one(kind: Descriptor, field: FieldDescriptor) -> None:
+    def told(seconds: int, nanos: int = 0) -> list[str]:
+        request: Any = GetMessageClass(kind)()
+        getattr(request, field.name).CopyFrom(Timestamp(seconds=seconds, nanos=nanos))
+        try:
+            require_within_limits(request)
+        except ApiError as error:
+            return [violation.field for violation in error.violations]
+        return []
+
+    first, last = -62_135_596_800, 253_402_300_799  # of the years 1 and 9999
+    assert not told(first)
+    assert not told(last, 999_999_999)
+    for seconds, nanos in [
+        (first - 1, 0),
+        (last + 1, 0),
+        (2**63 - 1, 0),
+        (-(2**63), 0),
+        (0, -1),
+        (0, 10**9),
+        (0, 2**31 - 1),
+    ]:
+        assert told(seconds, nanos) == [field.name]
 
 
 def test_no_limit_is_of_a_field_that_is_not_there() -> None:

@@ -148,6 +148,14 @@ GOOD = {
             {"from_image_registry": aws(**{**GOOD, "aws_access_key_id": ""})},
         ),
         (
+            "from_image_registry.aws.aws_access_key_id",
+            {"from_image_registry": aws(**{**GOOD, "aws_access_key_id": "AK\r\nX-Header: 1"})},
+        ),
+        *(
+            ("from_image_registry.general.username", {"from_image_registry": general(name, "p")})
+            for name in ("a:b", "a\nb", "\x1b[2J", "\u202e")
+        ),
+        (
             "from_image_registry.aws.aws_secret_access_key",
             {"from_image_registry": aws(**{**GOOD, "aws_secret_access_key": ""})},
         ),
