@@ -45,6 +45,7 @@ MAX_ADDRESSES_TRIED = 4
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 POLL_SECONDS = 0.1
 READ_BYTES = 64 * 1024
+NO_URL = "the registry sends us to something that is no URL"
 PORTS = {"http": 80, "https": 443}
 
 
@@ -62,9 +63,7 @@ class Origin:
         try:
             parts = parse_url(url)
         except LocationParseError:
-            raise RegistryRefusedError(
-                "the registry sends us to something that is no URL"
-            ) from None
+            raise RegistryRefusedError(NO_URL) from None
         scheme, host = (parts.scheme or "").lower(), (parts.host or "").strip("[]").lower()
         if scheme not in PORTS or not host:
             raise RegistryRefusedError("the registry sends us to something that is no web address")
@@ -155,8 +154,22 @@ def _told(registry: str, host: str) -> str:
     return f"registry {registry} {leads} at an address that this host does not call"
 
 
+@contextmanager
+def _nonsense_as_error() -> Iterator[None]:
+    """Have one kind of error for what libraries make of an answer that they cannot read."""
+    try:
+        yield
+    except requests.RequestException:
+        raise
+    except (ValueError, OverflowError):  # a header that is no text, a length below zero, …
+        raise requests.exceptions.InvalidHeader from None
+
+
 def _resolve(host: str, port: int) -> list[str]:
-    found = socket.getaddrinfo(host.rstrip("."), port, type=socket.SOCK_STREAM)
+    try:
+        found = socket.getaddrinfo(host.rstrip("."), port, type=socket.SOCK_STREAM)
+    except UnicodeError:
+        raise OSError("no name of a host") from None
     # A link-local one has its interface behind a %: it is refused all the same.
     return list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
 
@@ -237,15 +250,7 @@ class CheckedHttp:
             sent = dict(headers)
             if authorization and Origin.of(url) == first:
                 sent["Authorization"] = authorization
-            response = self._session.request(
-                method,
-                url,
-                headers=sent,
-                proxies=self._proxies(url),
-                timeout=TIMEOUT_SECONDS,
-                stream=True,
-                allow_redirects=False,
-            )
+            response = self._request(method, url, sent)
             if response.status_code not in REDIRECTS or "Location" not in response.headers:
                 return response
             if method == "HEAD":  # where a blob is to be had is answer enough
@@ -253,6 +258,19 @@ class CheckedHttp:
             response.close()
             url = self._redirected(method, url, response.headers["Location"])
         raise RegistryRefusedError(f"registry {self.registry.host} sends us round and round")
+
+    def _request(self, method: str, url: str, headers: Mapping[str, str]) -> requests.Response:
+        proxies = self._proxies(url)
+        with _nonsense_as_error():
+            return self._session.request(
+                method,
+                url,
+                headers=headers,
+                proxies=proxies,
+                timeout=TIMEOUT_SECONDS,
+                stream=True,
+                allow_redirects=False,
+            )
 
     def _proxies(self, url: str) -> dict[str, str]:
         """Return the proxies that the usual variables name for a URL, once it may be sent there."""
@@ -264,7 +282,8 @@ class CheckedHttp:
     def body(self, response: requests.Response) -> Iterator[bytes]:
         """Yield a body's bytes as they were sent. Raises requests.RequestException."""
         try:
-            yield from response.raw.stream(READ_BYTES, decode_content=False)
+            with _nonsense_as_error():
+                yield from response.raw.stream(READ_BYTES, decode_content=False)
         except (HTTPError, OSError) as error:
             raise requests.ConnectionError(error) from None
         if self.is_over:  # a body without a length ends where it was cut
@@ -275,7 +294,10 @@ class CheckedHttp:
         return Origin.of(response.url) == self.registry
 
     def _redirected(self, method: str, url: str, location: str) -> str:
-        target = urljoin(url, location)
+        try:
+            target = urljoin(url, location)
+        except ValueError:
+            raise RegistryRefusedError(NO_URL) from None
         if Origin.of(target).scheme != Origin.of(url).scheme or method != "GET":
             raise RegistryRefusedError(
                 f"registry {self.registry.host} sends us to {Origin.of(target).host} in a way that "

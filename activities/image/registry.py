@@ -480,11 +480,11 @@ def _parse_challenge(header: str) -> tuple[str, dict[str, str]]:
 def _retry_after(response: requests.Response) -> float | None:
     """Return the header's seconds (RFC 9110: a number or a date), within reason."""
     value = response.headers.get("Retry-After", "")
-    if value.isdigit():
+    if value.isascii() and value.isdecimal():
         return min(float(value), MAX_RETRY_AFTER_SECONDS)
     try:
         seconds = parsedate_to_datetime(value).timestamp() - time.time()
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
     return min(max(seconds, 1.0), MAX_RETRY_AFTER_SECONDS)
 
@@ -495,6 +495,8 @@ def _why(error: requests.RequestException) -> str:
         return "its TLS certificate is not trusted, or it does not speak TLS"
     if isinstance(error, requests.Timeout):
         return "no answer in time"
+    if isinstance(error, requests.exceptions.InvalidHeader):
+        return "an answer that makes no sense"
     text = str(error)
     for known in (
         "Name or service not known",

@@ -7,6 +7,7 @@ cannot: it must hear nothing.
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -349,3 +350,84 @@ def test_a_step_that_is_stopped_does_not_wait_for_the_registry() -> None:
             reference = ImageReference.parse(f"{evil.address}/some/image:1")
             resolve(reference, "amd64", None, allowing(evil.address), check)
     assert time.monotonic() - began < 5
+
+
+# ---- No sense
+
+
+def saying(answer: bytes) -> Callable[[QuietHandler], None]:
+    """Answer with these bytes, whatever they mean, and close the connection."""
+
+    def say(request: QuietHandler) -> None:
+        request.wfile.write(answer)
+        request.close_connection = True
+
+    return say
+
+
+def with_headers(status: int, *headers: bytes, body: bytes = b"") -> bytes:
+    lines = [b"HTTP/1.1 %d it" % status, *headers, b"Connection: close"]
+    return b"\r\n".join([*lines, b"", body])
+
+
+LONG = b"9" * 5000
+NONSENSE = [
+    *(
+        with_headers(429, b"Retry-After: " + value)
+        for value in (b"\xb2", LONG, b"-1", b"Mon, 01 Jan 99999999999999 00:00:00 GMT", b"1e9")
+    ),
+    *(with_headers(200, b"Content-Length: " + n) for n in (b"2, 3", b"-5", LONG, b"\xb2")),
+    *(
+        with_headers(307, b"Location: " + place)
+        for place in (
+            b"http://[",
+            b"http://a:99999999/",
+            b"http://a..example/",
+            b"http://" + b"a" * 300 + b".example/",
+            b"http://\xe4..xn--/",
+            b"/\xe4\xff",
+            b"http://[fe80::1%25eth0]/",
+            b"\x00",
+        )
+    ),
+    *(
+        with_headers(200, b"Transfer-Encoding: chunked", body=chunk)
+        for chunk in (b"zz\r\n", b"-5\r\nxx", b"f" * 18 + b"\r\nxx", b"1;" + b"x" * (1 << 20))
+    ),
+    with_headers(200, *[b"a: b"] * 200),
+    with_headers(200, b"a: " + b"b" * 70_000),
+    with_headers(401, b'WWW-Authenticate: Bearer realm="\xb2",scope="\xff"'),
+    b"HTTP/1.1 9999 it\r\n\r\n",
+    b"hello\n",
+]
+
+
+@pytest.mark.parametrize("answer", NONSENSE, ids=lambda answer: ascii(answer[9:60]))
+def test_an_answer_that_makes_no_sense_is_a_typed_error(answer: bytes) -> None:
+    """Before: a raw ValueError or UnicodeError, tried again as a fault of the host."""
+    with running(saying(answer)) as evil:
+        error = ask(evil.address, credentials=CREDENTIALS)
+    assert error.message.isprintable()
+    assert len(error.message) < 500
+
+
+@pytest.mark.parametrize("token", ["\u202e", "a\r\nX-Header: 1", "a" * 5_000_000, "\x00", ""])
+def test_a_token_that_makes_no_sense_is_a_typed_error(token: str) -> None:
+    def answer(request: QuietHandler) -> None:
+        own = request.headers["Host"]
+        if request.path.startswith("/token"):
+            request.answer(200, json.dumps({"token": token}).encode())
+        else:
+            request.answer(401, b"", WWW_Authenticate=f'Bearer realm="http://{own}/token"')
+
+    with running(answer) as evil:
+        error = ask(evil.address, credentials=CREDENTIALS)
+    assert isinstance(error, RegistryUnavailableError | RegistryAuthError)
+    assert token not in error.message or not token
+
+
+@pytest.mark.parametrize("host", ["a" * 64 + ".example", "xn--" + "a" * 70])
+def test_a_registry_s_name_that_is_none_is_a_typed_error(host: str) -> None:
+    """The tenant's own words, which no resolver takes."""
+    with pytest.raises(TemplateManagerError):
+        resolve(ImageReference.parse(f"{host}/some/image:1"), "amd64")
