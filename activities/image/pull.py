@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import platform
 import queue
 import threading
@@ -57,6 +58,7 @@ from activities.image.registry import (
     RegistryAccess,
     RegistryConversation,
     RemoteImage,
+    RemoteLayer,
     resolve,
 )
 from activities.image.registry_login import HostLogins, credentials_for
@@ -177,19 +179,22 @@ class DockerImageActivities(ImageActivities):
         self,
         remote: RemoteImage,
         registry: RegistryConversation,
-        passed: set[str],
+        passed: set[tuple[str, str]],
         limits: ImageLimits,
     ) -> None:
-        """Have the registry show each layer that dockerd has taken from another image."""
+        """Have the registry show each layer that dockerd has taken from another image.
+
+        dockerd knows layers by what they unpack to, for which it takes the config's word: that a
+        layer of the registry does unpack to that is to be shown, too.
+        """
         host, marks = remote.reference.registry, LayerMarks(self._data_dir)
         budget = ImageBudget(str(remote.reference), limits)
-        for digest in remote.layer_bytes:
-            known = digest in passed or (marks.has(host, digest) and registry.has_blob(digest))
-            if not known:
-                parts = registry.blob(digest)
-                for _ in unpacked_layer(str(remote.reference), digest, parts, budget):
-                    pass
-            marks.add(host, digest)
+        for layer in dict.fromkeys(remote.layers):
+            pair = (layer.digest, layer.diff_id)
+            is_known = pair in passed or (marks.has(host, *pair) and registry.has_blob(pair[0]))
+            if not is_known:
+                _require_same(remote, layer, registry.blob(layer.digest), budget)
+            marks.add(host, *pair)
 
     def _keep(self, client: docker.APIClient, remote: RemoteImage) -> None:
         name = names_here(remote)[0]
@@ -374,6 +379,20 @@ def require_room(remote: RemoteImage, room: Room, wanted_bytes: int) -> None:
             f"there is no room to pull {remote.reference}: {lacking}",
             hint="Free space on Docker's disk (template-manager sweep, docker image prune), or "
             "lower TEMPLATE_MANAGER_MIN_FREE_DISK_MB.",
+        )
+
+
+def _require_same(
+    remote: RemoteImage, layer: RemoteLayer, parts: Iterator[bytes], budget: ImageBudget
+) -> None:
+    """Require that a layer unpacks to what the image's config says."""
+    whole = hashlib.sha256()
+    for piece in unpacked_layer(str(remote.reference), layer.digest, parts, budget):
+        whole.update(piece)
+    if layer.diff_id != f"sha256:{whole.hexdigest()}":
+        raise ImageUnusableError(
+            f"{remote.reference} cannot be used: layer {layer.digest} is not the one that its "
+            "config names"
         )
 
 

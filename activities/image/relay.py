@@ -42,8 +42,8 @@ class ImageRelay:
         self.login = Credentials(USER, secrets.token_urlsafe(32))
         self.error: TemplateManagerError | None = None
         """Why dockerd did not get what it has asked for: the first reason."""
-        self.passed: set[str] = set()
-        """Digests of the layers that have been passed on whole."""
+        self.passed: set[tuple[str, str]] = set()
+        """The layers that dockerd has been given whole: packed and unpacked digest."""
         self._server = _Server(self)
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.05,), daemon=True
@@ -80,15 +80,15 @@ class ImageRelay:
         elif kind == "blobs" and digest == self._remote.config_digest:
             request.answer(BLOB, self._registry.config(digest))
         elif kind == "blobs" and digest in self._packed:
-            self._pass(request, self._packed[digest])
+            self._pass(request, digest)
         else:
             request.send_error(HTTPStatus.NOT_FOUND)
 
-    def _pass(self, request: _Handler, digest: str) -> None:
-        image = str(self._remote.reference)
+    def _pass(self, request: _Handler, diff_id: str) -> None:
+        image, digest = str(self._remote.reference), self._packed[diff_id]
         parts = self._registry.blob(digest)
         request.stream(unpacked_layer(image, digest, parts, self._budget))
-        self.passed.add(digest)
+        self.passed.add((digest, diff_id))
 
 
 def unpacked_manifest(remote: RemoteImage) -> bytes:
