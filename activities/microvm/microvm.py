@@ -73,7 +73,7 @@ CLOCK_FAULT_MS = 250.0
 NO_ROOM = "No space left on device"  # in Firecracker's words, which are Rust's
 POLL_SECONDS = 0.05
 # Raise it when the same inputs give another snapshot than before.
-BOOT_VERSION = 2
+BOOT_VERSION = 3
 KERNEL = "kernel"
 # What Firecracker boots; what a VMM may want beside it.
 KERNEL_FILES = ("vmlinux.bin", INITRD, "bzImage")
@@ -168,6 +168,7 @@ class HostMicrovmActivities(MicrovmActivities):
             set_boot_source(vm, client, path, kernel_arguments(self._settings.dns_server))
             client.root_drive(vm.inside(ArtifactName.ROOTFS))
             client.network_interface(GUEST_MAC, TAP)
+            client.metadata_service()
             client.machine_config(shape.vcpu_count, shape.memory_mb)
             client.entropy()
             client.start()

@@ -10,6 +10,7 @@ docs/firecracker.md has the differences. From the outside in:
 - `schema`: the JSON bodies, as strict as Firecracker's
 - `machine`: what is allowed when; the life of one VM
 - `qemu`, `qmp`: the QEMU process and its control connection
+- `mmds`, `mmds_link`: the metadata service, and a guest's connection to it
 - `memory`, `snapfile`, `clock`, `serial`, `files`, `tap`, `log`: one thing of the real world each
 """
 

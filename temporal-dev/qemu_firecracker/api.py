@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from threading import Event
+from typing import Any
 
 from . import schema
 from .errors import FatalFault, Fault, after_start, before_start, pci_is_off, unsupported
 from .machine import Machine
 from .schema import Json
 
-# What the machine shall do; its answer is the response's body.
-Action = Callable[[Machine], Json | None]
+# What the machine shall do; its answer, any JSON, is the response's body; None is no body.
+Action = Callable[[Machine], Any]
 
 
 class Request:
@@ -21,7 +22,7 @@ class Request:
     def __init__(self, method: str, path: str, body: bytes) -> None:
         self.description = f"{method} request on {path!r}"
         self.status = 500
-        self.answer: Json | None = None
+        self.answer: Any = None
         self.fatal = False
         self.done = Event()
         self.sent = Event()
@@ -265,8 +266,23 @@ def _parse_with_id(rest: list[str], body: bytes, fields: schema.Schema, key: str
     return device
 
 
-def _mmds(rest: list[str], body: bytes) -> Action:
-    raise unsupported("MMDS")
+def _get_mmds(rest: list[str], body: bytes) -> Action:
+    return lambda machine: machine.mmds.get()
+
+
+def _put_mmds(rest: list[str], body: bytes) -> Action:
+    if rest == ["config"]:
+        config = schema.parse(body, schema.MMDS_CONFIG)
+        return lambda machine: machine.put_mmds_config(config)
+    if rest:
+        raise Fault(f"Unrecognized PUT request path `{rest[0]}`.")
+    data = schema.parse_any(body)
+    return lambda machine: machine.mmds.put(data)
+
+
+def _patch_mmds(rest: list[str], body: bytes) -> Action:
+    change = schema.parse_any(body)
+    return lambda machine: machine.mmds.patch(change)
 
 
 _NO_DEVICE = "Failed perform action on device: Device not found"
@@ -299,9 +315,9 @@ _ROUTES: dict[tuple[str, str], Callable[[list[str], bytes], Action]] = {
     ),
     ("PUT", "cpu-config"): partial(_put_unsupported, feature="cpu-config"),
     ("PUT", "vsock"): partial(_put_unsupported, feature="The vsock device"),
-    ("GET", "mmds"): _mmds,
-    ("PUT", "mmds"): _mmds,
-    ("PATCH", "mmds"): _mmds,
+    ("GET", "mmds"): _get_mmds,
+    ("PUT", "mmds"): _put_mmds,
+    ("PATCH", "mmds"): _patch_mmds,
     ("DELETE", "drives"): _delete_device,
     ("DELETE", "network-interfaces"): _delete_device,
     ("DELETE", "pmem"): _delete_device,

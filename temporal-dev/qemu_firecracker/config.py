@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from .errors import Fault, unsupported
+from .mmds import checked_config
 from .schema import Json
 
 _VCPUS_MAX = 32
@@ -55,6 +56,7 @@ class VmConfig:
         self.drives: list[Json] = []
         self.interfaces: list[Json] = []
         self.entropy: Json | None = None
+        self.mmds: Json | None = None
 
     def to_json(self) -> Json:
         """The configuration in the form of `/vm/config` and of the snapshot file."""
@@ -66,7 +68,7 @@ class VmConfig:
             "logger": None,
             "machine-config": self.machine,
             "metrics": None,
-            "mmds-config": None,
+            "mmds-config": self.mmds,
             "network-interfaces": [{**_INTERFACE, **each} for each in self.interfaces],
             "vsock": None,
             "entropy": None if self.entropy is None else {"rate_limiter": None},
@@ -83,6 +85,7 @@ class VmConfig:
         config.drives = stored["drives"]
         config.interfaces = stored["network-interfaces"]
         config.entropy = stored["entropy"]
+        config.mmds = stored["mmds-config"]
         return config
 
     def set_boot_source(self, source: Json) -> None:
@@ -145,6 +148,10 @@ class VmConfig:
         """Give the guest an entropy device."""
         _refuse_rate_limiters(entropy)
         self.entropy = entropy
+
+    def set_mmds(self, mmds: Json) -> None:
+        """Let the guest reach the metadata service."""
+        self.mmds = checked_config(mmds, [each["iface_id"] for each in self.interfaces])
 
 
 def find_kernel(source: Json) -> tuple[Path, Path]:

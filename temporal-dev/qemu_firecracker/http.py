@@ -11,15 +11,13 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from .schema import Json
-
 _BODY_BYTES_MAX = 51200
 _CONNECTIONS_MAX = 10
 _METHODS = ("GET", "PUT", "PATCH", "DELETE")
 _TOO_MANY = b'{ "error": "Too many open connections" }'
 
 # Method, path and body to status and answer; what is done after the answer was sent.
-Answered = tuple[int, Json | None, Callable[[], None]]
+Answered = tuple[int, Any, Callable[[], None]]
 Serve = Callable[[str, str, bytes], Answered]
 
 

@@ -14,6 +14,7 @@ from .config import VmConfig, check_drive_file
 from .errors import FatalFault, Fault, after_start, before_start, pci_is_off, unsupported
 from .log import Log, Metrics
 from .memory import MIB, GuestMemory
+from .mmds import Mmds, Service
 from .qemu import QEMU, Accelerator, Qemu, boot_arguments, machine_arguments
 from .qmp import QmpError
 from .schema import Json
@@ -40,6 +41,7 @@ class Machine:
         self._metrics = metrics
         self._on_start = on_start
         self._config = VmConfig()
+        self.mmds = Mmds()
         self._configured = False
         self._taps: dict[str, tuple[str, int]] = {}
         self._accelerator = accelerator
@@ -76,6 +78,10 @@ class Machine:
     def put_entropy(self, entropy: Json) -> None:
         """PUT /entropy"""
         self._configure().set_entropy(entropy)
+
+    def put_mmds_config(self, config: Json) -> None:
+        """PUT /mmds/config"""
+        self._configure().set_mmds(config)
 
     def put_serial(self, settings: Json) -> None:
         """PUT /serial"""
@@ -246,8 +252,15 @@ class Machine:
         taps = {interface_id: fd for interface_id, (_, fd) in self._taps.items()}
         serial = self._open_serial()
         serial_fd = serial.qemu_end.fileno()
-        arguments = machine_arguments(self._config, self._accelerator, memory, taps, serial_fd)
-        qemu = Qemu(arguments + more_arguments, (memory.fd, serial_fd, *taps.values()))
+        metadata = self._serve_metadata()
+        arguments = machine_arguments(
+            self._config, self._accelerator, memory, taps, serial_fd, metadata
+        )
+        wires = metadata.wires if metadata else []
+        fds = (memory.fd, serial_fd, *taps.values(), *(fd for wire in wires for fd in wire.fds))
+        qemu = Qemu(arguments + more_arguments, fds)
+        for wire in wires:
+            wire.close()
         serial.start()
         try:
             self._host = self._accelerator.traits(qemu.qmp.negotiate())
@@ -255,6 +268,14 @@ class Machine:
             qemu.kill()
             raise QmpError(f"{error}: {qemu.messages()}") from None
         return qemu
+
+    def _serve_metadata(self) -> Service | None:
+        """Have the guest's metadata service, if there is to be one."""
+        if self._config.mmds is None:
+            return None
+        service = Service(self.mmds)
+        service.start()
+        return service
 
     def _open_serial(self) -> SerialConsole:
         self._serial = SerialConsole(self._serial_path, self._log.error)

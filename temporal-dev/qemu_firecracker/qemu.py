@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .config import DEFAULT_BOOT_ARGS, VmConfig, find_kernel
 from .memory import GuestMemory
+from .mmds import Service
 from .qmp import Qmp
 from .schema import Json
 from .snapfile import HostTraits
@@ -118,6 +119,7 @@ def machine_arguments(
     memory: GuestMemory,
     taps: dict[str, int],
     serial_fd: int,
+    metadata: Service | None,
 ) -> list[str]:
     """QEMU's arguments for a configuration; they must be the same before and after a snapshot."""
     machine = config.machine
@@ -135,7 +137,7 @@ def machine_arguments(
     arguments += ["-chardev", f"socket,id=serial,fd={serial_fd}", "-serial", "chardev:serial"]
     # Ctrl+Alt+Del and `reboot=k` go through the keyboard controller.
     arguments += ["-device", "i8042"]
-    return arguments + _device_arguments(config, taps)
+    return arguments + _device_arguments(config, taps, metadata)
 
 
 def boot_arguments(config: VmConfig, accelerator: Accelerator, tsc_khz: int | None) -> list[str]:
@@ -154,13 +156,19 @@ def boot_arguments(config: VmConfig, accelerator: Accelerator, tsc_khz: int | No
     return ["-kernel", str(kernel), "-initrd", str(initrd), "-append", " ".join(words)]
 
 
-def _device_arguments(config: VmConfig, taps: dict[str, int]) -> list[str]:
+def _device_arguments(
+    config: VmConfig, taps: dict[str, int], metadata: Service | None
+) -> list[str]:
     devices: list[str] = []
     for number, drive in enumerate(config.drives):
         devices += _drive_arguments(number, drive)
-    for interface in config.interfaces:
+    for number, interface in enumerate(config.interfaces):
         name = f"net-{interface['iface_id']}"
         devices += ["-netdev", f"tap,id={name},fd={taps[interface['iface_id']]}"]
+        mmds = config.mmds
+        if mmds and metadata and interface["iface_id"] in mmds["network_interfaces"]:
+            devices += metadata.netdevs(mmds, name, (2 * number, 2 * number + 1))
+            name = f"{name}-port"
         devices += ["-device", f"virtio-net-device,netdev={name},mac={interface['guest_mac']}"]
     if config.entropy is not None:
         devices += ["-device", "virtio-rng-device"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,12 @@ MACHINE_CONFIG: Schema = {
     "track_dirty_pages": PLAIN_FLAG,
     "huge_pages": Field(str, choices=_PAGES, nullable=False, trailing=True),
 }
+MMDS_CONFIG: Schema = {
+    "version": Field(str, choices=("V1", "V2"), nullable=False),
+    "network_interfaces": Field(list, required=True),
+    "ipv4_address": TEXT,
+    "imds_compat": Field(bool, nullable=False),
+}
 ENTROPY: Schema = {"rate_limiter": OBJECT}
 LOGGER: Schema = {
     "log_path": TEXT,
@@ -140,13 +146,21 @@ NETWORK_OVERRIDE: Schema = {"iface_id": REQUIRED_TEXT, "host_dev_name": REQUIRED
 
 def parse(body: bytes, schema: Schema) -> Json:
     """The JSON in a request's body by field; a `Fault` if it is not what the schema says."""
+    return check(_loaded(body, _unambiguous), schema)
+
+
+def parse_any(body: bytes) -> Any:
+    """Any JSON in a request's body; of a key that is there twice the last value counts."""
+    return _loaded(body, dict)
+
+
+def _loaded(body: bytes, take_pairs: Callable[[list[tuple[str, object]]], Json]) -> Any:
     try:
-        value = json.loads(
-            body.decode(), object_pairs_hook=_unambiguous, parse_constant=_refuse_constant
+        return json.loads(
+            body.decode(), object_pairs_hook=take_pairs, parse_constant=_refuse_constant
         )
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _malformed(str(error)) from None
-    return check(value, schema)
 
 
 def _unambiguous(pairs: list[tuple[str, object]]) -> Json:

@@ -47,6 +47,11 @@ GUEST_INIT = """\
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sys /sys
 /bin/busybox stty -echo
+TTL=X-metadata-token-ttl-seconds TOKEN=X-metadata-token
+ask() {  # METHOD PATH [HEADER:VALUE]…
+  { printf '%s HTTP/1.1\\r\\n' "$1 $2"; shift 2; printf '%s\\r\\n' "$@" ''; } |
+    nc 169.254.169.254 80
+}
 echo READY
 while read -r line; do eval "$line"; done
 """
@@ -84,6 +89,8 @@ class Network:
     def __init__(self, number: int, tap: str = "tap0") -> None:
         self.name = f"{NETNS_PREFIX}{number}"
         self.ip("netns", "add", self.name)
+        # The stand-in's QEMU leads the guest to the metadata service by way of it.
+        self.ip("-n", self.name, "link", "set", "lo", "up")
         self.ip("-n", self.name, "tuntap", "add", tap, "mode", "tap")
         self.ip("-n", self.name, "address", "add", f"{HOST_IP}/30", "dev", tap)
         self.ip("-n", self.name, "link", "set", tap, "up")
@@ -362,6 +369,7 @@ def configure(vm: Vm, kernel: Path, rootfs: Path) -> None:
     vm.put("/drives/rootfs", **root, is_read_only=False, io_engine="Sync")
     interface = {"iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": "02:FC:00:00:00:05"}
     vm.put("/network-interfaces/eth0", **interface)
+    vm.put("/mmds/config", version="V2", network_interfaces=["eth0"])
     vm.put("/machine-config", vcpu_count=VCPUS, mem_size_mib=MEMORY_MIB)
     vm.put("/entropy")
 
@@ -708,6 +716,53 @@ def test_refused_before_the_start(idle: Vm, case: str) -> None:
     assert idle.state == "Not started"
 
 
+MMDS_CONFIG: Json = {"version": "V2", "network_interfaces": ["eth0"]}
+MMDS_REFUSED: dict[str, Json] = {
+    "at least one ID that does not correspond": {**MMDS_CONFIG, "network_interfaces": ["eth1"]},
+    "interface IDs that allow forwarding MMDS requests is empty": {"network_interfaces": []},
+    "missing field `network_interfaces`": {"version": "V2"},
+    "unknown variant `V3`": {**MMDS_CONFIG, "version": "V3"},
+    "unknown field `other`": {**MMDS_CONFIG, "other": 1},
+    "The MMDS IPv4 address is not link local": {**MMDS_CONFIG, "ipv4_address": "10.0.0.1"},
+    "invalid IPv4 address syntax": {**MMDS_CONFIG, "ipv4_address": "here"},
+}
+
+
+def test_the_metadata_service_is_configured_for_interfaces_that_there_are(world: World) -> None:
+    vm = world.vm(world.network())
+    interface = {"iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": "02:FC:00:00:00:05"}
+    vm.put("/network-interfaces/eth0", **interface)
+    for reason, body in MMDS_REFUSED.items():
+        assert reason in vm.refuses("PUT", "/mmds/config", body)
+        assert vm.get("/vm/config")["mmds-config"] is None
+    if is_stand_in(vm):
+        for more in ({"version": "V1"}, {"imds_compat": True}):
+            assert "not supported by" in vm.refuses("PUT", "/mmds/config", {**MMDS_CONFIG, **more})
+    vm.put("/mmds/config", **MMDS_CONFIG)
+    default = {"ipv4_address": "169.254.169.254", "imds_compat": False}
+    assert vm.get("/vm/config")["mmds-config"] == {**MMDS_CONFIG, **default}
+    message = vm.refuses("PUT", "/snapshot/load", LOAD)
+    assert "not allowed after configuring boot-specific resources" in message
+
+
+def test_metadata_is_any_json_at_any_time_and_merged(world: World) -> None:
+    vm = world.vm()
+    assert vm.get("/mmds") == {}
+    assert "is not initialized" in vm.refuses("PATCH", "/mmds", {"a": 1})
+    assert "Unrecognized PUT request path `other`" in vm.refuses("PUT", "/mmds/other", {"a": 1})
+    assert "deserializing" in vm.refuses("PUT", "/mmds", "no json")
+    assert vm.request("PUT", "/mmds", '"text"').status_code == 204
+    assert vm.request("GET", "/mmds").json() == "text"
+    vm.put("/mmds", a=1, b={"c": "d"})
+    vm.patch("/mmds", a=None, b={"e": 2})
+    assert vm.get("/mmds") == {"b": {"c": "d", "e": 2}}
+    vm.put("/mmds", a="x" * 51000)
+    answer = vm.request("PATCH", "/mmds", {"b": "x" * 51000})
+    assert answer.status_code == 413
+    assert "The MMDS patch request doesn't fit" in answer.json()["fault_message"]
+    assert list(vm.get("/mmds")) == ["a"]
+
+
 UNSUPPORTED: dict[str, tuple[str, str, Json]] = {
     "huge_pages": ("PUT", "/machine-config", {**MACHINE, "huge_pages": "2M"}),
     "track_dirty_pages": ("PUT", "/machine-config", {**MACHINE, "track_dirty_pages": True}),
@@ -717,7 +772,6 @@ UNSUPPORTED: dict[str, tuple[str, str, Json]] = {
     "balloon": ("PUT", "/balloon", {"amount_mib": 1, "deflate_on_oom": True}),
     "pmem": ("PUT", "/pmem/p", {"id": "p", "path_on_host": "disk"}),
     "hotplug/memory": ("PUT", "/hotplug/memory", {"total_size_mib": 1024}),
-    "MMDS": ("PUT", "/mmds", {"a": "b"}),
     "io_engine Async": ("PUT", "/drives/a", {**DRIVE, "io_engine": "Async"}),
     "rate_limiter": ("PUT", "/drives/a", {**DRIVE, "rate_limiter": {}}),
     "partuuid": ("PUT", "/drives/a", {**DRIVE, "partuuid": "1-2"}),
@@ -1157,3 +1211,45 @@ def test_nothing_is_left_of_a_process_that_is_killed(
     heir = world.vm(network, snapshot=snapshot)
     heir.put("/snapshot/load", **LOAD)
     network.wait_for_ping()
+
+
+# The guest's metadata. Lines to the guest are short: a console takes 64 bytes at a time.
+
+
+def asked(vm: Vm, method: str, path: str, *headers: str) -> tuple[int, str]:
+    """What the guest is told by the metadata service: status and body."""
+    told = vm.run(f"ask {method} {path} {' '.join(headers)}; echo")
+    # A terminal ends a line by CR LF, which has a CR of HTTP's before it: two ends when read.
+    head, _, body = told.partition("\n\n\n\n")
+    return int(head.split()[1]), body
+
+
+def take_token(vm: Vm) -> None:
+    """Have the guest ask for a token and keep it as `$token`."""
+    vm.run("token=$(ask PUT /latest/api/token $TTL:900 | tail -n 1)")
+
+
+def test_a_guest_reads_its_metadata_with_a_token(booted: Vm) -> None:
+    booted.put("/mmds", instance={"name": "first", "size": 2})
+    assert "not supported after" in booted.refuses("PUT", "/mmds/config", MMDS_CONFIG)
+    assert asked(booted, "GET", "/instance/name")[0] == 401
+    assert asked(booted, "PUT", "/latest/api/token")[0] == 400
+    take_token(booted)
+    assert asked(booted, "GET", "/instance/name", "$TOKEN:$token") == (200, "first")
+    assert asked(booted, "GET", "/instance", "$TOKEN:$token") == (200, "name\nsize")
+    wanted = ("$TOKEN:$token", "Accept:application/json")
+    assert asked(booted, "GET", "/instance", *wanted) == (200, '{"name":"first","size":2}')
+    assert asked(booted, "GET", "/instance/size", "$TOKEN:$token")[0] == 501
+    assert asked(booted, "GET", "/none", "$TOKEN:$token")[0] == 404
+
+
+def test_a_resumed_guest_reads_what_it_is_given_anew(world: World, snapshot: Snapshot) -> None:
+    """Neither the data nor the tokens of before are in a snapshot; the way to them is."""
+    vm, _ = world.resumed(snapshot)
+    assert vm.get("/mmds") == {}
+    default = {"ipv4_address": "169.254.169.254", "imds_compat": False}
+    assert vm.get("/vm/config")["mmds-config"] == {**MMDS_CONFIG, **default}
+    vm.put("/mmds", instance={"name": "second"})
+    assert asked(vm, "GET", "/instance/name", "$TOKEN:$token")[0] == 401
+    take_token(vm)
+    assert asked(vm, "GET", "/instance/name", "$TOKEN:$token") == (200, "second")

@@ -39,11 +39,13 @@ from activities.contract.inputs import (
 )
 from activities.contract.names import Step
 from activities.contract.results import PulledImage
+from activities.disk.data_dir import DataDir
 from activities.disk.ext4 import check_filesystem
 from activities.host.local_run import run_template
 from activities.microvm.clock import read_clock
 from activities.microvm.microvm import HostMicrovmActivities
 from activities.microvm.network import in_network
+from activities.microvm.vm_process import VmProcess
 from activities.process.settings import Settings
 from tests.support.local_http import HTTPD, HTTPD_ANSWERS, get_page
 from tests.support.small_disk import small_disk
@@ -111,6 +113,52 @@ async def test_the_server_answers_after_a_resume(host: VmHost, image: PulledImag
             assert answer.endswith(b"hello\n")
     assert (directory / "rootfs.ext4").read_bytes() == before
     check_filesystem(directory / "rootfs.ext4", lambda: None)
+
+
+ASKER = """\
+#!/bin/busybox sh
+# What it waits for at the snapshot never comes.
+ask() {
+  printf '%s HTTP/1.1\\r\\n%s\\r\\n\\r\\n' "$@" | timeout 15 nc 169.254.169.254 80 | tail -n 1
+}
+while :; do
+  token=$(ask 'PUT /latest/api/token' X-metadata-token-ttl-seconds:900)
+  ask 'GET /who' "X-metadata-token:$token" > /srv/new
+  mv /srv/new /srv/index.html
+  sleep 1
+done &
+exec httpd -f -p 8080 -h /srv
+"""
+
+
+async def test_a_resumed_guest_reads_the_metadata_that_it_is_given(
+    host: VmHost, registry: Registry
+) -> None:
+    """Each VM that is resumed from one snapshot its own, at the paths that consumers know."""
+    layer = Layer().directory("bin").busybox().directory("srv")
+    registry.push("asker", [layer.add("asker", ASKER.encode(), mode=0o755).tar()])
+    image = await host.bench.pull(f"{registry.address}/asker")
+    vm, rootfs = await host.boot(image, start_command="/asker", ready_command=HTTPD_ANSWERS)
+    snapshot = await host.snapshot(vm, rootfs)
+    for who in ("first", "second"):
+        async with host.resumed(vm, snapshot) as name:
+            with VmProcess(DataDir(host.settings.data_dir).vm(name)).client() as client:
+                config: Any = client._call("GET", "/vm/config")
+                assert config["mmds-config"]["version"] == "V2"
+                assert config["drives"][0]["path_on_host"] == "/fc-vm/rootfs.ext4"
+                client._call("PUT", "/mmds", {"who": who})
+            await until_page(name, who)
+
+
+async def until_page(network: str, told: str) -> None:
+    deadline = time.monotonic() + 120
+    while not (page := await page_of(network)).endswith(told):
+        assert time.monotonic() < deadline, page
+        await asyncio.sleep(0.5)
+
+
+async def page_of(network: str) -> str:
+    return (await asyncio.to_thread(in_network, network, lambda: get_page(60))).decode()
 
 
 async def test_a_command_that_does_not_exist_fails_at_once(
