@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import re
+import shutil
+import signal
 import subprocess
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psutil
@@ -14,19 +20,30 @@ import pytest_asyncio
 from devstack.environment import FIRECRACKER_VERSION, environment
 from devstack.registry import Layer, Registry
 
+from activities.contract.checkpoints import RootfsCheckpoint
 from activities.contract.errors import JailUnusableError
 from activities.contract.results import PulledImage
 from activities.contract.scope import VmRef
+from activities.disk.data_dir import DataDir
+from activities.microvm.launching import SECCOMP_FILTER
+from activities.microvm.microvm import HostMicrovmActivities
+from activities.microvm.resumable import vmm_version
+from activities.microvm.vm_process import leftover_supervisors, leftover_vms
 from tests.support.command_line import cli
 from tests.support.host_resources import vm_cgroups
 from tests.support.real_firecracker import RealFirecracker
+from tests.support.seccomp_filters import LETS_ALL_THROUGH, NO_MOUNT, filter_file
 from tests.support.small_disk import small_disk
-from tests.support.vm_host import VmHost, vm_host
+from tests.support.vm_host import VmHost, run, vm_host
 
 pytestmark = pytest.mark.counts_host
 
 CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapAmb")
 CONTROLLERS = ("cpu", "memory", "pids")
+STAND_IN = "the stand-in"
+JAILED, FILTERED, UNJAILED = "in its jailer", "in its jailer, filtered", "without its jailer"
+ON_REAL = (JAILED, UNJAILED)
+REAL = (pytest.mark.real_firecracker, pytest.mark.timeout(1500))
 
 
 class Vmm:
@@ -45,6 +62,11 @@ class Vmm:
         """Mount points with their options."""
         lines = (self.proc / "mountinfo").read_text().splitlines()
         return {line.split()[4]: line.split()[5].split(",") for line in lines}
+
+    def of_threads(self, name: str) -> set[str]:
+        """Each thread's value; a filter is a thread's own."""
+        found = (task.read_text().splitlines() for task in self.proc.glob("task/*/status"))
+        return {line.split()[1] for lines in found for line in lines if line.startswith(f"{name}:")}
 
     def cgroups(self) -> dict[str, str]:
         lines = (self.proc / "cgroup").read_text().splitlines()
@@ -75,21 +97,31 @@ class Vmm:
         return int(uid)
 
 
-@pytest_asyncio.fixture
-async def host(tmp_path: Path) -> AsyncIterator[VmHost]:
+@asynccontextmanager
+async def host_of(kind: str, place: Path) -> AsyncIterator[VmHost]:
+    """Have a host of that kind, with a data directory as long and as closed as any."""
     # Longer than a socket's path may be, and closed to everybody else.
-    data = tmp_path / ("long-" * 20) / "data"
+    data = place / ("long-" * 20) / "data"
     data.mkdir(parents=True)
     data.chmod(0o700)
-    async with vm_host(data) as made:
+    if kind == STAND_IN:
+        async with vm_host(data) as host:
+            yield host
+    else:
+        real = RealFirecracker.given()
+        async with real.host(place, data, jailed=kind != UNJAILED) as host:
+            yield host
+
+
+@pytest_asyncio.fixture
+async def host(tmp_path: Path) -> AsyncIterator[VmHost]:
+    async with host_of(STAND_IN, tmp_path) as made:
         yield made
 
 
 @pytest_asyncio.fixture
 async def image(host: VmHost, registry: Registry) -> PulledImage:
-    layer = Layer().directory("bin").busybox().directory("srv")
-    registry.push("confined", [layer.tar()])
-    return await host.bench.pull(f"{registry.address}/confined")
+    return await pulled(host, registry)
 
 
 def processes(host: VmHost, vm: VmRef) -> list[int]:
@@ -112,7 +144,7 @@ async def test_every_vmm_is_held_by_the_kernel(host: VmHost, image: PulledImage)
         require_its_own_world(vmm, host)
         assert int(vmm.status["CapBnd"][0], 16) == 0
         assert vmm.status["Umask"] == ["0077"]
-        assert vmm.status["Seccomp"] == ["0"]
+        assert vmm.of_threads("Seccomp") == {"0"}
         assert (vmm.proc / "environ").read_bytes() == b""
         assert limits_of(vm.name) == {
             "memory.limit_in_bytes": str((256 + 256) << 20),
@@ -156,6 +188,7 @@ async def test_a_snapshot_is_only_read_by_who_resumes_it(host: VmHost, image: Pu
     """And what a VMM has written is not its own any more when others use it."""
     vm, rootfs = await host.boot(image)
     snapshot = await host.snapshot(vm, rootfs)
+    assert (snapshot.facts.jailer, snapshot.facts.seccomp) == ("none", "none")
     directory = host.bench.store.path(snapshot.step, snapshot.fingerprint)
     names = ("rootfs.ext4", "memfile", "snapfile")
     before = {name: (directory / name).stat() for name in names}
@@ -185,34 +218,112 @@ async def test_a_snapshot_that_only_root_may_read_resumes(host: VmHost, image: P
 
 @pytest.mark.real_firecracker
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("jailer", [True, False], ids=["in its jailer", "without"])
+@pytest.mark.parametrize("kind", [JAILED, UNJAILED, FILTERED])
 async def test_real_firecracker_is_held_as_well(
-    tmp_path: Path, registry: Registry, jailer: bool
+    tmp_path: Path, registry: Registry, kind: str
 ) -> None:
     """From its start over boot and snapshot to a resume."""
     real = RealFirecracker.given()
-    data = tmp_path / ("long-" * 20) / "data"
-    data.mkdir(parents=True)
-    data.chmod(0o700)
-    async with real.host(tmp_path, data, jailed=jailer) as host:
-        registry.push("confined", [Layer().directory("bin").busybox().directory("srv").tar()])
-        image = await host.bench.pull(f"{registry.address}/confined")
+    # A build for gnu has no filter of its own: it installs one that lets all through.
+    has_own = LETS_ALL_THROUGH not in real.binary.read_bytes()
+    async with host_of(kind, tmp_path) as host:
+        if kind == FILTERED:
+            given = host.settings.firecracker_path(host.shape.firecracker_version)
+            program = filter_file(NO_MOUNT, real.version)
+            given.with_name(SECCOMP_FILTER).write_bytes(program)
         vm = host.vm()
-        rootfs = await host.rootfs(image, vm)
+        rootfs = await host.rootfs(await pulled(host, registry), vm)
         await host.start(vm, rootfs)
         [pid] = processes(host, vm)
         vmm = Vmm(pid)
         vmm.require_confined(vm.name)
         assert (vmm.proc / "environ").read_bytes() == b""
         assert vmm.status["Umask"] == ["0077"]
-        if jailer:
-            require_jail(vmm, host)
-        else:
+        assert vmm.of_threads("Seccomp") == {"2"}
+        assert vmm.of_threads("Seccomp_filters") == {"1"}
+        if kind == UNJAILED:
             require_its_own_world(vmm, host)
+        else:
+            require_jail(vmm, host)
         await host.wait(vm)
         snapshot = await host.snapshot(vm, rootfs)
+        assert snapshot.facts.seccomp == ("filter" if has_own or kind == FILTERED else "none")
+        jailer = "none" if kind == UNJAILED else vmm_version(real.binary)
+        assert snapshot.facts.jailer == jailer
         verified = await host.verify(vm, snapshot)
         assert verified.resume_ms > 0
+
+
+@pytest.mark.parametrize("kind", [STAND_IN, *(pytest.param(k, marks=REAL) for k in ON_REAL)])
+async def test_a_held_vmm_is_adopted_told_swept_and_counted(
+    tmp_path: Path, registry: Registry, kind: str
+) -> None:
+    async with host_of(kind, tmp_path) as host, host_of(kind, tmp_path / "other") as other:
+        vm, rootfs, pid = await started(host, registry)
+        foreign, _, foreign_pid = await started(other, registry)
+        # Users are the machine's, not a worker's.
+        uids = {
+            Vmm(pid).require_confined(vm.name),
+            Vmm(foreign_pid).require_confined(foreign.name),
+        }
+        assert len(uids) == 2
+
+        # The worker is started again.
+        host.vms = HostMicrovmActivities(host.settings, host.bench.ledger, host.bench.store)
+        await host.start(vm, rootfs)
+        assert "taking it up again" in host.bench.log_of(vm.scope)
+        assert processes(host, vm)[0] == pid
+
+        # The jailer leaves its child behind, whose exit status somebody must have.
+        process = host.process(vm)
+        os.kill(pid, signal.SIGKILL)
+        await until(process.has_ended)
+        assert process.exit_reason() == "signal 9"
+        await run(host.vms.kill_vm, vm)
+        require_nothing_left(host, vm, pid)
+
+        # Killed workers leave VMs, with their directories and without.
+        for with_directory in (True, False):
+            vm, _, pid = await started(host, registry)
+            if not with_directory:
+                shutil.rmtree(host.process(vm).directory)
+            data_dir = DataDir(host.settings.data_dir)
+            found = [*leftover_vms(data_dir), *leftover_supervisors(data_dir)]
+            assert [(each.kind, each.name) for each in found] == [
+                ("VM" if with_directory else "process", vm.name)
+            ]
+            found[0].remove()
+            require_nothing_left(host, vm, pid)
+        assert processes(other, foreign)[0] == foreign_pid  # nobody else's
+        await host.remove_all()  # or `other` finds its networks at its end
+
+
+async def started(host: VmHost, registry: Registry) -> tuple[VmRef, RootfsCheckpoint, int]:
+    """A VM whose guest may boot as long as it likes, and its VMM's pid."""
+    vm = host.vm()
+    rootfs = await host.rootfs(await pulled(host, registry), vm)
+    await host.start(vm, rootfs)
+    return vm, rootfs, processes(host, vm)[0]
+
+
+async def pulled(host: VmHost, registry: Registry) -> PulledImage:
+    registry.push("confined", [Layer().directory("bin").busybox().directory("srv").tar()])
+    return await host.bench.pull(f"{registry.address}/confined")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+
+
+def require_nothing_left(host: VmHost, vm: VmRef, pid: int) -> None:
+    """Neither process, nor cgroup, nor the jail, nor a mount."""
+    assert not psutil.pid_exists(pid)
+    assert not [group for group in vm_cgroups() if vm.name in group]
+    assert not host.process(vm).directory.exists()
+    assert str(host.settings.data_dir) not in Path("/proc/self/mountinfo").read_text()
 
 
 def require_jail(vmm: Vmm, host: VmHost) -> None:
