@@ -8,7 +8,7 @@ import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import NoReturn
 
@@ -48,6 +48,9 @@ _UNSUPPORTED_VALUES = (
     "mmds-size-limit",
 )
 _UNSUPPORTED_FLAGS = ("no-api", "boot-timer", "enable-pci")
+
+# A signal that comes just before the main thread waits is seen when it has waited.
+_LOOK_SECONDS = 0.5
 
 Arguments = dict[str, str]
 
@@ -185,7 +188,10 @@ class _Process:
             raise _ExitError(message, _GENERIC_ERROR) from None
         Thread(target=server.serve_forever, daemon=True).start()
         while True:
-            event = self._events.get()
+            try:
+                event = self._events.get(timeout=_LOOK_SECONDS)
+            except Empty:
+                continue
             if isinstance(event, Qemu):
                 return self._ended(event, machine)
             self._perform(event, machine)
