@@ -133,6 +133,10 @@ POLICIES = {
     "delete_objects":      Policy(5 * MINUTE, UNLIMITED, total=30 * MINUTE),
     "delete_image_tag":    Policy(5 * MINUTE, UNLIMITED, total=30 * MINUTE),
     "remove_late_arrivals": Policy(5 * MINUTE, UNLIMITED),
+    # Removing a tenant
+    "find_builds_of_tenant": Policy(30 * MINUTE, UNLIMITED, heartbeat=True),
+    "delete_build_of_tenant": Policy(30 * MINUTE, attempts=5, heartbeat=True),
+    "delete_objects_of_tenant": Policy(30 * MINUTE, UNLIMITED, heartbeat=True),
     "sweep_host":          Policy(30 * MINUTE, attempts=3, total=30 * MINUTE),
     "sweep_bucket":        Policy(30 * MINUTE, attempts=3, total=30 * MINUTE),
 }

@@ -42,13 +42,13 @@ class Turn:
         since = workflow.now()
         last = since + timedelta(seconds=self._build.options.lease_wait_seconds)
         while not self._is_granted:
-            await self._enter(since)
             left = (last - workflow.now()).total_seconds()
             if left <= 0:
                 raise NoTurnError(
                     f"other builds of tenant {self._build.config.tenant} left it no turn within "
                     f"{self._build.options.lease_wait_seconds:.0f} s"
                 ).to_application_error()
+            await self._enter(since)
             with contextlib.suppress(asyncio.TimeoutError):
                 await workflow.wait_condition(
                     lambda: self._is_granted,

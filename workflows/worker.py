@@ -8,6 +8,7 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 
 from workflows.build_template import BuildTemplate
 from workflows.delete_template import DeleteTemplate
+from workflows.delete_tenant import DeleteTenant
 from workflows.inspect_host import InspectHost
 from workflows.sweep import SweepBucket, SweepHost
 from workflows.tenant_line import TenantLine
@@ -19,6 +20,7 @@ WORKFLOWS: Sequence[type] = (
     SweepBucket,
     InspectHost,
     TenantLine,
+    DeleteTenant,
 )
 
 

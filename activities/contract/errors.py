@@ -523,6 +523,12 @@ class TemplateTooLargeError(TemplateManagerError):
     )
 
 
+class TenantRemovalError(HostFaultError):
+    """A build of a tenant that is being removed could not be deleted."""
+
+    hint = "Read why in its delete's workflow; then run template-manager tenants delete again."
+
+
 class SealedSecretError(TemplateManagerError):
     """A sealed secret cannot be opened here."""
 

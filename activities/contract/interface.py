@@ -44,6 +44,7 @@ from activities.contract.results import (
     Verification,
 )
 from activities.contract.scope import BuildScope, VmRef
+from activities.contract.tenant_removal import DeleteBuildInput, FindBuildsInput, TenantBuilds
 
 
 class HostActivities(ABC):
@@ -238,6 +239,25 @@ class BucketSweepActivities(ABC):
     @abstractmethod
     async def sweep_bucket(self, sweep: SweepInput, /) -> SweepReport:
         """Remove parts and leases of builds that can no longer use them; count what is stored."""
+
+
+class TenantRemovalActivities(ABC):
+    """Removing all that is a tenant's (queue `template-manager`)."""
+
+    @activity.defn(name="find_builds_of_tenant")
+    @abstractmethod
+    async def find_builds_of_tenant(self, find: FindBuildsInput, /) -> TenantBuilds:
+        """Look in Temporal and in the bucket, until some are found."""
+
+    @activity.defn(name="delete_build_of_tenant")
+    @abstractmethod
+    async def delete_build_of_tenant(self, delete: DeleteBuildInput, /) -> None:
+        """Delete a build as `TemplateBuildDelete` does; one that has gone is fine."""
+
+    @activity.defn(name="delete_objects_of_tenant")
+    @abstractmethod
+    async def delete_objects_of_tenant(self, tenant: str, /) -> int:
+        """Delete the tenant's files, and logs of builds that are not known any more."""
 
 
 class DeletionActivities(ABC):

@@ -49,6 +49,7 @@ TENANT_LINE_WORKFLOW = "TenantLine"
 BUILD_WORKFLOW = "template-build-"
 DELETE_WORKFLOW = "template-delete-"
 TENANT_LINE = "tenant-line-"
+DELETE_TENANT = "tenant-delete-"
 
 
 def tenant_mark(tenant: str) -> str:
@@ -70,6 +71,11 @@ def delete_workflow_id(build_id: str) -> str:
 def tenant_line_workflow_id(tenant: str) -> str:
     """Name the workflow that gives the builds of a tenant their turns."""
     return f"{TENANT_LINE}{tenant}"
+
+
+def delete_tenant_workflow_id(tenant: str) -> str:
+    """Name the workflow that removes all that is a tenant's."""
+    return f"{DELETE_TENANT}{tenant}"
 
 
 def build_of_workflow(workflow_id: str) -> str:

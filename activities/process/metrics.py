@@ -6,6 +6,8 @@ Everything goes through the meter of Temporal's SDK, so that one endpoint has th
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from datetime import timedelta
 
 from temporalio.common import MetricMeter
@@ -76,6 +78,28 @@ def show_host(meter: MetricMeter, host: str, slots: int, used: int, free_bytes: 
     meter.create_gauge(f"{PREFIX}_slots", "Builds that this host takes").set(slots, tags)
     meter.create_gauge(f"{PREFIX}_slots_used", "Builds that it holds").set(used, tags)
     meter.create_gauge(f"{PREFIX}_disk_free_bytes", "Of its data directory").set(free_bytes, tags)
+
+
+def show_tenant(
+    meter: MetricMeter,
+    tenant: str,
+    *,
+    builds: Mapping[str, int],
+    stored_bytes: int | None,
+    limits: Mapping[str, float | None],
+) -> None:
+    """Show what a tenant uses: open builds by what they do, and its limits; none is infinite."""
+    tags = {"tenant": tenant}
+    gauge = meter.create_gauge(f"{PREFIX}_tenant_builds", "Open builds of a tenant")
+    for state, count in builds.items():
+        gauge.set(count, {**tags, "state": state})
+    if stored_bytes is not None:
+        meter.create_gauge(f"{PREFIX}_tenant_stored_bytes", "Of its templates").set(
+            stored_bytes, tags
+        )
+    allowed = meter.create_gauge_float(f"{PREFIX}_tenant_limit", "What a tenant may use")
+    for limit, value in limits.items():
+        allowed.set(math.inf if value is None else value, {**tags, "limit": limit})
 
 
 def _record_times(meter: MetricMeter, status: BuildStatus) -> None:

@@ -122,6 +122,16 @@ def files_name(sha256: str, tenant: str = DEFAULT_TENANT) -> str:
     return f"{_tenants(FILES, tenant)}{sha256}.tar"
 
 
+def places_of_tenant(tenant: str) -> tuple[str, str]:
+    """Return what the names of all logs and files of a tenant begin with.
+
+    Raises ValueError for the default tenant: its names begin as everybody's do.
+    """
+    if not tenant_mark(tenant):
+        raise ValueError("the default tenant has no place of its own")
+    return _tenants(LOGS, tenant), _tenants(FILES, tenant)
+
+
 def _tenants(prefix: str, tenant: str) -> str:
     mark = tenant_mark(tenant)
     return f"{prefix}{mark}/" if mark else prefix

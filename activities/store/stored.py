@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from datetime import datetime
 
 from pydantic import ValidationError
 
 from activities.contract.model import Model
 from activities.contract.names import DEFAULT_TENANT
+from activities.contract.results import StoredObject
 from activities.process.clock import utc_now
 from activities.store.bucket import Bucket
-from activities.store.objects import ObjectKind, is_metadata, parse_object_name, stored_name
+from activities.store.objects import (
+    ObjectKind,
+    ObjectName,
+    is_metadata,
+    parse_object_name,
+    stored_name,
+)
 
 TENANT_METADATA = "tenant"
 """In the custom metadata of a template's objects; without it they are the default tenant's."""
@@ -43,17 +51,21 @@ def count_stored(bucket: Bucket) -> Stored:
     """
     templates: defaultdict[str, int] = defaultdict(int)
     size: defaultdict[str, int] = defaultdict(int)
-    for stored, metadata in bucket.list_with_metadata():
-        named = parse_object_name(stored.name)
-        if named is None or named.kind is not ObjectKind.TEMPLATE:
-            continue
-        tenant = metadata.get(TENANT_METADATA, DEFAULT_TENANT)
+    for _, tenant, stored in _objects(bucket):
         templates[tenant] += is_metadata(stored.name)
         size[tenant] += stored.size_bytes
     sums = {name: TenantStored(templates=templates[name], bytes=size[name]) for name in size}
     counted = Stored(counted=utc_now(), tenants=sums)
     bucket.write_object(stored_name(), counted.model_dump_json().encode())
     return counted
+
+
+def templates_of(bucket: Bucket, tenant: str) -> set[str]:
+    """Return the ids of the builds that have left objects of a template of a tenant. Blocking.
+
+    Raises StorageUnavailableError and StorageDeniedError.
+    """
+    return {named.build_id for named, whose, _ in _objects(bucket) if whose == tenant}
 
 
 def read_stored(bucket: Bucket) -> Stored | None:
@@ -68,3 +80,11 @@ def read_stored(bucket: Bucket) -> Stored | None:
         return Stored.model_validate_json(found[0])
     except ValidationError:  # of another version: the next sweep writes ours
         return None
+
+
+def _objects(bucket: Bucket) -> Iterator[tuple[ObjectName, str, StoredObject]]:
+    """Yield every object of every template, with what its name says and whose it is."""
+    for stored, metadata in bucket.list_with_metadata():
+        named = parse_object_name(stored.name)
+        if named is not None and named.kind is ObjectKind.TEMPLATE:
+            yield named, metadata.get(TENANT_METADATA, DEFAULT_TENANT), stored

@@ -452,6 +452,9 @@ def list_builds(
         datetime | None,
         typer.Option(metavar="TIME", help="Only builds started before this time."),
     ] = None,
+    tenant: Annotated[
+        str, typer.Option(metavar="TENANT", help="Only builds of this tenant; for operators.")
+    ] = "",
     limit: Annotated[int, typer.Option(metavar="N", min=1, help="How many to show.")] = 50,
     as_json: AsJson = False,
     api_address: ApiAddress = DEFAULT_API_ADDRESS,
@@ -459,11 +462,13 @@ def list_builds(
     """List builds, latest first.
 
     A terminal shows the columns that fit. In a pipe there is a line a build, with a tab between
-    whole values: build, state, template, age, step, took, host, started.
+    whole values: build, state, template, age, step, took, host, started, tenant.
     """
     from api.pb import template_manager_pb2 as pb
 
-    request = pb.TemplateBuildListRequest(states=state or (), template_id=template_id)
+    request = pb.TemplateBuildListRequest(
+        states=state or (), template_id=template_id, tenant=tenant
+    )
     if since is not None:
         request.started_after.FromDatetime(since.astimezone())
     if until is not None:

@@ -114,6 +114,7 @@ class SummaryJson(TypedDict):
     workflow_id: str
     run_id: str
     builds_before: int | None
+    tenant: str
 
 
 class LogLineJson(TypedDict):
@@ -183,6 +184,7 @@ def summary_json(build: pb.TemplateBuildSummary) -> SummaryJson:
         "workflow_id": build.workflow_id,
         "run_id": build.run_id,
         "builds_before": build.builds_before if build.HasField("builds_before") else None,
+        "tenant": build.tenant,
     }
 
 

@@ -30,6 +30,7 @@ LIST_COLUMNS = (
     Column("took", 3),
     Column("host", 4),
     Column("started", 5),
+    Column("tenant", 4),
 )
 
 
@@ -93,6 +94,7 @@ def list_rows(builds: Sequence[pb.TemplateBuildSummary], now: datetime) -> list[
             else duration(build.ended.ToSeconds() - build.started.ToSeconds()),
             build.host,
             date_time(build.started),
+            build.tenant,
         ]
         for build in builds
     ]

@@ -6,13 +6,14 @@ import os
 import socket
 
 from activities.contract.names import SWEEP_BUCKET_WORKFLOW, WORKFLOW_TASK_QUEUE
-from activities.host.served import bucket_activities
+from activities.host.served import bucket_activities, served_by
 from activities.process.health import temporal_readiness
 from activities.process.lifecycle import run_until_signalled
 from activities.process.metrics import runtime_for
 from activities.process.settings import Settings
 from activities.process.sweep_schedule import BUCKET, schedule_sweep
 from activities.process.temporal import connect, make_worker, register_search_attributes
+from api.server.tenant_removal import TenantRemover
 from workflows.worker import WORKFLOWS, sandbox
 
 
@@ -29,7 +30,10 @@ async def run(settings: Settings) -> None:
     worker = make_worker(
         client,
         WORKFLOW_TASK_QUEUE,
-        bucket_activities(settings, client),
+        [
+            *bucket_activities(settings, client),
+            *served_by(TenantRemover(client, settings)),
+        ],
         workflows=WORKFLOWS,
         workflow_runner=sandbox(),
     )

@@ -422,20 +422,22 @@ class TemplateBuildRetryRequest(_message.Message):
     def __init__(self, build_id: _Optional[str] = ..., template_id: _Optional[str] = ...) -> None: ...
 
 class TemplateBuildListRequest(_message.Message):
-    __slots__ = ("template_id", "states", "started_after", "started_before", "page_size", "page_token")
+    __slots__ = ("template_id", "states", "started_after", "started_before", "page_size", "page_token", "tenant")
     TEMPLATE_ID_FIELD_NUMBER: _ClassVar[int]
     STATES_FIELD_NUMBER: _ClassVar[int]
     STARTED_AFTER_FIELD_NUMBER: _ClassVar[int]
     STARTED_BEFORE_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     template_id: str
     states: _containers.RepeatedScalarFieldContainer[str]
     started_after: _timestamp_pb2.Timestamp
     started_before: _timestamp_pb2.Timestamp
     page_size: int
     page_token: str
-    def __init__(self, template_id: _Optional[str] = ..., states: _Optional[_Iterable[str]] = ..., started_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    tenant: str
+    def __init__(self, template_id: _Optional[str] = ..., states: _Optional[_Iterable[str]] = ..., started_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., tenant: _Optional[str] = ...) -> None: ...
 
 class TemplateBuildListResponse(_message.Message):
     __slots__ = ("builds", "next_page_token")
@@ -446,7 +448,7 @@ class TemplateBuildListResponse(_message.Message):
     def __init__(self, builds: _Optional[_Iterable[_Union[TemplateBuildSummary, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class TemplateBuildSummary(_message.Message):
-    __slots__ = ("build_id", "template_id", "state", "step", "host", "image", "started", "ended", "workflow_id", "run_id", "builds_before")
+    __slots__ = ("build_id", "template_id", "state", "step", "host", "image", "started", "ended", "workflow_id", "run_id", "builds_before", "tenant")
     BUILD_ID_FIELD_NUMBER: _ClassVar[int]
     TEMPLATE_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -458,6 +460,7 @@ class TemplateBuildSummary(_message.Message):
     WORKFLOW_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     BUILDS_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     build_id: str
     template_id: str
     state: str
@@ -469,7 +472,8 @@ class TemplateBuildSummary(_message.Message):
     workflow_id: str
     run_id: str
     builds_before: int
-    def __init__(self, build_id: _Optional[str] = ..., template_id: _Optional[str] = ..., state: _Optional[str] = ..., step: _Optional[str] = ..., host: _Optional[str] = ..., image: _Optional[str] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., workflow_id: _Optional[str] = ..., run_id: _Optional[str] = ..., builds_before: _Optional[int] = ...) -> None: ...
+    tenant: str
+    def __init__(self, build_id: _Optional[str] = ..., template_id: _Optional[str] = ..., state: _Optional[str] = ..., step: _Optional[str] = ..., host: _Optional[str] = ..., image: _Optional[str] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., workflow_id: _Optional[str] = ..., run_id: _Optional[str] = ..., builds_before: _Optional[int] = ..., tenant: _Optional[str] = ...) -> None: ...
 
 class InitLayerFileUploadRequest(_message.Message):
     __slots__ = ("template_id", "hash", "cache_scope")

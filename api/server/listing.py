@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
 
-from activities.contract.names import Step, build_of_workflow, delete_workflow_id
+from activities.contract.names import TENANT_NAME, Step, build_of_workflow, delete_workflow_id
 from activities.contract.search_attributes import (
     BUILD_ID,
     BUILD_STATE,
@@ -28,7 +28,7 @@ from activities.process.sealing import Sealer
 from api.errors import ApiError, Violation, invalid_argument
 from api.pb import template_manager_pb2 as pb
 from api.server.finding import RPC_LIMIT
-from api.server.tenancy import is_visible_workflow, visible_condition
+from api.server.tenancy import condition_of, is_visible_workflow, tenant_of, visible_condition
 from api.server.validation import TEMPLATE_ID as TEMPLATE_ID_PATTERN
 from api.server.view import CLOSED_STATES
 from api.server.waiting import WaitingLine
@@ -61,6 +61,7 @@ class ListedBuild:
     ended: datetime | None
     workflow_id: str
     run_id: str
+    tenant: str
     builds_before: int | None = None
     """Of one that waits for a host: how many wait for longer."""
 
@@ -190,6 +191,10 @@ def list_query(request: pb.TemplateBuildListRequest) -> str:
         parts.append(f"TemplateId='{request.template_id}'")
         if not TEMPLATE_ID_PATTERN.fullmatch(request.template_id):
             violations.append(Violation("template_id", "must be 1 to 63 of a-z, 0-9 and -"))
+    if request.tenant:
+        parts.append(condition_of(request.tenant))
+        if not TENANT_NAME.fullmatch(request.tenant):
+            violations.append(Violation("tenant", "must be 1 to 63 of a-z, 0-9 and -"))
     states = [state for state in BuildState if state in request.states]
     if unknown := set(request.states) - set(BuildState):
         known = ", ".join(BuildState)
@@ -233,6 +238,7 @@ async def _listed(build: WorkflowExecution) -> ListedBuild:
         ended=build.close_time,
         workflow_id=build.id,
         run_id=build.run_id,
+        tenant=await tenant_of(build),
     )
 
 

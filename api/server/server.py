@@ -16,6 +16,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from temporalio.client import Client
+from temporalio.runtime import Runtime
 
 from activities.process.health import health_endpoint
 from activities.process.metrics import runtime_for
@@ -44,6 +45,7 @@ from api.server.starting import BuildStarter
 from api.server.template_bucket import TemplateBucket
 from api.server.temporal_health import TemporalHealth
 from api.server.tenant_room import TenantRoom
+from api.server.tenant_use import TenantUses, show_uses
 from api.server.tls import server_credentials
 from api.server.waiting import WaitingLine
 
@@ -82,6 +84,7 @@ class ApiServer:
         interceptors = [*_tracing_interceptors(), self._interceptor]
         self._server = grpc.aio.server(interceptors=interceptors, options=OPTIONS)
         self.logs = BuildLogs(client, bucket)
+        self.uses = TenantUses(client, bucket, tenants)
         finder = BuildFinder(client, bucket)
         hosts = KnownHosts(client)
         line = WaitingLine(client, hosts)
@@ -205,17 +208,32 @@ async def serve(settings: Settings, *, insecure: bool = False) -> None:
     _require_whole_tls(settings)
     require_safe_address(settings, insecure=insecure)
     identity = f"api@{socket.gethostname()}:{os.getpid()}"
-    client = await connect(identity, lazy=True, runtime=runtime_for(settings))
+    runtime = runtime_for(settings)
+    client = await connect(identity, lazy=True, runtime=runtime)
     signals = _Signals()
     async with (
         running_server(client, settings) as server,
         health_endpoint(settings, server.readiness),
+        _shown(server, runtime),
     ):
         _log.info("serving", address=server.address)
         with shown_as_ready(settings):
             await signals.next()
         await _first(server.drain(), signals.next())
     _log.info("stopped")
+
+
+@asynccontextmanager
+async def _shown(server: ApiServer, runtime: Runtime | None) -> AsyncIterator[None]:
+    """Show Prometheus what the tenants use, until the block is left."""
+    if runtime is None:
+        yield
+        return
+    showing = asyncio.create_task(show_uses(server.uses, runtime.metric_meter))
+    try:
+        yield
+    finally:
+        showing.cancel()
 
 
 def require_safe_address(settings: Settings, *, insecure: bool = False) -> None:

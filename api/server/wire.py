@@ -111,6 +111,7 @@ def summary_message(build: ListedBuild) -> pb.TemplateBuildSummary:
         started=timestamp(build.started),
         workflow_id=build.workflow_id,
         run_id=build.run_id,
+        tenant=build.tenant,
     )
     if build.ended is not None:
         message.ended.CopyFrom(timestamp(build.ended))

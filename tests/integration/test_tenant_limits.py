@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import re
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -12,10 +14,14 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
+import requests
 from pydantic import SecretStr
 
 from activities.contract.names import DEFAULT_TENANT, ArtifactName, tenant_line_workflow_id
 from activities.contract.units import MIB
+from activities.process.metrics import runtime_for
+from activities.process.settings import Settings
+from activities.process.tenants_file import TenantsFile
 from activities.store.bucket import Bucket
 from activities.store.objects import archived_log_name, artifact_name, metadata_name
 from activities.store.stored import TenantStored, count_stored
@@ -24,6 +30,9 @@ from api.client.credentials import ClientCredentials
 from api.pb import template_manager_pb2 as pb
 from api.server.access import hash_token
 from api.server.server import BindError, running_server
+from api.server.template_bucket import TemplateBucket
+from api.server.tenant_use import TenantUses, show_uses
+from tests.support.command_line import cli
 from tests.support.example_template import metadata
 from tests.support.running_api import Api, template_of
 
@@ -124,11 +133,29 @@ async def test_running_builds_wait_and_too_many_waiting_ones_are_refused(
     assert tenant.name in error.message
     again = await tenant.client.create(asked[1])  # the same request is the same build
     assert again.build_id == builds[1]
+    use = await used(tenant)
+    assert (use["on_hosts"], use["wait_for_host"]) == ([], [])
+    assert use["wait_for_turn"] == builds
+    assert use["limits"] == {"running_builds": 0, "waiting_builds": 2}
     tenant.limit(running_builds=1)
     last = await tenant.create()  # brings the new limits along
     for build_id in (*builds, last):
         assert (await tenant.api.ended(build_id)).state == "completed"
     await tenant.api.temporal.get_workflow_handle(tenant_line_workflow_id(tenant.name)).terminate()
+
+
+async def used(tenant: LimitedTenant, *options: str) -> Any:
+    """Return what `tenants` says of the tenant, when Temporal's list has it."""
+    env = {
+        "TEMPORAL_ADDRESS": tenant.api.temporal.service_client.config.target_host,
+        "TEMPLATE_MANAGER_BUCKET": tenant.api.settings.bucket,
+        "TEMPLATE_MANAGER_TENANTS_FILE": str(tenant.file),
+    }
+    ended = await cli("tenants", "--json", env=env)
+    assert ended.code == 0, ended.err
+    row = (await cli("tenants", env=env)).out
+    assert tenant.name in row
+    return ended.json["tenants"][tenant.name]
 
 
 async def test_what_is_stored_is_counted_for_each_tenant(
@@ -152,11 +179,60 @@ async def test_what_is_stored_is_counted_for_each_tenant(
     assert counted.of(tenant.name) == TenantStored(templates=1, bytes=3 * MIB + len(told))
     assert counted.of("another").bytes == 5 * MIB
     assert counted.of(DEFAULT_TENANT).bytes == 7 * MIB
+    use = await used(tenant)
+    assert (use["stored_bytes"], use["templates"]) == (3 * MIB + len(told), 1)
     error = await tenant.refused()
     assert numbers(error) == ("stored_mb", "3", "3")
     assert error.retry_after_seconds
     tenant.limit(stored_mb=4)
     await tenant.api.ended(await tenant.create())
+
+
+async def test_prometheus_is_shown_what_tenants_use(
+    tenant: LimitedTenant,
+    empty_bucket: Bucket,
+    unused_tcp_port: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("api.server.tenant_use.SHOW_SECONDS", 0.2)
+    tenant.limit(running_builds=0, stored_mb=7)
+    await asyncio.to_thread(count_stored, empty_bucket)
+    waiting = await tenant.create()
+    await tenant.waiting(waiting)
+    settings = Settings(metrics_address=f"127.0.0.1:{unused_tcp_port}")
+    runtime = runtime_for(settings)
+    assert runtime is not None
+    bucket = TemplateBucket(tenant.api.settings.bucket)
+    uses = TenantUses(tenant.api.temporal, bucket, TenantsFile(tenant.file))
+    showing = asyncio.create_task(show_uses(uses, runtime.metric_meter))
+    wanted = {
+        ("tenant_builds", "waits_for_turn"): 1,
+        ("tenant_builds", "on_host"): 0,
+        ("tenant_limit", "running_builds"): 0,
+        ("tenant_limit", "stored_mb"): 7,
+        ("tenant_limit", "vcpus"): math.inf,
+    }
+    try:
+        async with asyncio.timeout(40):
+            while not wanted.items() <= (shown := await scraped(settings, tenant.name)).items():
+                await asyncio.sleep(0.2)
+    except TimeoutError:
+        pytest.fail(f"shown was {shown}")
+    finally:
+        showing.cancel()
+
+
+async def scraped(settings: Settings, tenant: str) -> dict[tuple[str, str], float]:
+    """Return the values of a tenant's series, by name and by state or limit."""
+    url = f"http://{settings.metrics_address}/metrics"
+    text = (await asyncio.to_thread(requests.get, url, timeout=10)).text
+    lines = [line for line in text.splitlines() if f'tenant="{tenant}"' in line]
+    found = {}
+    for line in lines:
+        name = line.partition("{")[0].removeprefix("template_manager_")
+        what = re.search(r'(?:state|limit)="(\w+)"', line)
+        found[name, what[1] if what else ""] = float(line.rpartition(" ")[2])
+    return found
 
 
 async def test_a_file_that_makes_no_sense_is_told_at_the_start(api: Api, tmp_path: Path) -> None:

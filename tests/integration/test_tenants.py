@@ -221,6 +221,28 @@ async def test_a_list_has_the_caller_s_builds_alone(tenants: Tenants) -> None:
         await tenants.api.temporal.get_workflow_handle(build_workflow_id(before)).terminate()
 
 
+async def test_an_operator_lists_one_tenant_and_another_hears_of_none(tenants: Tenants) -> None:
+    mine, theirs = [await tenants.build(role) for role in ("owner", "stranger")]
+    await tenants.build("old")
+
+    async def listed(role: str, tenant: str) -> list[tuple[str, str]]:
+        request = pb.TemplateBuildListRequest(page_size=100, tenant=tenant)
+        [page] = await tenants.call("TemplateBuildList", request, role)
+        assert isinstance(page, pb.TemplateBuildListResponse)
+        builds = [(build.build_id, build.tenant) for build in page.builds]
+        return [build for build in builds if build[0] in (mine, theirs)]
+
+    async with asyncio.timeout(20):  # visibility lags behind
+        while await listed("operator", "beta") != [(theirs, "beta")]:
+            await asyncio.sleep(0.2)
+    assert await listed("operator", "acme") == [(mine, "acme")]
+    assert await listed("owner", "acme") == await listed("owner", "") == [(mine, "acme")]
+    assert await listed("owner", "beta") == []
+    with pytest.raises(CallError) as error:
+        await listed("operator", "a' OR Tenant='beta")
+    assert error.value.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_a_page_token_of_another_tenant_is_none(tenants: Tenants) -> None:
     for _ in range(2):
         await tenants.build()
