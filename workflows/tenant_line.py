@@ -34,7 +34,7 @@ QUIET_FACTOR = 10
 
 @workflow.defn(name=TENANT_LINE_WORKFLOW)
 class TenantLine:
-    """Gives a tenant's builds their turns, in the order in which they came."""
+    """Gives a tenant's builds their turns: in the order in which they came, batch ones last."""
 
     @workflow.init
     def __init__(self, state: TenantLineState) -> None:
@@ -146,7 +146,7 @@ def fits(builds: Iterable[LinedBuild], limits: RunningLimits) -> bool:
 
 
 def _place(build: LinedBuild) -> tuple[object, ...]:
-    return build.since, build.build_id
+    return build.is_batch, build.since, build.build_id
 
 
 async def _tell(build_id: str) -> bool:

@@ -79,6 +79,7 @@ class Turn:
                     since=since,
                     vcpu_count=config.vcpu_count,
                     memory_mb=config.memory_mb,
+                    is_batch=config.is_batch,
                 ),
             ),
             queue=WORKFLOW_TASK_QUEUE,

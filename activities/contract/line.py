@@ -45,6 +45,8 @@ class LinedBuild(Model):
     """When it first asked for its turn: it keeps its place when it asks again."""
     vcpu_count: int
     memory_mb: int
+    is_batch: bool = Field(default=False, exclude_if=lambda batch: not batch)
+    """Whether all others of its tenant go before it."""
 
 
 class TenantLineState(Model):

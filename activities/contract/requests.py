@@ -50,6 +50,8 @@ class TemplateConfig(Model):
         default=DEFAULT_TENANT, exclude_if=lambda tenant: tenant == DEFAULT_TENANT
     )
     """Whose build it is, by the caller's token; never by what the request says of itself."""
+    is_batch: bool = Field(default=False, exclude_if=lambda batch: not batch)
+    """Whether its tenant's other builds go before it; it says nothing about the template."""
     secret_env: dict[str, Sealed] = Field(default_factory=dict, exclude_if=lambda env: not env)
     """Variables of the steps alone, each sealed for this build and its name."""
 

@@ -39,6 +39,8 @@ class TenantLimits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    fairness_weight: Annotated[float, Field(ge=0.001, le=1000)] = 1
+    """How many hosts it gets for each that a tenant of weight 1 gets, while both wait for some."""
     running_builds: Count | None = None
     """That hold a host, or wait in the line of all tenants for one; the others wait before it."""
     vcpus: Count | None = None

@@ -185,6 +185,10 @@ def build(
         int, typer.Option(metavar="SECONDS", min=0, help="Limit until ready; 0 is the server's.")
     ] = 0,
     force: Annotated[bool, typer.Option("--force", help="Use no checkpoint.")] = False,
+    batch: Annotated[
+        bool,
+        typer.Option("--batch", help="Nobody waits for it: let your other builds go before it."),
+    ] = False,
     registry_user: Annotated[
         str, typer.Option(metavar="NAME", help="User of the image's registry.")
     ] = "",
@@ -284,6 +288,7 @@ def build(
             ready_timeout_seconds=ready_timeout,
             env=environment_of(env or ()),
             force=force,
+            priority=pb.Batch if batch else pb.Interactive,
         )
     except (OptionError, ValueError) as error:  # ValueError: too large for the wire
         fail(str(error), "See template-manager build --help.", Exit.USAGE, as_json=as_json)

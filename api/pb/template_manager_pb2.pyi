@@ -28,6 +28,11 @@ class WaitReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TenantLimit: _ClassVar[WaitReason]
     NoRoom: _ClassVar[WaitReason]
 
+class BuildPriority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    Interactive: _ClassVar[BuildPriority]
+    Batch: _ClassVar[BuildPriority]
+
 class HealthState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     Healthy: _ClassVar[HealthState]
@@ -55,6 +60,8 @@ AllBusy: WaitReason
 SlotIsFree: WaitReason
 TenantLimit: WaitReason
 NoRoom: WaitReason
+Interactive: BuildPriority
+Batch: BuildPriority
 Healthy: HealthState
 Draining: HealthState
 Debug: LogLevel
@@ -65,7 +72,7 @@ Forward: LogsDirection
 Backward: LogsDirection
 
 class TemplateConfig(_message.Message):
-    __slots__ = ("template_id", "build_id", "memory_mb", "vcpu_count", "disk_size_mb", "kernel_version", "firecracker_version", "start_command", "huge_pages", "ready_command", "force", "steps", "from_image", "from_template", "from_image_registry", "team_id", "env", "ready_timeout_seconds", "secret_env")
+    __slots__ = ("template_id", "build_id", "memory_mb", "vcpu_count", "disk_size_mb", "kernel_version", "firecracker_version", "start_command", "huge_pages", "ready_command", "force", "steps", "from_image", "from_template", "from_image_registry", "team_id", "env", "ready_timeout_seconds", "secret_env", "priority")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +106,7 @@ class TemplateConfig(_message.Message):
     ENV_FIELD_NUMBER: _ClassVar[int]
     READY_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     SECRET_ENV_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     template_id: str
     build_id: str
     memory_mb: int
@@ -118,7 +126,8 @@ class TemplateConfig(_message.Message):
     env: _containers.ScalarMap[str, str]
     ready_timeout_seconds: int
     secret_env: _containers.ScalarMap[str, str]
-    def __init__(self, template_id: _Optional[str] = ..., build_id: _Optional[str] = ..., memory_mb: _Optional[int] = ..., vcpu_count: _Optional[int] = ..., disk_size_mb: _Optional[int] = ..., kernel_version: _Optional[str] = ..., firecracker_version: _Optional[str] = ..., start_command: _Optional[str] = ..., huge_pages: _Optional[bool] = ..., ready_command: _Optional[str] = ..., force: _Optional[bool] = ..., steps: _Optional[_Iterable[_Union[TemplateStep, _Mapping]]] = ..., from_image: _Optional[str] = ..., from_template: _Optional[_Union[FromTemplateConfig, _Mapping]] = ..., from_image_registry: _Optional[_Union[FromImageRegistry, _Mapping]] = ..., team_id: _Optional[str] = ..., env: _Optional[_Mapping[str, str]] = ..., ready_timeout_seconds: _Optional[int] = ..., secret_env: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    priority: BuildPriority
+    def __init__(self, template_id: _Optional[str] = ..., build_id: _Optional[str] = ..., memory_mb: _Optional[int] = ..., vcpu_count: _Optional[int] = ..., disk_size_mb: _Optional[int] = ..., kernel_version: _Optional[str] = ..., firecracker_version: _Optional[str] = ..., start_command: _Optional[str] = ..., huge_pages: _Optional[bool] = ..., ready_command: _Optional[str] = ..., force: _Optional[bool] = ..., steps: _Optional[_Iterable[_Union[TemplateStep, _Mapping]]] = ..., from_image: _Optional[str] = ..., from_template: _Optional[_Union[FromTemplateConfig, _Mapping]] = ..., from_image_registry: _Optional[_Union[FromImageRegistry, _Mapping]] = ..., team_id: _Optional[str] = ..., env: _Optional[_Mapping[str, str]] = ..., ready_timeout_seconds: _Optional[int] = ..., secret_env: _Optional[_Mapping[str, str]] = ..., priority: _Optional[_Union[BuildPriority, str]] = ...) -> None: ...
 
 class TemplateStep(_message.Message):
     __slots__ = ("type", "args", "force", "files_hash")

@@ -115,7 +115,12 @@ class BuildStarter:
             await self._require_files(valid.config)
             terms = await self._room.require(valid.config)
             await self._finder.claim_id(valid.config.build_id, valid.config.tenant)
-            build = BuildInput(config=valid.config, options=valid.options, terms=terms)
+            build = BuildInput(
+                config=valid.config,
+                options=valid.options,
+                terms=terms,
+                fairness_weight=self._room.weight_of(valid.config.tenant),
+            )
             with contextlib.suppress(WorkflowAlreadyStartedError):  # another call was quicker
                 return await self._start(build)
         raise _busy(valid.config.build_id)
@@ -137,6 +142,7 @@ class BuildStarter:
             options=options_for(config, self._settings),
             done=await self._done_of(view),
             terms=await self._room.require(config),
+            fairness_weight=self._room.weight_of(config.tenant),
         )
         try:
             return await self._start(again)

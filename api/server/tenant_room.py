@@ -30,6 +30,10 @@ class TenantRoom:
         self._bucket = bucket
         self._tenants = tenants
 
+    def weight_of(self, tenant: str) -> float:
+        """Return how often a tenant gets a host, against others that wait."""
+        return self._tenants.limits_of(tenant).fairness_weight
+
     async def require(self, config: TemplateConfig) -> TenantTerms:
         """Return what the limits of a build's tenant mean for it.
 

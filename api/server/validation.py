@@ -129,10 +129,11 @@ def config_sha256(config: TemplateConfig) -> str:
     """Return the identity of a config: two requests for one build id must agree in it.
 
     Left out are the registry's credentials: they are secret, sealed anew each time, may be
-    rotated, and say nothing about the template.
+    rotated, and say nothing about the template; and its place among those that wait.
     """
+    same = config.without_secrets().model_copy(update={"is_batch": False})
     # Without defaults, so that a field that is added later changes no identity.
-    plain = config.without_secrets().model_dump(mode="json", exclude_defaults=True)
+    plain = same.model_dump(mode="json", exclude_defaults=True)
     canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -154,6 +155,7 @@ class _Validator:
         self._check_ids()
         self._check_sizes()
         self._check_names()
+        self._check_priority()
         self._check_image()
         self._check_commands()
         self._check_env("env", self._template.env, MAX_ENV_CHARS)
@@ -202,6 +204,11 @@ class _Validator:
         if template.ready_timeout_seconds > limit:
             seconds = template.ready_timeout_seconds
             self._bad("ready_timeout_seconds", f"is {seconds}; this server allows up to {limit}")
+
+    def _check_priority(self) -> None:
+        known = pb.BuildPriority.values()
+        if self._template.priority not in known:
+            self._bad("priority", f"is {self._template.priority}; must be one of {known}")
 
     def _check_names(self) -> None:
         for field in ("kernel_version", "firecracker_version"):
@@ -352,6 +359,7 @@ class _Validator:
             ready_timeout_seconds=template.ready_timeout_seconds or None,
             tenant=tenant,
             secret_env=self._secret_env(tenant),
+            is_batch=template.priority == pb.Batch,
         )
 
     def _secret_env(self, tenant: str) -> dict[str, Sealed]:

@@ -96,11 +96,14 @@ async def running_host(client: Client, bucket: Bucket, data_dir: Path) -> AsyncI
 async def waiting(
     client: Client, tenant: str, count: int, weight: float = 1
 ) -> list[asyncio.Task[datetime]]:
-    """Let so many builds of a tenant wait for a host."""
+    """Let so many builds of a tenant wait for a host; beta's are batch builds, which must not have
+    them wait for all of acme's."""
     handles = [
         await client.start_workflow(
             HoldsOnce.run,
-            BuildInput(config=config(tenant=tenant), fairness_weight=weight),
+            BuildInput(
+                config=config(tenant=tenant, is_batch=tenant == "beta"), fairness_weight=weight
+            ),
             id=f"{tenant}-{uuid.uuid4()}",
             task_queue=QUEUE,
         )

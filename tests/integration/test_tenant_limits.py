@@ -17,7 +17,13 @@ import pytest_asyncio
 import requests
 from pydantic import SecretStr
 
-from activities.contract.names import DEFAULT_TENANT, ArtifactName, tenant_line_workflow_id
+from activities.contract.inputs import BuildInput
+from activities.contract.names import (
+    DEFAULT_TENANT,
+    ArtifactName,
+    build_workflow_id,
+    tenant_line_workflow_id,
+)
 from activities.contract.units import MIB
 from activities.process.metrics import runtime_for
 from activities.process.settings import Settings
@@ -117,6 +123,25 @@ async def test_what_no_end_of_another_build_makes_room_for(tenant: LimitedTenant
     assert (await tenant.api.ended(build_id)).state == "completed"
 
 
+async def test_the_tenant_s_weight_and_the_build_s_priority_reach_the_build(
+    tenant: LimitedTenant,
+) -> None:
+    tenant.limit(fairness_weight=2.5)
+    build_id = await tenant.create(priority=pb.Batch)
+    await tenant.api.ended(build_id)
+    handle = tenant.api.temporal.get_workflow_handle(build_workflow_id(build_id))
+    history = await handle.fetch_history()
+    started = history.events[0].workflow_execution_started_event_attributes.input
+    [build] = await tenant.api.temporal.data_converter.decode(started.payloads, [BuildInput])
+    assert (build.fairness_weight, build.config.is_batch) == (2.5, True)
+    weights = [
+        event.activity_task_scheduled_event_attributes.priority
+        for event in history.events
+        if event.activity_task_scheduled_event_attributes.activity_type.name == "hold_host"
+    ]
+    assert [(p.fairness_key, p.fairness_weight) for p in weights] == [(tenant.name, 2.5)]
+
+
 async def test_running_builds_wait_and_too_many_waiting_ones_are_refused(
     tenant: LimitedTenant,
 ) -> None:
@@ -136,7 +161,7 @@ async def test_running_builds_wait_and_too_many_waiting_ones_are_refused(
     use = await used(tenant)
     assert (use["on_hosts"], use["wait_for_host"]) == ([], [])
     assert use["wait_for_turn"] == builds
-    assert use["limits"] == {"running_builds": 0, "waiting_builds": 2}
+    assert use["limits"] == {"fairness_weight": 1, "running_builds": 0, "waiting_builds": 2}
     tenant.limit(running_builds=1)
     last = await tenant.create()  # brings the new limits along
     for build_id in (*builds, last):

@@ -30,16 +30,19 @@ from activities.contract.line import (
 )
 from activities.contract.names import (
     WORKFLOW_TASK_QUEUE,
+    delete_tenant_workflow_id,
     delete_workflow_id,
     tenant_line_workflow_id,
 )
 from activities.contract.search_attributes import SEARCH_ATTRIBUTES
+from activities.contract.tenant_removal import TenantRemoval
 from activities.process.clock import utc_now
 from tests.support.recording_host import Journal, RecordingHost, running_stack
 from tests.support.resetting import reset_before
 from tests.support.temporal_server import start_temporal
 from tests.support.workflow_runs import OPTIONS, Handle, config, delete, delete_of, start
 from workflows.build_template import BuildTemplate
+from workflows.delete_tenant import DeleteTenant
 from workflows.tenant_line import TenantLine
 
 DIRECTORY = Path(__file__).parent / "histories"
@@ -139,6 +142,21 @@ async def tenant_line(client: Client) -> WorkflowHandle[Any, Any]:
     return handle
 
 
+async def tenant_removal(client: Client) -> WorkflowHandle[Any, Any]:
+    """A tenant with three builds, one of which is still found when it has been deleted."""
+    async with one_host(client) as host:
+        host.journal.builds = {str(uuid.uuid4()) for _ in range(3)}
+        host.journal.sticky_builds = {min(host.journal.builds)}
+        handle = await client.start_workflow(
+            DeleteTenant.run,
+            TenantRemoval(tenant="acme"),
+            id=delete_tenant_workflow_id("acme"),
+            task_queue=WORKFLOW_TASK_QUEUE,
+        )
+        await handle.result()
+        return handle
+
+
 async def reset(client: Client) -> Handle:
     """To before the verification: the new run begins with the old one's events."""
     async with one_host(client) as host:
@@ -167,6 +185,7 @@ KINDS: dict[str, Callable[[Client], Awaitable[WorkflowHandle[Any, Any]]]] = {
     "steps": steps,
     "turn": turn,
     "tenant_line": tenant_line,
+    "tenant_removal": tenant_removal,
     "reset": reset,
 }
 

@@ -30,6 +30,7 @@ def test_there_is_a_history_of_every_kind() -> None:
         "delete",
         "turn",
         "tenant_line",
+        "tenant_removal",
     }
 
 

@@ -48,6 +48,7 @@ from activities.contract.interface import (
     MicrovmActivities,
     NetworkActivities,
     RootfsActivities,
+    TenantRemovalActivities,
     UploadUndoActivities,
 )
 from activities.contract.names import (
@@ -67,6 +68,7 @@ from activities.contract.results import (
     Verification,
 )
 from activities.contract.scope import BuildScope, HostLease, VmRef
+from activities.contract.tenant_removal import DeleteBuildInput, FindBuildsInput, TenantBuilds
 from activities.host.orphans import describe_with
 from activities.host.tenant_lines import TenantLines
 from activities.process.temporal import ErrorInterceptor, make_worker
@@ -86,6 +88,10 @@ class Journal:
         self.started: dict[str, asyncio.Event] = {}
         self.published: PublishedTemplate | None = None
         self.next_lease = 1
+        self.builds: set[str] = set()
+        """What a tenant that is removed has."""
+        self.sticky_builds: set[str] = set()
+        """Those of `builds` that are found again, however often they are deleted."""
 
     def fail(self, name: str, *errors: TemplateManagerError) -> None:
         """Let the next calls of `name` raise these."""
@@ -294,11 +300,26 @@ class RecordingHost(
         await self.journal.call(name, argument)
 
 
-class RecordingLog(LogActivities, DeletionActivities):
+class RecordingLog(LogActivities, DeletionActivities, TenantRemovalActivities):
     """The activities of the `template-manager` queue."""
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
+
+    @activity.defn(name="find_builds_of_tenant")
+    async def find_builds_of_tenant(self, find: FindBuildsInput, /) -> TenantBuilds:
+        await self.journal.call("find_builds_of_tenant", find)
+        return TenantBuilds(build_ids=tuple(self.journal.builds - set(find.without)))
+
+    @activity.defn(name="delete_build_of_tenant")
+    async def delete_build_of_tenant(self, delete: DeleteBuildInput, /) -> None:
+        await self.journal.call("delete_build_of_tenant", delete)
+        self.journal.builds -= {delete.build_id} - self.journal.sticky_builds
+
+    @activity.defn(name="delete_objects_of_tenant")
+    async def delete_objects_of_tenant(self, tenant: str, /) -> int:
+        await self.journal.call("delete_objects_of_tenant", tenant)
+        return 2
 
     @activity.defn(name="archive_log")
     async def archive_log(self, archive: ArchiveLogInput, /) -> StoredObject:
@@ -396,6 +417,9 @@ async def running_stack(
         log.delete_objects,
         log.delete_image_tag,
         log.remove_late_arrivals,
+        log.find_builds_of_tenant,
+        log.delete_build_of_tenant,
+        log.delete_objects_of_tenant,
         hosts[0].discard_upload,
         lines.enter_line,
         lines.look_at_line,

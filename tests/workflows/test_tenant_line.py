@@ -123,6 +123,23 @@ async def test_builds_above_the_limit_wait_outside_of_the_shared_queue(
         await tenant.line(counts(0, 0))
 
 
+async def test_batch_builds_get_their_turns_after_all_others(
+    client: Client, tmp_path: Path
+) -> None:
+    async with tenant_of(client, tmp_path, running_builds=0) as tenant:
+        await tenant.begin_line(look_seconds=0.5)
+        batch = await tenant.build(is_batch=True)
+        await tenant.line(counts(0, 1))
+        others = [await tenant.build() for _ in range(2)]
+        order = [build.build_id for build in (await tenant.line(counts(0, 3))).waiting]
+        assert order[-1] == id_of(batch)
+        assert set(order[:2]) == set(map(id_of, others))
+        tenant.limit(running_builds=1)
+        await asyncio.gather(*map(ended, (batch, *others)))
+        held = [hold.build_id for name, hold in tenant.journal.arguments if name == "hold_host"]
+        assert held == order
+
+
 async def test_a_build_that_is_cancelled_leaves_its_place_or_its_turn(
     client: Client, tmp_path: Path
 ) -> None:

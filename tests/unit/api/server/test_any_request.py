@@ -79,6 +79,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "env": st.dictionaries(TEXT, TEXT, max_size=3),
     "secret_env": st.dictionaries(TEXT, TEXT, max_size=3),
     "ready_timeout_seconds": st.integers(0, 2**32 - 1),
+    "priority": INT32,
 }
 GOOD: dict[str, Any] = {
     "template_id": "web",

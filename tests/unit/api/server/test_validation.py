@@ -126,6 +126,7 @@ GOOD = {
         ("ready_command", {"ready_command": "\0"}),
         ("ready_timeout_seconds", {"ready_timeout_seconds": 100_000}),
         ("team_id", {"team_id": "t" * 300}),
+        ("priority", {"priority": 7}),
         ("env['1A']", {"env": {"1A": "x"}}),
         ("env['A-B']", {"env": {"A-B": "x"}}),
         ("env['A']", {"env": {"A": "x\0"}}),
@@ -510,3 +511,9 @@ def test_steps_are_not_refused_since_vms_run_them() -> None:
     steps = [pb.TemplateStep(type="RUN", args=["id"]), pb.TemplateStep(type="USER", args=["x"])]
     asked = pb.TemplateCreateRequest(template=template(steps=steps))
     assert len(validate(asked, settings, Sealer(settings.secret_keys)).config.steps) == 2
+
+
+def test_a_build_s_place_in_the_line_says_nothing_about_the_template() -> None:
+    first, batch = check().config, check(priority=pb.Batch).config
+    assert (first.is_batch, batch.is_batch) == (False, True)
+    assert config_sha256(first) == config_sha256(batch)
