@@ -83,17 +83,22 @@ def dig_holes(path: Path, check: Callable[[], None]) -> int:
     return max(0, before - allocated_bytes(path))
 
 
-def sha256_of(path: Path, check: Callable[[], None]) -> str:
-    """Return the hex SHA-256 of the whole content; holes count as zeros but are not read."""
+def sha256_of(
+    path: Path, check: Callable[[], None], hashed: Callable[[int], None] = lambda _: None
+) -> str:
+    """Return the hex SHA-256 of the whole content; holes count as zeros but are not read.
+
+    `check` is called about every 4 MiB and ends it by raising; `hashed` is told the bytes that have
+    been hashed in all. Raises OSError.
+    """
     digest = hashlib.sha256()
+    done = 0
     with path.open("rb") as file:
-        size_bytes = os.fstat(file.fileno()).st_size
-        position = 0
-        for start, length in data_extents(file.fileno(), size_bytes):
-            _hash_zeros(digest, start - position, check)
-            _hash_extent(digest, file.fileno(), start, length, check)
-            position = start + length
-        _hash_zeros(digest, size_bytes - position, check)
+        for piece in _content(file.fileno()):
+            check()
+            digest.update(piece)
+            done += len(piece)
+            hashed(done)
     return digest.hexdigest()
 
 
@@ -136,22 +141,29 @@ def _copy_extent(
         yield copied
 
 
-def _hash_extent(
-    digest: hashlib._Hash, descriptor: int, start: int, length: int, check: Callable[[], None]
-) -> None:
+def _content(descriptor: int) -> Iterator[bytes]:
+    """Yield all of a file in pieces; its holes as zeros, unread."""
+    size_bytes = os.fstat(descriptor).st_size
+    position = 0
+    for start, length in data_extents(descriptor, size_bytes):
+        yield from _zeros(start - position)
+        yield from _data(descriptor, start, length)
+        position = start + length
+    yield from _zeros(size_bytes - position)
+
+
+def _data(descriptor: int, start: int, length: int) -> Iterator[bytes]:
     done = 0
     while done < length:
-        check()
-        chunk = os.pread(descriptor, min(CHUNK_BYTES, length - done), start + done)
-        if not chunk:
+        piece = os.pread(descriptor, min(CHUNK_BYTES, length - done), start + done)
+        if not piece:
             raise OSError(errno.EIO, "the file became shorter while it was read")
-        digest.update(chunk)
-        done += len(chunk)
+        done += len(piece)
+        yield piece
 
 
-def _hash_zeros(digest: hashlib._Hash, length: int, check: Callable[[], None]) -> None:
+def _zeros(length: int) -> Iterator[bytes]:
     while length > 0:
-        check()
         step = min(CHUNK_BYTES, length)
-        digest.update(ZEROS[:step] if step < CHUNK_BYTES else ZEROS)
+        yield ZEROS[:step]
         length -= step

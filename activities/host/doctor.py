@@ -37,9 +37,10 @@ from activities.microvm.confinement import Held
 from activities.microvm.guest_kernel import INITRD, judge_kernel
 from activities.microvm.launching import JAILER, SECCOMP_FILTER, require_jail_works
 from activities.microvm.microvm import jailer_of
-from activities.microvm.network import create_network, passing_name, remove_network
+from activities.microvm.network import create_network, remove_network
 from activities.microvm.resumable import vmm_version
 from activities.microvm.trial_boot import boot_kernel
+from activities.microvm.vm_names import passing_name
 from activities.process.sealing import Sealer
 from activities.process.settings import Settings
 from activities.process.temporal import missing_search_attributes
@@ -281,7 +282,7 @@ def _boot(settings: Settings) -> list[Finding]:
         firecracker_version=settings.default_firecracker_version,
     )
     try:
-        with passing_vm() as vm:
+        with passing_vm(DataDir(settings.data_dir)) as vm:
             seconds, held = boot_kernel(vm, settings, shape, BOOT_SECONDS)
     except (KernelMissingError, FirecrackerMissingError):
         told = "not booted: kernel or Firecracker is missing"

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -21,10 +22,11 @@ from activities.contract.errors import (
 from activities.contract.guest_network import GUEST_ADDRESS
 from activities.contract.names import ArtifactName
 from activities.contract.scope import VmShape
+from activities.disk.data_dir import DataDir
 from activities.disk.sparse_files import sha256_of
 from activities.host.passing_vm import passing_vm
 from activities.microvm.launching import Launch
-from activities.microvm.microvm import Resumed, launch_of, resume
+from activities.microvm.microvm import Resumed, Tell, launch_of, resume
 from activities.microvm.resumable import SnapshotTraits, require_resumable, traits_here
 from activities.microvm.vm_process import VmProcess
 from activities.process.settings import Settings
@@ -46,13 +48,61 @@ class LocalRun:
     """From the load of the snapshot until the guest answered."""
 
 
-def run_template(directory: Path, settings: Settings, show: Callable[[LocalRun], None]) -> None:
-    """Resume the template in `directory`, tell `show`, and wait until it ends or Ctrl-C. Blocking.
+@dataclass(frozen=True)
+class LocalTemplate:
+    """A template in a directory, that this machine can run."""
 
-    Works on a private copy of the disk and leaves nothing behind. Raises TemplateNotFoundError;
-    TemplateDamagedError when the files are not what was built; MachineUnfitError,
-    KernelMissingError and FirecrackerMissingError when this machine cannot resume it;
-    SnapshotNotResumableError and VmmError when it does not.
+    directory: Path
+    metadata: TemplateMetadata
+    launch: Launch
+    data_dir: DataDir
+
+    def check(self, tell: Tell = lambda name, done, total: None) -> None:
+        """Read all of its files: they must be what was built. Blocking.
+
+        `tell` is told a file's name, how many bytes of it are read, and of how many. Raises
+        TemplateDamagedError.
+        """
+        for name in ArtifactName:
+            made = self.metadata.artifacts[name]
+            told = partial(_tell_size, tell, name, made.size_bytes)
+            if sha256_of(self.directory / name, lambda: None, told) != made.sha256:
+                raise _damaged(
+                    self.directory, name, "is not what was built (its SHA-256 is another)"
+                )
+
+    def run(self, show: Callable[[LocalRun], None]) -> None:
+        """Resume it, tell `show`, and wait until it ends or Ctrl-C. Blocking.
+
+        Works on a private copy of the disk and leaves nothing behind. Raises TemplateDamagedError
+        when it does not resume since its files are not what was built; else
+        SnapshotNotResumableError, MachineUnfitError, HostDiskFullError and VmmError.
+        """
+        with stop_signal() as stopped, passing_vm(self.data_dir) as vm:
+            resumed = self._resume(vm)
+            show(LocalRun(vm.name, GUEST_ADDRESS, resumed.answer_ms))
+            while vm.is_running() and not stopped.wait(POLL_SECONDS):
+                pass
+
+    def _resume(self, vm: VmProcess) -> Resumed:
+        """Resume; if that fails, find out whether the files are to blame."""
+        try:
+            return resume(vm, self.directory.resolve(), self.launch, lambda: None)
+        except SnapshotNotResumableError as error:
+            self.check()
+            raise SnapshotNotResumableError(
+                error.message,
+                log_tail=error.log_tail,
+                hint="The files are what was built: see whether template-manager doctor finds "
+                "something wrong with this machine, or build the template again.",
+            ) from error
+
+
+def local_template(directory: Path, settings: Settings) -> LocalTemplate:
+    """Look at the template in `directory`, and whether this machine can resume it.
+
+    Raises TemplateNotFoundError; TemplateDamagedError when it is not whole; MachineUnfitError,
+    KernelMissingError and FirecrackerMissingError.
     """
     metadata = _read(directory)
     _require_rights()
@@ -64,26 +114,12 @@ def run_template(directory: Path, settings: Settings, show: Callable[[LocalRun],
     )
     firecracker = require_host(settings, shape)
     require_resumable(_traits(metadata), traits_here(firecracker), firecracker)
-    with stop_signal() as stopped, passing_vm() as vm:
-        launch = launch_of(settings, firecracker, shape)
-        resumed = _resume(vm, directory, metadata, launch)
-        show(LocalRun(vm.name, GUEST_ADDRESS, resumed.answer_ms))
-        while vm.is_running() and not stopped.wait(POLL_SECONDS):
-            pass
+    launch = launch_of(settings, firecracker, shape)
+    return LocalTemplate(directory, metadata, launch, DataDir(settings.data_dir))
 
 
-def _resume(vm: VmProcess, directory: Path, metadata: TemplateMetadata, launch: Launch) -> Resumed:
-    """Resume; if that fails, find out whether the files are to blame."""
-    try:
-        return resume(vm, directory.resolve(), launch, lambda: None)
-    except SnapshotNotResumableError as error:
-        _require_whole(directory, metadata)
-        raise SnapshotNotResumableError(
-            error.message,
-            log_tail=error.log_tail,
-            hint="The files are what was built: see whether template-manager doctor finds "
-            "something wrong with this machine, or build the template again.",
-        ) from error
+def _tell_size(tell: Tell, name: str, total: int, done: int) -> None:
+    tell(f"checking {name}", done, total)
 
 
 def _read(directory: Path) -> TemplateMetadata:
@@ -113,12 +149,6 @@ def _require_size(directory: Path, name: ArtifactName, size_bytes: int) -> None:
         raise _damaged(directory, name, "is not there")
     if file.stat().st_size != size_bytes:
         raise _damaged(directory, name, f"has {file.stat().st_size} bytes, not {size_bytes}")
-
-
-def _require_whole(directory: Path, metadata: TemplateMetadata) -> None:
-    for name in ArtifactName:
-        if sha256_of(directory / name, lambda: None) != metadata.artifacts[name].sha256:
-            raise _damaged(directory, name, "is not what was built (its SHA-256 is another)")
 
 
 def _damaged(directory: Path, name: str, how: str) -> TemplateDamagedError:

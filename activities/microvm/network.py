@@ -11,17 +11,14 @@ import asyncio
 import errno
 import fcntl
 import os
-import re
 import struct
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import psutil
 from pyroute2 import IPRoute, NetlinkError, netns
 from temporalio import activity
 
@@ -32,7 +29,7 @@ from activities.contract.scope import VmRef
 from activities.disk.data_dir import DataDir
 from activities.disk.leftovers import Leftover, entries, made_at
 from activities.disk.namespaces import Namespace, in_own_thread, unshare
-from activities.microvm.vm_names import is_superseded, leftover_of_vm
+from activities.microvm.vm_names import is_left_by_passing, is_superseded, leftover_of_vm
 from activities.process.settings import Settings
 from activities.step.ledger import LeaseLedger
 
@@ -40,7 +37,6 @@ T = TypeVar("T")
 
 NETNS_DIRECTORY = Path("/run/netns")
 NAME_PREFIX = "tm-"
-PASSING_NAME = re.compile(r"tm-run-(?P<pid>\d+)-[0-9a-f]+")
 BUSY_SECONDS = 10.0
 THREAD = "netns"
 # linux/if_tun.h
@@ -108,17 +104,6 @@ def remove_network(name: str) -> None:
             time.sleep(0.05)
 
 
-def passing_name() -> str:
-    """Name a network that lasts no longer than this process; it tells which one that is."""
-    return f"tm-run-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-
-
-def owner_of_passing(name: str) -> int | None:
-    """Return the pid in a name that `passing_name` has made; None for any other name."""
-    found = PASSING_NAME.fullmatch(name)
-    return int(found["pid"]) if found else None
-
-
 def networks_of(build_id: str | None = None) -> list[str]:
     """Return the names of our networks, of one build or of all."""
     prefix = f"{NAME_PREFIX}{build_id}-" if build_id else NAME_PREFIX
@@ -139,9 +124,13 @@ def leftover_networks(data_dir: DataDir) -> Iterator[Leftover]:
     """Yield the networks that this host has made, and passing ones whose process has ended."""
     for mark in entries(data_dir.networks):
         yield from leftover_of_vm("netns", mark.name, partial(_remove_marked, mark), made_at(mark))
+    yield from passing_networks()
+
+
+def passing_networks() -> Iterator[Leftover]:
+    """Yield the networks of `run` and `doctor` whose process has ended."""
     for path in entries(NETNS_DIRECTORY):
-        owner = owner_of_passing(path.name)
-        if owner is not None and not psutil.pid_exists(owner):
+        if is_left_by_passing(path.name):
             yield Leftover("netns", path.name, partial(remove_network, path.name))
 
 

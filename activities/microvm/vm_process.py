@@ -46,7 +46,7 @@ from activities.microvm.launching import (
     remove_cgroups_by_name,
 )
 from activities.microvm.network import give_tap
-from activities.microvm.vm_names import is_superseded, leftover_of_vm
+from activities.microvm.vm_names import is_left_by_passing, is_superseded, leftover_of_vm
 from activities.microvm.vm_supervisor import start_ticks
 from activities.microvm.vm_users import free_user
 
@@ -229,6 +229,14 @@ def leftover_vms(data_dir: DataDir) -> Iterator[Leftover]:
     for path in entries(data_dir.vms):
         remove = VmProcess(path).remove
         yield from leftover_of_vm("VM", path.name, remove, made_at(path), disk_bytes(path))
+    yield from passing_vms(data_dir)
+
+
+def passing_vms(data_dir: DataDir) -> Iterator[Leftover]:
+    """Yield the VMs of `run` and `doctor` whose process has ended."""
+    for path in entries(data_dir.vms):
+        if is_left_by_passing(path.name):
+            yield Leftover("VM", path.name, VmProcess(path).remove, bytes=disk_bytes(path))
 
 
 def leftover_supervisors(data_dir: DataDir) -> Iterator[Leftover]:

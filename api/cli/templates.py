@@ -66,11 +66,19 @@ def run(
     directory: Annotated[
         Path, typer.Argument(parser=given_path, metavar="DIR", help="Where `pull` has put it.")
     ],
+    *,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check/--no-check",
+            help="Whether all of its files is read first: they must be what was built.",
+        ),
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
     """Resume a template on this machine and say where it answers. Ctrl-C ends it."""
     with template_errors(as_json):
-        from activities.host.local_run import LocalRun, run_template
+        from activities.host.local_run import LocalRun, local_template
 
         def show(running: LocalRun) -> None:
             if as_json:
@@ -82,4 +90,8 @@ def run(
             out.print(f"  ip netns exec {running.network} ping {running.address}")
             out.print("Ctrl-C ends it")
 
-        run_template(directory, read_settings(), show)
+        template = local_template(directory, read_settings())
+        if check:
+            with transfer_bars() as tell:
+                template.check(tell)
+        template.run(show)

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import docker
 import images
@@ -26,6 +26,7 @@ from devstack.ports import free_port
 from devstack.registry import Layer, Registry
 
 from activities.contract.names import Step
+from activities.contract.units import MIB
 from activities.microvm.network import in_network
 from api.pb import template_manager_pb2 as pb
 from tests.support.copied_files import tar_of_files
@@ -111,6 +112,7 @@ def test_an_image_becomes_a_template_that_resumes(
         _require_same_files(product, image, tmp_path, written)
         _require_served_page(product, tmp_path / "template", name)
         if name == "busybox":  # the same for all, and it takes a while
+            _require_killed_run_is_swept(product, tmp_path / "template")
             _require_damage_is_told(product, tmp_path / "template")
         log = product.log(build_id)
         assert "guest is ready" in log
@@ -148,12 +150,42 @@ def _require_served_page(product: Product, template: Path, name: str) -> None:
 
 def _require_damage_is_told(product: Product, template: Path) -> None:
     """A file of the right size that is not what was built is to be pulled again."""
+    with (template / "rootfs.ext4").open("r+b") as disk:
+        _flip_a_bit(disk)
+        ended = product.cli("run", str(template))
+        assert (ended.code, ended.out) == (1, "")
+        assert "rootfs.ext4 is not what was built" in ended.err
+        _flip_a_bit(disk)
     snapfile = template / "snapfile"
     snapfile.write_bytes(bytes(snapfile.stat().st_size))
-    ended = product.cli("run", str(template))
-    assert ended.code == 1
-    assert "snapfile is not what was built" in ended.err
-    assert "→ Pull it again: template-manager pull" in ended.err
+    for options in ((), ("--no-check",)):  # what does not resume is looked at in any case
+        ended = product.cli("run", str(template), *options)
+        assert (ended.code, ended.out) == (1, "")
+        assert "snapfile is not what was built" in ended.err
+        assert "→ Pull it again: template-manager pull" in ended.err
+
+
+def _flip_a_bit(disk: BinaryIO) -> None:
+    disk.seek(20 * MIB)
+    byte = disk.read(1)[0]
+    disk.seek(20 * MIB)
+    disk.write(bytes([byte ^ 1]))
+    disk.flush()
+
+
+def _require_killed_run_is_swept(product: Product, template: Path) -> None:
+    """What it could not remove itself: the VM with its copy of the disk, and its network."""
+    with product.started("run", str(template), "--json", "--no-check") as process:
+        assert process.stdout is not None
+        told = json.loads("".join(process.stdout.readline() for _ in range(5)))
+        process.kill()
+        process.wait(20)
+    assert (product.data_dir / "vms" / told["network"] / "fc-vm" / "rootfs.ext4").exists()
+    swept = product.cli("sweep", "--json")
+    assert swept.code == 0, swept.err
+    kinds = {item["kind"] for item in swept.json["items"] if item["name"] == told["network"]}
+    assert kinds == {"VM", "netns"}
+    assert not (product.data_dir / "vms" / told["network"]).exists()
 
 
 def _require_failure(

@@ -41,7 +41,7 @@ from activities.contract.names import Step
 from activities.contract.results import PulledImage
 from activities.disk.data_dir import DataDir
 from activities.disk.ext4 import check_filesystem
-from activities.host.local_run import run_template
+from activities.host.local_run import local_template
 from activities.microvm.clock import read_clock
 from activities.microvm.microvm import HostMicrovmActivities
 from activities.microvm.network import in_network
@@ -534,7 +534,7 @@ async def test_a_busy_disk_survives_the_snapshot(host: VmHost, image: PulledImag
 
 def test_running_a_template_needs_its_files(tmp_path: Path) -> None:
     with pytest.raises(TemplateNotFoundError, match=r"metadata\.json"):
-        run_template(tmp_path, Settings(), lambda _: None)
+        local_template(tmp_path, Settings())
 
 
 async def test_the_images_own_command(host: VmHost, registry: Registry) -> None:

@@ -71,6 +71,22 @@ def test_a_copy_tells_how_many_bytes_of_data_it_has_copied(tmp_path: Path) -> No
         assert told[-1] == CHUNK_BYTES + 2 * 4096
 
 
+def test_a_hash_tells_how_many_bytes_it_has_read_and_counts_holes(tmp_path: Path) -> None:
+    memory = tmp_path / "memfile"
+    write(memory, 64 * MIB + 5, [(10 * MIB, b"x" * 5000)])
+    told: list[int] = []
+    sha256_of(memory, go_on, told.append)
+    assert told == sorted(told)
+    assert told[-1] == 64 * MIB + 5
+
+
+def test_a_hash_stops_when_it_is_told_to(tmp_path: Path) -> None:
+    memory = tmp_path / "memfile"
+    write(memory, 64 * MIB, [])
+    with pytest.raises(Stopped):
+        sha256_of(memory, stop_at(2))
+
+
 def test_a_copy_stops_when_it_is_told_to(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"x" * (3 * CHUNK_BYTES))
