@@ -41,7 +41,7 @@ GUEST_FILES = Path(__file__).resolve().parent / "guest"
 
 
 # Programs that a guest gets, and the Debian packages that have them.
-TOOLS = {"setpriv": "util-linux", "env": "coreutils", "nice": "coreutils"}
+TOOLS = {"setpriv": "util-linux", "env": "coreutils", "nice": "coreutils", "dd": "coreutils"}
 # As an image's command these ask for the image's init, not for a program beside it.
 INITS = frozenset(
     {"/sbin/init", "/usr/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd"}

@@ -7,11 +7,14 @@ set -u
 t=/.template
 bb=$t/busybox
 state=$t/run
-console=/dev/ttyS0
+console=$state/console
 ATTEMPT_SECONDS=30
 LINE_CHARS=2000
 CHUNK_BYTES=4096
 TELLINGS=60
+# More of it in a row is a flood: what the pipes hold, and as much again.
+FLOOD_CHUNKS=64
+FLOOD_SECONDS=2
 newline='
 '
 
@@ -29,15 +32,45 @@ clean() {
 relay() { # kind
     clean | {
         while chunk=$($bb dd bs=$CHUNK_BYTES count=1 2>/dev/null && echo .) && [ "$chunk" != . ]; do
+        told=0 full=0
             say_chunk "$1" "${chunk%.}"
             [ -e $state/is-ready ] && break
         done
+            told=$((told + 1))
+            echo $told >"$state/$1.told"
+            [ ${#chunk} -gt $CHUNK_BYTES ] && full=$((full + 1)) || full=0
+            [ $full -lt $FLOOD_CHUNKS ] || skip "$1"
         pass_on
     }
     : >"$state/$1.done"
 }
 
 say_chunk() { # kind, text
+# The console takes a byte at a time, and a program must not wait for it: of a flood it is said how
+# much it was, and its end. What `&` has started ignores SIGINT, by which dd ends and tells that.
+skip() { # kind
+    of_host env --default-signal=INT $bb timeout -s INT $FLOOD_SECONDS $dd bs=64k 2>"$state/$1.count" |
+        $bb tail -c $CHUNK_BYTES >"$state/$1.end"
+    count=$($bb sed -n '$s/ .*//p' "$state/$1.count")
+    case $count in
+        '' | *[!0-9]*) count=0 ;;
+    esac
+    end=$($bb cat "$state/$1.end" && echo .)
+    end=${end%.}
+    [ $count -lt $CHUNK_BYTES ] || end=${end#*"$newline"}
+    left_out=$((count - ${#end}))
+    [ $left_out -le 0 ] || say_chunk "$1" "$newline[$left_out bytes are left out here]$newline"
+    say_chunk "$1" "$end"
+}
+
+# A program of the host's, with its own loader, as in run.sh.
+of_host() { # name, arguments
+    name=$1
+    shift
+    $t/tools/ld.so --library-path $t/tools --argv0 "$name" "$t/tools/$name" "$@"
+}
+dd="$t/tools/ld.so --library-path $t/tools --argv0 dd $t/tools/dd"
+
     rest=$2
     while :; do
         case $rest in
@@ -71,11 +104,17 @@ run_start_command() {
 
 await_end() {
     read -r code <$state/ended
-    # Its output comes first. A daemon that it left may hold the pipes open, so not for long.
-    tries=0
-    while [ $tries -lt 50 ] && ! { [ -e $state/out.done ] && [ -e $state/err.done ]; }; do
+    # Its output comes first, while it comes. A daemon that it left may hold the pipes open.
+    tries=0 quiet=0 before=
+    while [ $tries -lt 1000 ] && [ $quiet -lt 50 ]; do
+        [ -e $state/out.done ] && [ -e $state/err.done ] && break
         $bb usleep 20000
         tries=$((tries + 1))
+        out=0 err=0
+        [ ! -e $state/out.told ] || read -r out <$state/out.told
+        [ ! -e $state/err.told ] || read -r err <$state/err.told
+        [ "$out $err" = "$before" ] && quiet=$((quiet + 1)) || quiet=0
+        before="$out $err"
     done
     # Said first: what follows from the file is said after it.
     say start-exit "$code"
@@ -93,7 +132,7 @@ is_ready() { # attempt
     : >$state/ready-out
     $bb chmod 622 $state/ready-out
     $bb setsid $bb timeout -k 2 $ATTEMPT_SECONDS $bb sh $t/run.sh ready \
-        </dev/null >$state/ready-out 2>&1
+        </dev/null >$state/ready-out 2>&1 3>&-
     code=$?
     if [ $code -ge 128 ] && read -r group <$state/ready.pid; then
         $bb kill -KILL -"$group" 2>/dev/null
