@@ -343,7 +343,10 @@ class GuestDiedError(TemplateManagerError):
 class StartCommandError(TemplateManagerError):
     """The start command ended before the guest was ready."""
 
-    hint = "Run the command in a container of the image; check its path, arguments and USER."
+    hint = (
+        "Run the command in a container of the image; check its path, its #! line and what that "
+        "names, arguments and USER."
+    )
 
 
 class ReadyTimeoutError(TemplateManagerError):

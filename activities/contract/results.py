@@ -28,6 +28,8 @@ class ImageConfig(Model):
     working_dir: str = ""
     entrypoint: tuple[str, ...] = ()
     cmd: tuple[str, ...] = ()
+    healthcheck: tuple[str, ...] = Field(default=(), exclude_if=lambda test: not test)
+    """Its test: `CMD` or `CMD-SHELL`, and words or a line; `NONE`, or nothing at all."""
 
 
 class PulledImage(Model):

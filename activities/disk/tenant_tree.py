@@ -87,6 +87,11 @@ class TenantTree:
         status = self.status(path)
         return status is not None and stat.S_ISDIR(status.st_mode)
 
+    def is_real_directory(self, path: str) -> bool:
+        """Whether it is a directory itself, and no link."""
+        with self._found(path, os.O_NOFOLLOW) as found:
+            return found is not None and stat.S_ISDIR(os.fstat(found).st_mode)
+
     def is_program(self, path: str) -> bool:
         """Whether it is a regular file that somebody may execute."""
         status = self.status(path)
@@ -115,6 +120,14 @@ class TenantTree:
                 size = os.fstat(found).st_size
         raise TooLargeError(f"{path} is {size} bytes; the limit is {limit_bytes}")
 
+    def beginning(self, path: str, size_bytes: int) -> bytes:
+        """Return the first bytes of a regular file; none of anything else."""
+        with self._found(path) as found:
+            if found is None or not stat.S_ISREG(os.fstat(found).st_mode):
+                return b""
+            with _reopened(found) as file:
+                return file.read(size_bytes)
+
     # ---- Changing
 
     def make_directory(self, path: str, *, mode: int = DIRECTORY_MODE) -> bool:
@@ -130,6 +143,29 @@ class TenantTree:
                     _make_in(parent, names[depth - 1], mode)
                 made = True
         return made
+
+    def make_real_directory(self, path: str) -> bool:
+        """Make a directory in the place of whatever is there, but of a directory.
+
+        Returns whether it was made. Raises OSError.
+        """
+        if self.is_real_directory(path):
+            return False
+        parent, name = posixpath.split(path)
+        with self._directory(parent) as directory:
+            _remove_in(directory, name)
+            _make_in(directory, name, DIRECTORY_MODE)
+        return True
+
+    def replace_by_link(self, path: str, target: str) -> bool:
+        """Put a symbolic link in the place of whatever is there; False when a directory is."""
+        if self.is_real_directory(path):
+            return False
+        parent, name = posixpath.split(path)
+        with self._directory(parent) as directory:
+            _remove_in(directory, name)
+            os.symlink(target, name, dir_fd=directory)
+        return True
 
     def replace(self, path: str, content: bytes, *, mode: int = FILE_MODE) -> bool:
         """Put a file of root's in the place of whatever is there; False when that cannot be.

@@ -124,6 +124,12 @@ def daemon_info(client: docker.APIClient) -> DaemonInfo:
     return DaemonInfo.model_validate(client.info())
 
 
+class HealthCheck(Model):
+    """What an image says of how its health is checked."""
+
+    test: tuple[str, ...] | None = Field(None, alias="Test")
+
+
 class ContainerConfig(Model):
     """How dockerd would run an image. Empty fields may be null."""
 
@@ -132,6 +138,7 @@ class ContainerConfig(Model):
     working_dir: str | None = Field(None, alias="WorkingDir")
     entrypoint: tuple[str, ...] | None = Field(None, alias="Entrypoint")
     cmd: tuple[str, ...] | None = Field(None, alias="Cmd")
+    healthcheck: HealthCheck | None = Field(None, alias="Healthcheck")
     volumes: dict[str, dict[str, str]] | None = Field(None, alias="Volumes")
     """By their paths; nothing more is said of one."""
 

@@ -470,6 +470,7 @@ def _described(inspected: InspectedImage, base: PulledImage, state: ImageState) 
             working_dir=state.working_dir,
             entrypoint=base.config.entrypoint,
             cmd=base.config.cmd,
+            healthcheck=base.config.healthcheck,
         ),
         base_reference=base.reference_to_pull,
     )

@@ -452,6 +452,7 @@ def _describe(remote: RemoteImage, inspected: InspectedImage | None) -> PulledIm
             working_dir=config.working_dir or "",
             entrypoint=config.entrypoint or (),
             cmd=config.cmd or (),
+            healthcheck=(config.healthcheck.test if config.healthcheck else None) or (),
         ),
     )
 

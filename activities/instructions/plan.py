@@ -12,15 +12,20 @@ from activities.contract.step_context import StepContext, config_after
 from activities.image.containers import DEFAULT_PATH
 from activities.process.settings import Settings
 from activities.rootfs.guest_files import (
-    INITS,
     guest_environment,
     guest_files_sha256,
     image_command,
 )
+from activities.rootfs.image_look import command_words
 from activities.step.checkpoints import fingerprint
 
+# As an image's command these ask for the image's init, not for a program beside it.
+INITS = frozenset(
+    {"/sbin/init", "/usr/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd"}
+)
 # Raise it when the same step gives another disk than before.
 STEPS_VERSION = 1
+NOT_OF_A_STEP = {"entrypoint", "cmd", "healthcheck"}
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def _key_after(build: RunStepsInput, key: str, step: ImageStep, forced: bool) ->
         args=told.args,
         files=told.files_sha256,
         # What of the image's config the first steps see is not on the disk.
-        config=build.image.config.model_dump(mode="json", exclude={"entrypoint", "cmd"}),
+        config=build.image.config.model_dump(mode="json", exclude=NOT_OF_A_STEP),
         disk_size_mb=build.disk_size_mb,
         kernel=build.shape.kernel_version,
     )
@@ -138,8 +143,10 @@ def _template_values(build: RunStepsInput, context: StepContext) -> dict[str, st
     if build.start_command != IMAGE_COMMAND:
         return {**values, "start.command": build.start_command}
     words = image_command(config)
-    if words[0] in INITS:
-        values["start.is-init"] = ""
+    # Whether the image has one at all, its guest finds out.
+    inits = [number for number, word in enumerate(command_words(words)) if word in INITS]
+    if inits:
+        values["start.wraps-init" if inits[0] else "start.is-init"] = ""
     return {**values, "start.argv": "".join(f"{word}\0" for word in words)}
 
 

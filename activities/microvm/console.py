@@ -39,6 +39,7 @@ GOODBYE = re.compile(
 # systemd's words when it waits for a person instead of going on, and on what has failed.
 GIVEN_UP = re.compile(r"You are in (?P<mode>emergency|rescue) mode")
 UNIT_FAILED = re.compile(r"\[(?:FAILED| TIME )\] (?P<what>.+)")
+JOB_RUNS = re.compile(r"(?P<what>A \w+ job is running for .+?|Job \S+ running) \(")
 INIT_ENDED = re.compile(r"Attempted to kill init! exitcode=0x(?P<status>[0-9a-f]+)")
 EXIT_MEANINGS = {126: " (not executable)", 127: " (not found)"}
 NOT_RUNNABLE = frozenset(EXIT_MEANINGS)
@@ -180,8 +181,10 @@ class GuestReadiness:
     panic: str = ""
     goodbye: str = ""
     """The kernel's word that it ends; '' while it has not said one."""
+    booting: str = ""
+    """The init that the guest is about to begin with, such as `systemd /lib/systemd/systemd`."""
     init: str = ""
-    """What is the guest's first process, such as `other /sbin/init`."""
+    """What is the guest's first process, such as `other /sbin/init`; '' before it says so."""
     holdup: str = ""
     """What systemd says that has failed; '' for nothing."""
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_TAIL_LINES))
@@ -200,6 +203,7 @@ class GuestReadiness:
             return
         kind, _, text = line[len(PREFIX) :].partition(" ")
         handlers: dict[str, Callable[[str], None]] = {
+            "init": self._hear_init,
             "start": self._hear_start,
             "out": lambda text: self._hear_output("stdout", text),
             "err": lambda text: self._hear_output("stderr", text),
@@ -260,13 +264,15 @@ class GuestReadiness:
         what = self.panic or f"{self.goodbye} ({reason})"
         ended = INIT_ENDED.search(self.panic)
         if ended:
-            what = f"its init ({self.init or 'unknown'}) ended with {_wait_status(ended['status'])}"
+            init = self.init or self.booting or "unknown"
+            what = f"its init ({init}) ended with {_wait_status(ended['status'])}"
         return GuestDiedError(
             f"the guest died before it was ready: {what}", log_tail=[*self.console_tail]
         )
 
     def _hear_console(self, line: str) -> None:
-        if not line.strip():
+        job = JOB_RUNS.search(line)
+        if not line.strip() or (job and job["what"] == self.holdup):  # said twice a second
             return
         if not self.panic:  # after it a long trace follows, and nobody's last words
             self.console_tail.append(line)
@@ -280,7 +286,7 @@ class GuestReadiness:
 
     def _hear_boot(self, line: str) -> None:
         """Take a line of an init that has not come to the start command yet."""
-        if found := UNIT_FAILED.search(line):
+        if found := UNIT_FAILED.search(line) or JOB_RUNS.search(line):
             self.holdup = found["what"].strip()
         given_up = GIVEN_UP.search(line)
         if given_up and self.failure is None:
@@ -294,6 +300,9 @@ class GuestReadiness:
 
     def _told_holdup(self) -> str:
         return f": {self.holdup}" if self.holdup else ""
+
+    def _hear_init(self, init: str) -> None:
+        self.booting = readable(init)
 
     def _hear_start(self, init: str) -> None:
         self.init = readable(init)

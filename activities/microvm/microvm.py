@@ -397,6 +397,8 @@ def kernel_arguments(dns_server: str, init: str = "/.template/init") -> str:
             f"ip={address}",
             f"init={init}",
             "systemd.firstboot=off systemd.condition-first-boot=no",  # never waits for input
+            # By its name it says what fails and, after some seconds, what it waits for.
+            "systemd.show_status=auto systemd.status_unit_format=name",
             "fstab=no",  # as in a container: the devices that it names are not there
         )
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -34,7 +35,7 @@ from activities.disk.programs import child_environment
 from activities.disk.taken_along import with_libraries
 from activities.image.containers import DEFAULT_PATH
 from activities.process.settings import Settings
-from activities.rootfs.image_look import Look
+from activities.rootfs.image_look import Look, is_shell_form
 
 AGENT_SECONDS = 20
 GUEST_FILES = Path(__file__).resolve().parent / "guest"
@@ -42,10 +43,6 @@ GUEST_FILES = Path(__file__).resolve().parent / "guest"
 
 # Programs that a guest gets, and the Debian packages that have them.
 TOOLS = {"setpriv": "util-linux", "env": "coreutils", "nice": "coreutils", "dd": "coreutils"}
-# As an image's command these ask for the image's init, not for a program beside it.
-INITS = frozenset(
-    {"/sbin/init", "/usr/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd"}
-)
 
 
 def guest_files_sha256(settings: Settings) -> str:
@@ -106,8 +103,22 @@ def image_command(config: ImageConfig) -> tuple[str, ...]:
     return words
 
 
-def stage_look(directory: Path, build: BuildRootfsInput, look: Look) -> None:
-    """Add what the guest needs of what its image was found to be, and the start command."""
+def asked_command(build: BuildRootfsInput) -> tuple[tuple[str, ...], str]:
+    """Return the image's own command, where it is the start command, and the PATH it is found by.
+
+    Raises StartCommandError as `image_command` does.
+    """
+    if build.start_command != IMAGE_COMMAND:
+        return (), ""
+    config = build.image.config
+    return image_command(config), guest_environment(config, build.env, "")["PATH"]
+
+
+def stage_look(directory: Path, build: BuildRootfsInput, look: Look) -> list[str]:
+    """Add what the guest needs of what its image was found to be, and the start command.
+
+    Returns what is to be said of it. Raises StartCommandError.
+    """
     write_value(directory / "user", f"{look.user}\n")
     write_value(directory / "init.kind", f"{look.init_kind} {look.init_path}".strip() + "\n")
     variables = guest_environment(build.image.config, build.env, look.home)
@@ -115,17 +126,28 @@ def stage_look(directory: Path, build: BuildRootfsInput, look: Look) -> None:
         _add_applets(directory)
     pairs = "".join(f"{name}={value}\0" for name, value in variables.items())
     write_value(directory / "env", pairs, mode=0o600)
-    _stage_start_command(directory, build, look)
+    return _stage_start_command(directory, build, look)
 
 
-def _stage_start_command(directory: Path, build: BuildRootfsInput, look: Look) -> None:
+def _stage_start_command(directory: Path, build: BuildRootfsInput, look: Look) -> list[str]:
     if build.start_command != IMAGE_COMMAND:
         write_value(directory / "start.command", build.start_command)
-        return
+        return []
     words = image_command(build.image.config)
-    if words[0] in INITS and look.init_kind != "added":
-        return  # the image's command is its init, which the guest runs in any case
-    write_value(directory / "start.argv", "".join(f"{word}\0" for word in words))
+    if look.init_word is None:
+        write_value(directory / "start.argv", "".join(f"{word}\0" for word in words))
+        return []
+    if look.init_word > 0:
+        raise StartCommandError(
+            f"the image's command starts its init by another program: {shlex.join(words)}; a guest "
+            f"begins with its init ({look.init_path})",
+            hint="Give a start command (CLI: --start-command) for what runs beside the init, and "
+            "let a unit of the init prepare what that program does.",
+        )
+    # The image's command is its init, which the guest runs in any case.
+    if len(words) == 1 or is_shell_form(words):
+        return []
+    return [f"the image's command is its init: its arguments are not used: {shlex.join(words[1:])}"]
 
 
 def agent_version(settings: Settings, check: Callable[[], None]) -> str:
@@ -164,6 +186,7 @@ def _tools() -> dict[str, Path]:
 
     setpriv becomes a user by numbers alone, with all groups: busybox cannot, and an image may have
     no accounts at all. env starts what the image's PATH leads to: busybox starts its own applets.
+    dd tells how much of a flood of output it has taken away.
     Raises HostFaultError when the host has one of them not.
     """
     files: dict[str, Path] = {}

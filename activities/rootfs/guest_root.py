@@ -14,6 +14,15 @@ from activities.disk.tenant_tree import TenantTree
 IN_GUEST = "/.template"
 # Mount points, and where Docker mounts files: it adds them to a container as well.
 NEEDED_DIRECTORIES = ("/proc", "/sys", "/dev", "/etc")
+MTAB = "/etc/mtab"
+HOSTS = """\
+127.0.0.1\tlocalhost
+::1\tlocalhost ip6-localhost ip6-loopback
+fe00::0\tip6-localnet
+ff00::0\tip6-mcastprefix
+ff02::1\tip6-allnodes
+ff02::2\tip6-allrouters
+"""
 
 
 class WorkdirError(Exception):
@@ -30,7 +39,7 @@ def add_to_root(tree: TenantTree, staged: Path, workdir: str, dns_server: str) -
         tree.set_mode("/", 0o755)
         _add_staged(tree, staged)
         added = [IN_GUEST]
-        added += [path for path in NEEDED_DIRECTORIES if _add_directory(tree, path)]
+        added += [path for path in NEEDED_DIRECTORIES if tree.make_real_directory(path)]
         added += _make_workdir(tree, workdir)
         with tree.times_kept("/etc"):
             return added + _write_network_files(tree, dns_server)
@@ -50,10 +59,6 @@ def _add_staged(tree: TenantTree, staged: Path) -> None:
                 tree.add_file(name, source, stat.S_IMODE(mode))
 
 
-def _add_directory(tree: TenantTree, path: str) -> bool:
-    return not tree.has_name(path) and tree.make_directory(path)
-
-
 def _make_workdir(tree: TenantTree, workdir: str) -> list[str]:
     try:
         return [workdir] if tree.make_directory(workdir) else []
@@ -62,11 +67,11 @@ def _make_workdir(tree: TenantTree, workdir: str) -> list[str]:
 
 
 def _write_network_files(tree: TenantTree, dns_server: str) -> list[str]:
-    """Write what Docker mounts over in a container: there nobody sees the image's own either."""
+    """Write what Docker has in a container over the image's own, which nobody sees there either."""
     wanted = {
-        "/etc/hosts": f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
-        f"{GUEST_ADDRESS}\t{HOST_NAME}\n",
+        "/etc/hosts": f"{HOSTS}{GUEST_ADDRESS}\t{HOST_NAME}\n",
         "/etc/hostname": f"{HOST_NAME}\n",
         "/etc/resolv.conf": f"nameserver {dns_server}\n",
     }
-    return [name for name, content in wanted.items() if tree.replace(name, content.encode())]
+    written = [name for name, content in wanted.items() if tree.replace(name, content.encode())]
+    return written + ([MTAB] if tree.replace_by_link(MTAB, "/proc/mounts") else [])

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from activities.disk.tenant_tree import TenantTree, TooLargeError
@@ -23,6 +24,7 @@ NUMBER = re.compile(r"[+-]?[0-9]{1,100}", re.ASCII)
 MAX_GROUPS = 65536  # setgroups(2)
 SYSTEMD = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")
 INIT = "/sbin/init"
+RUNNABLE = (b"\x7fELF", b"#!")  # execve(2); a guest has no binfmt_misc of its own
 # What is linked or copied to /sbin/init may be anything, such as tini: it ends with what it runs,
 # and the kernel panics when the first process does. busybox and sysvinit live by their inittab.
 INITS = frozenset({"openrc-init", "runit-init", "runit", "finit", "dinit"})
@@ -45,14 +47,20 @@ class Look:
     has_shell: bool
     notes: list[str] = field(default_factory=list)
     """Lines for the build log."""
+    init_word: int | None = None
+    """Which word of the image's command is the init that the guest begins with; None for none."""
 
 
-def look_at(tree: TenantTree, user: str, workdir: str) -> Look:
-    """Look at an image whose config has this USER and WORKDIR.
+def look_at(
+    tree: TenantTree, user: str, workdir: str, command: Sequence[str] = (), path: str = ""
+) -> Look:
+    """Look at an image whose config has this USER and WORKDIR, and perhaps a command and a PATH.
 
     Raises LookError when the image does not have the user or group, has a file in the place of
-    WORKDIR, or has accounts that Docker does not read either.
+    WORKDIR, or has accounts or a WORKDIR that Docker does not take either.
     """
+    if not workdir.startswith("/"):
+        raise LookError(f"WORKDIR {workdir} is no absolute path; Docker does not run the image")
     try:
         account = _resolve_user(tree, user)
     except TooLargeError as error:
@@ -60,9 +68,11 @@ def look_at(tree: TenantTree, user: str, workdir: str) -> Look:
     if tree.status(workdir) is not None and not tree.is_directory(workdir):
         raise LookError(f"WORKDIR {workdir} is not a directory in the image")
     notes: list[str] = []
-    kind, path = _find_init(tree, notes)
+    kind, init = _find_init(tree, notes)
     notes += _fstab_notes(tree)
-    return Look(account.line, account.home, kind, path, tree.is_program("/bin/sh"), notes)
+    init_word = _find_word(tree, command, path, init) if kind != "added" else None
+    has_shell = tree.is_program("/bin/sh")
+    return Look(account.line, account.home, kind, init, has_shell, notes, init_word)
 
 
 @dataclass
@@ -132,7 +142,8 @@ def _groups_of(tree: TenantTree, account: str) -> list[int]:
 
 def _entries(tree: TenantTree, path: str, fields: int) -> Iterator[list[str]]:
     """Yield the entries of a file of accounts, with at least so many fields each."""
-    for number, line in enumerate((tree.read(path, ACCOUNTS_BYTES) or b"").split(b"\n"), 1):
+    content = tree.read(path, ACCOUNTS_BYTES) if _has_own_etc(tree) else None
+    for number, line in enumerate((content or b"").split(b"\n"), 1):
         if len(line) > LINE_BYTES:
             raise LookError(
                 f"line {number} of {path} of the image is {len(line)} bytes; the limit, which is "
@@ -159,12 +170,12 @@ def _id(number: int, where: str, largest: int = LARGEST_ID) -> int:
 
 def _find_init(tree: TenantTree, notes: list[str]) -> tuple[str, str]:
     for path in SYSTEMD:
-        if tree.is_program(path):
+        if _can_be_run(tree, path, notes):
             return "systemd", path
-    if tree.is_program(INIT):
+    if _can_be_run(tree, INIT, notes):
         real = tree.real_path(INIT) or INIT
         name = posixpath.basename(real)
-        has_inittab = tree.status("/etc/inittab") is not None
+        has_inittab = _has_own_etc(tree) and tree.status("/etc/inittab") is not None
         if name in INITS or (name in INITS_WITH_INITTAB and has_inittab):
             return "other", INIT
         shown = real.encode(errors="surrogateescape").decode(errors="replace")
@@ -172,8 +183,61 @@ def _find_init(tree: TenantTree, notes: list[str]) -> tuple[str, str]:
     return "added", ""
 
 
+def _can_be_run(tree: TenantTree, path: str, notes: list[str]) -> bool:
+    """Whether the kernel runs it: with a first process that it does not run it would panic."""
+    if not tree.is_program(path):
+        return False
+    if tree.beginning(path, 4).startswith(RUNNABLE):
+        return True
+    notes.append(f"{path} is no program that a kernel runs: it is not taken for an init")
+    return False
+
+
+def _find_word(tree: TenantTree, command: Sequence[str], path: str, init: str) -> int | None:
+    """Find the init in a command, which may be a line for a shell."""
+    real = tree.real_path(init)
+    for number, word in enumerate(command_words(command)):
+        named = next((each for each in _meant(word, path) if tree.is_program(each)), "")
+        is_name_enough = init in SYSTEMD or posixpath.basename(word) == posixpath.basename(INIT)
+        if named and is_name_enough and tree.real_path(named) == real:
+            return number
+    return None
+
+
+def is_shell_form(command: Sequence[str]) -> bool:
+    """Whether a command is a line for a shell, as a Dockerfile makes it of CMD without brackets."""
+    return tuple(command[:2]) == ("/bin/sh", "-c") and len(command) > 2
+
+
+def command_words(command: Sequence[str]) -> Sequence[str]:
+    """Return the words of a command, or of its line for a shell but for an `exec` before them."""
+    if not is_shell_form(command):
+        return command
+    lexer = shlex.shlex(command[2], posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    try:
+        words = list(lexer)
+    except ValueError:  # an open quote
+        return []
+    return words[1:] if words[:1] == ["exec"] else words
+
+
+def _meant(word: str, path: str) -> list[str]:
+    """Return which files a word of a command may mean, the first that is there counts."""
+    if "/" in word:
+        return [word] if word.startswith("/") else []
+    return [f"{directory}/{word}" for directory in path.split(":") if directory.startswith("/")]
+
+
+def _has_own_etc(tree: TenantTree) -> bool:
+    """Whether /etc is a directory: Docker puts an empty one in the place of anything else."""
+    return tree.is_real_directory("/etc")
+
+
 def _fstab_notes(tree: TenantTree) -> list[str]:
     """Say that nothing of it is mounted, as in a container: its devices are not there."""
+    if not _has_own_etc(tree):
+        return []
     try:
         content = tree.read("/etc/fstab", FSTAB_BYTES) or b""
     except TooLargeError as error:

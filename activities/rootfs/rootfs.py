@@ -42,6 +42,7 @@ from activities.process.settings import Settings
 from activities.rootfs.copying import copy_tree
 from activities.rootfs.guest_files import (
     agent_version,
+    asked_command,
     guest_files_sha256,
     stage_guest_files,
     stage_look,
@@ -59,7 +60,7 @@ from activities.step.work_directories import (
 )
 
 # Raise it when the same inputs give another root file system than before.
-PROVISIONING_VERSION = 1
+PROVISIONING_VERSION = 2
 
 
 HOST_RESERVE_BYTES = 64 * MIB
@@ -106,6 +107,15 @@ class Workplace:
     def bare(self) -> Path:
         """The root of an image without any layer."""
         return self.directory / "bare"
+
+
+def unused_health_check(build: BuildRootfsInput) -> list[str]:
+    """Say that the image's HEALTHCHECK is no ready command, where there is none."""
+    test = build.image.config.healthcheck
+    if build.ready_command or len(test) < 2 or test[0] not in ("CMD", "CMD-SHELL"):
+        return []
+    line = test[1] if test[0] == "CMD-SHELL" else shlex.join(test[1:])
+    return [f"no ready command; the image's HEALTHCHECK is not taken for one: {line}"]
 
 
 def unstarted(image: ImageConfig) -> str:
@@ -223,7 +233,7 @@ class HostRootfsActivities(RootfsActivities):
         children = TreeChildren(self._settings, build.provision_timeout_seconds, step.check)
         with mounts.merged_layers(root, [*layers, str(place.empty)], place.merged):
             step.progress("looking at the image's files")
-            survey = children.survey(place.merged, build.image.config.user, workdir)
+            survey = children.survey(place.merged, build.image.config, *asked_command(build))
             content = survey.content
             self._stage(step, build, place.staged, survey.look)
             content.add(measure(place.staged, OUR_OWN, step.check), DIRECTORIES_ADDED)
@@ -248,7 +258,8 @@ class HostRootfsActivities(RootfsActivities):
         for note in look.notes:
             step.log.info(note, source="image")
         stage_guest_files(staged, self._settings, build)
-        stage_look(staged, build, look)
+        for note in (*stage_look(staged, build, look), *unused_health_check(build)):
+            step.log.info(note, source="image")
         init = f"{look.init_kind} {look.init_path}".strip()
         step.log.info(f"provisioned: init {init}, user {look.user}")
         if not build.start_command:

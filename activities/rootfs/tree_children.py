@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from activities.contract.errors import (
     ProvisioningError,
 )
 from activities.contract.model import Model
+from activities.contract.results import ImageConfig
 from activities.disk.limited_child import (
     MAKES_ANY,
     READS_ANY,
@@ -74,16 +75,20 @@ class TreeChildren:
     """How long each may take."""
     check: Callable[[], None]
 
-    def survey(self, root: Path, user: str, workdir: str) -> Survey:
-        """Look at an image's tree, and measure it.
+    def survey(
+        self, root: Path, config: ImageConfig, command: Sequence[str] = (), path: str = ""
+    ) -> Survey:
+        """Look at an image's tree, and measure it. `command` is found by the PATH `path`.
 
         Raises ImageBeyondLimitError, ProvisioningError with what the image lacks or when it takes
         too long, and FilesystemToolError.
         """
         task = SurveyTask(
             root=str(root),
-            user=user,
-            workdir=workdir,
+            user=config.user,
+            workdir=config.working_dir or "/",
+            command=command,
+            path=path,
             max_entries=self.settings.max_image_entries,
             max_path_bytes=self.settings.max_image_path_bytes,
         )

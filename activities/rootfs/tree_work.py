@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypedDict
@@ -26,6 +26,8 @@ class SurveyTask(TypedDict):
     root: str
     user: str
     workdir: str
+    command: Sequence[str]
+    path: str
     max_entries: int
     max_path_bytes: int
 
@@ -44,7 +46,7 @@ def survey(task: SurveyTask) -> Mapping[str, object]:
     limits = TreeLimits(task["max_entries"], task["max_path_bytes"])
     content = measure(Path(task["root"]), limits)
     with TenantTree(Path(task["root"])) as tree:
-        look = look_at(tree, task["user"], task["workdir"])
+        look = look_at(tree, task["user"], task["workdir"], task["command"], task["path"])
     return {"look": asdict(look), "content": asdict(content)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
@@ -222,8 +223,18 @@ async def test_systemd_does_not_wait_for_the_devices_of_fstab(host: VmHost, push
     assert any("LABEL=UEFI /boot/efi vfat" in line for line in told)
 
 
-async def test_an_image_whose_command_is_its_init_needs_no_other(host: VmHost, push: Push) -> None:
-    image = await host.bench.pull(push(debian("init")))
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("/sbin/init",),
+        pytest.param(("/bin/sh", "-c", "exec /sbin/init"), marks=pytest.mark.whole),
+    ],
+    ids=["words", "a shell's line"],
+)
+async def test_an_image_whose_command_is_its_init_needs_no_other(
+    host: VmHost, push: Push, command: tuple[str, ...]
+) -> None:
+    image = await host.bench.pull(push(debian("init", cmd=command)))
     vm = await booted(
         host,
         image,
@@ -231,6 +242,84 @@ async def test_an_image_whose_command_is_its_init_needs_no_other(host: VmHost, p
         ready_command="systemctl is-active basic.target",
     )
     assert not any("start command" in line for line in messages(log_of(host, vm)))
+
+
+@pytest.mark.whole
+async def test_a_program_that_would_start_the_init_is_refused_before_the_boot(
+    host: VmHost, push: Push
+) -> None:
+    image = await host.bench.pull(push(debian("wrapped", entrypoint=("/entrypoint",))))
+    with pytest.raises(StartCommandError, match="starts its init by another program: /entrypoint"):
+        await host.rootfs(image, host.vm(), start_command=IMAGE_COMMAND)
+
+
+async def test_a_flood_of_output_does_not_hold_the_start_command_up(
+    host: VmHost, push: Push
+) -> None:
+    """The console takes a byte at a time; a container's log takes all of it at once."""
+    line = "a line of a program that says a lot when it starts, 0123456789"
+    start = f"yes '{line}' | head -c 30000000; echo; echo all said; echo >/said; {SOON}"
+    image = await host.bench.pull(push(alpine("flood")))
+    vm = await booted(host, image, start_command=start, ready_command="test -e /said")
+    told = [
+        entry.message for entry in log_of(host, vm) if entry.fields.get("source") == "start command"
+    ]
+    assert told[-1] == "all said"
+    notes = [found for text in told if (found := re.fullmatch(r"\[(\d+) bytes .*\]", text))]
+    shown = sum(len(text) + 1 for text in told if not text.startswith("["))
+    left_out = sum(int(note[1]) for note in notes)
+    assert abs(shown + left_out - 30_000_010) < 200 * (len(notes) + 1)
+    assert shown > 200_000
+
+
+@pytest.mark.whole
+async def test_a_flood_does_not_hide_why_the_start_command_ends(host: VmHost, push: Push) -> None:
+    start = "yes 'a line of a flood' | head -c 5000000; echo; echo no license >&2; echo bye; exit 3"
+    image = await host.bench.pull(push(alpine("flooded")))
+    error, log = await failing(host, image, start_command=start, ready_command="false")
+    assert isinstance(error, StartCommandError)
+    assert "bye" in error.log_tail
+    assert "no license" in messages(log)
+
+
+@pytest.mark.whole
+async def test_what_systemd_waits_for_is_named(host: VmHost, push: Push) -> None:
+    unit = (
+        b"[Unit]\nDefaultDependencies=no\nBefore=sysinit.target\n"
+        b"[Service]\nType=oneshot\nExecStart=/bin/sleep infinity\nTimeoutStartSec=infinity\n"
+    )
+    where = "etc/systemd/system"
+    layer = Layer().directory("etc").directory("etc/systemd").directory(where)
+    layer.add(f"{where}/hang.service", unit).directory(f"{where}/sysinit.target.wants")
+    layer.symlink(f"{where}/sysinit.target.wants/hang.service", "../hang.service")
+    image = await host.bench.pull(push(debian("hangs", layer)))
+    # systemd says it after 25 s of its own.
+    error, _ = await failing(host, image, 120, start_command=SOON, ready_command="true")
+    assert isinstance(error, ReadyTimeoutError)
+    assert "has not come to the start command within 120 s" in error.message
+    assert "hang.service" in error.message
+
+
+@pytest.mark.whole
+async def test_an_init_that_hides_the_devices_is_told(host: VmHost, push: Push) -> None:
+    inittab = b"::sysinit:/probe/busybox mount -t tmpfs tmpfs /dev\n"
+    layer = Layer().directory("etc").add("etc/inittab", inittab)
+    layer.directory("sbin").symlink("sbin/init", "/bin/busybox")
+    image = await host.bench.pull(push(alpine("hides", layer)))
+    error, _ = await failing(host, image, 60, start_command=SOON, ready_command="false")
+    assert "has mounted something over /dev" in error.message
+
+
+@pytest.mark.whole
+async def test_a_systemd_that_cannot_be_run_is_named(host: VmHost, push: Push) -> None:
+    layer = Layer()
+    for name in ("usr", "usr/lib", "usr/lib/systemd"):
+        layer.directory(name)
+    layer.add("usr/lib/systemd/systemd", b"\x7fELF broken", mode=0o755)
+    image = await host.bench.pull(push(alpine("broken", layer)))
+    error, _ = await failing(host, image, start_command=SOON, ready_command="true")
+    assert isinstance(error, GuestDiedError)
+    assert "its init (systemd /usr/lib/systemd/systemd) ended with exit code" in error.message
 
 
 async def test_a_volume_over_the_accounts_hides_no_user(host: VmHost, push: Push) -> None:
@@ -283,19 +372,21 @@ async def test_systemd_leaves_what_the_image_has_as_a_container_sees_it(
     layer = Layer().directory("tmp", 0o1777).directory("tmp/app").add("tmp/app/keep", b"x")
     layer.directory("run").directory("run/app", 0o750, uid=33, gid=33).add("run/app/keep", b"x")
     layer.directory("run/lock", 0o1777).add("run/lock/keep", b"x")
-    layer.directory("srv", 0o700).directory("var").directory("var/log", 0o777)
+    layer.directory("srv", 0o700).symlink("srv/link", "here it is").directory("var").directory(
+        "var/log", 0o777
+    )
     layer.directory("etc").directory("etc/tmpfiles.d").directory("etc/sysctl.d")
     layer.add(
         "etc/tmpfiles.d/a.conf",
         b"D /tmp 1777 root root\nd /srv 0755 root root\n"
-        b"z /run/ap* 0700 root root\nR! /run/lock/keep\n",
+        b"z /run/ap* 0700 root root\nR! /run/lock/keep\nL+ /srv/link - - - - elsewhere\n",
     )
     layer.add(
         "etc/sysctl.d/a.conf", b"net.ipv4.ip_unprivileged_port_start=1024\nkernel.hostname=other\n"
     )
     look = (
         "cat /tmp/app/keep /run/app/keep /run/lock/keep; echo; "
-        "stat -c '%a %u %n' /run/app /run/lock /srv /var/log; hostname; "
+        "stat -c '%a %u %n' /run/app /run/lock /srv /var/log; readlink /srv/link; hostname; "
         "cat /proc/sys/net/ipv4/ip_unprivileged_port_start; "
         "grep -Ec '^Max (processes|pending signals) +unlimited' /proc/self/limits"
     )
@@ -310,6 +401,7 @@ async def test_systemd_leaves_what_the_image_has_as_a_container_sees_it(
         "1777 0 /run/lock",
         "700 0 /srv",
         "777 0 /var/log",
+        "here it is",
         "instance",
         "0",
         "2",

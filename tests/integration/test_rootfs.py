@@ -32,6 +32,7 @@ from activities.contract.errors import (
 from activities.contract.names import Step
 from activities.contract.results import PulledImage
 from activities.disk.tree_content import BLOCK, LARGE_FILE_BYTES
+from activities.rootfs.guest_root import HOSTS
 from tests.support.file_trees import (
     ADDED_DIRECTORIES,
     REPLACED,
@@ -214,7 +215,7 @@ async def test_what_docker_covers_in_a_container_is_ours_in_a_guest(
 ) -> None:
     """Hosts, host name and resolver: whatever the image has there, nobody has ever seen it."""
     layer = Layer().directory("etc").add("etc/else", b"the image's\n")
-    for name in ("etc/hosts", "etc/hostname", "etc/resolv.conf"):
+    for name in ("etc/hosts", "etc/hostname", "etc/resolv.conf", "etc/mtab"):
         if kind == "empty":
             layer.add(name)
         elif kind == "filled":
@@ -230,7 +231,8 @@ async def test_what_docker_covers_in_a_container_is_ours_in_a_guest(
     place = tmp_path / "mounted"
 
     def read() -> dict[str, bytes]:
-        found = [path for path in (place / "etc").iterdir() if path.is_file()]
+        assert (place / "etc/mtab").readlink() == Path("/proc/mounts")
+        found = [path for path in (place / "etc").iterdir() if path.name != "mtab"]
         assert not any(path.is_symlink() for path in found)
         return {path.name: path.read_bytes() for path in found}
 
@@ -238,10 +240,38 @@ async def test_what_docker_covers_in_a_container_is_ours_in_a_guest(
     assert files == {
         "else": b"the image's\n",
         "hostname": b"instance\n",
-        "hosts": b"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
-        b"169.254.0.21\tinstance\n",
+        "hosts": f"{HOSTS}169.254.0.21\tinstance\n".encode(),
         "resolv.conf": b"nameserver 8.8.8.8\n",
     }
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+async def test_docker_s_directories_take_the_place_of_what_is_none(
+    host: Workbench, registry: Registry, tmp_path: Path, kind: str
+) -> None:
+    layer = Layer().directory("else").add("else/passwd", b"app:x:1:2::/:\n")
+    for name in ("proc", "sys", "dev", "etc"):
+        layer.symlink(name, "else") if kind == "link" else layer.add(name, b"x")
+    image = await pulled(host, registry, f"no-directories-{kind}", layer)
+    rootfs = await host.build_rootfs(image)
+    place = tmp_path / "mounted"
+
+    def read() -> dict[str, list[str]]:
+        names = ("proc", "sys", "dev", "etc")
+        assert not any((place / name).is_symlink() for name in names)
+        return {name: sorted(path.name for path in (place / name).iterdir()) for name in names}
+
+    found = await asyncio.to_thread(in_mounted_ext4, rootfs, place, read)
+    etc = ["hostname", "hosts", "mtab", "resolv.conf"]
+    assert found == {"proc": [], "sys": [], "dev": [], "etc": etc}
+
+
+async def test_a_working_directory_that_docker_refuses_is_refused(
+    host: Workbench, registry: Registry
+) -> None:
+    image = await pulled(host, registry, "relative", Layer().busybox("box"), WorkingDir="srv/x")
+    with pytest.raises(ProvisioningError, match="WORKDIR srv/x is no absolute path"):
+        await host.build_rootfs(image)
 
 
 async def test_a_link_in_the_image_cannot_write_to_the_host(

@@ -22,7 +22,8 @@ T = TypeVar("T")
 # What a template adds or replaces: nothing else may differ from the image.
 ADDED = "/.template"
 ADDED_DIRECTORIES = {"/proc", "/sys", "/dev", "/etc"}
-REPLACED = {"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}  # as a container engine does
+# As a container engine does.
+REPLACED = {"/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/mtab"}
 
 
 @dataclass(frozen=True)

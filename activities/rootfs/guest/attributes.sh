@@ -1,4 +1,5 @@
-# Keeps owner and mode of what the image has and systemd-tmpfiles is to change, and restores them.
+# Keeps owner and mode of what the image has and systemd-tmpfiles is to change, and where links lead
+# to, and restores them.
 # Argument: keep or restore.
 set -u
 bb=/.template/busybox
@@ -22,13 +23,24 @@ keep() {
 }
 
 keep_of() { # path
-    [ -e "$1" ] && [ ! -L "$1" ] || return 0
-    $bb stat -c '%a %u:%g' -- "$1"
-    printf '%s\0' "$1"
+    if [ -L "$1" ]; then
+        printf 'link -\n%s\0' "$1"
+        $bb readlink -n -- "$1"
+        printf '\0'
+    elif [ -e "$1" ]; then
+        $bb stat -c '%a %u:%g' -- "$1"
+        printf '%s\0' "$1"
+    fi
 }
 
 restore() {
     while read -r mode owner && IFS= read -r -d '' path; do
+        if [ "$mode" = link ]; then
+            IFS= read -r -d '' target
+            [ ! -L "$path" ] || [ "$($bb readlink -n -- "$path")" = "$target" ] ||
+                $bb ln -sfn -- "$target" "$path"
+            continue
+        fi
         [ -e "$path" ] && [ ! -L "$path" ] || continue
         now=$($bb stat -c '%a %u:%g' -- "$path")
         [ "$now" != "$mode $owner" ] || continue

@@ -1,8 +1,9 @@
 # Runs the start command, waits until the ready command succeeds, and says on the serial console
 # what happens. Arguments: what the init is (systemd, other, added), and its path.
 #
-# Every line that it says is `@tm@ <kind> <text>`, after an empty line: start, out, err, start-exit,
-# ready-out, ready-attempt, ready, failed; out-part and err-part are the beginnings of lines.
+# Every line that it says is `@tm@ <kind> <text>`, after an empty line: init (by /.template/init),
+# start, out, err, start-exit, ready-out, ready-attempt, ready, failed; out-part and err-part are the
+# beginnings of lines.
 set -u
 t=/.template
 bb=$t/busybox
@@ -11,10 +12,10 @@ console=$state/console
 ATTEMPT_SECONDS=30
 LINE_CHARS=2000
 CHUNK_BYTES=4096
-TELLINGS=60
 # More of it in a row is a flood: what the pipes hold, and as much again.
 FLOOD_CHUNKS=64
 FLOOD_SECONDS=2
+TELLINGS=60
 newline='
 '
 
@@ -31,21 +32,20 @@ clean() {
 # Says what comes when it comes: a prompt has no newline, and a program may wait for ever after it.
 relay() { # kind
     clean | {
-        while chunk=$($bb dd bs=$CHUNK_BYTES count=1 2>/dev/null && echo .) && [ "$chunk" != . ]; do
         told=0 full=0
+        while chunk=$($bb dd bs=$CHUNK_BYTES count=1 2>/dev/null && echo .) && [ "$chunk" != . ]; do
             say_chunk "$1" "${chunk%.}"
             [ -e $state/is-ready ] && break
-        done
             told=$((told + 1))
             echo $told >"$state/$1.told"
             [ ${#chunk} -gt $CHUNK_BYTES ] && full=$((full + 1)) || full=0
             [ $full -lt $FLOOD_CHUNKS ] || skip "$1"
+        done
         pass_on
     }
     : >"$state/$1.done"
 }
 
-say_chunk() { # kind, text
 # The console takes a byte at a time, and a program must not wait for it: of a flood it is said how
 # much it was, and its end. What `&` has started ignores SIGINT, by which dd ends and tells that.
 skip() { # kind
@@ -71,6 +71,7 @@ of_host() { # name, arguments
 }
 dd="$t/tools/ld.so --library-path $t/tools --argv0 dd $t/tools/dd"
 
+say_chunk() { # kind, text
     rest=$2
     while :; do
         case $rest in
@@ -109,12 +110,12 @@ await_end() {
     while [ $tries -lt 1000 ] && [ $quiet -lt 50 ]; do
         [ -e $state/out.done ] && [ -e $state/err.done ] && break
         $bb usleep 20000
-        tries=$((tries + 1))
         out=0 err=0
         [ ! -e $state/out.told ] || read -r out <$state/out.told
         [ ! -e $state/err.told ] || read -r err <$state/err.told
         [ "$out $err" = "$before" ] && quiet=$((quiet + 1)) || quiet=0
         before="$out $err"
+        tries=$((tries + 1))
     done
     # Said first: what follows from the file is said after it.
     say start-exit "$code"
@@ -159,6 +160,7 @@ wait_until_ready() {
         attempt=$((attempt + 1))
         is_ready $attempt && break
         start_has_failed && return 1
+        require_devices
         $bb usleep $pause
         [ $pause -ge 1000000 ] || pause=$((pause + 100000))
     done
@@ -197,6 +199,24 @@ has_start_command() {
     [ -s $t/start.argv ] || [ -s $t/start.command ]
 }
 
+# What decides a build is said until it is heard: a line on the console may get lost where the host is
+# too busy to read it. Who has heard it pauses the guest for the snapshot, or kills it.
+keep_saying() { # kind, text
+    told=0
+    while [ $told -lt $TELLINGS ]; do
+        if [ "$1" = failed ] && start_has_failed; then say start-exit "$code"; fi
+        say "$1" "$2"
+        told=$((told + 1))
+        $bb sleep 1
+    done
+}
+
+# Without it nothing of ours can be started.
+require_devices() {
+    [ -c /dev/null ] ||
+        keep_saying failed "the image's init has mounted something over /dev that has no devices"
+}
+
 umask 022
 ulimit -n 1048576 2>/dev/null
 # The kernel counts these by the memory that a guest has: in a container they are the host's.
@@ -210,6 +230,7 @@ fi
 # Held open, so that closing it after a line does not wait for the line to be sent.
 exec 3>$console
 say start "$*"
+require_devices
 if [ -e $state/machine-id-is-made ] && { [ "$1" != added ] || [ -e /etc/machine-id ]; }; then
     $bb setsid $bb sh $t/on-fork.sh /dev/kmsg </dev/null >/dev/null 2>&1 &
 fi
@@ -217,18 +238,6 @@ read -r up _ </proc/uptime
 began=${up%.*}${up#*.}
 if has_start_command; then run_start_command; fi
 if [ -x $t/agent ]; then $bb setsid $t/agent </dev/null >/dev/null 2>&1 & fi
-# What decides a build is said until it is heard: a line on the console may get lost where the host is
-# too busy to read it. Who has heard it pauses the guest for the snapshot, or kills it.
-keep_saying() { # kind, text
-    told=0
-    while [ $told -lt $TELLINGS ]; do
-        if [ "$1" = failed ] && start_has_failed; then say start-exit "$code"; fi
-        say "$1" "$2"
-        told=$((told + 1))
-        $bb sleep 1
-    done
-}
-
 if get_ready; then
     : >$state/is-ready
     $bb sync

@@ -118,3 +118,21 @@ def test_the_images_own_command_is_given_by_words(
     assert values["start.argv"] == f"{command}\0x y\0"
     assert ("start.is-init" in values) == is_init
     assert "start.command" not in values
+
+
+@pytest.mark.parametrize(
+    ("words", "mark"),
+    [
+        (("/entrypoint", "/sbin/init"), "start.wraps-init"),
+        (("/bin/sh", "-c", "exec /sbin/init"), "start.is-init"),
+        (("/bin/sh", "-c", "mkdir /x && exec /sbin/init"), "start.wraps-init"),
+    ],
+)
+def test_how_a_command_starts_the_init_is_told(
+    settings: Settings, words: tuple[str, ...], mark: str
+) -> None:
+    image = pulled_image().model_copy(update={"config": ImageConfig(cmd=words)})
+    build = asked(image=image, start_command="image")
+    [end] = plan(settings, build)
+    marks = {"start.wraps-init", "start.is-init"}
+    assert values_of(build, end).keys() & marks == {mark}

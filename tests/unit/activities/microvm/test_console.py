@@ -140,6 +140,32 @@ async def test_a_panic_is_told_however_long_its_trace(log: BuildLog) -> None:
     assert "Kernel panic - not syncing" in error.message
 
 
+async def test_an_init_that_ends_before_it_says_a_word_is_named(log: BuildLog) -> None:
+    guest = GuestReadiness(log)
+    guest.hear("@tm@ init systemd /lib/systemd/systemd")
+    guest.hear("Kernel panic - not syncing: Attempted to kill init! exitcode=0x00007e00")
+    error = guest.ended("exit code 0", [])
+    assert "its init (systemd /lib/systemd/systemd) ended with exit code 126" in error.message
+
+
+@pytest.mark.parametrize(
+    "job", ["A start job is running for The data", "Job hang.service/start running"]
+)
+async def test_a_job_that_systemd_waits_for_is_named_when_time_is_up(
+    log: BuildLog, job: str
+) -> None:
+    guest = GuestReadiness(log)
+    guest.hear("@tm@ init systemd /lib/systemd/systemd")
+    guest.hear("[FAILED] Failed to start other.service.")
+    for second in range(90):
+        star = f"\x1bM\r\x1b[K[ \x1b[0;31m*\x1b[0;1;31m{'*' * (second % 3)}\x1b[0m] "
+        guest.hear(f"{star}{job} ({second}s / no limit)")
+    error = guest.timed_out(90)
+    assert "has not come to the start command within 90 s" in error.message
+    assert error.message.endswith(job)
+    assert len(logged(log)) == 2  # a job is told once
+
+
 async def test_unknown_words_of_ours_are_passed_over(log: BuildLog) -> None:
     guest = GuestReadiness(log)
     guest.hear("@tm@ from-a-later-version x")

@@ -15,9 +15,9 @@ ACCOUNTS = "root:x:0:0:root:/root:/bin/sh\napp:x:1234:1235:App:/home/app:/bin/sh
 GROUPS = "root:x:0:\napp:x:1235:\nextra:x:4321:other,app\nwheel:x:10:root,app\n"
 
 
-def look(root: Path, user: str = "", workdir: str = "/") -> Look:
+def look(root: Path, user: str = "", workdir: str = "/", command: tuple[str, ...] = ()) -> Look:
     with TenantTree(root) as tree:
-        return look_at(tree, user, workdir)
+        return look_at(tree, user, workdir, command, "/usr/bin:/sbin:relative:")
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_an_account_in_too_many_groups(root: Path) -> None:
 
 def program(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch(0o755)
+    path.write_bytes(b"\x7fELF")
     path.chmod(0o755)
 
 
@@ -172,6 +172,75 @@ def test_a_pipe_is_no_init_and_no_shell(root: Path) -> None:
         (root / name).chmod(0o777)
     found = look(root)
     assert (found.init_kind, found.has_shell, found.notes) == ("added", False, [])
+
+
+@pytest.mark.parametrize("content", [b"", b"ELF", b"echo x\n"])
+@pytest.mark.parametrize("path", ["usr/lib/systemd/systemd", "sbin/init"])
+def test_what_the_kernel_does_not_run_is_no_init(root: Path, path: str, content: bytes) -> None:
+    program(root / path)
+    (root / path).write_bytes(content)
+    (root / "etc/inittab").touch()
+    found = look(root)
+    assert found.init_kind == "added"
+    told = f"/{path} is no program that a kernel runs: it is not taken for an init"
+    assert found.notes == [told]
+
+
+def test_a_directory_is_no_init(root: Path) -> None:
+    (root / "lib/systemd/systemd").mkdir(parents=True)
+    assert look(root).init_kind == "added"
+
+
+@pytest.mark.parametrize(
+    ("command", "word"),
+    [
+        (("/sbin/init",), 0),
+        (("init",), 0),
+        (("/usr/lib/systemd/systemd", "--unit=basic.target"), 0),
+        (("/bin/sh", "-c", "exec /sbin/init"), 0),
+        (("/bin/sh", "-c", "/sbin/init --log-level=info"), 0),
+        (("/usr/local/bin/entrypoint", "/sbin/init"), 1),
+        (("/bin/sh", "-c", "mkdir -p /run/x;exec init"), 5),
+        (("/bin/sh", "-c", "echo 'an open quote"), None),
+        (("/bin/sh", "-c"), None),
+        (("httpd", "-f"), None),
+        (("/bin/init",), None),  # there is none
+        ((), None),
+    ],
+)
+def test_the_init_is_found_in_a_command(
+    root: Path, command: tuple[str, ...], word: int | None
+) -> None:
+    program(root / "usr/lib/systemd/systemd")
+    (root / "sbin").mkdir()
+    (root / "sbin/init").symlink_to("/usr/lib/systemd/systemd")
+    assert look(root, command=command).init_word == word
+
+
+def test_a_program_beside_busybox_s_init_is_not_the_init(root: Path) -> None:
+    program(root / "usr/bin/busybox")
+    (root / "sbin").mkdir()
+    for name in ("usr/bin/sh", "sbin/init"):
+        (root / name).symlink_to("/usr/bin/busybox")
+    assert look(root, command=("/sbin/init",)).init_word is None  # it is none without an inittab
+    (root / "etc/inittab").touch()
+    assert look(root, command=("/sbin/init",)).init_word == 0
+    assert look(root, command=("sh",)).init_word is None
+
+
+def test_what_is_no_directory_at_etc_has_no_accounts(root: Path) -> None:
+    (root / "etc/fstab").write_text("a b c\n")
+    (root / "etc").rename(root / "else")
+    (root / "etc").symlink_to("else")
+    assert look(root).notes == []
+    assert look(root).user == "0 0 - "
+    with pytest.raises(LookError, match="no user app"):
+        look(root, "app")
+
+
+def test_a_workdir_that_docker_refuses_is_refused(root: Path) -> None:
+    with pytest.raises(LookError, match="WORKDIR srv/x is no absolute path"):
+        look(root, workdir="srv/x")
 
 
 def test_a_workdir_that_is_a_file_is_refused(root: Path) -> None:
