@@ -43,6 +43,7 @@ class Admission(CustomSlotSupplier):
         self._permits = 0
         self._in_ledger = 0
         self._entering = asyncio.Lock()
+        self._changed = asyncio.Event()
         self._lock = threading.Lock()  # Temporal's core releases permits from threads of its own
         self.open = False
         """False until the restart grace has passed, and while the host is draining."""
@@ -97,10 +98,17 @@ class Admission(CustomSlotSupplier):
         with self._lock:
             self._in_ledger -= 1
 
+    def look_again(self) -> None:
+        """A slot may have become free: what waits for one need not wait for its next look."""
+        self._changed.set()
+
     async def reserve_slot(self, ctx: SlotReserveContext) -> SlotPermit:
-        """Wait for a free slot."""
-        while not self._take_permit():  # noqa: ASYNC110 # the ledger changes on disk
-            await asyncio.sleep(POLL_SECONDS)
+        """Wait for a free slot. The ledger is on disk, where others change it too."""
+        while not self._take_permit():
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._changed.wait()
         return SlotPermit()
 
     def try_reserve_slot(self, ctx: SlotReserveContext) -> SlotPermit | None:

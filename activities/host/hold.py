@@ -142,6 +142,7 @@ class KvmHostActivities(HostActivities, HostReleaseActivities):
     async def _let_go(self, entry: LedgerEntry) -> None:
         # Whatever happens to the object, the slot is free: a later lease outdates the number.
         self._ledger.remove(entry.build_id, entry.number)
+        self._admission.look_again()
         with contextlib.suppress(Exception):
             await asyncio.to_thread(self._objects.release, entry.build_id, entry.number)
 

@@ -74,3 +74,22 @@ async def test_a_host_with_room_hands_out_its_slots(admission: Admission) -> Non
         await asyncio.wait_for(admission.reserve_slot(CONTEXT), 5)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(admission.reserve_slot(CONTEXT), 0.5)
+
+
+async def test_a_slot_that_becomes_free_is_seen_at_once(
+    admission: Admission, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("activities.host.admission.POLL_SECONDS", 60)
+    ledger = LeaseLedger(DataDir(tmp_path))
+    held = [str(uuid.uuid4()) for _ in range(2)]
+    for build_id in held:
+        ledger.put(
+            build_id=build_id, template_id="t", workflow_id="w", number=1, lifetime_seconds=60
+        )
+    waiting = asyncio.create_task(admission.reserve_slot(CONTEXT))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    ledger.remove(held[0], 1)
+    admission.look_again()
+    await asyncio.wait_for(waiting, 5)
+    assert admission.free == 0
