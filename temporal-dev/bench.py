@@ -81,7 +81,7 @@ KINDS = {
     "wait_until_ready": "booting",
     "snapshot_vm": "booting",
     "verify_snapshot": "booting",
-    "upload_artifact": "storage",
+    "upload_artifacts": "storage",
     "publish_template": "storage",
 }
 

@@ -29,6 +29,7 @@ from activities.contract.inputs import (
     SnapshotVmInput,
     StartVmInput,
     UploadArtifactInput,
+    UploadArtifactsInput,
     VerifySnapshotInput,
     WaitUntilReadyInput,
 )
@@ -93,13 +94,13 @@ class SimulatedSteps(
         self._ledger = ledger
         self._seconds = seconds
 
-    async def _work(self, scope: BuildScope, step: Step, name: str) -> None:
+    async def _work(self, scope: BuildScope, step: Step, *names: str) -> None:
         loop = asyncio.get_running_loop()
         async with running_step(self._data_dir, self._ledger, scope, step) as running:
-            end = loop.time() + self._seconds * SHARES.get(name, 0.0)
+            end = loop.time() + self._seconds * sum(SHARES.get(name, 0.0) for name in names)
             while (left := end - loop.time()) > 0:
-                running.log.info(f"{name} has {left:.0f} s to go")
-                running.progress(name)
+                running.log.info(f"{names[0]} has {left:.0f} s to go")
+                running.progress(names[0])
                 await asyncio.sleep(min(LINE_SECONDS, left))
                 running.check()
 
@@ -176,6 +177,14 @@ class SimulatedSteps(
         """Sleep."""
         await self._work(upload.scope, Step.UPLOAD, upload.name)
         return _uploaded(upload.name)
+
+    @activity.defn(name="upload_artifacts")
+    async def upload_artifacts(
+        self, upload: UploadArtifactsInput, /
+    ) -> dict[str, UploadedArtifact]:
+        """Sleep."""
+        await self._work(upload.scope, Step.UPLOAD, *upload.names)
+        return {name: _uploaded(name) for name in upload.names}
 
     @activity.defn(name="publish_template")
     async def publish_template(self, publish: PublishTemplateInput, /) -> PublishedTemplate:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast, get_type_hints
 
 from temporalio import workflow
 from temporalio.common import Priority
 
 from activities.contract.requests import BuildOptions
+from activities.contract.status import LogEntry, Told
 from workflows.policies import POLICIES
 
 S = TypeVar("S")
@@ -35,9 +36,11 @@ async def call(
     wait_seconds: float | None = None,
     total_seconds: float | None = None,
     turn: Priority | None = None,
+    hear: Callable[[LogEntry], None] | None = None,
 ) -> T:
     """Run an activity to its end. `wait_seconds` and `total_seconds` replace the table's `wait` and
-    `total`. `turn` says whose turn it is when several wait in one queue.
+    `total`. `turn` says whose turn it is when several wait in one queue; `hear` is told the lines
+    that the activity answers with.
 
     Raises ActivityError, and CancelledError when the workflow is cancelled.
     """
@@ -48,8 +51,24 @@ async def call(
         config["schedule_to_close_timeout"] = timedelta(seconds=total_seconds)
     if turn is not None:
         config["priority"] = turn
-    result: T = await workflow.execute_activity_method(method, argument, **config)
-    return result
+    if hear is None:
+        result: T = await workflow.execute_activity_method(method, argument, **config)
+        return result
+    told = await workflow.execute_activity(
+        method.__name__, argument, result_type=_told_by(method), **config
+    )
+    if not isinstance(told, Told):  # it had nothing more to say
+        return cast(T, told)
+    for entry in told.lines:
+        hear(entry)
+    return cast(T, told.result)
+
+
+def _told_by(method: Callable[[S, A], Awaitable[T]]) -> type[object]:
+    """Return the type of a method's result, with or without lines."""
+    result = get_type_hints(method)["return"]
+    either = Told[result] | result  # type: ignore[valid-type] # known when it runs
+    return cast(type[object], either)
 
 
 async def call_with_two(

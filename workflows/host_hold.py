@@ -36,6 +36,7 @@ from activities.contract.names import SHARED_HOST_TASK_QUEUE, lease_task_queue
 from activities.contract.requests import BuildOptions, TemplateConfig
 from activities.contract.scope import BuildScope, HostLease
 from workflows.calling import call
+from workflows.telling import LEAN
 from workflows.turn import Turn
 
 
@@ -67,8 +68,15 @@ class HostHold:
         self._task: asyncio.Task[None] | None = None
 
     def granted(self, lease: HostLease) -> None:
-        """Obey the latest signal."""
-        self.lease = lease
+        """Obey the latest signal.
+
+        A host that was upgraded while it held the build goes on with it as it began; one of an
+        earlier version, in the place of one whose steps are whole, cannot: that is another lease.
+        """
+        whole, held = lease.whole_steps and workflow.patched(LEAN), self.lease
+        if held is not None and (held.host, held.number) == (lease.host, lease.number):
+            whole = whole and held.whole_steps
+        self.lease = lease.model_copy(update={"whole_steps": whole})
 
     def start(self) -> None:
         """Begin to hold; goes on until `release`."""

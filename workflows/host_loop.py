@@ -93,7 +93,11 @@ class HostLoop:
             tenant=config.tenant,
         )
         return LeasedHost(
-            scope, self._options, self._undos, is_held=lambda: self.hold.lease is not None
+            scope,
+            self._options,
+            self._undos,
+            is_held=lambda: self.hold.lease is not None,
+            hear=self._telling.hear,
         )
 
     async def _next_lease(self) -> HostLease:

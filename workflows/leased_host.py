@@ -11,6 +11,7 @@ from activities.contract.interface import MicrovmActivities, NetworkActivities
 from activities.contract.names import VmPurpose
 from activities.contract.requests import BuildOptions
 from activities.contract.scope import BuildScope, VmRef
+from activities.contract.status import LogEntry
 from workflows.calling import call
 from workflows.compensations import Compensations, Undo
 
@@ -28,12 +29,14 @@ class LeasedHost:
         options: BuildOptions,
         undos: Compensations,
         is_held: Callable[[], bool],
+        hear: Callable[[LogEntry], None],
     ) -> None:
         self.scope = scope
         self.lease = scope.lease
         self._options = options
         self._undos = undos
         self._is_held = is_held
+        self._hear = hear if scope.lease.whole_steps else None
         self._stopped = False
 
     def stop(self) -> None:
@@ -45,7 +48,12 @@ class LeasedHost:
         if self._stopped or not self._is_held():
             raise asyncio.CancelledError
         result = await call(
-            method, argument, queue=self.lease.step_queue, summary=summary, options=self._options
+            method,
+            argument,
+            queue=self.lease.step_queue,
+            summary=summary,
+            options=self._options,
+            hear=self._hear,
         )
         if self._stopped:
             raise asyncio.CancelledError
@@ -61,16 +69,25 @@ class LeasedHost:
                 queue=self.lease.step_queue,
                 summary=f"undo: {name}",
                 options=self._options,
+                hear=self._hear,
             ),
             on_host=True,
         )
 
     @asynccontextmanager
     async def network_for(self, purpose: VmPurpose) -> AsyncIterator[VmRef]:
-        """Have a VM's network for a block, and a kill registered for the VM that it starts."""
+        """Have a VM's network for a block, and a kill registered for the VM that it starts.
+
+        Whole steps make and remove both themselves: they are undone only if the block fails.
+        """
         vm = VmRef(scope=self.scope, purpose=purpose)
         tear_down = self.undo("tear network down", NetworkActivities.tear_down_network, vm)
+        kill = self.undo("kill VM", MicrovmActivities.kill_vm, vm)
+        if self.lease.whole_steps:
+            async with self._undos.until_done(tear_down), self._undos.until_done(kill):
+                yield vm
+            return
         async with self._undos.for_block(tear_down):
             await self.run(NetworkActivities.set_up_network, vm, f"netns {vm.name}")
-            async with self._undos.for_block(self.undo("kill VM", MicrovmActivities.kill_vm, vm)):
+            async with self._undos.for_block(kill):
                 yield vm

@@ -14,6 +14,7 @@ from datetime import timedelta
 from temporalio import workflow
 from temporalio.common import RetryPolicy
 
+from activities.contract.names import ArtifactName
 from activities.contract.requests import MAX_IMAGE_STEPS, BuildOptions
 
 Limit = float | Callable[[BuildOptions], float]
@@ -121,6 +122,8 @@ POLICIES = {
     "snapshot_vm":         _step(15 * MINUTE),
     "verify_snapshot":     _step(15 * MINUTE, attempts=3, undo="kill_vm"),
     "upload_artifact":     _step(lambda o: o.upload_timeout_seconds, undo="discard_upload"),
+    "upload_artifacts":    _step(lambda o: len(ArtifactName) * o.upload_timeout_seconds,
+                                 undo="discard_upload"),
     "publish_template":    _step(10 * MINUTE, undo="discard_upload"),
     "archive_log":         Policy(MINUTE, UNLIMITED, total=5 * MINUTE),
     # What undoes them

@@ -5,6 +5,8 @@ Each keeps what it leaves; what it may leave behind is registered to be undone b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
@@ -24,6 +26,7 @@ from activities.contract.inputs import (
     SnapshotVmInput,
     StartVmInput,
     UploadArtifactInput,
+    UploadArtifactsInput,
     VerifySnapshotInput,
     WaitUntilReadyInput,
 )
@@ -268,12 +271,26 @@ class BuildSteps:
         """Send the artifacts and publish: the point of no return, after which it exists."""
         discard = Undo("discard upload", lambda: self._discard_upload(host.scope))
         async with self._undos.until_done(discard):
-            for name in ArtifactName:
-                if name not in self._kept.done.uploads:
+            missing = [name for name in ArtifactName if name not in self._kept.done.uploads]
+            if host.lease.whole_steps:
+                await self._upload_artifacts(host, snapshot, missing)
+            else:
+                for name in missing:
                     await self._upload_artifact(host, snapshot, name)
             published = await self._publish(host, image, rootfs, snapshot)
             self._kept.published = published
         return published
+
+    async def _upload_artifacts(
+        self, host: LeasedHost, snapshot: SnapshotCheckpoint, names: Sequence[ArtifactName]
+    ) -> None:
+        size_mb = sum(snapshot.files[name].allocated_bytes for name in names) / MIB
+        uploaded = await host.run(
+            ArtifactActivities.upload_artifacts,
+            UploadArtifactsInput(scope=host.scope, snapshot=snapshot, names=tuple(names)),
+            f"upload {size_mb:.0f} MiB",
+        )
+        self._kept.keep(uploads={**self._kept.done.uploads, **uploaded})
 
     async def _upload_artifact(
         self, host: LeasedHost, snapshot: SnapshotCheckpoint, name: ArtifactName

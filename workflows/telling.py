@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from temporalio import workflow
+from temporalio.common import SearchAttributeUpdate
 from temporalio.contrib.workflow_streams import WorkflowStream
 
 from activities.contract.errors import failure_of
@@ -14,6 +15,9 @@ from activities.contract.search_attributes import BUILD_STATE, BUILD_STEP, KVM_H
 from activities.contract.status import BuildFailure, BuildState, LogEntry, LogLevel, StepRecord
 from workflows.markdown import block, code, escaped
 from workflows.timeline import Timeline
+
+# Before it, each value to be found by was told alone, and steps were not whole.
+LEAN = "lean"
 
 
 class Telling:
@@ -27,12 +31,13 @@ class Telling:
         self.timeline = Timeline()
         self._config = config
         self._host = host
+        self._values: list[SearchAttributeUpdate[str]] = []
         self._log = stream.topic(LOG_TOPIC, type=LogEntry)
 
     def begin(self, step: Step, host: str | None) -> None:
         """Tell that a step starts now."""
         self.timeline.begin(step, host)
-        workflow.upsert_search_attributes([BUILD_STEP.value_set(step)])
+        self._find_by(BUILD_STEP.value_set(step), later=step in (Step.LEASE, Step.RELEASE))
         self.say(f"{step}: started" + (f" on {host}" if host else ""))
         self._show()
 
@@ -55,7 +60,7 @@ class Telling:
         """Tell which host holds the build from now on."""
         if self.timeline.step is Step.LEASE:
             self.timeline.stop_running("done")
-        workflow.upsert_search_attributes([KVM_HOST.value_set(host)])
+        self._find_by(KVM_HOST.value_set(host), later=True)
         self.say(f"host {host} holds the build (lease {lease_number})")
 
     def warn(self, message: str) -> None:
@@ -73,6 +78,10 @@ class Telling:
             step=self.timeline.step,
             step_number=step_number,
         )
+        self._log.publish(entry)
+
+    def hear(self, entry: LogEntry) -> None:
+        """Write a line of a step into the build's log."""
         self._log.publish(entry)
 
     def failed(self, failure: BuildFailure) -> None:
@@ -96,9 +105,17 @@ class Telling:
     def enter(self, state: BuildState) -> None:
         """Tell the build's new state."""
         self.state = state
-        workflow.upsert_search_attributes([BUILD_STATE.value_set(state)])
+        self._find_by(BUILD_STATE.value_set(state))
         self.say(f"build is {state}")
         self._show()
+
+    def _find_by(self, value: SearchAttributeUpdate[str], *, later: bool = False) -> None:
+        """Let the build be found by a value: now, or with the next one, which is not far."""
+        self._values.append(value)
+        if later and workflow.patched(LEAN):
+            return
+        workflow.upsert_search_attributes(self._values)
+        self._values = []
 
     def _show(self) -> None:
         host, timeline = self._host(), self.timeline

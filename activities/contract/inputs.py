@@ -185,6 +185,14 @@ class UploadArtifactInput(Model):
     name: ArtifactName
 
 
+class UploadArtifactsInput(Model):
+    """Input of `upload_artifacts`: sends those files of the snapshot checkpoint."""
+
+    scope: BuildScope
+    snapshot: SnapshotCheckpoint
+    names: tuple[ArtifactName, ...]
+
+
 class PublishTemplateInput(Model):
     """Input of `publish_template`, which writes `build.log` and, last, `metadata.json`."""
 

@@ -28,6 +28,7 @@ from activities.contract.inputs import (
     StartVmInput,
     SweepInput,
     UploadArtifactInput,
+    UploadArtifactsInput,
     VerifySnapshotInput,
     WaitUntilReadyInput,
 )
@@ -189,6 +190,13 @@ class ArtifactActivities(ABC):
     @abstractmethod
     async def upload_artifact(self, upload: UploadArtifactInput, /) -> UploadedArtifact:
         """Send an artifact's non-zero blocks, and its header where it has one."""
+
+    @activity.defn(name="upload_artifacts")
+    @abstractmethod
+    async def upload_artifacts(
+        self, upload: UploadArtifactsInput, /
+    ) -> dict[str, UploadedArtifact]:
+        """Send several artifacts one after the other, each as `upload_artifact` does."""
 
     @activity.defn(name="publish_template")
     @abstractmethod

@@ -27,6 +27,10 @@ class HostLease(Model):
 
     host: HostName
     number: int
+    whole_steps: bool = Field(default=False, exclude_if=lambda whole: not whole)
+    """Of a grant: whether the host can; in a scope: whether the workflow has it that a step does
+    all that belongs to it. It makes its VM's network, and removes both when it has succeeded; it
+    answers with the last lines of its log (`Told`); all artifacts are sent by one activity."""
 
     @property
     def step_queue(self) -> str:

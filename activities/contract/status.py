@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 from pydantic import Field
 
@@ -17,6 +17,8 @@ from activities.contract.results import (
     PulledImage,
     Verification,
 )
+
+T = TypeVar("T")
 
 
 class LogLevel(StrEnum):
@@ -38,6 +40,13 @@ class LogEntry(Model):
     step_number: int | None = Field(default=None, exclude_if=lambda number: number is None)
     """Of the request's step that it is about, from 1 on."""
     fields: dict[str, str] = Field(default_factory=dict)
+
+
+class Told(Model, Generic[T]):
+    """What a step answers where steps are whole: its result, with the last lines of its log."""
+
+    result: T
+    lines: tuple[LogEntry, ...] = ()
 
 
 class Progress(Model):

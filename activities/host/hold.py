@@ -106,7 +106,8 @@ class KvmHostActivities(HostActivities, HostReleaseActivities):
         workflow = activity.client().get_workflow_handle(
             entry.workflow_id, run_id=info.workflow_run_id
         )
-        await workflow.signal("lease_granted", HostLease(host=self._host, number=entry.number))
+        lease = HostLease(host=self._host, number=entry.number, whole_steps=True)
+        await workflow.signal("lease_granted", lease)
 
     async def _hold(self, entry: LedgerEntry) -> None:
         timeout = activity.info().heartbeat_timeout

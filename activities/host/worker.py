@@ -49,6 +49,7 @@ from activities.process.temporal import (
 )
 from activities.step.checkpoints import CheckpointStore
 from activities.step.ledger import LeaseLedger
+from activities.step.log_stream import LinesWithResult
 from activities.store.bucket import Bucket
 from activities.store.lease_numbers import LeaseObjects
 
@@ -122,7 +123,13 @@ def host_workers(
         (SHARED_HOST_TASK_QUEUE, [hold.hold_host], admission),
     ]
     return [
-        make_worker(client, queue, activities, tuner=tuner_for(supplier))
+        make_worker(
+            client,
+            queue,
+            activities,
+            tuner=tuner_for(supplier),
+            interceptors=[LinesWithResult()],
+        )
         for queue, activities, supplier in queues
     ]
 

@@ -41,6 +41,7 @@ from activities.microvm.step_vm import (
     start_step_vm,
 )
 from activities.microvm.vm_process import VmProcess
+from activities.microvm.whole_steps import make_network_if_whole, remove_vm_if_whole
 from activities.process.settings import Settings
 from activities.rootfs.guest_files import agent_version
 from activities.step.checkpoints import CheckpointStore
@@ -72,7 +73,10 @@ class VmDiskStepActivities(DiskStepActivities):
         attempt = activity.info().attempt
         scope = build.vm.scope
         async with running_step(self._data_dir, self._ledger, scope, Step.ROOTFS) as running:
-            return await running.in_thread(self._run, running, build, attempt)
+            await running.in_thread(make_network_if_whole, build.vm, self._data_dir)
+            disk = await running.in_thread(self._run, running, build, attempt)
+            await running.in_thread(remove_vm_if_whole, build.vm, self._data_dir, running)
+            return disk
 
     def _run(self, running: RunningStep, build: RunStepsInput, attempt: int) -> RootfsCheckpoint:
         todo = plan(self._settings, build)

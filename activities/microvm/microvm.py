@@ -60,6 +60,7 @@ from activities.microvm.resumable import (
     traits_here,
 )
 from activities.microvm.vm_process import VmProcess, remove_vms_until
+from activities.microvm.whole_steps import make_network_if_whole, remove_vm_if_whole
 from activities.process.settings import Settings
 from activities.step.checkpoints import CheckpointStore, fingerprint
 from activities.step.ledger import LeaseLedger
@@ -99,6 +100,7 @@ class HostMicrovmActivities(MicrovmActivities):
     async def start_vm(self, start: StartVmInput, /) -> None:
         """Start Firecracker in the VM's netns and boot a private copy of the rootfs."""
         async with self._running(start.vm, Step.BOOT) as running:
+            await running.in_thread(make_network_if_whole, start.vm, self._data_dir)
             await running.in_thread(self._start, start, running)
 
     @activity.defn(name="wait_until_ready")
@@ -112,13 +114,18 @@ class HostMicrovmActivities(MicrovmActivities):
         """Pause, snapshot, kill and wait for the VM; keep disk, memory and state."""
         attempt = activity.info().attempt
         async with self._running(snapshot.vm, Step.BOOT) as running:
-            return await running.in_thread(self._snapshot, snapshot, running, attempt)
+            made = await running.in_thread(self._snapshot, snapshot, running, attempt)
+            await running.in_thread(remove_vm_if_whole, snapshot.vm, self._data_dir, running)
+            return made
 
     @activity.defn(name="verify_snapshot")
     async def verify_snapshot(self, verify: VerifySnapshotInput, /) -> Verification:
         """Resume the snapshot in a fresh VM on a copy of the disk; it must answer a ping."""
         async with self._running(verify.vm, Step.VERIFY) as running:
-            return await running.in_thread(self._verify, verify, running)
+            await running.in_thread(make_network_if_whole, verify.vm, self._data_dir)
+            verification = await running.in_thread(self._verify, verify, running)
+            await running.in_thread(remove_vm_if_whole, verify.vm, self._data_dir, running)
+            return verification
 
     @activity.defn(name="kill_vm")
     async def kill_vm(self, vm: VmRef, /) -> None:

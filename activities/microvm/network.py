@@ -55,19 +55,21 @@ class NetnsNetworkActivities(NetworkActivities):
     async def set_up_network(self, vm: VmRef, /) -> None:
         """Make the VM's netns with `tap0` in it."""
         self._ledger.require(vm.scope)
-        await asyncio.to_thread(self._create, vm.name)
+        await asyncio.to_thread(make_network, vm, self._data_dir)
 
     @activity.defn(name="tear_down_network")
     async def tear_down_network(self, vm: VmRef, /) -> None:
         """Remove the VM's netns, and that of any earlier lease of the same build and purpose."""
         await asyncio.to_thread(remove_networks_until, vm, self._data_dir)
 
-    def _create(self, name: str) -> None:
-        # A name in /run/netns does not tell which host of this machine made it.
-        mark = self._data_dir.network_mark(name)
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
-        create_network(name)
+
+def make_network(vm: VmRef, data_dir: DataDir) -> None:
+    """Make the network of a VM of this host. Raises HostFaultError when the kernel refuses."""
+    # A name in /run/netns does not tell which host of this machine made it.
+    mark = data_dir.network_mark(vm.name)
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    create_network(vm.name)
 
 
 def create_network(name: str) -> None:

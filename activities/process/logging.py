@@ -31,6 +31,7 @@ STEPS = {
     "snapshot_vm": Step.BOOT,
     "verify_snapshot": Step.VERIFY,
     "upload_artifact": Step.UPLOAD,
+    "upload_artifacts": Step.UPLOAD,
     "publish_template": Step.UPLOAD,
     "discard_upload": Step.UPLOAD,
     "release_host": Step.RELEASE,

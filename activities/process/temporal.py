@@ -144,6 +144,7 @@ def make_worker(
     workflows: Sequence[type] = (),
     workflow_runner: WorkflowRunner | None = None,
     tuner: WorkerTuner | None = None,
+    interceptors: Sequence[Interceptor] = (),
 ) -> Worker:
     """Return a worker that obeys cancellations soon, and gives its activities time to let go."""
     return Worker(
@@ -152,7 +153,7 @@ def make_worker(
         activities=activities,
         workflows=workflows,
         workflow_runner=workflow_runner or SandboxedWorkflowRunner(),
-        interceptors=[ErrorInterceptor()],
+        interceptors=[ErrorInterceptor(), *interceptors],
         tuner=tuner,
         max_heartbeat_throttle_interval=MAX_HEARTBEAT_THROTTLE,
         graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,

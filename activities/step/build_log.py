@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import re
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -25,20 +23,19 @@ from temporalio import activity
 from temporalio.contrib.workflow_streams import WorkflowStreamClient
 
 from activities.contract.errors import LOG_TAIL_LINES
-from activities.contract.names import LOG_TOPIC, UUID_PATTERN, Step
+from activities.contract.names import UUID_PATTERN, Step
 from activities.contract.status import LogEntry, LogLevel
 from activities.contract.text import cut, readable
 from activities.contract.units import MIB
 from activities.disk.data_dir import DataDir
 from activities.disk.leftovers import Leftover, disk_bytes, entries, made_at
 from activities.process.clock import utc_now
+from activities.step.log_stream import LogStream, Streamed
 
-BATCH_INTERVAL = timedelta(seconds=1)
 MAX_STREAM_LINES = 5_000
 MAX_STREAM_BYTES = 16 * MIB
 MAX_STEP_BYTES = 8 * MIB
 MAX_LINE_CHARS = 4_096
-FLUSH_LIMIT_SECONDS = 10.0
 REDACTED = "[secret]"
 
 _log = structlog.get_logger(__name__)
@@ -47,13 +44,13 @@ _log = structlog.get_logger(__name__)
 class BuildLog:
     """Writes a step's lines. Thread-safe: blocking code logs from its own thread."""
 
-    def __init__(self, path: Path, step: Step, stream: WorkflowStreamClient | None = None) -> None:
+    def __init__(self, path: Path, step: Step, stream: LogStream | None = None) -> None:
         """Append to `path`; `stream`, if any, belongs to the running event loop."""
         self.path = path
         self._step = step
         self.step_number: int | None = None
         """Of the request's step that the lines from now on are about; None: of none of them."""
-        self._topic = stream.topic(LOG_TOPIC, type=LogEntry) if stream else None
+        self._stream = stream
         self._loop = asyncio.get_running_loop() if stream else None
         self._lock = threading.Lock()
         self._tail: deque[str] = deque(maxlen=LOG_TAIL_LINES)
@@ -96,8 +93,8 @@ class BuildLog:
         with self._lock:
             self._append(line)
             publish = self._within_bounds(len(line))
-        if publish and self._topic and self._loop:
-            self._loop.call_soon_threadsafe(self._topic.publish, entry)
+        if publish:
+            self._send(entry)
 
     def tail(self) -> list[str]:
         """Return the last lines that this step wrote."""
@@ -129,20 +126,24 @@ class BuildLog:
             full = f"this step has logged {MAX_STEP_BYTES // MIB} MiB: the rest is left out"
             file.write(self._entry(LogLevel.WARN, full).model_dump_json() + "\n")
 
+    def _send(self, entry: LogEntry) -> None:
+        if self._stream and self._loop:
+            self._loop.call_soon_threadsafe(self._stream.add, entry)
+
     def _within_bounds(self, size_bytes: int) -> bool:
         """Count what has gone to the stream, over all steps of the build on this host."""
         if not self._is_streamed:
             return False
         counter = _counter_of(self.path)
-        try:
-            lines, total = json.loads(counter.read_text())
-        except (FileNotFoundError, ValueError):
-            lines, total = 0, 0
-        if lines >= MAX_STREAM_LINES or total >= MAX_STREAM_BYTES:
+        streamed = Streamed.read(counter)
+        if _is_stream_full(streamed):
             self._is_streamed = False
             return False
-        counter.write_text(json.dumps([lines + 1, total + size_bytes]))
-        if lines + 1 >= MAX_STREAM_LINES or total + size_bytes >= MAX_STREAM_BYTES:
+        streamed.lines += 1
+        streamed.bytes += size_bytes
+        streamed.batches = self._stream.batches if self._stream else 0
+        streamed.write(counter)
+        if _is_stream_full(streamed):
             self._say_where_the_rest_is()
         return True
 
@@ -153,32 +154,36 @@ class BuildLog:
             message="the live log is full; the rest is in build.log and on the host",
             step=self._step,
         )
-        if self._topic and self._loop:
-            self._loop.call_soon_threadsafe(self._topic.publish, entry)
+        self._send(entry)
 
 
 @asynccontextmanager
-async def open_build_log(data_dir: DataDir, build_id: str, step: Step) -> AsyncIterator[BuildLog]:
-    """Open the log of the running activity's build, and flush its lines at the end.
+async def open_build_log(
+    data_dir: DataDir, build_id: str, step: Step, *, last_with_result: bool = False
+) -> AsyncIterator[BuildLog]:
+    """Open the log of the running activity's build, and flush its lines at the end; with
+    `last_with_result` those that then wait go with the activity's result, if it has one.
 
     A line that cannot be published (the workflow has closed, Temporal is away) is dropped from
     the stream and stays in the file: it never fails the step.
     """
-    stream = _stream_of_activity()
-    log = BuildLog(data_dir.log(build_id), step, stream)
+    path = data_dir.log(build_id)
+    stream = _stream_of_activity(path)
+    log = BuildLog(path, step, stream)
     if stream is None:
         yield log
         return
-    await stream.__aenter__()
     try:
         yield log
-    finally:
         await asyncio.sleep(0)  # let lines from threads arrive
-        with contextlib.suppress(asyncio.TimeoutError):
-            try:
-                await asyncio.wait_for(stream.__aexit__(None, None, None), FLUSH_LIMIT_SECONDS)
-            except Exception as error:
-                _log.warning("build log lines not published", error=str(error))
+        if last_with_result:
+            stream.give_last_to_result()
+    finally:
+        await asyncio.sleep(0)
+        try:
+            await stream.close()
+        except Exception as error:
+            _log.warning("build log lines not published", error=str(error))
 
 
 def remove_build_log(data_dir: DataDir, build_id: str) -> None:
@@ -213,9 +218,14 @@ def _counter_of(log: Path) -> Path:
     return log.with_suffix(".streamed")
 
 
-def _stream_of_activity() -> WorkflowStreamClient | None:
+def _is_stream_full(streamed: Streamed) -> bool:
+    return streamed.lines >= MAX_STREAM_LINES or streamed.bytes >= MAX_STREAM_BYTES
+
+
+def _stream_of_activity(log: Path) -> LogStream | None:
     try:
         activity.client()
     except RuntimeError:  # outside a worker: a test of one activity
         return None
-    return WorkflowStreamClient.from_within_activity(batch_interval=BATCH_INTERVAL)
+    client = WorkflowStreamClient.from_within_activity()
+    return LogStream(client, Streamed.read(_counter_of(log)).batches)

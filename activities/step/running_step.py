@@ -101,7 +101,8 @@ async def running_step(
     wherever it is met.
     """
     ledger.require(scope)
-    async with open_build_log(data_dir, scope.build_id, step) as log:
+    whole = scope.lease.whole_steps
+    async with open_build_log(data_dir, scope.build_id, step, last_with_result=whole) as log:
         running = RunningStep(ledger, scope, log, step)
         beat = asyncio.create_task(_heartbeat(running))
         try:
@@ -132,8 +133,9 @@ async def _heartbeat(running: RunningStep) -> None:
     timeout = activity.info().heartbeat_timeout
     beat = timeout.total_seconds() / 3 if timeout else MAX_BEAT_SECONDS
     while True:
+        # First: Temporal counts from the step's start, and a short one need not beat at all.
+        await asyncio.sleep(min(max(beat, MIN_BEAT_SECONDS), MAX_BEAT_SECONDS))
         if running.latest is None:
             activity.heartbeat()
         else:
             activity.heartbeat(running.latest.model_dump(mode="json"))
-        await asyncio.sleep(min(max(beat, MIN_BEAT_SECONDS), MAX_BEAT_SECONDS))

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from threading import Lock, Semaphore
 from typing import TypeVar
@@ -27,7 +28,12 @@ from activities.contract.errors import (
     TemplateAlreadyPublishedError,
     TemplateDamagedError,
 )
-from activities.contract.inputs import DiscardUploadInput, PublishTemplateInput, UploadArtifactInput
+from activities.contract.inputs import (
+    DiscardUploadInput,
+    PublishTemplateInput,
+    UploadArtifactInput,
+    UploadArtifactsInput,
+)
 from activities.contract.interface import ArtifactActivities, UploadUndoActivities
 from activities.contract.names import ArtifactName, Step
 from activities.contract.results import (
@@ -90,13 +96,19 @@ class BucketArtifactActivities(ArtifactActivities):
     async def upload_artifact(self, upload: UploadArtifactInput, /) -> UploadedArtifact:
         """Send an artifact's non-zero blocks, and its header where it has one."""
         async with self._running(upload.scope) as running:
-            return await running.in_thread(
-                self._alone,
-                upload.scope,
-                upload.name,
-                running,
-                lambda: self._upload(upload, running),
-            )
+            return await running.in_thread(self._upload_alone, upload, running)
+
+    @activity.defn(name="upload_artifacts")
+    async def upload_artifacts(
+        self, upload: UploadArtifactsInput, /
+    ) -> dict[str, UploadedArtifact]:
+        """Send several artifacts one after the other, each as `upload_artifact` does."""
+        uploaded: dict[str, UploadedArtifact] = {}
+        async with self._running(upload.scope) as running:
+            for name in upload.names:
+                one = UploadArtifactInput(scope=upload.scope, snapshot=upload.snapshot, name=name)
+                uploaded[name] = await running.in_thread(self._upload_alone, one, running)
+        return uploaded
 
     @activity.defn(name="publish_template")
     async def publish_template(self, publish: PublishTemplateInput, /) -> PublishedTemplate:
@@ -125,6 +137,10 @@ class BucketArtifactActivities(ArtifactActivities):
             remove_lock(lock)
 
     # ---- Upload
+
+    def _upload_alone(self, upload: UploadArtifactInput, running: RunningStep) -> UploadedArtifact:
+        work = partial(self._upload, upload, running)
+        return self._alone(upload.scope, upload.name, running, work)
 
     def _upload(self, upload: UploadArtifactInput, running: RunningStep) -> UploadedArtifact:
         directory = self._store.require(upload.snapshot, upload.scope.build_id)

@@ -45,6 +45,7 @@ DOING = {
     "verify_snapshot": "resuming the snapshot",
     "kill_vm": "removing the VM",
     "upload_artifact": "uploading",
+    "upload_artifacts": "uploading",
     "publish_template": "publishing the template",
     "discard_upload": "removing what was uploaded",
     "archive_log": "archiving the build log",

@@ -28,7 +28,12 @@ from activities.contract.errors import (
     TemplateManagerError,
     TemplateNotFoundError,
 )
-from activities.contract.inputs import DiscardUploadInput, PublishTemplateInput, UploadArtifactInput
+from activities.contract.inputs import (
+    DiscardUploadInput,
+    PublishTemplateInput,
+    UploadArtifactInput,
+    UploadArtifactsInput,
+)
 from activities.contract.names import ArtifactName, Step
 from activities.contract.results import (
     PublishedTemplate,
@@ -87,13 +92,20 @@ async def upload(
     return await ActivityEnvironment().run(activities(held, bucket).upload_artifact, sent)
 
 
+async def upload_all(
+    held: HeldBuild, bucket: Bucket, what: SnapshotCheckpoint
+) -> dict[str, UploadedArtifact]:
+    sent = UploadArtifactsInput(scope=held.scope, snapshot=what, names=tuple(ArtifactName))
+    return await ActivityEnvironment().run(activities(held, bucket).upload_artifacts, sent)
+
+
 async def publish(
     held: HeldBuild,
     bucket: Bucket,
     what: SnapshotCheckpoint,
     uploads: dict[str, UploadedArtifact] | None = None,
 ) -> PublishedTemplate:
-    uploads = uploads or {name: await upload(held, bucket, what, name) for name in NAMES}
+    uploads = uploads or await upload_all(held, bucket, what)
     publishing = PublishTemplateInput(
         scope=held.scope,
         config=template_config(),
@@ -111,6 +123,16 @@ async def publish(
 
 def names(bucket: Bucket) -> list[str]:
     return [stored.name.removeprefix(f"{BUILD}/") for stored in bucket.list_objects(f"{BUILD}/")]
+
+
+async def test_together_artifacts_are_sent_as_each_alone_is(
+    held: HeldBuild, empty_bucket: Bucket
+) -> None:
+    what = snapshot(held)
+    first = await upload(held, empty_bucket, what, "memfile")
+    together = await upload_all(held, empty_bucket, what)
+    assert together["memfile"] == first  # it was there, and is not sent again
+    assert together == {name: await upload(held, empty_bucket, what, name) for name in NAMES}
 
 
 async def test_a_template_comes_back_byte_for_byte(

@@ -19,6 +19,7 @@ import images
 import pytest
 import pytest_asyncio
 from devstack.registry import Layer, Registry
+from pyroute2 import netns
 
 from activities.contract.checkpoints import RootfsCheckpoint
 from activities.contract.errors import ImageStepError, VmmError
@@ -393,13 +394,16 @@ async def test_a_disk_grows_so_that_each_step_has_its_room(
 async def test_what_the_steps_made_becomes_a_template(host: StepHost, registry: Registry) -> None:
     """The boot of today, from the disk that the steps have left."""
     base = await base_of(host, registry)
+    whole = host.host.whole(host.host.vm())
     made = await host.build(
         base,
         Workdir(path="/srv"),
         Run(command="echo hello >index.html"),
+        vm=whole,
         start_command=HTTPD,
         ready_command=HTTPD_ANSWERS,
     )
+    assert whole.name not in netns.listnetns()
     vm = host.host.vm()
     await host.host.start(vm, made)
     await host.host.wait(vm)

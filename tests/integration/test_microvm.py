@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from devstack.registry import Layer, Registry
+from pyroute2 import netns
 from temporalio.testing import ActivityEnvironment
 
 from activities.contract.errors import (
@@ -35,9 +36,10 @@ from activities.contract.errors import (
 from activities.contract.inputs import (
     FindSnapshotInput,
     StartVmInput,
+    VerifySnapshotInput,
     WaitUntilReadyInput,
 )
-from activities.contract.names import Step
+from activities.contract.names import Step, VmPurpose
 from activities.contract.results import PulledImage
 from activities.disk.data_dir import DataDir
 from activities.disk.ext4 import check_filesystem
@@ -80,6 +82,43 @@ async def test_from_boot_to_a_verified_snapshot(host: VmHost, image: PulledImage
     log = host.bench.log_of(vm.scope)
     assert "guest is ready" in log
     assert "the snapshot resumes" in log
+
+
+async def test_whole_steps_bring_their_networks_and_leave_nothing(
+    host: VmHost, image: PulledImage
+) -> None:
+    boot = host.whole(host.vm())
+    verify = host.whole(host.vm(boot.scope, VmPurpose.VERIFY))
+    rootfs = await host.rootfs(image, boot)
+    asked = StartVmInput(vm=boot, rootfs=rootfs, shape=host.shape)
+    for _ in range(2):  # the first attempt was not heard of
+        await run(host.vms.start_vm, asked)
+    await host.wait(boot)
+    assert boot.name in netns.listnetns()
+    snapshot = await host.snapshot(boot, rootfs)
+    assert boot.name not in netns.listnetns()
+    assert not host.process(boot).directory.exists()
+    assert await host.snapshot(boot, rootfs) == snapshot
+    for _ in range(2):
+        resumed = VerifySnapshotInput(vm=verify, snapshot=snapshot, shape=host.shape)
+        await run(host.vms.verify_snapshot, resumed)
+        assert verify.name not in netns.listnetns()
+        assert not host.process(verify).directory.exists()
+
+
+async def test_a_whole_step_that_fails_leaves_its_vm_to_the_undos(
+    host: VmHost, image: PulledImage
+) -> None:
+    vm = host.whole(host.vm())
+    rootfs = await host.rootfs(image, vm)
+    await run(host.vms.start_vm, StartVmInput(vm=vm, rootfs=rootfs, shape=host.shape))
+    await asyncio.to_thread(host.process(vm).kill)
+    with pytest.raises(CheckpointLostError):
+        await host.snapshot(vm, rootfs)
+    assert vm.name in netns.listnetns()
+    await run(host.vms.kill_vm, vm)
+    await run(host.networks.tear_down_network, vm)
+    assert vm.name not in netns.listnetns()
 
 
 async def test_the_measured_clock_is_the_guests(host: VmHost, image: PulledImage) -> None:

@@ -1,8 +1,9 @@
 """Record the histories that `test_replay.py` replays: `python -m tests.replay.record [KIND…]`.
 
 Run it only when a new kind of history is needed. An old history stays as it is: it stands for the
-builds that are running while the workers are upgraded. Stack traces are written as if the
-repository were at /opt/template-manager.
+builds that are running while the workers are upgraded. Those that no kind here names are of code
+from before steps were whole. Stack traces are written as if the repository were at
+/opt/template-manager.
 """
 
 from __future__ import annotations
@@ -66,6 +67,12 @@ async def _end(handle: Handle) -> Handle:
 
 async def success(client: Client) -> Handle:
     async with one_host(client):
+        return await _end(await start(client))
+
+
+async def on_earlier_host(client: Client) -> Handle:
+    host = RecordingHost(f"h-{uuid.uuid4().hex[:8]}", Journal(), whole_steps=False)
+    async with running_stack(client, host):
         return await _end(await start(client))
 
 
@@ -176,17 +183,18 @@ async def deletion(client: Client) -> WorkflowHandle[Any, Any]:
 
 
 KINDS: dict[str, Callable[[Client], Awaitable[WorkflowHandle[Any, Any]]]] = {
-    "success": success,
-    "failure": failure,
-    "cancel": cancel,
-    "host_lost": host_lost,
-    "retry": retry,
     "delete": deletion,
-    "steps": steps,
     "turn": turn,
     "tenant_line": tenant_line,
     "tenant_removal": tenant_removal,
-    "reset": reset,
+    "whole_success": success,
+    "whole_failure": failure,
+    "whole_cancel": cancel,
+    "whole_host_lost": host_lost,
+    "whole_retry": retry,
+    "whole_steps": steps,
+    "whole_reset": reset,
+    "whole_on_earlier_host": on_earlier_host,
 }
 
 

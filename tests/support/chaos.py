@@ -41,7 +41,7 @@ STEPS = {
     "ready": "wait_until_ready",
     "snapshot": "snapshot_vm",
     "verify": "verify_snapshot",
-    "upload": "upload_artifact",
+    "upload": "upload_artifacts",
     "publish": "publish_template",
     "release": "release_host",
 }

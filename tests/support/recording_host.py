@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from activities.contract.inputs import (
     SnapshotVmInput,
     StartVmInput,
     UploadArtifactInput,
+    UploadArtifactsInput,
     VerifySnapshotInput,
     WaitUntilReadyInput,
 )
@@ -68,11 +70,14 @@ from activities.contract.results import (
     Verification,
 )
 from activities.contract.scope import BuildScope, HostLease, VmRef
+from activities.contract.status import LogEntry, LogLevel
 from activities.contract.tenant_removal import DeleteBuildInput, FindBuildsInput, TenantBuilds
 from activities.host.orphans import describe_with
 from activities.host.tenant_lines import TenantLines
+from activities.process.clock import utc_now
 from activities.process.temporal import ErrorInterceptor, make_worker
 from activities.process.tenants_file import TenantsFile
+from activities.step.log_stream import LinesWithResult, give_to_result
 from tests.support.example_template import pulled_image
 from workflows.worker import WORKFLOWS, sandbox
 
@@ -157,8 +162,10 @@ class RecordingHost(
 ):
     """A host that only records. Its slot handling is that of the real contract."""
 
-    def __init__(self, name: str, journal: Journal) -> None:
+    def __init__(self, name: str, journal: Journal, *, whole_steps: bool = True) -> None:
+        """Without `whole_steps` it is of an earlier version."""
         self.name = name
+        self.whole_steps = whole_steps
         self.journal = journal
         self.lease: HostLease | None = None
         self.silent = asyncio.Event()
@@ -171,8 +178,11 @@ class RecordingHost(
         # As a real host, whose ledger forgets a lease that was given back.
         is_kept = self.lease is not None and self.lease.number not in self.released
         if hold.retaken_from is None or self.lease is None or not is_kept:
-            self.lease = HostLease(host=self.name, number=self.journal.next_lease)
+            number = self.journal.next_lease
+            self.lease = HostLease(host=self.name, number=number, whole_steps=self.whole_steps)
             self.journal.next_lease += 1
+        else:
+            self.lease = self.lease.model_copy(update={"whole_steps": self.whole_steps})
         info = activity.info()
         handle = activity.client().get_workflow_handle(
             info.workflow_id or "", run_id=info.workflow_run_id
@@ -278,6 +288,13 @@ class RecordingHost(
             sha256="0" * 64,
         )
 
+    @activity.defn(name="upload_artifacts")
+    async def upload_artifacts(
+        self, upload: UploadArtifactsInput, /
+    ) -> dict[str, UploadedArtifact]:
+        one = partial(UploadArtifactInput, scope=upload.scope, snapshot=upload.snapshot)
+        return {name: await self.upload_artifact(one(name=name)) for name in upload.names}
+
     @activity.defn(name="publish_template")
     async def publish_template(self, publish: PublishTemplateInput, /) -> PublishedTemplate:
         await self._step("publish_template", publish, publish.scope)
@@ -298,6 +315,10 @@ class RecordingHost(
         if self.lease is None or scope.lease.number != self.lease.number:
             raise LeaseLostError(f"{name} came with lease {scope.lease.number}")
         await self.journal.call(name, argument)
+        if scope.lease.whole_steps:
+            give_to_result(
+                [LogEntry(timestamp=utc_now(), level=LogLevel.INFO, message=f"{name} was called")]
+            )
 
 
 class RecordingLog(LogActivities, DeletionActivities, TenantRemovalActivities):
@@ -367,7 +388,7 @@ def host_worker(client: Client, queue: str, methods: Sequence[Callable[..., Any]
         client,
         task_queue=queue,
         activities=methods,
-        interceptors=[ErrorInterceptor()],
+        interceptors=[ErrorInterceptor(), LinesWithResult()],
         max_heartbeat_throttle_interval=timedelta(seconds=0.2),
     )
 
@@ -401,6 +422,7 @@ def step_methods(host: RecordingHost) -> list[Callable[..., Any]]:
         host.verify_snapshot,
         host.kill_vm,
         host.upload_artifact,
+        host.upload_artifacts,
         host.publish_template,
     ]
 

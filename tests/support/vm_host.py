@@ -52,6 +52,11 @@ class VmHost:
         self._made.append(made)
         return made
 
+    def whole(self, vm: VmRef) -> VmRef:
+        """Return it as a workflow names it that has whole steps done."""
+        lease = vm.scope.lease.model_copy(update={"whole_steps": True})
+        return vm.model_copy(update={"scope": vm.scope.model_copy(update={"lease": lease})})
+
     def process(self, vm: VmRef) -> VmProcess:
         return VmProcess(DataDir(self.settings.data_dir).vm(vm.name))
 

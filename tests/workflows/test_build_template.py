@@ -51,7 +51,9 @@ BOOT_UNDO = ["kill_vm boot", *BOOT_NETWORK_UNDO]
 VERIFY_NETWORK_UNDO = ["tear_down_network verify", *HOST_UNDO]
 VERIFY_UNDO = ["kill_vm verify", *VERIFY_NETWORK_UNDO]
 UPLOAD = ["discard_upload", *HOST_UNDO]
-PIPELINE = [
+# On a host of an earlier version; on one of today networks come and go with the steps.
+NETWORKS = ("set_up_network boot", "set_up_network verify")
+EARLIER_PIPELINE = [
     ("pull_image", Step.PULL, HOST_UNDO),
     ("build_rootfs", Step.ROOTFS, ROOTFS_UNDO),
     ("find_snapshot", Step.BOOT, HOST_UNDO),
@@ -66,6 +68,8 @@ PIPELINE = [
     ("upload_artifact snapfile", Step.UPLOAD, UPLOAD),
     ("publish_template", Step.UPLOAD, UPLOAD),
 ]
+PIPELINE = [row for row in EARLIER_PIPELINE if row[0] not in NETWORKS]
+EVERY_STEP = [(True, *row) for row in PIPELINE] + [(False, *row) for row in EARLIER_PIPELINE]
 
 
 async def result_of(handle: Handle) -> BuildResult:
@@ -92,8 +96,12 @@ async def journal() -> Journal:
 
 
 @pytest_asyncio.fixture
-async def host(client: Client, journal: Journal) -> AsyncIterator[RecordingHost]:
-    recording = RecordingHost(f"h-{uuid.uuid4().hex[:8]}", journal)
+async def host(
+    client: Client, journal: Journal, request: pytest.FixtureRequest
+) -> AsyncIterator[RecordingHost]:
+    """With a parameter it may be of an earlier version, whose steps are not whole."""
+    whole = getattr(request, "param", True)
+    recording = RecordingHost(f"h-{uuid.uuid4().hex[:8]}", journal, whole_steps=whole)
     async with running_stack(client, recording):
         yield recording
 
@@ -103,16 +111,27 @@ async def test_a_build_runs_every_step_in_order(client: Client, host: RecordingH
     result = await result_of(handle)
 
     journal = host.journal
-    names = [name for name, _, _ in PIPELINE]
-    assert journal.of(*names) == names
-    assert journal.of("kill_vm boot", "tear_down_network boot", "set_up_network verify") == [
-        "kill_vm boot",
-        "tear_down_network boot",
-        "set_up_network verify",
-    ]
+    names = [name for name, _, _ in EARLIER_PIPELINE]
+    assert journal.of(*names) == [name for name, _, _ in PIPELINE]
+    assert journal.of(*VERIFY_UNDO[:-1], *BOOT_UNDO[:-1]) == []
     assert journal.calls[-2:] == ["host released", "archive_log"]
     assert [record.step for record in result.timeline] == list(Step)
     assert {record.outcome for record in result.timeline} == {"done"}
+
+
+@pytest.mark.parametrize("host", [False], indirect=True)
+async def test_a_host_of_an_earlier_version_has_networks_made_and_removed_for_it(
+    client: Client, host: RecordingHost
+) -> None:
+    await result_of(await start(client))
+    names = [name for name, _, _ in EARLIER_PIPELINE]
+    assert host.journal.of(*names) == names
+    assert host.journal.of(*BOOT_UNDO[:-1], *VERIFY_UNDO[:-1], *NETWORKS) == [
+        NETWORKS[0],
+        *BOOT_UNDO[:-1],
+        NETWORKS[1],
+        *VERIFY_UNDO[:-1],
+    ]
 
 
 async def test_the_host_is_told_first_what_is_to_boot(client: Client, host: RecordingHost) -> None:
@@ -141,10 +160,15 @@ async def test_status_and_log_tell_the_whole_story(client: Client, host: Recordi
     lines = [item.data.message async for item in stream.topic(LOG_TOPIC, type=LogEntry).subscribe()]
     assert lines[0] == "lease_host: started"
     assert lines[-1] == "build is completed"
-    assert any(line.startswith("boot_and_snapshot: done in") for line in lines)
+    told = ["boot_and_snapshot: started on", "start_vm was called", "boot_and_snapshot: done in"]
+    assert [line for line in lines if line.startswith(tuple(told))] == [
+        f"{told[0]} {host.name}",
+        told[1],
+        next(line for line in lines if line.startswith(told[2])),
+    ]
 
 
-@pytest.mark.parametrize(("activity", "step", "undo"), PIPELINE)
+@pytest.mark.parametrize(("host", "activity", "step", "undo"), EVERY_STEP, indirect=["host"])
 async def test_a_failing_step_is_undone_in_reverse_order(
     client: Client, host: RecordingHost, activity: str, step: Step, undo: list[str]
 ) -> None:
@@ -164,7 +188,7 @@ async def test_a_failing_step_is_undone_in_reverse_order(
         assert "discard_upload keep_parts=True" in host.journal.calls
 
 
-@pytest.mark.parametrize(("activity", "step", "undo"), PIPELINE)
+@pytest.mark.parametrize(("host", "activity", "step", "undo"), EVERY_STEP, indirect=["host"])
 async def test_a_cancelled_step_stops_and_everything_is_undone(
     client: Client, host: RecordingHost, activity: str, step: Step, undo: list[str]
 ) -> None:
@@ -276,13 +300,20 @@ async def test_a_lost_host_costs_its_grace_and_another_host_builds(
     assert result.timeline[-1].host == second.name
 
 
-async def test_a_restarted_host_takes_its_build_up_again(client: Client, journal: Journal) -> None:
-    host = RecordingHost(f"h-{uuid.uuid4().hex[:8]}", journal)
+@pytest.mark.parametrize(
+    ("before", "after", "boots"), [(True, True, 1), (False, True, 1), (True, False, 2)]
+)
+async def test_a_restarted_host_takes_its_build_up_again(
+    client: Client, journal: Journal, before: bool, after: bool, boots: int
+) -> None:
+    """Upgraded or not the boot is not lost; an earlier version cannot go on with whole steps."""
+    host = RecordingHost(f"h-{uuid.uuid4().hex[:8]}", journal, whole_steps=before)
     started = journal.hang("wait_until_ready")
     async with running_stack(client, host):
         handle = await start(client, BuildInput(config=config(), options=OPTIONS))
         await asyncio.wait_for(started.wait(), 30)
         host.silent.set()
+        host.whole_steps = after
         async with asyncio.timeout(30):
             while len(journal.of("hold_host")) < 2:
                 await asyncio.sleep(0.1)
@@ -291,8 +322,9 @@ async def test_a_restarted_host_takes_its_build_up_again(client: Client, journal
         result = await result_of(handle)
     holds = [argument.retaken_from for name, argument in journal.arguments if name == "hold_host"]
     assert holds == [None, host.name]
-    assert journal.of("start_vm") == ["start_vm"]  # the boot was not lost
-    assert {record.outcome for record in result.timeline} == {"done"}
+    assert journal.of("start_vm") == ["start_vm"] * boots
+    outcomes = {record.outcome for record in result.timeline}
+    assert outcomes == ({"done"} if boots == 1 else {"done", "rewound"})
 
 
 async def test_hosts_that_begin_to_drain_are_not_lost_hosts(
@@ -362,9 +394,8 @@ async def test_steps_run_on_the_bare_disk_of_the_pulled_image(
 ) -> None:
     asked = config(steps=STEPS, force=True, start_command="serve")
     result = await result_of(await start(client, BuildInput(config=asked, options=OPTIONS)))
-    names = ["pull_image", "build_rootfs", "set_up_network boot", "run_steps", "kill_vm boot"]
-    ended = [call for call in host.journal.calls if call in (*names, "tear_down_network boot")]
-    assert ended[:6] == [*names, "tear_down_network boot"]
+    names = ["pull_image", "build_rootfs", "run_steps", "start_vm"]
+    assert host.journal.calls[1:5] == names
     told = dict(host.journal.arguments)
     bare = told["build_rootfs"]
     assert (bare.bare, bare.start_command, bare.image.config) == (True, "", ImageConfig())

@@ -30,6 +30,7 @@ NAMES = [
     "snapshot_vm",
     "verify_snapshot",
     "upload_artifact",
+    "upload_artifacts",
     "publish_template",
     "archive_log",
     "clean_up_rootfs",
