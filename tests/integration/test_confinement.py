@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -22,16 +23,18 @@ from devstack.registry import Layer, Registry
 
 from activities.contract.checkpoints import RootfsCheckpoint
 from activities.contract.errors import JailUnusableError
+from activities.contract.names import ArtifactName
 from activities.contract.results import PulledImage
 from activities.contract.scope import VmRef
 from activities.disk.data_dir import DataDir
+from activities.microvm.client import FirecrackerClient
 from activities.microvm.launching import SECCOMP_FILTER
 from activities.microvm.microvm import HostMicrovmActivities
 from activities.microvm.resumable import vmm_version
-from activities.microvm.vm_process import leftover_supervisors, leftover_vms
+from activities.microvm.vm_process import VmProcess, leftover_supervisors, leftover_vms
 from tests.support.command_line import cli
 from tests.support.host_resources import vm_cgroups
-from tests.support.real_firecracker import RealFirecracker
+from tests.support.real_firecracker import KERNEL_VERSION, RealFirecracker
 from tests.support.seccomp_filters import LETS_ALL_THROUGH, NO_MOUNT, filter_file
 from tests.support.small_disk import small_disk
 from tests.support.vm_host import VmHost, run, vm_host
@@ -224,13 +227,9 @@ async def test_real_firecracker_is_held_as_well(
 ) -> None:
     """From its start over boot and snapshot to a resume."""
     real = RealFirecracker.given()
-    # A build for gnu has no filter of its own: it installs one that lets all through.
-    has_own = LETS_ALL_THROUGH not in real.binary.read_bytes()
     async with host_of(kind, tmp_path) as host:
         if kind == FILTERED:
-            given = host.settings.firecracker_path(host.shape.firecracker_version)
-            program = filter_file(NO_MOUNT, real.version)
-            given.with_name(SECCOMP_FILTER).write_bytes(program)
+            put_filter(host.settings.firecracker_path(host.shape.firecracker_version), real)
         vm = host.vm()
         rootfs = await host.rootfs(await pulled(host, registry), vm)
         await host.start(vm, rootfs)
@@ -244,10 +243,11 @@ async def test_real_firecracker_is_held_as_well(
         if kind == UNJAILED:
             require_its_own_world(vmm, host)
         else:
-            require_jail(vmm, host)
+            require_jail(vmm, host, {"/fc-vm/seccomp.bpf"} if kind == FILTERED else set())
         await host.wait(vm)
         snapshot = await host.snapshot(vm, rootfs)
-        assert snapshot.facts.seccomp == ("filter" if has_own or kind == FILTERED else "none")
+        is_filtered = kind == FILTERED or has_own_filter(real)
+        assert snapshot.facts.seccomp == ("filter" if is_filtered else "none")
         jailer = "none" if kind == UNJAILED else vmm_version(real.binary)
         assert snapshot.facts.jailer == jailer
         verified = await host.verify(vm, snapshot)
@@ -298,6 +298,78 @@ async def test_a_held_vmm_is_adopted_told_swept_and_counted(
         await host.remove_all()  # or `other` finds its networks at its end
 
 
+@pytest.mark.real_firecracker
+@pytest.mark.parametrize("kind", [JAILED, FILTERED, UNJAILED])
+async def test_the_doctor_says_what_holds_real_firecracker(tmp_path: Path, kind: str) -> None:
+    real = RealFirecracker.given()
+    kernels, versions = real.install(tmp_path, jailed=kind != UNJAILED)
+    if kind == FILTERED:
+        put_filter(versions / FIRECRACKER_VERSION / "firecracker", real)
+    env = {
+        "TEMPLATE_MANAGER_DATA_DIR": str(tmp_path / "data"),
+        "TEMPLATE_MANAGER_KERNELS_DIR": str(kernels),
+        "TEMPLATE_MANAGER_DEFAULT_KERNEL_VERSION": KERNEL_VERSION,
+        "TEMPLATE_MANAGER_FIRECRACKER_DIR": str(versions),
+        "TEMPLATE_MANAGER_DEFAULT_FIRECRACKER_VERSION": FIRECRACKER_VERSION,
+    }
+    found = await diagnosed(env)
+    assert found["guest"]["state"] == "ok", found["guest"]
+    assert found["jail"]["state"] == "ok"
+    jailer = found["jailer"]
+    if kind == UNJAILED:
+        assert (jailer["state"], jailer["told"]) == (
+            "warning",
+            "Firecracker runs without its jailer",
+        )
+        assert "install -D jailer" in jailer["remedy"]
+    else:
+        told = f"Firecracker runs in its jailer {vmm_version(real.binary)}"
+        assert (jailer["state"], jailer["told"]) == ("ok", told)
+    is_filtered = kind == FILTERED or has_own_filter(real)
+    assert found["seccomp"]["state"] == ("ok" if is_filtered else "warning")
+
+
+@pytest.mark.parametrize("kind", [STAND_IN, *(pytest.param(k, marks=REAL) for k in ON_REAL)])
+async def test_a_snapshot_of_before_these_paths_resumes(
+    tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Its disk is a name alone, and it has no metadata service."""
+    inside = VmProcess.inside
+
+    def inside_before(vm: VmProcess, name: str) -> str:
+        return name if name == ArtifactName.ROOTFS else inside(vm, name)
+
+    async with host_of(kind, tmp_path) as host:
+        vm = host.vm()
+        rootfs = await host.rootfs(await pulled(host, registry), vm)
+        with monkeypatch.context() as before:
+            before.setattr(VmProcess, "inside", inside_before)
+            before.setattr(FirecrackerClient, "metadata_service", lambda client: None)
+            await host.start(vm, rootfs)
+        with host.process(vm).client() as client:
+            config: Any = client._call("GET", "/vm/config")
+            assert config["drives"][0]["path_on_host"] == "rootfs.ext4"
+            assert config["mmds-config"] is None
+        await host.wait(vm)
+        snapshot = await host.snapshot(vm, rootfs)
+        assert (await host.verify(vm, snapshot)).resume_ms > 0
+
+
+def put_filter(firecracker: Path, real: RealFirecracker) -> None:
+    firecracker.with_name(SECCOMP_FILTER).write_bytes(filter_file(NO_MOUNT, real.version))
+
+
+def has_own_filter(real: RealFirecracker) -> bool:
+    """A build for gnu has none: it installs one that lets all through."""
+    return LETS_ALL_THROUGH not in real.binary.read_bytes()
+
+
+async def diagnosed(env: dict[str, str]) -> dict[str, dict[str, str]]:
+    """The doctor's findings, by what they are about."""
+    findings = json.loads((await cli("doctor", "--json", env=env)).out)["findings"]
+    return {finding["what"]: finding for finding in findings}
+
+
 async def started(host: VmHost, registry: Registry) -> tuple[VmRef, RootfsCheckpoint, int]:
     """A VM whose guest may boot as long as it likes, and its VMM's pid."""
     vm = host.vm()
@@ -326,7 +398,7 @@ def require_nothing_left(host: VmHost, vm: VmRef, pid: int) -> None:
     assert str(host.settings.data_dir) not in Path("/proc/self/mountinfo").read_text()
 
 
-def require_jail(vmm: Vmm, host: VmHost) -> None:
+def require_jail(vmm: Vmm, host: VmHost, more: set[str]) -> None:
     """A root directory of its own, in the data directory, and nothing beside the VM's files."""
     root = vmm.proc / "root"
     assert {path.name for path in root.iterdir()} == {
@@ -341,7 +413,7 @@ def require_jail(vmm: Vmm, host: VmHost) -> None:
     mounts = vmm.mounts()
     assert {"nosuid", "nodev", "noexec"} <= {*mounts["/fc-vm"]}
     assert "ro" in mounts["/fc-vm/kernel/vmlinux.bin"]
-    assert set(mounts) == {"/", "/fc-vm", "/fc-vm/kernel/vmlinux.bin"}
+    assert set(mounts) == {"/", "/fc-vm", "/fc-vm/kernel/vmlinux.bin", *more}
     assert str(host.settings.data_dir) not in Path("/proc/self/mountinfo").read_text()
 
 
@@ -368,8 +440,7 @@ async def test_where_no_jail_can_be_made_the_build_and_the_doctor_say_so(
                 "TEMPLATE_MANAGER_FIRECRACKER_DIR": str(versions),
                 "TEMPLATE_MANAGER_DEFAULT_FIRECRACKER_VERSION": FIRECRACKER_VERSION,
             }
-            findings = json.loads((await cli("doctor", "--json", env=env)).out)["findings"]
-            [jail] = [finding for finding in findings if finding["what"] == "jail"]
+            jail = (await diagnosed(env))["jail"]
             assert jail["state"] == "wrong"
             assert told in jail["told"]
             assert "mount -o remount,dev,exec" in jail["remedy"]
