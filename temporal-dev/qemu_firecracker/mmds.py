@@ -22,7 +22,7 @@ from threading import Thread
 from typing import Any
 
 from .errors import Fault, unsupported
-from .schema import Json
+from .schema import Json, malformed
 
 DEFAULT_ADDRESS = "169.254.169.254"
 _PORT = 80
@@ -95,13 +95,12 @@ def checked_config(config: Json, interfaces: list[str]) -> Json:
     """A configuration of the service, whole; a `Fault` if it cannot be."""
     config = {**_DEFAULTS, **config}
     names = config["network_interfaces"]
+    if not all(isinstance(name, str) for name in names):
+        raise malformed("network_interfaces: invalid type, expected a string")
     try:
         address = IPv4Address(config["ipv4_address"])
     except AddressValueError:
-        raise Fault(
-            "An error occurred when deserializing the json body of a request: "
-            "invalid IPv4 address syntax."
-        ) from None
+        raise malformed("invalid IPv4 address syntax") from None
     if not names:
         raise _config_error(
             "The list of network interface IDs that allow forwarding MMDS requests is empty."

@@ -160,7 +160,7 @@ def _loaded(body: bytes, take_pairs: Callable[[list[tuple[str, object]]], Json])
             body.decode(), object_pairs_hook=take_pairs, parse_constant=_refuse_constant
         )
     except (ValueError, RecursionError) as error:
-        raise _malformed(str(error)) from None
+        raise malformed(str(error)) from None
 
 
 def _unambiguous(pairs: list[tuple[str, object]]) -> Json:
@@ -180,24 +180,24 @@ def check(value: object, schema: Schema) -> Json:
     """The same for a value inside a body, an object or an array of its fields in their order."""
     fields = _by_name(value, schema) if isinstance(value, list) else value
     if not isinstance(fields, dict):
-        raise _malformed(f"invalid type: {_name(value)}, expected a map")
+        raise malformed(f"invalid type: {_name(value)}, expected a map")
     for name in fields:
         if name not in schema:
-            raise _malformed(f"unknown field `{name}`, expected {_one_of(tuple(schema))}")
+            raise malformed(f"unknown field `{name}`, expected {_one_of(tuple(schema))}")
     checked = {}
     for name, field in schema.items():
         if fields.get(name) is not None or (name in fields and not field.nullable):
             checked[name] = _checked(name, fields[name], field)
         elif field.required:
-            raise _malformed(f"missing field `{name}`")
+            raise malformed(f"missing field `{name}`")
     return checked
 
 
 def _by_name(values: list[object], schema: Schema) -> Json:
     if len(values) > len(schema):
-        raise _malformed("trailing characters")
+        raise malformed("trailing characters")
     if not all(field.trailing for field in [*schema.values()][len(values) :]):
-        raise _malformed(f"invalid length {len(values)}, expected {len(schema)} elements")
+        raise malformed(f"invalid length {len(values)}, expected {len(schema)} elements")
     return dict(zip(schema, values, strict=False))
 
 
@@ -210,14 +210,14 @@ def _checked(name: str, value: object, field: Field) -> object:
     # bool is an int in Python, not in JSON.
     if type(value) is not field.type:
         expected = _TYPE_NAMES[field.type]
-        raise _malformed(f"{name}: invalid type: {_name(value)}, expected {expected}")
+        raise malformed(f"{name}: invalid type: {_name(value)}, expected {expected}")
     if isinstance(value, str) and "\0" in value:
-        raise _malformed(f"{name}: nul byte found in provided data")
+        raise malformed(f"{name}: nul byte found in provided data")
     if field.choices and value not in field.choices:
         expected = _one_of(field.choices)
-        raise _malformed(f"{name}: unknown variant `{value}`, expected {expected}")
+        raise malformed(f"{name}: unknown variant `{value}`, expected {expected}")
     if isinstance(value, int) and field.maximum and not 0 <= value <= field.maximum:
-        raise _malformed(f"{name}: invalid value: integer `{value}`")
+        raise malformed(f"{name}: invalid value: integer `{value}`")
     return value
 
 
@@ -236,5 +236,6 @@ def _name(value: object) -> str:
     return "floating point" if isinstance(value, float) else _TYPE_NAMES[type(value)]
 
 
-def _malformed(detail: str) -> Fault:
+def malformed(detail: str) -> Fault:
+    """The answer to a body that is not what it should be."""
     return Fault(f"An error occurred when deserializing the json body of a request: {detail}.")

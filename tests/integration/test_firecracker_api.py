@@ -721,6 +721,7 @@ MMDS_REFUSED: dict[str, Json] = {
     "at least one ID that does not correspond": {**MMDS_CONFIG, "network_interfaces": ["eth1"]},
     "interface IDs that allow forwarding MMDS requests is empty": {"network_interfaces": []},
     "missing field `network_interfaces`": {"version": "V2"},
+    "expected a string": {**MMDS_CONFIG, "network_interfaces": [{}]},
     "unknown variant `V3`": {**MMDS_CONFIG, "version": "V3"},
     "unknown field `other`": {**MMDS_CONFIG, "other": 1},
     "The MMDS IPv4 address is not link local": {**MMDS_CONFIG, "ipv4_address": "10.0.0.1"},
