@@ -49,14 +49,18 @@ class ImageBudget:
     """What one image has taken of its limits. Its layers come in several threads."""
 
     def __init__(
-        self, image: str, limits: ImageLimits, require_room: Callable[[], None] = lambda: None
+        self, image: str, limits: ImageLimits, require_room: Callable[[int], None] = lambda _: None
     ) -> None:
-        """`image` names it in errors; `require_room` is called often, and ends it by raising."""
+        """`image` names it in errors.
+
+        `require_room` is called often, with the bytes that are to be written besides those that
+        have come: dockerd writes the holes of sparse files out. It ends the pull by raising.
+        """
         self._image = image
         self._limits = limits
         self._require_room = require_room
         self._lock = threading.Lock()
-        self._packed = self._streamed = self._unpacked = self._entries = 0
+        self._packed = self._streamed = self._unpacked = self._entries = self._looked = 0
 
     @property
     def fetched_bytes(self) -> int:
@@ -72,10 +76,9 @@ class ImageBudget:
     def streamed(self, count: int) -> None:
         """Count bytes of a tar, whatever is in them. Raises ImageBeyondLimitError."""
         with self._lock:
-            if self._streamed % ROOM_EVERY_BYTES + count >= ROOM_EVERY_BYTES:
-                self._require_room()
             self._streamed += count
             self._require(UNPACKED, "bytes unpacked", self._streamed, self._limits.unpacked_bytes)
+            self._look_for_room()
 
     def entry(self, entry: TarEntry) -> None:
         """Count an entry, by what its header claims. Raises ImageBeyondLimitError."""
@@ -85,6 +88,13 @@ class ImageBudget:
             self._require(UNPACKED, "bytes unpacked", self._unpacked, self._limits.unpacked_bytes)
             self._require(ENTRIES, "files and directories", self._entries, self._limits.entries)
             self._require(NAMES, "bytes in one name", entry.name_bytes, self._limits.name_bytes)
+            self._look_for_room()
+
+    def _look_for_room(self) -> None:
+        told = self._streamed + self._unpacked
+        if told - self._looked >= ROOM_EVERY_BYTES:
+            self._looked = told
+            self._require_room(max(self._unpacked - self._streamed, 0))
 
     def _require(self, setting: str, what: str, count: int, limit: int) -> None:
         if count > limit:

@@ -157,7 +157,7 @@ class DockerImageActivities(ImageActivities):
         room = Room((daemon.directory,), self._settings.min_free_disk_mb * MIB)
         # dockerd keeps each layer as it comes until it has made files of it.
         require_room(remote, room, 2 * sum(remote.layer_bytes.values()))
-        budget = ImageBudget(str(remote.reference), limits, partial(require_room, remote, room, 0))
+        budget = ImageBudget(str(remote.reference), limits, partial(require_room, remote, room))
         access = RegistryAccess.of(self._settings, daemon.insecure_registries)
         talk = RegistryConversation(remote.reference, credentials, access, timeout_seconds)
         with (

@@ -121,3 +121,32 @@ def test_what_came_damaged_is_asked_for_again() -> None:
             budget = ImageBudget("an image", LIMITS)
             list(unpacked_layer("an image", digest_of(packed), in_parts(sent), budget))
         assert error.value.retryable
+
+
+class Full(Exception):
+    """Stands for a disk without room."""
+
+
+@pytest.mark.parametrize("tar", [layers.sparse(TIB), layers.old_sparse(TIB), layers.claim(TIB)])
+def test_room_is_asked_for_what_headers_claim_before_they_are_passed_on(tar: bytes) -> None:
+    """dockerd writes the holes of a sparse file: 27 GB in a minute, of a layer of a KB."""
+    wanted: list[int] = []
+
+    def full(more: int) -> None:
+        wanted.append(more)
+        raise Full
+
+    budget = ImageBudget("an image", ImageLimits(MIB, 2 * TIB, 1000, 4096), full)
+    with pytest.raises(Full):
+        next(unpacked_layer("an image", digest_of(tar), [tar], budget))
+    assert TIB - MIB < wanted[0] <= TIB
+
+
+def test_room_is_asked_for_while_a_layer_streams() -> None:
+    wanted: list[int] = []
+    budget = ImageBudget("an image", ImageLimits(MIB, TIB, 1000, 4096), wanted.append)
+    packed = gzip.compress(layers.zeros(100, bytes))
+    size = sum(map(len, unpacked_layer("an image", digest_of(packed), [packed], budget)))
+    assert size > 100 * MIB
+    assert wanted == sorted(wanted, reverse=True)
+    assert 5 <= len(wanted) <= 100
