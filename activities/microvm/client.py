@@ -6,17 +6,23 @@ has besides is asked for, and done without where it is not known. Blocking.
 
 from __future__ import annotations
 
+import json
 import os
+import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 from urllib.parse import quote
 
 import requests
-import requests_unixsocket
+from requests_unixsocket.adapters import UnixAdapter
+from urllib3.exceptions import HTTPError
 
 from activities.contract.errors import VmmError
+from activities.contract.text import one_line
 
 CONNECT_SECONDS = 10.0
 # Firecracker gives its vCPUs 30 s to answer, and then says what went wrong: that is waited for.
@@ -24,20 +30,26 @@ CALL_SECONDS = 90.0
 SNAPSHOT_SECONDS = 600.0
 POLL_SECONDS = 0.01
 CLOCK_FIELD = "clock_realtime"
+MAX_ANSWER_BYTES = 1 << 20
+DONE = (200, 204)
+
+
+class _Answer(NamedTuple):
+    status: int
+    content: bytes
 
 
 class FirecrackerClient:
-    """The API of one VMM. Each call has a connection of its own, since Firecracker refuses an 11th
-    open one, and requests-unixsocket would keep one for each path.
+    """The API of one VMM, of which nothing is believed: a guest may have taken it over.
 
-    A socket's path may have 107 bytes at most (unix(7)), and a VM's directory is longer than that
-    easily; so the socket is reached through `/proc/self/fd/<descriptor of the directory>`.
+    Each call has a connection of its own, since Firecracker refuses an 11th open one. A socket's
+    path may have 107 bytes at most (unix(7)), and a VM's directory is longer than that easily; so
+    the socket is opened, and reached by its descriptor. It is in a directory in which the VMM may
+    do what it likes: a link that stands there leads nowhere.
     """
 
     def __init__(self, socket: Path) -> None:
         self._directory = os.open(socket.parent, os.O_RDONLY | os.O_DIRECTORY)
-        path = f"/proc/self/fd/{self._directory}/{socket.name}"
-        self._base = f"http+unix://{quote(path, safe='')}"
         self._socket = socket
 
     def __enter__(self) -> FirecrackerClient:
@@ -62,7 +74,7 @@ class FirecrackerClient:
             check()
             try:
                 self._request("GET", "/", None, CALL_SECONDS)
-            except requests.RequestException as error:
+            except OSError as error:
                 if time.monotonic() > deadline:
                     raise VmmError(f"the VMM does not answer on {self._socket}") from error
                 time.sleep(POLL_SECONDS)
@@ -71,11 +83,11 @@ class FirecrackerClient:
 
     def version(self) -> str:
         """Return the VMM's version, without a leading v."""
-        return str(self._call("GET", "/version")["firecracker_version"])
+        return self._told("/version", "firecracker_version")
 
     def state(self) -> str:
         """Return `Not started`, `Running` or `Paused`."""
-        return str(self._call("GET", "/")["state"])
+        return self._told("/", "state")
 
     def boot_source(self, kernel: str, boot_args: str, initrd: str | None = None) -> None:
         """Set the kernel (a path as the VMM sees it), its arguments and, if any, its initrd."""
@@ -171,30 +183,60 @@ class FirecrackerClient:
         self, method: str, path: str, body: object = None, seconds: float = CALL_SECONDS
     ) -> dict[str, object]:
         try:
-            response = self._request(method, path, body, seconds)
-        except requests.RequestException as error:
+            answer = self._request(method, path, body, seconds)
+        except OSError as error:
             raise VmmError(f"{method} {path}: the VMM broke off: {type(error).__name__}") from error
-        if response.status_code not in (requests.codes.ok, requests.codes.no_content):
-            raise VmmError(f"{method} {path}: {_fault(response)}")
-        return _json(response) if response.content else {}
+        if answer.status not in DONE:
+            raise VmmError(f"{method} {path}: {_fault(answer)}")
+        return _json(answer)
 
-    def _request(self, method: str, path: str, body: object, seconds: float) -> requests.Response:
-        with requests_unixsocket.Session() as session:
-            response: requests.Response = session.request(
-                method, self._base + path, json=body, timeout=seconds
-            )
-        return response
+    def _request(self, method: str, path: str, body: object, seconds: float) -> _Answer:
+        """Ask once. By the adapter alone: a session goes where proxies and redirects say.
+
+        Raises OSError, of which those of requests are, and VmmError.
+        """
+        with self._own_socket() as socket, closing(UnixAdapter()) as adapter:
+            url = f"http+unix://{quote(socket, safe='')}{path}"
+            request = requests.Request(method, url, json=body).prepare()
+            with adapter.send(request, stream=True, timeout=seconds) as response:
+                try:
+                    content = response.raw.read(MAX_ANSWER_BYTES + 1, decode_content=False)
+                except HTTPError as error:
+                    raise ConnectionError(str(error)) from error
+        if len(content) > MAX_ANSWER_BYTES:
+            raise VmmError(f"{method} {path}: the VMM does not stop answering")
+        return _Answer(response.status_code, content)
+
+    def _told(self, path: str, name: str) -> str:
+        told = self._call("GET", path)
+        if not isinstance(text := told.get(name), str):
+            raise VmmError(f"GET {path}: the VMM does not say its {name}")
+        return one_line(text)
+
+    @contextmanager
+    def _own_socket(self) -> Iterator[str]:
+        """Have a path to the VMM's own socket. Raises OSError, VmmError."""
+        flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+        socket = os.open(self._socket.name, flags, dir_fd=self._directory)
+        try:
+            found = os.fstat(socket)
+            owner = os.fstat(self._directory).st_uid
+            if not stat.S_ISSOCK(found.st_mode) or found.st_uid != owner:
+                raise VmmError(f"{self._socket} is not the VMM's socket")
+            yield f"/proc/self/fd/{socket}"
+        finally:
+            os.close(socket)
 
 
-def _fault(response: requests.Response) -> str:
-    told = _json(response)  # what the HTTP server itself refuses has the key `error`
-    message = told.get("fault_message") or told.get("error") or response.text[:300]
-    return f"HTTP {response.status_code}: {message}"
+def _fault(answer: _Answer) -> str:
+    told = _json(answer)  # what the HTTP server itself refuses has the key `error`
+    text = told.get("fault_message") or told.get("error") or answer.content.decode(errors="replace")
+    return f"HTTP {answer.status}: {one_line(str(text))}"
 
 
-def _json(response: requests.Response) -> dict[str, object]:
+def _json(answer: _Answer) -> dict[str, object]:
     try:
-        parsed = response.json()
-    except ValueError:
+        parsed = json.loads(answer.content)
+    except (ValueError, RecursionError):
         return {}
     return parsed if isinstance(parsed, dict) else {}

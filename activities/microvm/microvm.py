@@ -271,14 +271,13 @@ class HostMicrovmActivities(MicrovmActivities):
             _write_snapshot(vm, client)
         took = time.time() - taken
         firecracker = self._settings.firecracker_path(snapshot.shape.firecracker_version)
-        made_format = snapshot_format(firecracker, vm.files / ArtifactName.SNAPFILE)
         confined = vm.held()
         vm.kill()
         running.log.info(f"snapshot taken in {took * 1000:.0f} ms")
         return SnapshotFacts(
             vmm_name="Firecracker",
             vmm_version=version,
-            snapshot_format=made_format,
+            snapshot_format=snapshot_format(firecracker, version),
             architecture=platform.machine(),
             cpu_model=cpu_model(),
             snapshot_at=taken,

@@ -63,9 +63,17 @@ def require_resumable(made: SnapshotTraits, here: SnapshotTraits, firecracker: P
         )
 
 
-def snapshot_format(firecracker: Path, snapfile: Path) -> str:
-    """Return the format of a snapshot, as that Firecracker describes it; '' when it cannot."""
-    return _told(firecracker, "--describe-snapshot", str(snapfile))
+def snapshot_format(firecracker: Path, version: str) -> str:
+    """Return the format of what a Firecracker of that version writes; '' when it cannot be told.
+
+    The snapshot itself is not looked at: the VMM that wrote it ran a guest, and may have written
+    anything. `firecracker` may have been replaced since.
+    """
+    try:
+        here = traits_here(firecracker)
+    except VmmError:
+        return ""
+    return here.snapshot_format if here.vmm_version == version else ""
 
 
 def vmm_version(firecracker: Path) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
@@ -28,6 +29,12 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     answers: list[tuple[int, bytes]]
     """What it answers first."""
     open: int
+    headers: dict[str, str]
+
+    def forget(self) -> None:
+        """Begin."""
+        self.asked, self.answer, self.answers = [], (204, b""), []
+        self.open, self.headers = 0, {}
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -48,6 +55,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         status, content = answers.pop(0) if answers else self.server.answer
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
         self.end_headers()
         if content:
             self.wfile.write(content)
@@ -72,8 +81,8 @@ def vmm(tmp_path: Path) -> Iterator[tuple[Server, FirecrackerClient]]:
         server = Server("api.sock", Handler)
     finally:
         os.chdir(here)
-    server.asked, server.answer, server.answers, server.open = [], (204, b""), [], 0
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.forget()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     with FirecrackerClient(directory / "api.sock") as client:
         yield server, client
     server.shutdown()
@@ -164,4 +173,112 @@ def test_what_firecracker_refuses_is_in_the_error(vmm: tuple[Server, Firecracker
 
 def test_a_vmm_that_is_gone_is_an_error_of_ours(tmp_path: Path) -> None:
     with FirecrackerClient(tmp_path / "api.sock") as client, pytest.raises(VmmError):
+        client.version()
+
+
+@pytest.fixture
+def other_socket(tmp_path: Path) -> Iterator[Server]:
+    """A socket of somebody else, with a server that must not be asked."""
+    place = tmp_path / "other"
+    place.mkdir()
+    with Server(str(place / "api.sock"), Handler) as server:
+        server.forget()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_a_link_at_the_sockets_place_leads_nowhere(tmp_path: Path, other_socket: Server) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "api.sock").symlink_to(str(other_socket.server_address))
+    with FirecrackerClient(own / "api.sock") as client:
+        for call in (client.version, client.start, lambda: client.wait_until_up(lambda: None)):
+            with pytest.raises(VmmError, match=r"is not the VMM's socket"):
+                call()
+    assert other_socket.asked == []
+
+
+@pytest.mark.parametrize("kind", ["file", "FIFO", "directory"])
+def test_what_is_no_socket_is_not_opened(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "api.sock"
+    make = {"file": path.touch, "FIFO": lambda: os.mkfifo(path), "directory": path.mkdir}
+    make[kind]()
+    with (
+        FirecrackerClient(path) as client,
+        pytest.raises(VmmError, match=r"is not the VMM's socket"),
+    ):
+        client.version()
+
+
+def test_a_socket_of_another_user_is_not_asked(vmm: tuple[Server, FirecrackerClient]) -> None:
+    server, client = vmm
+    os.chown(str(server.server_address), 12345, 12345, dir_fd=client._directory)
+    with pytest.raises(VmmError, match=r"is not the VMM's socket"):
+        client.start()
+    assert server.asked == []
+
+
+@pytest.fixture
+def liar(tmp_path: Path) -> Iterator[tuple[list[bytes], FirecrackerClient]]:
+    """A VMM that answers whatever it likes: what stands in the list, in parts, without an end."""
+    parts: list[bytes] = []
+
+    class Lying(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.rfile.readline()
+            with contextlib.suppress(OSError):
+                for part in parts:
+                    self.wfile.write(part)
+                while True:
+                    self.wfile.write(parts[-1])
+
+    path = tmp_path / "api.sock"
+    with socketserver.UnixStreamServer(str(path), Lying) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        with FirecrackerClient(path) as client:
+            yield parts, client
+        server.shutdown()
+
+
+ENDLESS = b"x" * 65536
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 200 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10000\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: ",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n",
+        b"",
+    ],
+)
+def test_an_answer_without_an_end_is_an_error(
+    liar: tuple[list[bytes], FirecrackerClient], head: bytes
+) -> None:
+    parts, client = liar
+    parts += [head, ENDLESS]
+    with pytest.raises(VmmError, match=r"does not stop answering|broke off"):
+        client.version()
+
+
+def test_no_answer_sends_us_elsewhere(vmm: tuple[Server, FirecrackerClient]) -> None:
+    server, client = vmm
+    server.answer = (302, b"")
+    server.headers = {"Location": "http://127.0.0.1:1/"}
+    with pytest.raises(VmmError, match="HTTP 302"):
+        client.start()
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"[1]", b"null", b"\xff"])
+def test_an_answer_that_is_no_object_is_none(
+    vmm: tuple[Server, FirecrackerClient], content: bytes
+) -> None:
+    server, client = vmm
+    server.answer = (200, content)
+    with pytest.raises(VmmError, match="the VMM does not say"):
         client.version()

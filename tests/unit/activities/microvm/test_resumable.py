@@ -78,12 +78,17 @@ def test_firecracker_is_asked_for_version_and_format(tmp_path: Path) -> None:
     here = traits_here(firecracker)
     assert (here.vmm_version, here.snapshot_format) == ("1.16.1", "10.0.0")
     assert here.architecture and here.cpu_model
-    assert snapshot_format(firecracker, tmp_path / "snapfile") == "10.0.0"
+    assert snapshot_format(firecracker, "1.16.1") == "10.0.0"
+    assert snapshot_format(firecracker, "1.16.0") == ""  # it has been replaced since
+    assert snapshot_format(tmp_path / "nothing", "1.16.1") == ""
 
 
 @pytest.mark.parametrize("said", ["exit 1", "echo nonsense", "printf '\\377'", ":"])
 def test_one_that_does_not_tell_its_format_has_none(tmp_path: Path, said: str) -> None:
-    assert snapshot_format(program(tmp_path, said), tmp_path / "snapfile") == ""
+    firecracker = program(
+        tmp_path, f'case $1 in --version) echo "Firecracker v1.16.1";; *) {said};; esac'
+    )
+    assert snapshot_format(firecracker, "1.16.1") == ""
 
 
 def test_one_that_does_not_tell_its_version_is_no_firecracker(tmp_path: Path) -> None:
