@@ -5,9 +5,9 @@
     GUEST_KERNEL_DIR=/path/to/a/directory/with/vmlinux.bin
     python temporal-dev/firecracker_versions.py [--short]
 
-`--short` runs one whole build on the first version. Every check is a pytest of its own, whose
-output is shown. The exit code is 0 when all that was run has passed, 1 when not, 2 when nothing is
-given.
+`--short` runs one whole build on the first version, in the jailer if there is one. Every check is a
+pytest of its own, whose output is shown. The exit code is 0 when all that was run has passed, 1
+when not, 2 when nothing is given.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ from itertools import zip_longest
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+JAILED = "jailed build"
 # A check by what it shows, and the arguments of its pytest.
 CHECKS = {
     "API": ("tests/integration/test_firecracker_api.py",),
     "VMs": ("tests/firecracker", "--ignore=tests/firecracker/test_build.py"),
+    "confinement": ("tests/integration/test_confinement.py", "-m", "real_firecracker"),
     "build": ("tests/firecracker/test_build.py",),
+    JAILED: ("tests/firecracker/test_build.py",),
 }
-SHORT = ("build",)
+# What is given the jailer, if there is one.
+WITH_JAILER = {"confinement", JAILED}
 # A guest takes a minute or more to boot where KVM emulates its kernel.
 TEST_SECONDS = 1800
 NOTHING = (
@@ -47,13 +51,22 @@ def main(arguments: list[str]) -> int:
         print(NOTHING, file=sys.stderr)
         return 2
     is_short = "--short" in arguments
-    names = SHORT if is_short else tuple(CHECKS)
+    names = checks_of(is_jailed=bool(jailers), is_short=is_short)
     rows = {}
     pairs = list(zip_longest(binaries, jailers[: len(binaries)], fillvalue=""))
     for binary, jailer in pairs[:1] if is_short else pairs:
-        rows[version_of(binary)] = [run_check(binary, jailer, CHECKS[name]) for name in names]
+        rows[version_of(binary)] = [
+            run_check(binary, jailer if name in WITH_JAILER else "", CHECKS[name]) for name in names
+        ]
         print(table(names, rows), flush=True)
     return 0 if all(cell.startswith("passed") for row in rows.values() for cell in row) else 1
+
+
+def checks_of(*, is_jailed: bool, is_short: bool) -> tuple[str, ...]:
+    """Return the names of the checks that are run."""
+    if is_short:
+        return (JAILED if is_jailed else "build",)
+    return tuple(name for name in CHECKS if is_jailed or name != JAILED)
 
 
 def paths_of(variable: str) -> list[str]:

@@ -172,7 +172,7 @@ class HostMicrovmActivities(MicrovmActivities):
     def _configure(self, vm: VmProcess, shape: VmShape) -> None:
         with vm.client() as client:
             path = self._settings.kernel_path(shape.kernel_version)
-            set_boot_source(vm, client, path, kernel_arguments(self._settings.dns_server))
+            set_boot_source(vm, client, path, kernel_arguments(self._settings))
             client.root_drive(vm.inside(ArtifactName.ROOTFS))
             client.network_interface(GUEST_MAC, TAP)
             client.metadata_service()
@@ -389,9 +389,10 @@ def resume(
     return Resumed(load_ms, (time.monotonic() - began) * 1000, clock_set)
 
 
-def kernel_arguments(dns_server: str, init: str = "/.template/init") -> str:
+def kernel_arguments(settings: Settings, init: str = "/.template/init") -> str:
     """Return the guest's kernel command line."""
-    address = f"{GUEST_ADDRESS}::{HOST_ADDRESS}:{NETMASK}:{HOST_NAME}:eth0:off:{dns_server}"
+    network = f"{GUEST_ADDRESS}::{HOST_ADDRESS}:{NETMASK}:{HOST_NAME}:eth0:off"
+    own = settings.kernel_arguments.strip()
     return " ".join(
         (
             "console=ttyS0",
@@ -400,7 +401,8 @@ def kernel_arguments(dns_server: str, init: str = "/.template/init") -> str:
             "random.trust_cpu=on",
             "clocksource=kvm-clock",  # the only one that a VMM can move on at a resume
             "quiet loglevel=3",
-            f"ip={address}",
+            *([own] if own else []),
+            f"ip={network}:{settings.dns_server}",
             f"init={init}",
             "systemd.firstboot=off systemd.condition-first-boot=no",  # never waits for input
             # By its name it says what fails and, after some seconds, what it waits for.
@@ -427,7 +429,7 @@ def snapshot_fingerprint(
         kernel=_identity(kernel),
         **({"initrd": _identity(initrd)} if initrd else {}),
         firecracker=_identity(settings.firecracker_path(shape.firecracker_version)),
-        arguments=kernel_arguments(settings.dns_server),
+        arguments=kernel_arguments(settings),
         cpu=cpu_model(),
     )
 

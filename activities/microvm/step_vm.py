@@ -142,7 +142,7 @@ def start_step_vm(
     launch = replace(launch, own=(ArtifactName.ROOTFS, DRIVE), shared=kernel_files(kernel))
     confinement = vm.start(launch, check)
     with vm.client() as client:
-        set_boot_source(vm, client, kernel, _kernel_arguments(settings.dns_server))
+        set_boot_source(vm, client, kernel, _kernel_arguments(settings))
         client.drive("rootfs", vm.inside(ArtifactName.ROOTFS))  # /dev/vda, as in the template
         client.drive("step", vm.inside(DRIVE))
         client.network_interface(GUEST_MAC, TAP)
@@ -213,5 +213,5 @@ def _ended(vm: VmProcess, talk: StepTalk) -> Exception:
     return VmmError(f"the VM of the step ended: {vm.exit_reason()}", log_tail=vm.log_tail())
 
 
-def _kernel_arguments(dns_server: str) -> str:
-    return f"{kernel_arguments(dns_server, init='/init')} root=/dev/vdb rw rootfstype=ext4"
+def _kernel_arguments(settings: Settings) -> str:
+    return f"{kernel_arguments(settings, init='/init')} root=/dev/vdb rw rootfstype=ext4"

@@ -107,6 +107,8 @@ class Settings(BaseSettings):
     busybox_path: Path = Path("/bin/busybox")
     """A static busybox; Debian's package busybox-static has it."""
     dns_server: Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f.:]+$")] = "8.8.8.8"
+    kernel_arguments: Annotated[str, StringConstraints(pattern=r"^[ -~]*$", max_length=1000)] = ""
+    """What guest kernels are given besides what we say; of two words for a thing the last holds."""
     use_jailer: bool = True
     """Whether Firecracker runs in its jailer, where one lies beside it."""
     vm_first_user: Annotated[int, Field(ge=1000, lt=2**32 - 100_000)] = 30_000

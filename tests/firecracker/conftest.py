@@ -10,7 +10,7 @@ import pytest_asyncio
 from devstack.registry import Layer, Registry, running_registry
 
 from activities.contract.results import PulledImage
-from tests.support.real_firecracker import RealFirecracker
+from tests.support.real_firecracker import IMAGE_CONFIG, RealFirecracker
 from tests.support.vm_host import VmHost
 
 HERE = Path(__file__).parent
@@ -52,5 +52,5 @@ async def host(firecracker: RealFirecracker, tmp_path: Path) -> AsyncIterator[Vm
 @pytest_asyncio.fixture
 async def image(host: VmHost, registry: Registry) -> PulledImage:
     layer = Layer().directory("bin").busybox().directory("srv").add("srv/index.html", b"hello\n")
-    registry.push("real-busybox", [layer.tar()])
+    registry.push("real-busybox", [layer.tar()], config=IMAGE_CONFIG)
     return await host.bench.pull(f"{registry.address}/real-busybox")

@@ -15,8 +15,16 @@ from devstack.environment import FIRECRACKER_VERSION
 from devstack.registry import Layer, Registry
 
 from activities.microvm.network import in_network
-from tests.support.local_http import HTTPD, HTTPD_ANSWERS, get_page
-from tests.support.real_firecracker import KERNEL_VERSION, MEMORY_MB, SLOW_SECONDS, RealFirecracker
+from tests.support.local_http import HTTPD, get_page
+from tests.support.real_firecracker import (
+    HTTPD_LISTENS,
+    IMAGE_CONFIG,
+    KERNEL_VERSION,
+    MEMORY_MB,
+    NO_AVX,
+    SLOW_SECONDS,
+    RealFirecracker,
+)
 from tests.support.real_stack import Product, nothing_left, running_product
 
 BUILD = {"ready_timeout_seconds": SLOW_SECONDS, "retry_attempts": 2}
@@ -27,6 +35,7 @@ def product(firecracker: RealFirecracker, tmp_path: Path) -> Iterator[Product]:
     kernels, versions = firecracker.install(tmp_path, jailed=firecracker.jailer is not None)
     with running_product(
         TEMPLATE_MANAGER_BUILD=json.dumps(BUILD),
+        TEMPLATE_MANAGER_KERNEL_ARGUMENTS=NO_AVX,
         TEMPLATE_MANAGER_KERNELS_DIR=str(kernels),
         TEMPLATE_MANAGER_DEFAULT_KERNEL_VERSION=KERNEL_VERSION,
         TEMPLATE_MANAGER_FIRECRACKER_DIR=str(versions),
@@ -37,13 +46,14 @@ def product(firecracker: RealFirecracker, tmp_path: Path) -> Iterator[Product]:
 
 def test_from_an_image_to_an_answer_and_gone_again(product: Product, tmp_path: Path) -> None:
     layer = Layer().directory("bin").busybox().directory("srv").add("srv/index.html", b"hello\n")
-    Registry(product.registry, log=tmp_path, directory=tmp_path).push("real", [layer.tar()])
+    registry = Registry(product.registry, log=tmp_path, directory=tmp_path)
+    registry.push("real", [layer.tar()], config=IMAGE_CONFIG)
     with nothing_left(product):
         build_id = product.build(
             f"{product.registry}/real:latest",
             *("--memory", str(MEMORY_MB), "--ready-timeout", str(int(SLOW_SECONDS))),
             start=HTTPD,
-            ready=HTTPD_ANSWERS,
+            ready=HTTPD_LISTENS,
         )
         status = product.ended(build_id, 2 * SLOW_SECONDS)
         assert status["state"] == "completed", status["reason"]

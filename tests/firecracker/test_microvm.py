@@ -11,8 +11,8 @@ from devstack.registry import Layer, Registry
 
 from activities.contract.errors import GuestDiedError, HostDiskFullError
 from activities.contract.results import PulledImage
-from tests.support.local_http import HTTPD, HTTPD_ANSWERS
-from tests.support.real_firecracker import MEMORY_MB, RealFirecracker
+from tests.support.local_http import HTTPD
+from tests.support.real_firecracker import HTTPD_LISTENS, IMAGE_CONFIG, MEMORY_MB, RealFirecracker
 from tests.support.small_disk import small_disk
 from tests.support.vm_host import VmHost
 
@@ -21,7 +21,7 @@ async def test_from_boot_to_a_verified_snapshot(
     host: VmHost, image: PulledImage, firecracker: RealFirecracker
 ) -> None:
     """The clock is compared with what it was, and empty memory takes no disk."""
-    vm, rootfs = await host.boot(image, start_command=HTTPD, ready_command=HTTPD_ANSWERS)
+    vm, rootfs = await host.boot(image, start_command=HTTPD, ready_command=HTTPD_LISTENS)
     snapshot = await host.snapshot(vm, rootfs)
     memory = snapshot.files["memfile"]
     assert memory.size_bytes == MEMORY_MB << 20
@@ -52,7 +52,7 @@ async def test_a_guest_that_ends_is_not_taken_for_a_vmm_that_did(
 async def test_a_disk_that_fills_at_the_snapshot_is_told_and_nothing_stays(
     firecracker: RealFirecracker, registry: Registry, tmp_path: Path
 ) -> None:
-    registry.push("real-small", [Layer().directory("bin").busybox().tar()])
+    registry.push("real-small", [Layer().directory("bin").busybox().tar()], config=IMAGE_CONFIG)
     with small_disk(tmp_path, 500) as data:
         async with firecracker.host(tmp_path, data) as host:
             image = await host.bench.pull(f"{registry.address}/real-small")

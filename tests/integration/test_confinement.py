@@ -34,7 +34,7 @@ from activities.microvm.resumable import vmm_version
 from activities.microvm.vm_process import VmProcess, leftover_supervisors, leftover_vms
 from tests.support.command_line import cli
 from tests.support.host_resources import vm_cgroups
-from tests.support.real_firecracker import KERNEL_VERSION, RealFirecracker
+from tests.support.real_firecracker import IMAGE_CONFIG, KERNEL_VERSION, RealFirecracker
 from tests.support.seccomp_filters import LETS_ALL_THROUGH, NO_MOUNT, filter_file
 from tests.support.small_disk import small_disk
 from tests.support.vm_host import VmHost, run, vm_host
@@ -379,7 +379,8 @@ async def started(host: VmHost, registry: Registry) -> tuple[VmRef, RootfsCheckp
 
 
 async def pulled(host: VmHost, registry: Registry) -> PulledImage:
-    registry.push("confined", [Layer().directory("bin").busybox().directory("srv").tar()])
+    layer = Layer().directory("bin").busybox().directory("srv").tar()
+    registry.push("confined", [layer], config=IMAGE_CONFIG)
     return await host.bench.pull(f"{registry.address}/confined")
 
 

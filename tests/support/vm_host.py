@@ -119,7 +119,10 @@ async def run(activity: Any, *arguments: Any) -> Any:
 
 @asynccontextmanager
 async def vm_host(
-    data_dir: Path, kernels_dir: Path | None = None, firecracker_dir: Path | None = None
+    data_dir: Path,
+    kernels_dir: Path | None = None,
+    firecracker_dir: Path | None = None,
+    **settings: Any,
 ) -> AsyncIterator[VmHost]:
     """Have such a host for a block; nothing of it is left at the end.
 
@@ -130,6 +133,7 @@ async def vm_host(
         data_dir,
         kernels_dir=kernels_dir or stack.kernels,
         firecracker_dir=firecracker_dir or stack.firecracker.parent.parent,
+        **settings,
     )
     before = HostResources.count(bench.settings.data_dir)
     made = VmHost(bench)

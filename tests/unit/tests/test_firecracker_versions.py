@@ -4,7 +4,7 @@ from pathlib import Path
 
 import firecracker_versions
 import pytest
-from firecracker_versions import NOTHING, outcome, table
+from firecracker_versions import NOTHING, checks_of, outcome, table
 
 
 def report(place: Path, **counts: int) -> Path:
@@ -50,3 +50,10 @@ def test_without_a_binary_it_says_so(
     monkeypatch.delenv("FIRECRACKER_BINARY", raising=False)
     assert firecracker_versions.main([]) == 2
     assert NOTHING in capsys.readouterr().err
+
+
+def test_a_build_in_the_jailer_is_shown_where_there_is_one() -> None:
+    assert checks_of(is_jailed=True, is_short=True) == ("jailed build",)
+    assert checks_of(is_jailed=False, is_short=True) == ("build",)
+    assert "jailed build" in checks_of(is_jailed=True, is_short=False)
+    assert "jailed build" not in checks_of(is_jailed=False, is_short=False)
