@@ -32,6 +32,26 @@ POLL_SECONDS = 0.01
 CLOCK_FIELD = "clock_realtime"
 MAX_ANSWER_BYTES = 1 << 20
 DONE = (200, 204)
+ROOT_DRIVE = "rootfs"
+SECOND_MS = 1000
+
+
+class DriveLimits(NamedTuple):
+    """How fast a guest may use a disk; 0 is no limit."""
+
+    bytes_per_second: int = 0
+    operations_per_second: int = 0
+
+    def buckets(self) -> dict[str, dict[str, int]]:
+        """Return Firecracker's token buckets, each with what a second may take."""
+        sizes = {"bandwidth": self.bytes_per_second, "ops": self.operations_per_second}
+        return {
+            name: {"size": size, "refill_time": SECOND_MS if size else 0}
+            for name, size in sizes.items()
+        }
+
+
+NO_LIMITS = DriveLimits()
 
 
 class _Answer(NamedTuple):
@@ -96,28 +116,33 @@ class FirecrackerClient:
             body["initrd_path"] = initrd
         self._call("PUT", "/boot-source", body)
 
-    def root_drive(self, path: str) -> None:
+    def root_drive(self, path: str, limits: DriveLimits = NO_LIMITS) -> None:
         """Set the root disk. The path is frozen into snapshots, so it should be relative."""
-        body = {
-            "drive_id": "rootfs",
+        self._drive(ROOT_DRIVE, path, limits, is_root=True)
+
+    def drive(self, name: str, path: str, limits: DriveLimits = NO_LIMITS) -> None:
+        """Add a disk; the first becomes /dev/vda. The kernel's arguments say which is the root."""
+        self._drive(name, path, limits, is_root=False)
+
+    def _drive(self, name: str, path: str, limits: DriveLimits, *, is_root: bool) -> None:
+        body: dict[str, object] = {
+            "drive_id": name,
             "path_on_host": path,
-            "is_root_device": True,
+            "is_root_device": is_root,
             "is_read_only": False,
             # Asynchronous I/O that is pending at a snapshot can freeze the resumed guest.
             "io_engine": "Sync",
         }
-        self._call("PUT", "/drives/rootfs", body)
-
-    def drive(self, name: str, path: str) -> None:
-        """Add a disk; the first becomes /dev/vda. The kernel's arguments say which is the root."""
-        body = {
-            "drive_id": name,
-            "path_on_host": path,
-            "is_root_device": False,
-            "is_read_only": False,
-            "io_engine": "Sync",
-        }
+        if limits != NO_LIMITS:
+            body["rate_limiter"] = {
+                name: bucket for name, bucket in limits.buckets().items() if bucket["size"]
+            }
         self._call("PUT", f"/drives/{name}", body)
+
+    def lift_root_drives_limits(self) -> None:
+        """Have the root disk without limits, also in snapshots."""
+        body = {"drive_id": ROOT_DRIVE, "rate_limiter": NO_LIMITS.buckets()}
+        self._call("PATCH", f"/drives/{ROOT_DRIVE}", body)
 
     def network_interface(self, guest_mac: str, tap: str) -> None:
         """Connect `eth0` to a TAP of the VMM's netns."""

@@ -43,11 +43,12 @@ from activities.contract.interface import MicrovmActivities
 from activities.contract.names import ArtifactName, Step, tenant_mark
 from activities.contract.results import Verification
 from activities.contract.scope import VmRef, VmShape
+from activities.contract.units import MIB
 from activities.disk.cgroups import Limits
 from activities.disk.data_dir import DataDir
 from activities.disk.ext4 import check_filesystem
 from activities.disk.sparse_files import allocated_bytes, copy_private, dig_holes
-from activities.microvm.client import FirecrackerClient
+from activities.microvm.client import NO_LIMITS, DriveLimits, FirecrackerClient
 from activities.microvm.clock import ClockReading, ping_until_answered, read_clock
 from activities.microvm.console import ConsoleReader, GuestReadiness
 from activities.microvm.guest_kernel import INITRD, initrd_of
@@ -173,7 +174,7 @@ class HostMicrovmActivities(MicrovmActivities):
         with vm.client() as client:
             path = self._settings.kernel_path(shape.kernel_version)
             set_boot_source(vm, client, path, kernel_arguments(self._settings))
-            client.root_drive(vm.inside(ArtifactName.ROOTFS))
+            client.root_drive(vm.inside(ArtifactName.ROOTFS), drive_limits(self._settings))
             client.network_interface(GUEST_MAC, TAP)
             client.metadata_service()
             client.machine_config(shape.vcpu_count, shape.memory_mb)
@@ -266,6 +267,8 @@ class HostMicrovmActivities(MicrovmActivities):
             # A paused guest has been read by the attempt that paused it, which nobody has heard of.
             clock = None if is_paused else read_clock(vm.name, running.check)
             taken = time.time()  # before: the guest's clock stops while the call is under way
+            if drive_limits(self._settings) != NO_LIMITS:
+                client.lift_root_drives_limits()  # they are the build hosts', not the template's
             if not is_paused:
                 client.pause()
             _write_snapshot(vm, client)
@@ -387,6 +390,11 @@ def resume(
     tell("waiting for the resumed guest to answer", 0, 0)
     ping_until_answered(vm.name, ANSWER_SECONDS, check)
     return Resumed(load_ms, (time.monotonic() - began) * 1000, clock_set)
+
+
+def drive_limits(settings: Settings) -> DriveLimits:
+    """Return how fast a guest may use each of its disks on a host."""
+    return DriveLimits(settings.drive_mb_per_second * MIB, settings.drive_ops_per_second)
 
 
 def kernel_arguments(settings: Settings, init: str = "/.template/init") -> str:

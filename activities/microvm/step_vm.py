@@ -20,6 +20,7 @@ from activities.contract.text import readable
 from activities.microvm.console import GOODBYE, PANIC, PREFIX, ConsoleReader, LineParts
 from activities.microvm.launching import Confinement
 from activities.microvm.microvm import (
+    drive_limits,
     kernel_arguments,
     kernel_files,
     launch_of,
@@ -143,8 +144,10 @@ def start_step_vm(
     confinement = vm.start(launch, check)
     with vm.client() as client:
         set_boot_source(vm, client, kernel, _kernel_arguments(settings))
-        client.drive("rootfs", vm.inside(ArtifactName.ROOTFS))  # /dev/vda, as in the template
-        client.drive("step", vm.inside(DRIVE))
+        limits = drive_limits(settings)
+        # The first is /dev/vda, as in the template.
+        client.drive("rootfs", vm.inside(ArtifactName.ROOTFS), limits)
+        client.drive("step", vm.inside(DRIVE), limits)
         client.network_interface(GUEST_MAC, TAP)
         client.machine_config(shape.vcpu_count, shape.memory_mb)
         client.entropy()

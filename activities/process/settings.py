@@ -120,6 +120,10 @@ class Settings(BaseSettings):
     min_free_disk_mb: Annotated[int, Field(ge=0)] = 2048
     """Stays free on the disks of DATA_DIR and of Docker: a host with less takes no new build, and a
     pull that would leave less is given up."""
+    drive_mb_per_second: Annotated[int, Field(ge=0)] = 0
+    """How much a guest may read and write of each of its disks; 0 is no limit."""
+    drive_ops_per_second: Annotated[int, Field(ge=0)] = 0
+    """How often it may; 0 is no limit."""
     max_rootfs_mb: int = 64 * 1024
     max_image_mb: Annotated[int, Field(ge=1)] = 16 * 1024
     """Of all layers of an image, as they are sent."""

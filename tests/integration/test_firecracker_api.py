@@ -861,6 +861,20 @@ def test_the_guest_has_a_random_number_device(booted: Vm) -> None:
     assert booted.run(read) != booted.run(read)
 
 
+def test_a_disk_with_a_limit_is_as_slow_as_that_until_it_is_lifted(booted: Vm) -> None:
+    if is_stand_in(booted):
+        pytest.skip("the stand-in has no rate limiters")
+    two_a_second = {"ops": {"size": 2, "refill_time": 1000}}
+    booted.patch("/drives/data", drive_id="data", rate_limiter=two_a_second)
+    began = time.monotonic()
+    booted.run("/bin/busybox dd if=/dev/vdb of=/dev/null bs=4096 count=20 iflag=direct 2>/dev/null")
+    assert time.monotonic() - began > 8
+    none = {"size": 0, "refill_time": 0}
+    booted.patch("/drives/data", drive_id="data", rate_limiter={"bandwidth": none, "ops": none})
+    drives = booted.get("/vm/config")["drives"]
+    assert [drive["rate_limiter"] for drive in drives] == [None, None]
+
+
 REFUSED_AFTER_START: dict[str, tuple[str, str, Json]] = {
     "a kernel": ("PUT", "/boot-source", {"kernel_image_path": "vmlinux.bin"}),
     "machine settings": ("PUT", "/machine-config", MACHINE),

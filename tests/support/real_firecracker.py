@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from devstack.environment import FIRECRACKER_VERSION
@@ -82,7 +83,7 @@ class RealFirecracker:
 
     @asynccontextmanager
     async def host(
-        self, place: Path, data_dir: Path | None = None, *, jailed: bool = False
+        self, place: Path, data_dir: Path | None = None, *, jailed: bool = False, **settings: Any
     ) -> AsyncIterator[VmHost]:
         """Have a host with it for a block; nothing of it is left at the end."""
         kernels, versions = self.install(place, jailed=jailed)
@@ -91,6 +92,7 @@ class RealFirecracker:
             kernels_dir=kernels,
             firecracker_dir=versions,
             kernel_arguments=NO_AVX,
+            **settings,
         ) as host:
             host.shape = host.shape.model_copy(
                 update={"kernel_version": KERNEL_VERSION, "memory_mb": MEMORY_MB}

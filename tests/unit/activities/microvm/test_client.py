@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from activities.contract.errors import VmmError
-from activities.microvm.client import CALL_SECONDS, FirecrackerClient
+from activities.microvm.client import CALL_SECONDS, DriveLimits, FirecrackerClient
 
 # RECV_TIMEOUT_SEC of its source: how long it waits for a vCPU.
 FIRECRACKERS_VCPU_SECONDS = 30
@@ -162,6 +162,32 @@ def test_an_initrd_is_named_when_there_is_one(vmm: tuple[Server, FirecrackerClie
     source = {"kernel_image_path": "kernel", "boot_args": "quiet"}
     named = source | {"initrd_path": "initrd.img"}
     assert [body for _, _, body in server.asked] == [source, named]
+
+
+def test_a_disk_has_the_limits_that_are_set(vmm: tuple[Server, FirecrackerClient]) -> None:
+    server, client = vmm
+    client.root_drive("disk")
+    client.root_drive("disk", DriveLimits(bytes_per_second=64 << 20))
+    client.drive("step", "other", DriveLimits(1 << 20, 500))
+    limiters = [body.get("rate_limiter") for _, _, body in server.asked]
+    assert limiters == [
+        None,
+        {"bandwidth": {"size": 64 << 20, "refill_time": 1000}},
+        {
+            "bandwidth": {"size": 1 << 20, "refill_time": 1000},
+            "ops": {"size": 500, "refill_time": 1000},
+        },
+    ]
+    assert "rate_limiter" not in server.asked[0][2]
+
+
+def test_lifting_the_limits_names_both(vmm: tuple[Server, FirecrackerClient]) -> None:
+    """One that is not named stays."""
+    server, client = vmm
+    client.lift_root_drives_limits()
+    none = {"size": 0, "refill_time": 0}
+    body = {"drive_id": "rootfs", "rate_limiter": {"bandwidth": none, "ops": none}}
+    assert server.asked == [("PATCH", "/drives/rootfs", body)]
 
 
 def test_what_firecracker_refuses_is_in_the_error(vmm: tuple[Server, FirecrackerClient]) -> None:
