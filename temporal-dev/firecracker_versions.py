@@ -40,8 +40,10 @@ NOTHING = (
     "NOTHING IS SHOWN ON REAL FIRECRACKER: set FIRECRACKER_BINARY (paths with `:` between them) "
     "and GUEST_KERNEL_DIR; docs/firecracker.md has more"
 )
-# The kernels that run on every machine that emulates them have one CPU.
-NOT_SHOWN = "several vCPUs: not shown on the real one where the given kernel has one CPU"
+NOT_SHOWN = (
+    "not shown on the real one: several vCPUs, where the given kernel has one CPU; "
+    "images with systemd, where it is emulated"
+)
 
 
 def main(arguments: list[str]) -> int:
