@@ -66,7 +66,11 @@ class LocalTemplate:
         for name in ArtifactName:
             made = self.metadata.artifacts[name]
             told = partial(_tell_size, tell, name, made.size_bytes)
-            if sha256_of(self.directory / name, lambda: None, told) != made.sha256:
+            try:
+                found = sha256_of(self.directory / name, lambda: None, told)
+            except OSError as error:
+                raise _damaged(self.directory, name, f"cannot be read: {error.strerror}") from error
+            if found != made.sha256:
                 raise _damaged(
                     self.directory, name, "is not what was built (its SHA-256 is another)"
                 )

@@ -183,9 +183,11 @@ def _require_killed_run_is_swept(product: Product, template: Path) -> None:
     assert (product.data_dir / "vms" / told["network"] / "fc-vm" / "rootfs.ext4").exists()
     swept = product.cli("sweep", "--json")
     assert swept.code == 0, swept.err
+    # The host's own sweep, which it does now and then, may have been quicker.
     kinds = {item["kind"] for item in swept.json["items"] if item["name"] == told["network"]}
-    assert kinds == {"VM", "netns"}
+    assert kinds in (set(), {"VM", "netns"})
     assert not (product.data_dir / "vms" / told["network"]).exists()
+    assert not (Path("/run/netns") / told["network"]).exists()
 
 
 def _require_failure(
