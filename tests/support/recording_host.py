@@ -81,6 +81,8 @@ from activities.step.log_stream import LinesWithResult, give_to_result
 from tests.support.example_template import pulled_image
 from workflows.worker import WORKFLOWS, sandbox
 
+MANY_SLOTS = 100
+
 
 class Journal:
     """What was called, in order, by all hosts; and what is to go wrong."""
@@ -364,7 +366,9 @@ class RecordingLog(LogActivities, DeletionActivities, TenantRemovalActivities):
 
 
 @asynccontextmanager
-async def running_host(client: Client, host: RecordingHost) -> AsyncIterator[None]:
+async def running_host(
+    client: Client, host: RecordingHost, slots: int = MANY_SLOTS
+) -> AsyncIterator[None]:
     """Run a host's three workers: shared queue, lease queue and step queue.
 
     Each host has a connection of its own, as a process has: one takes a queue only once.
@@ -379,15 +383,19 @@ async def running_host(client: Client, host: RecordingHost) -> AsyncIterator[Non
             (step_task_queue(host.name), step_methods(host)),
         ]
         for queue, methods in queues:
-            await stack.enter_async_context(host_worker(client, queue, methods))
+            most = slots if queue == SHARED_HOST_TASK_QUEUE else MANY_SLOTS
+            await stack.enter_async_context(host_worker(client, queue, methods, most))
         yield
 
 
-def host_worker(client: Client, queue: str, methods: Sequence[Callable[..., Any]]) -> Worker:
+def host_worker(
+    client: Client, queue: str, methods: Sequence[Callable[..., Any]], slots: int = MANY_SLOTS
+) -> Worker:
     return Worker(
         client,
         task_queue=queue,
         activities=methods,
+        max_concurrent_activities=slots,
         interceptors=[ErrorInterceptor(), LinesWithResult()],
         max_heartbeat_throttle_interval=timedelta(seconds=0.2),
     )
@@ -429,9 +437,12 @@ def step_methods(host: RecordingHost) -> list[Callable[..., Any]]:
 
 @asynccontextmanager
 async def running_stack(
-    client: Client, *hosts: RecordingHost, tenants_file: Path | None = None
+    client: Client,
+    *hosts: RecordingHost,
+    tenants_file: Path | None = None,
+    slots: int = MANY_SLOTS,
 ) -> AsyncIterator[None]:
-    """Run the workflow worker and some hosts."""
+    """Run the workflow worker and some hosts; with one slot each takes a build after the other."""
     log = RecordingLog(hosts[0].journal)
     lines = TenantLines(client, describe_with(client), TenantsFile(tenants_file))
     everywhere: list[Callable[..., Any]] = [
@@ -449,5 +460,5 @@ async def running_stack(
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(workflow_worker(client, everywhere))
         for host in hosts:
-            await stack.enter_async_context(running_host(client, host))
+            await stack.enter_async_context(running_host(client, host, slots))
         yield
