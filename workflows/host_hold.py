@@ -25,19 +25,41 @@ from temporalio.exceptions import (
 )
 
 from activities.contract.errors import (
+    FirecrackerMissingError,
     HostDrainingError,
     HostRestartingError,
+    HostTooSmallError,
+    KernelMissingError,
     NoHostError,
     error_type_of,
+    failure_of,
 )
-from activities.contract.inputs import HoldHostInput
-from activities.contract.interface import HostActivities, HostReleaseActivities
-from activities.contract.names import SHARED_HOST_TASK_QUEUE, lease_task_queue
+from activities.contract.inputs import FindHostInput, HoldHostInput
+from activities.contract.interface import (
+    HostActivities,
+    HostFindingActivities,
+    HostReleaseActivities,
+)
+from activities.contract.names import (
+    SHARED_HOST_TASK_QUEUE,
+    WORKFLOW_TASK_QUEUE,
+    lease_task_queue,
+)
 from activities.contract.requests import BuildOptions, TemplateConfig
+from activities.contract.results import FoundHost
 from activities.contract.scope import BuildScope, HostLease
 from workflows.calling import call
 from workflows.telling import LEAN
 from workflows.turn import Turn
+
+# What a host says that cannot run the build; another may.
+UNFIT = frozenset(
+    error.__name__ for error in (KernelMissingError, FirecrackerMissingError, HostTooSmallError)
+)
+# So often a build asks again, each time after a longer wait, where a host that does not answer
+# might be able to run it: ten minutes by the default options. Where one that is drained can: a day.
+MOST_REFUSALS = 6
+MOST_REFUSALS_WHILE_DRAINED = 75
 
 
 class HostHold:
@@ -52,18 +74,23 @@ class HostHold:
         preferred_host: str | None,
         weight: float = 1,
         turn: Turn | None = None,
+        refused: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`preferred_host` has what an earlier run of the build left; it is asked first. `weight`
         is the tenant's, among those that wait for a host. `turn` is waited for before any host.
+        `refused` is told why a host cannot run the build.
         """
         self.lease: HostLease | None = None
         self._in_line = turn
         self._config = config
         self._options = options
         self._lost = lost
+        self._refused = refused
         self._preferred_host = preferred_host
         self._turn = Priority(fairness_key=config.tenant, fairness_weight=weight)
         self._hosts_lost = 0
+        self._refusals = 0
+        self._refused_by: list[str] = []
         self._releasing = False
         self._task: asyncio.Task[None] | None = None
 
@@ -145,6 +172,9 @@ class HostHold:
                 if error_type_of(error) == HostDrainingError.__name__:
                     retake_from = None  # it never had the build, so none is lost
                     continue
+                if error_type_of(error) in UNFIT:
+                    retake_from = await self._fitting_host(error)
+                    continue
                 if self._may_come_back(error):
                     retake_from = self.lease.host if self.lease else None
                     continue
@@ -161,6 +191,7 @@ class HostHold:
                 template_id=self._config.template_id,
                 retaken_from=retake_from,
                 lifetime_seconds=options.heartbeat_timeout_seconds + options.lease_grace_seconds,
+                shape=self._config.shape,
             ),
             queue=lease_task_queue(retake_from) if retake_from else SHARED_HOST_TASK_QUEUE,
             summary=f"hold {retake_from} again" if retake_from else "hold a KVM host",
@@ -168,6 +199,41 @@ class HostHold:
             wait_seconds=options.lease_grace_seconds if retake_from else None,
             turn=self._turn,
         )
+
+    async def _fitting_host(self, refusal: ActivityError) -> str | None:
+        """Return a host that can run the build; None when one may have come by now.
+
+        Raises what the host that has refused it said, when no host can.
+        """
+        self._refusals += 1
+        self._refused(failure_of(refusal).message)
+        found = await self._find_host()
+        most = MOST_REFUSALS_WHILE_DRAINED if found.is_drained else MOST_REFUSALS
+        may_come = found.may_come or found.is_drained
+        if self._refusals > most or (found.host is None and not may_come):
+            raise refusal
+        if found.host is not None:
+            self._refused_by.append(found.host)
+            return found.host
+        await workflow.sleep(
+            self._refusals * self._options.retry_maximum_seconds,
+            summary="until a host comes that can run it",
+        )
+        return None
+
+    async def _find_host(self) -> FoundHost:
+        try:
+            return await call(
+                HostFindingActivities.find_host,
+                FindHostInput(shape=self._config.shape, refused=tuple(self._refused_by)),
+                queue=WORKFLOW_TASK_QUEUE,
+                summary="find a host that can run it",
+                options=self._options,
+            )
+        except ActivityError as error:
+            if is_cancelled_exception(error):
+                raise
+            return FoundHost(may_come=True)
 
     @staticmethod
     def _may_come_back(error: ActivityError) -> bool:

@@ -57,6 +57,7 @@ class HostLoop:
             preferred_host=kept.done.host,
             weight=build.fairness_weight,
             turn=self.turn,
+            refused=telling.warn,
         )
         self._kept = kept
         self._telling = telling

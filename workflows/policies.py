@@ -104,6 +104,7 @@ POLICIES = {
     "enter_line":          Policy(MINUTE, UNLIMITED),
     "look_at_line":        Policy(5 * MINUTE, attempts=3),
     # A host
+    "find_host":           Policy(MINUTE, attempts=3),
     "hold_host":           Policy(MAX_HOLD, attempts=1, wait=lambda o: o.lease_wait_seconds,
                                   heartbeat=True, undo="release_host"),
     "release_host":        Policy(5, attempts=1, total=5),

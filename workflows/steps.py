@@ -100,7 +100,7 @@ class BuildSteps:
             return await host.run(
                 ImageStepActivities.import_template,
                 ImportTemplateInput(
-                    scope=host.scope, build_id=source.build_id, shape=self._shape()
+                    scope=host.scope, build_id=source.build_id, shape=self._config.shape
                 ),
                 f"take {source.described}",
             )
@@ -112,7 +112,7 @@ class BuildSteps:
                 image=known.reference_to_pull if known else source.reference,
                 auth=source.login,
                 timeout_seconds=self._options.pull_timeout_seconds,
-                shape=self._shape(),
+                shape=self._config.shape,
                 added_layers=0 if self._steps_in_vms() else added_layers(self._config.steps),
             ),
             f"pull {source.described}",
@@ -196,7 +196,7 @@ class BuildSteps:
                 disk=disk,
                 image=image,
                 steps=steps,
-                shape=self._shape(),
+                shape=self._config.shape,
                 disk_size_mb=self._config.disk_size_mb,
                 timeout_seconds=self._options.image_step_timeout_seconds,
                 start_command=self._config.start_command,
@@ -215,7 +215,7 @@ class BuildSteps:
 
     async def boot(self, host: LeasedHost, rootfs: RootfsCheckpoint) -> SnapshotCheckpoint:
         """Find a snapshot of the same inputs, or boot the disk and take one."""
-        shape = self._shape()
+        shape = self._config.shape
         snapshot = None
         if not self._config.force:
             snapshot = await host.run(
@@ -253,7 +253,7 @@ class BuildSteps:
         async with host.network_for(VmPurpose.VERIFY) as vm:
             verification = await host.run(
                 MicrovmActivities.verify_snapshot,
-                VerifySnapshotInput(vm=vm, snapshot=snapshot, shape=self._shape()),
+                VerifySnapshotInput(vm=vm, snapshot=snapshot, shape=self._config.shape),
                 "resume the snapshot and ping the guest",
             )
         self._kept.keep(verification=verification)
@@ -348,16 +348,6 @@ class BuildSteps:
             self._kept.published = discarded.published
             self._telling.failure = None
         self._kept.keep(uploads={})
-
-    def _shape(self) -> VmShape:
-        config = self._config
-        return VmShape(
-            memory_mb=config.memory_mb,
-            vcpu_count=config.vcpu_count,
-            kernel_version=config.kernel_version,
-            firecracker_version=config.firecracker_version,
-            huge_pages=config.huge_pages,
-        )
 
 
 def _clean_up(host: LeasedHost) -> Undo:

@@ -299,6 +299,12 @@ class FirecrackerMissingError(TemplateManagerError):
     )
 
 
+class HostTooSmallError(TemplateManagerError):
+    """The host's memory is smaller than the VM's."""
+
+    hint = "Ask for less memory (template-manager hosts --json tells what hosts have)."
+
+
 class AgentMissingError(TemplateManagerError):
     """The configured guest agent is not on the host, or does not run there."""
 

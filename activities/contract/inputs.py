@@ -12,6 +12,7 @@ from activities.contract.names import (
     DEFAULT_TENANT,
     ArtifactName,
     BuildId,
+    HostName,
     TemplateId,
     TenantName,
 )
@@ -50,6 +51,17 @@ class HoldHostInput(Model):
     """The host that already had this lease, when it is asked to take it up again."""
     lifetime_seconds: float
     """How long the host may act without having renewed the lease (heartbeat timeout + grace)."""
+    shape: VmShape | None = Field(default=None, exclude_if=lambda shape: shape is None)
+    """Of the VM that is to boot: a host that cannot run it does not take the build. None in older
+    histories."""
+
+
+class FindHostInput(Model):
+    """Input of `find_host`."""
+
+    shape: VmShape
+    refused: tuple[HostName, ...]
+    """Hosts that could not run it, whatever their facts say."""
 
 
 class HostRequest(Model):

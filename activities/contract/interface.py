@@ -17,6 +17,7 @@ from activities.contract.inputs import (
     BuildRootfsInput,
     DeleteTemplateInput,
     DiscardUploadInput,
+    FindHostInput,
     FindSnapshotInput,
     HoldHostInput,
     HostRequest,
@@ -36,6 +37,7 @@ from activities.contract.line import EnterLineInput, LineLook, LookAtLineInput
 from activities.contract.results import (
     DeletedTemplate,
     DiscardedUpload,
+    FoundHost,
     HostFacts,
     PublishedTemplate,
     PulledImage,
@@ -78,6 +80,15 @@ class TenantLineActivities(ABC):
     @abstractmethod
     async def look_at_line(self, look: LookAtLineInput, /) -> LineLook:
         """Say which of the builds run no more, and what the tenant's limits are now."""
+
+
+class HostFindingActivities(ABC):
+    """Which hosts can run a build (queue `template-manager`)."""
+
+    @activity.defn(name="find_host")
+    @abstractmethod
+    async def find_host(self, find: FindHostInput, /) -> FoundHost:
+        """Ask all hosts for their facts, and choose one that can run such a VM."""
 
 
 class CheckpointActivities(ABC):

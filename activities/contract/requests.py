@@ -14,6 +14,7 @@ from activities.contract.names import (
     TenantName,
 )
 from activities.contract.registry_logins import Sealed
+from activities.contract.scope import VmShape
 from activities.contract.sources import FromImage, PersistedSource, Source
 
 # As a start command: what the image itself would run.
@@ -54,6 +55,17 @@ class TemplateConfig(Model):
     """Whether its tenant's other builds go before it; it says nothing about the template."""
     secret_env: dict[str, Sealed] = Field(default_factory=dict, exclude_if=lambda env: not env)
     """Variables of the steps alone, each sealed for this build and its name."""
+
+    @property
+    def shape(self) -> VmShape:
+        """The VM that is to boot."""
+        return VmShape(
+            memory_mb=self.memory_mb,
+            vcpu_count=self.vcpu_count,
+            kernel_version=self.kernel_version,
+            firecracker_version=self.firecracker_version,
+            huge_pages=self.huge_pages,
+        )
 
     @property
     def has_secrets(self) -> bool:

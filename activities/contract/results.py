@@ -120,6 +120,17 @@ class HostFacts(Model):
     """Which room it lacks to take any build; '' when it has it."""
 
 
+class FoundHost(Model):
+    """What `find_host` has found."""
+
+    host: HostName | None = None
+    """One that can run it; the one with the most free slots."""
+    is_drained: bool = False
+    """Whether one can run it that takes no builds now."""
+    may_come: bool = False
+    """Whether there is one that does not answer now."""
+
+
 class SweptItem(Model):
     """Something that no live build owned."""
 

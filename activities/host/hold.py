@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 import structlog
 from temporalio import activity
@@ -12,7 +13,7 @@ from activities.contract.errors import HostRestartingError, LeaseLostError
 from activities.contract.inputs import HoldHostInput
 from activities.contract.interface import HostActivities, HostReleaseActivities
 from activities.contract.names import HostName
-from activities.contract.scope import BuildScope, HostLease
+from activities.contract.scope import BuildScope, HostLease, VmShape
 from activities.host.admission import Admission
 from activities.step.ledger import LeaseLedger, LedgerEntry, boottime
 from activities.step.running_step import MAX_BEAT_SECONDS, MIN_BEAT_SECONDS
@@ -30,16 +31,21 @@ class KvmHostActivities(HostActivities, HostReleaseActivities):
         ledger: LeaseLedger,
         lease_objects: LeaseObjects,
         admission: Admission,
+        require_fit: Callable[[VmShape], object] = lambda _: None,
     ) -> None:
+        """`require_fit` raises when this host cannot run such a VM."""
         self._host = host
         self._ledger = ledger
         self._objects = lease_objects
         self._admission = admission
+        self._require_fit = require_fit
         self._released: dict[int, asyncio.Event] = {}
 
     @activity.defn(name="hold_host")
     async def hold_host(self, hold: HoldHostInput, /) -> None:
         """Take a slot, signal `lease_granted`, and heartbeat until cancelled."""
+        if hold.shape is not None:
+            self._require_fit(hold.shape)
         admitted = hold.retaken_from is None
         async with self._admission.room_for(hold.build_id, is_new=admitted):
             started = boottime()

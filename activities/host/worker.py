@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import docker
 import structlog
@@ -50,6 +51,7 @@ from activities.process.temporal import (
 from activities.step.checkpoints import CheckpointStore
 from activities.step.ledger import LeaseLedger
 from activities.step.log_stream import LinesWithResult
+from activities.step.vm_requirements import require_host
 from activities.store.bucket import Bucket
 from activities.store.lease_numbers import LeaseObjects
 
@@ -84,7 +86,8 @@ def assemble(settings: Settings, describe: Describe) -> Host:
     bucket = Bucket(settings.bucket)
     leases = LeaseObjects(bucket)
     store = CheckpointStore(data_dir, settings.host)
-    hold = KvmHostActivities(settings.host, ledger, leases, admission)
+    fit = partial(require_host, settings)
+    hold = KvmHostActivities(settings.host, ledger, leases, admission, fit)
     facts = KvmHostFactsActivities(settings, ledger, admission, store)
     sweep = HostSweep(settings, ledger, store, leases, docker_client, describe)
     steps = step_activities(settings, ledger, store, bucket, leases, docker_client)

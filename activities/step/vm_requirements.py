@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import psutil
+
 from activities.contract.errors import (
     AgentMissingError,
     FirecrackerMissingError,
+    HostTooSmallError,
     KernelMissingError,
 )
 from activities.contract.scope import VmShape
+from activities.contract.units import MIB
 from activities.process.settings import Settings
 from activities.step.build_log import BuildLog
 
@@ -38,7 +42,7 @@ def require_parts(settings: Settings, shape: VmShape, log: BuildLog) -> None:
 def require_host(settings: Settings, shape: VmShape) -> Path:
     """Check that this host can run such a VM; returns Firecracker's path.
 
-    Raises KernelMissingError or FirecrackerMissingError.
+    Raises KernelMissingError, FirecrackerMissingError or HostTooSmallError.
     """
     kernel = settings.kernel_path(shape.kernel_version)
     if not kernel.exists():
@@ -46,4 +50,9 @@ def require_host(settings: Settings, shape: VmShape) -> Path:
     firecracker = settings.firecracker_path(shape.firecracker_version)
     if not os.access(firecracker, os.X_OK):
         raise FirecrackerMissingError(f"host {settings.host} has no Firecracker at {firecracker}")
+    memory_mb = psutil.virtual_memory().total // MIB
+    if shape.memory_mb > memory_mb:
+        raise HostTooSmallError(
+            f"host {settings.host} has {memory_mb} MiB of memory; {shape.memory_mb} are asked for"
+        )
     return firecracker

@@ -18,6 +18,7 @@ OPTIONS = {
     "template.firecracker_version": "--firecracker",
     "template.start_command": "--start-command",
     "template.ready_command": "--ready-command",
+    "template.priority": "--batch",
     "template.ready_timeout_seconds": "--ready-timeout",
     "template.env": "--env",
     "template.steps": "--dockerfile",

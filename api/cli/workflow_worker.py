@@ -13,6 +13,7 @@ from activities.process.metrics import runtime_for
 from activities.process.settings import Settings
 from activities.process.sweep_schedule import BUCKET, schedule_sweep
 from activities.process.temporal import connect, make_worker, register_search_attributes
+from api.server.fitting_hosts import FittingHosts
 from api.server.tenant_removal import TenantRemover
 from workflows.worker import WORKFLOWS, sandbox
 
@@ -32,7 +33,7 @@ async def run(settings: Settings) -> None:
         WORKFLOW_TASK_QUEUE,
         [
             *bucket_activities(settings, client),
-            *served_by(TenantRemover(client, settings)),
+            *served_by(TenantRemover(client, settings), FittingHosts(client)),
         ],
         workflows=WORKFLOWS,
         workflow_runner=sandbox(),

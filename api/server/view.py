@@ -28,6 +28,7 @@ HOLD_ACTIVITY = "hold_host"
 # What an activity does, in words, until it tells more by a heartbeat.
 DOING = {
     "enter_line": "entering its tenant's line",
+    "find_host": "looking for a host that can run it",
     "release_host": "giving the host back",
     "discard_checkpoints": "removing checkpoints",
     "pull_image": "pulling the image",

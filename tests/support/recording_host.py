@@ -24,6 +24,7 @@ from activities.contract.inputs import (
     BuildRootfsInput,
     DeleteTemplateInput,
     DiscardUploadInput,
+    FindHostInput,
     FindSnapshotInput,
     HoldHostInput,
     ImportTemplateInput,
@@ -43,6 +44,7 @@ from activities.contract.interface import (
     DeletionActivities,
     DiskStepActivities,
     HostActivities,
+    HostFindingActivities,
     HostReleaseActivities,
     ImageActivities,
     ImageStepActivities,
@@ -63,6 +65,7 @@ from activities.contract.names import (
 from activities.contract.results import (
     DeletedTemplate,
     DiscardedUpload,
+    FoundHost,
     PublishedTemplate,
     PulledImage,
     StoredObject,
@@ -95,6 +98,8 @@ class Journal:
         self.started: dict[str, asyncio.Event] = {}
         self.published: PublishedTemplate | None = None
         self.next_lease = 1
+        self.found_hosts: list[FoundHost] = []
+        """What is found for builds that a host has refused, one after the other."""
         self.builds: set[str] = set()
         """What a tenant that is removed has."""
         self.sticky_builds: set[str] = set()
@@ -323,11 +328,18 @@ class RecordingHost(
             )
 
 
-class RecordingLog(LogActivities, DeletionActivities, TenantRemovalActivities):
+class RecordingLog(
+    LogActivities, DeletionActivities, TenantRemovalActivities, HostFindingActivities
+):
     """The activities of the `template-manager` queue."""
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
+
+    @activity.defn(name="find_host")
+    async def find_host(self, find: FindHostInput, /) -> FoundHost:
+        await self.journal.call("find_host", find)
+        return self.journal.found_hosts.pop(0) if self.journal.found_hosts else FoundHost()
 
     @activity.defn(name="find_builds_of_tenant")
     async def find_builds_of_tenant(self, find: FindBuildsInput, /) -> TenantBuilds:
@@ -450,6 +462,7 @@ async def running_stack(
         log.delete_objects,
         log.delete_image_tag,
         log.remove_late_arrivals,
+        log.find_host,
         log.find_builds_of_tenant,
         log.delete_build_of_tenant,
         log.delete_objects_of_tenant,

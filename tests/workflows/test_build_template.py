@@ -17,6 +17,7 @@ from activities.contract.errors import (
     HostFaultError,
     ImageNotFoundError,
     ImageStepError,
+    KernelMissingError,
     ReadyTimeoutError,
     TemplateManagerError,
     error_type_of,
@@ -25,7 +26,12 @@ from activities.contract.errors import (
 from activities.contract.image_steps import Run, User
 from activities.contract.inputs import BuildInput
 from activities.contract.names import LOG_TOPIC, Step
-from activities.contract.results import BuildCheckpoints, ImageConfig, PublishedTemplate
+from activities.contract.results import (
+    BuildCheckpoints,
+    FoundHost,
+    ImageConfig,
+    PublishedTemplate,
+)
 from activities.contract.sources import FromTemplate
 from activities.contract.status import BuildResult, BuildState, LogEntry
 from tests.support.example_template import pulled_image
@@ -480,3 +486,45 @@ async def test_a_host_of_an_earlier_version_runs_the_steps_in_its_way(
     assert told["build_rootfs"].image.base_reference
     assert not told["build_rootfs"].bare
     assert told["publish_template"].image.config.user == "web"
+
+
+# ---- Hosts that cannot run it
+
+
+async def test_a_build_goes_to_a_host_that_can_run_it(client: Client, journal: Journal) -> None:
+    refusing = RecordingHost(f"h-{uuid.uuid4().hex[:8]}", journal)
+    fitting = RecordingHost(f"h-{uuid.uuid4().hex[:8]}", Journal())
+    journal.fail("hold_host", KernelMissingError("host h1 has no kernel"))
+    journal.found_hosts = [FoundHost(may_come=True), FoundHost(host=fitting.name)]
+    journal.fail("hold_host", KernelMissingError("host h1 has no kernel"))
+    async with running_stack(client, refusing):
+        handle = await start(client)
+        async with asyncio.timeout(60):
+            while journal.calls.count("find_host") < 2:
+                await asyncio.sleep(0.05)
+        async with running_host(client, fitting):
+            await result_of(handle)
+    assert fitting.journal.of("hold_host", "publish_template") == ["hold_host", "publish_template"]
+    holds = [hold for name, hold in journal.arguments if name == "hold_host"]
+    assert [hold.shape for hold in holds] == [config().shape] * 2
+    assert not journal.of("pull_image")
+
+
+async def test_what_no_host_can_run_fails_with_what_a_host_says(
+    client: Client, host: RecordingHost
+) -> None:
+    host.journal.fail("hold_host", KernelMissingError("host h1 has no kernel"))
+    failure = failure_of(await failure_cause(await start(client)) or Exception())
+    assert (failure.error_type, failure.step) == ("KernelMissingError", Step.LEASE)
+    assert host.journal.calls.count("find_host") == 1
+
+
+async def test_a_host_that_refuses_whatever_its_facts_say_is_not_found_again(
+    client: Client, host: RecordingHost
+) -> None:
+    refusals = [KernelMissingError("host h1 has no kernel")] * 2
+    host.journal.fail("hold_host", *refusals)
+    host.journal.found_hosts = [FoundHost(host=host.name)]
+    await failure_cause(await start(client))
+    asked = [find.refused for name, find in host.journal.arguments if name == "find_host"]
+    assert asked == [(), (host.name,)]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from activities.contract.errors import AgentMissingError, KernelMissingError
+from activities.contract.errors import AgentMissingError, HostTooSmallError, KernelMissingError
 from activities.contract.names import Step
 from activities.contract.scope import VmShape
 from activities.contract.status import LogLevel
@@ -13,9 +13,9 @@ from activities.step.build_log import BuildLog, read_entries
 from activities.step.vm_requirements import NO_HUGE_PAGES, require_parts
 
 
-def shape(*, huge_pages: bool = False) -> VmShape:
+def shape(*, huge_pages: bool = False, memory_mb: int = 512) -> VmShape:
     return VmShape(
-        memory_mb=512,
+        memory_mb=memory_mb,
         vcpu_count=1,
         kernel_version="vmlinux-6.1",
         firecracker_version="v1.16.1",
@@ -49,6 +49,8 @@ def test_what_a_host_lacks_is_named(settings: Settings, tmp_path: Path) -> None:
     no_agent = settings.model_copy(update={"guest_agent_path": tmp_path / "agent"})
     with pytest.raises(AgentMissingError, match="no guest agent at"):
         require_parts(no_agent, shape(), log)
+    with pytest.raises(HostTooSmallError, match="MiB of memory; 1073741824 are asked for"):
+        require_parts(settings, shape(memory_mb=2**30), log)
     settings.kernel_path("vmlinux-6.1").unlink()
     with pytest.raises(KernelMissingError, match=r"vmlinux-6\.1/vmlinux\.bin"):
         require_parts(settings, shape(), log)
