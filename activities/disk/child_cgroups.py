@@ -71,10 +71,12 @@ def joining(cgroups: Sequence[Path], command: Sequence[str | Path]) -> list[str 
 def leftover_child_cgroups() -> Iterator[Leftover]:
     """Yield the cgroups of children whose worker has died."""
     for parent in {tree.directory / PARENT for tree in host_trees()}:
+        left: list[Path] = []
+        # So that none is between its making and its lock; nobody may wait for us longer than that.
         with contextlib.suppress(FileNotFoundError), _locked(parent, fcntl.LOCK_EX):
-            for directory in sorted(parent.glob(NAMES)):
-                if _is_left(directory):
-                    yield Leftover("child cgroup", directory.name, partial(kill_cgroup, directory))
+            left = [directory for directory in sorted(parent.glob(NAMES)) if _is_left(directory)]
+        for directory in left:
+            yield Leftover("child cgroup", directory.name, partial(kill_cgroup, directory))
 
 
 def _make(limits: Limits, held: contextlib.ExitStack) -> list[Path]:
