@@ -131,6 +131,16 @@ class Ran:
         return self.fleet.ideal_seconds / self.makespan
 
     @property
+    def cpu_seconds(self) -> float:
+        """What all processes have used for one build."""
+        return sum(process.cpu_seconds for process in self.processes) / len(self.held)
+
+    @property
+    def carried_slots(self) -> float:
+        """How many slots could be busy at once if this machine's processors did nothing else."""
+        return (os.cpu_count() or 1) * self.fleet.seconds / self.cpu_seconds
+
+    @property
     def busy(self) -> float:
         """How many slots had a build, on the average."""
         return sum(held.end - held.begin for held in self.held) / self.makespan
@@ -335,6 +345,8 @@ def tell(ran: Ran, console: Console) -> None:
         ),
         ("bytes of its history", f"{mean(ran.bytes):.0f} (most: {max(ran.bytes)})", ""),
         ("Temporal calls of a build", f"{calls / count:.1f}", ""),
+        ("CPU of a build", f"{ran.cpu_seconds:.2f} s", ""),
+        ("slots that this machine carries", f"{ran.carried_slots:.0f}", f"{fleet.slot_count}"),
     ):
         table.add_row(*row)
     console.print(table)

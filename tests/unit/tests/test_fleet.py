@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from fleet import SMALL, Held, Ran, all_wait, shares, wanted_shares
+from fleet import SMALL, Held, Process, Ran, all_wait, shares, wanted_shares
 
 HELD = [
     Held("a", 0, 10),
@@ -31,3 +31,13 @@ def test_the_ideal_is_that_no_slot_ever_waits() -> None:
     assert ran.makespan == 22.5
     assert ran.of_ideal == pytest.approx(10 / 22.5)
     assert ran.busy == pytest.approx(38 / 22.5)
+
+
+def test_a_machine_carries_as_many_slots_as_its_processors_can_serve(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    used = [Process("temporal", 100, 6), Process("worker", 100, 2)]
+    ran = Ran(SMALL, 0, HELD, [1], [1], {}, used)
+    assert ran.cpu_seconds == 2  # of each of four builds
+    assert ran.carried_slots == 5  # each busy for five seconds with two of processors' time
