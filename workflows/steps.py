@@ -11,8 +11,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
 from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint
-from activities.contract.errors import TemplateTooLargeError, error_type_of
-from activities.contract.image_steps import added_layers
+from activities.contract.errors import EarlierWorkerError, TemplateTooLargeError, error_type_of
 from activities.contract.inputs import (
     BuildImageInput,
     BuildInput,
@@ -37,9 +36,11 @@ from activities.contract.interface import (
     ImageStepActivities,
     MicrovmActivities,
     RootfsActivities,
+    TemplateBaseActivities,
     UploadUndoActivities,
 )
 from activities.contract.names import WORKFLOW_TASK_QUEUE, ArtifactName, VmPurpose
+from activities.contract.requests import Commands
 from activities.contract.results import (
     ImageConfig,
     PublishedTemplate,
@@ -47,7 +48,7 @@ from activities.contract.results import (
     Verification,
 )
 from activities.contract.scope import BuildScope, VmShape
-from activities.contract.sources import FromTemplate
+from activities.contract.sources import FromImage, FromTemplate
 from activities.contract.status import BuildState
 from activities.contract.step_context import config_after
 from activities.contract.units import MIB
@@ -57,7 +58,7 @@ from workflows.kept import Kept
 from workflows.leased_host import LeasedHost
 from workflows.telling import Telling
 
-# Before it, steps were run by dockerd on the image.
+# Before it, steps were run on the image, in containers of the host.
 STEPS_IN_VMS = "steps-in-vms"
 # What Temporal's worker says of an activity that it does not know.
 NOT_SERVED = "NotFoundError"
@@ -81,29 +82,36 @@ class BuildSteps:
     def kept_image(self) -> PulledImage | None:
         """Return the image that the host has, if it is what the pipeline goes on with."""
         image, rootfs = self._kept.done.image_on_host, self._kept.done.rootfs
+        if image is not None and not image.image_id and image.base is None:
+            return None  # a template: a worker of an earlier version has forgotten its disk
         if image is None or not image.base_reference or rootfs is not None:
             return image
-        # An earlier run had the steps done to it, by dockerd.
+        # An earlier run had the steps done to it, in containers.
         return None if self._steps_in_vms() else image
 
     async def pull(self, host: LeasedHost) -> PulledImage:
         """Bring the image to the host."""
-        image = await self._base_image(host)
-        if self._config.steps and not self._steps_in_vms():
-            image = await self._build_image(host, image)
+        source = self._config.source
+        if isinstance(source, FromTemplate):
+            image = await self._import(host, source)
+        else:
+            self._steps_in_vms()  # where builds that are running have asked it
+            image = await self._pull(host, source)
+        if self._config.steps and image.base is None and not self._steps_in_vms():
+            image = await self._with_steps_in_containers(host, image)
         self._kept.keep(image=image, image_is_on_host=True)
         return image
 
-    async def _base_image(self, host: LeasedHost) -> PulledImage:
-        source = self._config.source
-        if isinstance(source, FromTemplate):
-            return await host.run(
-                ImageStepActivities.import_template,
-                ImportTemplateInput(
-                    scope=host.scope, build_id=source.build_id, shape=self._config.shape
-                ),
-                f"take {source.described}",
-            )
+    async def _import(self, host: LeasedHost, source: FromTemplate) -> PulledImage:
+        return await host.run(
+            TemplateBaseActivities.import_template,
+            ImportTemplateInput(
+                scope=host.scope, build_id=source.build_id, shape=self._config.shape
+            ),
+            f"take {source.described}",
+        )
+
+    async def _pull(self, host: LeasedHost, source: FromImage) -> PulledImage:
         known = self._kept.done.image
         return await host.run(
             ImageActivities.pull_image,
@@ -113,10 +121,18 @@ class BuildSteps:
                 auth=source.login,
                 timeout_seconds=self._options.pull_timeout_seconds,
                 shape=self._config.shape,
-                added_layers=0 if self._steps_in_vms() else added_layers(self._config.steps),
             ),
             f"pull {source.described}",
         )
+
+    async def _with_steps_in_containers(self, host: LeasedHost, base: PulledImage) -> PulledImage:
+        """Have a host of an earlier version run them; one of this version does it in VMs, later."""
+        try:
+            return await self._build_image(host, base)
+        except ActivityError as error:
+            if error_type_of(error) != EarlierWorkerError.__name__:
+                raise
+        return base
 
     async def _build_image(self, host: LeasedHost, base: PulledImage) -> PulledImage:
         steps = self._config.steps
@@ -136,7 +152,11 @@ class BuildSteps:
 
     async def build_rootfs(self, host: LeasedHost, image: PulledImage) -> RootfsCheckpoint:
         """Make `rootfs.ext4` of the image, and run the request's steps on it."""
-        if self._steps_in_vms():
+        if image.base is not None:
+            if self._commands(image) != self._config.commands_on(None):
+                self._telling.say("the commands that the request leaves out are its base's")
+            rootfs = await self._run_steps(host, image, image.base.disk)
+        elif self._has_steps_to_run(image):
             rootfs = await self._rootfs_with_steps(host, image)
         else:
             rootfs = await self._flatten(host, self._rootfs_input(host, image))
@@ -160,7 +180,9 @@ class BuildSteps:
             if error_type_of(error) != NOT_SERVED:
                 raise
         self._telling.warn("the host is of an earlier version: it runs steps in containers")
-        made = await self._build_image(host, image)
+        made = await self._with_steps_in_containers(host, image)
+        if not made.base_reference:  # it has been upgraded in the meantime
+            return await self._run_steps(host, image, bare)
         return await self._flatten(host, self._rootfs_input(host, made))
 
     def _rootfs_input(self, host: LeasedHost, image: PulledImage) -> BuildRootfsInput:
@@ -188,7 +210,7 @@ class BuildSteps:
     async def _run_steps(
         self, host: LeasedHost, image: PulledImage, disk: RootfsCheckpoint
     ) -> RootfsCheckpoint:
-        steps = self._config.steps
+        steps, commands = self._config.steps, self._commands(image)
         # A purpose that a host of an earlier version knows, which must undo it in any case.
         async with host.network_for(VmPurpose.BOOT) as vm:
             build = RunStepsInput(
@@ -199,14 +221,22 @@ class BuildSteps:
                 shape=self._config.shape,
                 disk_size_mb=self._config.disk_size_mb,
                 timeout_seconds=self._options.image_step_timeout_seconds,
-                start_command=self._config.start_command,
-                ready_command=self._config.ready_command,
+                start_command=commands.start,
+                ready_command=commands.ready,
                 env=self._config.env,
                 force=self._config.force,
             )
             return await host.run(
                 DiskStepActivities.run_steps, build, f"{len(steps)} steps on {image.digest[:19]}"
             )
+
+    def _commands(self, image: PulledImage) -> Commands:
+        return self._config.commands_on(image.base.commands if image.base else None)
+
+    def _has_steps_to_run(self, image: PulledImage) -> bool:
+        if self._steps_in_vms():
+            return True
+        return bool(self._config.steps) and not image.base_reference
 
     def _steps_in_vms(self) -> bool:
         return bool(self._config.steps) and workflow.patched(STEPS_IN_VMS)
@@ -329,7 +359,9 @@ class BuildSteps:
 
     def _with_steps(self, image: PulledImage) -> PulledImage:
         """Return the image with what the steps have made of its config."""
-        if image.base_reference or not self._steps_in_vms():
+        if image.base_reference:
+            return image
+        if image.base is None and not self._has_steps_to_run(image):
             return image
         config = config_after(image.config, self._config.steps)
         return image.model_copy(update={"config": config, "tenant": self._config.tenant})

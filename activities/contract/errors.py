@@ -202,14 +202,10 @@ class ImageStepError(TemplateManagerError):
     )
 
 
-class UnsafeStepsError(TemplateManagerError):
-    """Templates as a base, and steps in containers, are turned off, for the hosts' safety."""
+class EarlierWorkerError(TemplateManagerError):
+    """A worker of an earlier version has asked this host for what is done otherwise since."""
 
-    hint = (
-        "Push an image that has it all, or a Dockerfile built by your own builder (CLI: "
-        "--dockerfile). Where every tenant is trusted with the hosts, an operator may set "
-        "TEMPLATE_MANAGER_UNSAFE_STEPS_IN_CONTAINERS."
-    )
+    hint = "When all workers are of this version, retry the build: template-manager retry BUILD_ID."
 
 
 class FilesMissingError(TemplateManagerError):

@@ -153,20 +153,8 @@ class User(_Step):
     name: str
 
 
-ChangesFiles = Run | Copy | Workdir
-"""The steps that add a layer to the image; the others only change how later ones run."""
 ImageStep = Annotated[Run | Copy | Env | Arg | Workdir | User, Field(discriminator="kind")]
 _IMAGE_STEP: TypeAdapter[ImageStep] = TypeAdapter(ImageStep)
-
-
-def added_layers(steps: Sequence[ImageStep]) -> int:
-    """Return how many layers the steps put on top of their base."""
-    return sum(changes_files(step) for step in steps)
-
-
-def changes_files(step: ImageStep) -> bool:
-    """Whether a step does more than to change how later ones run."""
-    return isinstance(step, ChangesFiles)
 
 
 def image_step(persisted: PersistedStep) -> ImageStep:

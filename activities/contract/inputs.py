@@ -88,8 +88,6 @@ class PullImageInput(Model):
     timeout_seconds: float
     shape: VmShape | None = Field(default=None, exclude_if=lambda shape: shape is None)
     """Of the VM that is to boot: the host must be able to. None in older histories."""
-    added_layers: int = Field(default=0, exclude_if=lambda added: added == 0)
-    """How many layers the request's steps put on top."""
 
 
 class BuildRootfsInput(Model):
@@ -133,7 +131,7 @@ class RunStepsInput(Model):
 
     vm: VmRef
     disk: RootfsCheckpoint
-    """A bare root file system, or the disk of a template."""
+    """A bare root file system, or the disk of the template that is built upon."""
     image: PulledImage
     """Whose config the first step finds."""
     steps: tuple[ImageStep, ...]

@@ -110,17 +110,21 @@ class ImageActivities(ABC):
 
 
 class ImageStepActivities(ABC):
-    """What is done to an image before it becomes a template (queue `kvm-host.<host>`)."""
+    """What only hosts of earlier versions do (queue `kvm-host.<host>`)."""
 
     @activity.defn(name="build_image")
     @abstractmethod
     async def build_image(self, build: BuildImageInput, /) -> PulledImage:
-        """Run the steps on top of the base; what an earlier build has left is used again."""
+        """Run the steps in containers of the host; one of this version: EarlierWorkerError."""
+
+
+class TemplateBaseActivities(ABC):
+    """Templates that are built upon (queue `kvm-host.<host>`)."""
 
     @activity.defn(name="import_template")
     @abstractmethod
     async def import_template(self, take: ImportTemplateInput, /) -> PulledImage:
-        """Make an image of a published template's root file system."""
+        """Bring the disk of a published template to the host."""
 
 
 class RootfsActivities(ABC):

@@ -22,6 +22,13 @@ IMAGE_COMMAND = "image"
 MAX_IMAGE_STEPS = 100
 
 
+class Commands(Model):
+    """What a template runs once it has booted."""
+
+    start: str = ""
+    ready: str = ""
+
+
 class TemplateConfig(Model):
     """A validated request for one template. Its limits are enforced by `api.server.validation`.
 
@@ -79,6 +86,15 @@ class TemplateConfig(Model):
         if isinstance(source, FromImage):
             source = source.model_copy(update={"login": None})
         return self.model_copy(update={"source": source, "secret_env": {}})
+
+    def commands_on(self, base: Commands | None) -> Commands:
+        """Return what is run: the request's own, and of what it leaves out its base's.
+
+        A start command comes without the base's ready command: that asks another program.
+        """
+        if self.start_command or base is None:
+            return Commands(start=self.start_command, ready=self.ready_command)
+        return Commands(start=base.start, ready=self.ready_command or base.ready)
 
     @model_validator(mode="before")
     @classmethod

@@ -18,6 +18,7 @@ from activities.contract.names import (
     Step,
     TenantName,
 )
+from activities.contract.requests import Commands
 
 
 class ImageConfig(Model):
@@ -32,8 +33,16 @@ class ImageConfig(Model):
     """Its test: `CMD` or `CMD-SHELL`, and words or a line; `NONE`, or nothing at all."""
 
 
+class TemplateBase(Model):
+    """What a template that is built upon gives besides what an image has."""
+
+    disk: RootfsCheckpoint
+    """As it was snapshotted: blocks that nobody on the host looks into."""
+    commands: Commands = Commands()
+
+
 class PulledImage(Model):
-    """An image on the host, at a digest."""
+    """An image, or the disk of a template, on the host, at a digest."""
 
     reference: str
     """`repository@sha256:…`: what another host pulls to get the same image."""
@@ -48,6 +57,8 @@ class PulledImage(Model):
     tenant: str = Field(default="", exclude_if=lambda tenant: not tenant)
     """Whose alone it is: its registry wanted a login, or a tenant's steps or sandboxes made it.
     '' is everybody's."""
+    base: TemplateBase | None = Field(default=None, exclude_if=lambda base: base is None)
+    """Of a template; None for an image, also for those that earlier versions made of templates."""
 
     @property
     def reference_to_pull(self) -> str:

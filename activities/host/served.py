@@ -13,9 +13,9 @@ from activities.host.bucket_sweep import BucketSweep
 from activities.host.orphans import describe_with
 from activities.host.tenant_lines import TenantLines
 from activities.image.docker_daemon import make_docker_client
-from activities.image.docker_steps import DockerImageStepActivities
 from activities.image.pull import DockerImageActivities
 from activities.instructions.disk_steps import VmDiskStepActivities
+from activities.instructions.earlier_steps import EarlierStepActivities
 from activities.microvm.microvm import HostMicrovmActivities
 from activities.microvm.network import NetnsNetworkActivities
 from activities.process.sealing import Sealer
@@ -29,6 +29,7 @@ from activities.store.bucket import Bucket
 from activities.store.lease_numbers import LeaseObjects
 from activities.store.log_archive import BucketLogActivities
 from activities.template.artifacts import BucketArtifactActivities, BucketUploadUndoActivities
+from activities.template.base import BucketBaseActivities
 from activities.template.deletion import BucketDeletionActivities
 
 Activity = Callable[..., object]
@@ -56,7 +57,8 @@ def step_activities(  # noqa: PLR0917 # what a host has, in the order in which i
     sealer = Sealer(settings.secret_keys)
     return served_by(
         DockerImageActivities(settings, ledger, sealer, make_docker_client),
-        DockerImageStepActivities(settings, ledger, bucket, docker_client),
+        EarlierStepActivities(),
+        BucketBaseActivities(settings, ledger, store, bucket),
         HostRootfsActivities(settings, ledger, store, docker_client),
         VmDiskStepActivities(settings, ledger, store, bucket),
         NetnsNetworkActivities(settings, ledger),

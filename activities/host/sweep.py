@@ -23,7 +23,7 @@ from activities.disk.loop_devices import leftover_loop_devices
 from activities.host.doctor import leftover_disk_probes
 from activities.host.orphans import Describe, Owners, remove_all
 from activities.image.containers import leftover_containers
-from activities.image.docker_steps import old_step_images
+from activities.image.earlier_images import earlier_images
 from activities.image.layer_marks import LayerMarks
 from activities.image.pulled_images import PulledImages
 from activities.microvm.network import leftover_networks
@@ -113,5 +113,5 @@ class HostSweep(HostSweepActivities):
         return [
             *self._pulled.old(self._docker, unused_since),
             *LayerMarks(self._data_dir).old(unused_since),
-            *old_step_images(self._docker, unused_since),
+            *earlier_images(self._docker, unused_since),
         ]

@@ -1,10 +1,9 @@
-"""Containers that are part of a build: labelled, waited for, removed."""
+"""Containers that builds of earlier versions have left: their steps ran in them."""
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import docker
@@ -20,34 +19,6 @@ BUILD_LABEL = "template-manager.build-id"
 LEASE_LABEL = "template-manager.lease"
 DATA_DIR_LABEL = "template-manager.data-dir"
 POLL_SECONDS = 0.05
-
-
-def labels_of(scope: BuildScope, data_dir: DataDir) -> dict[str, str]:
-    """Return what every container of a build carries, so that it is found and removed."""
-    return {
-        BUILD_LABEL: scope.build_id,
-        LEASE_LABEL: str(scope.lease.number),
-        DATA_DIR_LABEL: str(data_dir.root),  # which host of this machine made it
-    }
-
-
-def wait_for_exit(
-    client: docker.APIClient,
-    container_id: str,
-    reader: threading.Thread,
-    check: Callable[[], None],
-    *,
-    deadline: float,
-) -> int | None:
-    """Return a container's exit code when `reader` has its output; None after the deadline.
-
-    Blocking; `check` ends the wait by raising. The deadline is of the monotonic clock, in seconds.
-    """
-    while _is_running(client, container_id, reader):
-        check()
-        if time.monotonic() > deadline:
-            return None
-    return int(client.wait(container_id, timeout=30)["StatusCode"])
 
 
 def remove_containers(client: docker.APIClient, scope: BuildScope) -> None:
@@ -93,12 +64,6 @@ def remove_container(client: docker.APIClient, container_id: str) -> None:
 def _remove_leftover(client: docker.APIClient, container_id: str) -> None:
     with docker_errors():
         remove_container(client, container_id)
-
-
-def _is_running(client: docker.APIClient, container_id: str, reader: threading.Thread) -> bool:
-    reader.join(POLL_SECONDS)
-    # The output ends with the container, but the stream can also break.
-    return reader.is_alive() or bool(client.inspect_container(container_id)["State"]["Running"])
 
 
 # What Docker gives to containers whose image says nothing.

@@ -81,16 +81,10 @@ def error_in_words(said: str, message: str) -> TemplateManagerError | None:
     return None
 
 
-def require_room_for_layers(reference: str, count: int, added: int) -> None:
-    """Refuse an image whose `count` layers and the `added` ones of steps dockerd would not take.
-
-    Raises TooManyLayersError.
-    """
-    if count + added > MAX_LAYERS:
-        steps = f" and {added} steps that add one each" if added else ""
-        raise TooManyLayersError(
-            f"{reference} has {count} layers{steps}; Docker takes {MAX_LAYERS} together"
-        )
+def require_layers_taken(reference: str, count: int) -> None:
+    """Refuse an image of more layers than dockerd takes. Raises TooManyLayersError."""
+    if count > MAX_LAYERS:
+        raise TooManyLayersError(f"{reference} has {count} layers; Docker takes {MAX_LAYERS}")
 
 
 class RegistrySettings(Model):

@@ -47,7 +47,7 @@ from activities.image.docker_daemon import (
     docker_errors,
     error_in_words,
     find_image,
-    require_room_for_layers,
+    require_layers_taken,
 )
 from activities.image.layer_check import ImageBudget, ImageLimits, unpacked_layer
 from activities.image.layer_marks import LayerMarks
@@ -129,7 +129,7 @@ class DockerImageActivities(ImageActivities):
             step.progress("asking the registry")
             daemon = daemon_info(client)
             remote = self._resolve(client, daemon, pull.image, credentials, step.check)
-            require_taken(remote, pull.added_layers)
+            require_taken(remote)
             step.log.info(f"image {reference} is {remote.digest} for linux/{remote.architecture}")
             step.check()
             name = next((name for name in names_here(remote) if find_image(client, name)), None)
@@ -396,13 +396,12 @@ def _require_same(
         )
 
 
-def require_taken(remote: RemoteImage, added_layers: int) -> None:
+def require_taken(remote: RemoteImage) -> None:
     """Refuse what cannot be taken before anything is fetched.
 
-    `added_layers` is how many the request's steps put on top. Raises TooManyLayersError and
-    ImageFormatUnsupportedError.
+    Raises TooManyLayersError and ImageFormatUnsupportedError.
     """
-    require_room_for_layers(str(remote.reference), len(remote.layers), added_layers)
+    require_layers_taken(str(remote.reference), len(remote.layers))
     for kind in {layer.media_type for layer in remote.layers}:
         if kind.endswith("encrypted"):
             raise ImageFormatUnsupportedError(

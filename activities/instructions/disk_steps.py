@@ -16,6 +16,7 @@ from temporalio import activity
 
 from activities.contract.checkpoints import RootfsCheckpoint, RootfsFacts
 from activities.contract.errors import (
+    CheckpointLostError,
     HostDiskFullError,
     ImageStepError,
     ProvisioningError,
@@ -25,6 +26,7 @@ from activities.contract.image_steps import Copy
 from activities.contract.inputs import RunStepsInput
 from activities.contract.interface import DiskStepActivities
 from activities.contract.names import ArtifactName, Step
+from activities.contract.step_context import config_after
 from activities.contract.units import MIB
 from activities.disk import ext4
 from activities.disk.data_dir import DataDir
@@ -44,6 +46,7 @@ from activities.microvm.vm_process import VmProcess
 from activities.microvm.whole_steps import make_network_if_whole, remove_vm_if_whole
 from activities.process.settings import Settings
 from activities.rootfs.guest_files import agent_version
+from activities.rootfs.rootfs import unstarted
 from activities.step.checkpoints import CheckpointStore
 from activities.step.ledger import LeaseLedger
 from activities.step.running_step import RunningStep, running_step
@@ -84,6 +87,8 @@ class VmDiskStepActivities(DiskStepActivities):
         for work in todo[:done]:
             with running.step_of_request(work.number):
                 running.log.info(f"{work.name}: an earlier build's is used again")
+        if not build.start_command:
+            running.log.info(unstarted(config_after(build.image.config, build.steps)))
         for number, work in enumerate(todo[done:], done + 1):
             running.progress(f"{number} of {len(todo)}: {work.name}")
             with running.step_of_request(work.number):
@@ -121,12 +126,20 @@ class VmDiskStepActivities(DiskStepActivities):
                 running.log.info(f"{work.name}: another build's is taken")
                 return other
             running.log.info(work.name)
-            source = self._store.require(disk, scope.build_id) / ArtifactName.ROOTFS
+            source = self._require(build, disk) / ArtifactName.ROOTFS
             facts = self._in_vm(running, build, source, work, place / ArtifactName.ROOTFS)
             made = RootfsCheckpoint(fingerprint=work.key, host=self._settings.host, facts=facts)
             return self._store.publish(
                 place, made, scope, names=(ArtifactName.ROOTFS,), check=check
             )
+
+    def _require(self, build: RunStepsInput, disk: RootfsCheckpoint) -> Path:
+        try:
+            return self._store.require(disk, build.vm.scope.build_id)
+        except CheckpointLostError as error:
+            if build.image.base is None or disk != build.disk:
+                raise
+            raise CheckpointLostError(error.message, step=Step.PULL) from error
 
     # ---- In a VM
 

@@ -71,6 +71,7 @@ def plan(settings: Settings, build: RunStepsInput) -> list[Work]:
         version=STEPS_VERSION,
         finishes=key,
         values=values,
+        disk_size_mb=build.disk_size_mb,
         guest_files=guest_files_sha256(settings),
     )
     directories = (*directories, context.working_dir)

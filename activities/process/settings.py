@@ -60,9 +60,6 @@ class Settings(BaseSettings):
     """What is asked instead of a registry (`docker.io`) by builds that do not log in to it."""
     host_login_registries: tuple[ImagePrefix, ...] = ()
     """Registries, or paths in them, that get the host's own credentials: `docker login`, Google."""
-    unsafe_steps_in_containers: bool = False
-    """Mount disks that guests have written (`from_template`), and run the steps of builds from
-    before these ran in VMs: only where all tenants are trusted with the hosts."""
     secret_keys: SecretStr = SecretStr("")
     """Comma-separated `<key id>:<base64 of 32 bytes>`; the first seals, all open."""
     tenants_file: Path | None = None
@@ -139,8 +136,6 @@ class Settings(BaseSettings):
     """Limit of the tar that a COPY's files come in."""
     image_step_memory_mb: Annotated[int, Field(ge=512)] = 4096
     """What the VM of one step has, unless the template has more."""
-    image_step_network: str = "bridge"
-    """Docker's network for steps of builds from before these ran in VMs; `none` for none."""
     checkpoint_max_age_hours: Annotated[float, Field(ge=0)] = 7 * 24
     """Checkpoints that no build has used for longer are removed."""
     checkpoint_max_mb: Annotated[int, Field(ge=0)] = 200 * 1024

@@ -20,6 +20,7 @@ from temporalio import activity
 from activities.contract.checkpoints import RootfsCheckpoint, RootfsFacts
 from activities.contract.errors import (
     CheckpointLostError,
+    EarlierWorkerError,
     HostDiskFullError,
     RootfsTooLargeError,
     StorageDriverError,
@@ -262,7 +263,7 @@ class HostRootfsActivities(RootfsActivities):
             step.log.info(note, source="image")
         init = f"{look.init_kind} {look.init_path}".strip()
         step.log.info(f"provisioned: init {init}, user {look.user}")
-        if not build.start_command:
+        if not (build.start_command or build.bare):
             step.log.info(unstarted(build.image.config))
 
     def _copy(self, place: Workplace, content: Content, step: RunningStep) -> None:
@@ -271,6 +272,10 @@ class HostRootfsActivities(RootfsActivities):
         copy_tree(place.merged, place.target, content, place.directory, step, limits=limits)
 
     def _require_image(self, build: BuildRootfsInput) -> InspectedImage:
+        if not build.image.image_id:
+            raise EarlierWorkerError(
+                f"{build.image.reference} is a template: this host runs no part of it but in VMs"
+            )
         image = find_image(self._docker, build.image.image_id)
         if image is None:
             raise CheckpointLostError(

@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -53,7 +53,7 @@ def pull_template(
         raise TemplateDamagedError(f"template {build_id} is damaged: {', '.join(wrong)}")
     with _written_to(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        _require_room(directory, metadata)
+        _require_room(directory, metadata.artifacts.values())
         with contextlib.ExitStack() as stack:
             parts = {
                 name: stack.enter_context(_part(directory / name))
@@ -76,8 +76,8 @@ def _move_in(directory: Path, parts: Mapping[str, Path]) -> None:
     sync_directory(directory)
 
 
-def _require_room(directory: Path, metadata: TemplateMetadata) -> None:
-    needed = sum(artifact.objects["data"].size_bytes for artifact in metadata.artifacts.values())
+def _require_room(directory: Path, artifacts: Iterable[UploadedArtifact]) -> None:
+    needed = sum(artifact.objects["data"].size_bytes for artifact in artifacts)
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise _disk_full(
@@ -107,14 +107,13 @@ def _disk_full(directory: Path, why: str) -> HostDiskFullError:
 def pull_rootfs(
     bucket: Bucket, metadata: TemplateMetadata, target: Path, progress: ProgressCallback
 ) -> None:
-    """Write a template's `rootfs.ext4` alone to `target`. Blocking; raises as `pull_template`."""
-    _pull_artifact(bucket, metadata.artifacts[ArtifactName.ROOTFS], target, progress)
+    """Write a template's `rootfs.ext4` alone to `target`. Blocking; raises as `pull_template`.
 
-
-def _pull_artifact(
-    bucket: Bucket, artifact: UploadedArtifact, target: Path, progress: ProgressCallback
-) -> None:
-    with _part(target) as temporary:
+    What `progress` raises ends it.
+    """
+    artifact = metadata.artifacts[ArtifactName.ROOTFS]
+    with _written_to(target.parent), _part(target) as temporary:
+        _require_room(target.parent, [artifact])
         _fetch(bucket, artifact, temporary, progress)
         temporary.replace(target)
 
@@ -127,7 +126,9 @@ def _fetch(
         file.truncate(artifact.size_bytes)
         _fill(bucket, artifact, extents, file.fileno(), progress)
         os.fsync(file.fileno())
-    if sha256_of(target, lambda: None) != artifact.sha256:
+    size_bytes = artifact.objects["data"].size_bytes
+    sha256 = sha256_of(target, lambda: progress(artifact.name, size_bytes, size_bytes))
+    if sha256 != artifact.sha256:
         raise StorageCorruptionError(f"{artifact.name} did not arrive as it was built")
 
 

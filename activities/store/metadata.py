@@ -16,7 +16,7 @@ from activities.contract.errors import TemplateDamagedError
 from activities.contract.inputs import PublishTemplateInput
 from activities.contract.model import Model
 from activities.contract.names import ArtifactName, BuildId, ImageDigest, TemplateId
-from activities.contract.requests import TemplateConfig
+from activities.contract.requests import Commands, TemplateConfig
 from activities.contract.results import (
     ImageConfig,
     PublishedTemplate,
@@ -77,6 +77,13 @@ class TemplateMetadata(Model):
     snapshot_facts: SnapshotFacts
     verification: Verification
     timeline: tuple[StepRecord, ...]
+    inherited: Commands | None = Field(default=None, exclude_if=lambda commands: commands is None)
+    """What it runs, where its base has had a say in that."""
+
+    @property
+    def commands(self) -> Commands:
+        """What it runs."""
+        return self.inherited or self.config.commands_on(None)
 
     def objects(self) -> list[StoredObject]:
         """Return every object of the template but this one."""
@@ -95,7 +102,7 @@ class TemplateMetadata(Model):
 
 def metadata_of(publish: PublishTemplateInput, build_log: StoredObject) -> TemplateMetadata:
     """Gather the metadata of a template that is about to be published."""
-    config, snapshot = publish.config, publish.snapshot.facts
+    config, snapshot, base = publish.config, publish.snapshot.facts, publish.image.base
     return TemplateMetadata(
         template_id=config.template_id,
         build_id=config.build_id,
@@ -126,6 +133,7 @@ def metadata_of(publish: PublishTemplateInput, build_log: StoredObject) -> Templ
         snapshot_facts=snapshot,
         verification=publish.verification,
         timeline=publish.timeline,
+        inherited=config.commands_on(base.commands) if base else None,
     )
 
 

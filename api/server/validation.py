@@ -14,7 +14,7 @@ from typing import assert_never
 
 import grpc
 
-from activities.contract.errors import SecretEnvUnsupportedError, UnsafeStepsError
+from activities.contract.errors import SecretEnvUnsupportedError
 from activities.contract.image_reference import ImageReference, ImageReferenceError
 from activities.contract.image_steps import (
     Arg,
@@ -316,24 +316,11 @@ class _Validator:
                 self._bad(f"steps[{number}]", str(error))
 
     def _check_preconditions(self) -> None:
-        self._require_safe()
         if (self._secret() or self._template.secret_env) and not self._sealer.can_seal:
             raise failed_precondition(
                 "NO_SECRET_KEY",
                 "this server has no key to seal secrets with",
                 "An operator sets TEMPLATE_MANAGER_SECRET_KEYS for the API and all hosts.",
-            )
-
-    def _require_safe(self) -> None:
-        """Refuse what hosts would refuse, see `unsafe_steps_in_containers`."""
-        if self._settings.unsafe_steps_in_containers:
-            return
-        if self._base_id is not None:
-            raise failed_precondition(
-                "UNSAFE_STEPS",
-                "from_template: hosts would mount a disk that a guest has written, and that is "
-                "turned off",
-                UnsafeStepsError.hint,
             )
 
     def _config(self) -> TemplateConfig:

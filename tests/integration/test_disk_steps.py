@@ -6,13 +6,10 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import docker
 import images
@@ -21,92 +18,27 @@ import pytest_asyncio
 from devstack.registry import Layer, Registry
 from pyroute2 import netns
 
-from activities.contract.checkpoints import RootfsCheckpoint
-from activities.contract.errors import ImageStepError, VmmError
-from activities.contract.image_steps import Arg, Copy, Env, ImageStep, Run, User, Workdir
-from activities.contract.inputs import RunStepsInput
-from activities.contract.names import ArtifactName, VmPurpose
-from activities.contract.results import ImageConfig, PulledImage
+from activities.contract.errors import FilesMissingError, ImageStepError, VmmError
+from activities.contract.image_steps import Arg, Copy, Env, Run, User, Workdir
+from activities.contract.names import VmPurpose
+from activities.contract.results import PulledImage
 from activities.contract.scope import VmRef
-from activities.disk.data_dir import DataDir
 from activities.disk.ext4 import check_filesystem
-from activities.instructions.disk_steps import VmDiskStepActivities
 from activities.microvm.network import in_network
 from activities.store.bucket import Bucket
-from tests.support.copied_files import uploaded_files
-from tests.support.file_trees import Entry, tree_of_ext4
+from activities.store.objects import files_name
 from tests.support.local_http import HTTPD, HTTPD_ANSWERS, get_page
 from tests.support.step_checks import go_on
-from tests.support.vm_host import VmHost, run, vm_host
+from tests.support.step_host import StepHost, base_of, read
+from tests.support.vm_host import vm_host
 
 pytestmark = pytest.mark.counts_host
-
-
-class StepHost:
-    """A host that runs steps, with a bucket for the files of COPY."""
-
-    def __init__(self, host: VmHost, bucket: Bucket, place: Path) -> None:
-        settings = host.settings.model_copy(update={"image_step_memory_mb": 256})
-        self.host = host
-        self.bucket = bucket
-        self.place = place
-        self.activities = VmDiskStepActivities(
-            settings, host.bench.ledger, host.bench.store, bucket
-        )
-
-    async def bare(self, image: PulledImage, vm: VmRef, **more: Any) -> RootfsCheckpoint:
-        plain = image.model_copy(update={"config": ImageConfig()})
-        return await self.host.rootfs(plain, vm, bare=True, **more)
-
-    async def build(
-        self, image: PulledImage, *steps: ImageStep, vm: VmRef | None = None, **more: Any
-    ) -> RootfsCheckpoint:
-        vm = vm or self.host.vm(purpose=VmPurpose.BOOT)
-        disk = await self.bare(image, vm)
-        await run(self.host.networks.set_up_network, vm)
-        asked: dict[str, Any] = {
-            "vm": vm,
-            "disk": disk,
-            "image": image,
-            "steps": steps,
-            "shape": self.host.shape,
-            "disk_size_mb": 16,
-            "timeout_seconds": 60,
-            "start_command": "",
-            "ready_command": "",
-            "env": {},
-        }
-        made: RootfsCheckpoint = await run(self.activities.run_steps, RunStepsInput(**asked | more))
-        return made
-
-    def log(self, vm: VmRef) -> str:
-        path = DataDir(self.host.settings.data_dir).log(vm.scope.build_id)
-        return path.read_text() if path.exists() else ""
-
-    def disk(self, made: RootfsCheckpoint) -> Path:
-        return self.host.bench.store.file(made, ArtifactName.ROOTFS)
-
-    def tree(self, made: RootfsCheckpoint) -> dict[str, Entry]:
-        return tree_of_ext4(self.disk(made), self.place / uuid.uuid4().hex)
-
-    def files(self, **contents: str) -> str:
-        """Upload files of these names (`__` is a slash) and contents; returns their tar's name."""
-        return uploaded_files(self.bucket, self.place, contents)
 
 
 @pytest_asyncio.fixture
 async def host(tmp_path: Path, empty_bucket: Bucket) -> AsyncIterator[StepHost]:
     async with vm_host(tmp_path / "data") as made:
         yield StepHost(made, empty_bucket, tmp_path)
-
-
-async def base_of(host: StepHost, registry: Registry, **config: Any) -> PulledImage:
-    layer = Layer().directory("bin").busybox().symlink("bin/sh", "busybox").directory("etc")
-    layer.add("etc/passwd", b"root:x:0:0::/root:/bin/sh\nweb:x:1234:1235::/home:/bin/sh\n")
-    layer.add("etc/group", b"root:x:0:\nstaff:x:50:\n").directory("run").directory("var")
-    layer.symlink("var/run", "/run").directory("tmp", mode=0o1777)
-    registry.push("steps-base", [layer.tar()], config=config)
-    return await host.host.bench.pull(f"{registry.address}/steps-base")
 
 
 def calls_of(host: StepHost, vm: VmRef) -> list[str]:
@@ -165,12 +97,6 @@ async def template_files(host: StepHost, image: PulledImage) -> set[str]:
     """Return what a template without steps has in `/.template`."""
     rootfs = await host.host.rootfs(image, host.host.vm(), start_command="sleep 9")
     return {name for name in host.tree(rootfs) if name.startswith("/.template")}
-
-
-def read(disk: Path, path: str) -> str:
-    """Return a file of an ext4 that is not mounted."""
-    command = ["debugfs", "-R", f'cat "{path}"', str(disk)]
-    return subprocess.run(command, capture_output=True, check=True).stdout.decode()
 
 
 async def test_copy(host: StepHost, registry: Registry) -> None:
@@ -334,6 +260,17 @@ async def test_what_copy_cannot_do_is_named(host: StepHost, registry: Registry) 
     ]:
         with pytest.raises(ImageStepError, match=f"step 1: COPY .*{why}"):
             await host.build(base, copy)
+
+
+async def test_files_that_are_not_there_are_named(host: StepHost, registry: Registry) -> None:
+    base = await base_of(host, registry)
+    with pytest.raises(FilesMissingError, match="f" * 64):
+        await host.build(base, Copy(source="a", destination="/a", files_sha256="f" * 64))
+    files = host.files(a="right")
+    host.bucket.write_object(files_name(files), b"somebody else's")
+    with pytest.raises(FilesMissingError, match="not what its name says"):
+        await host.build(base, Copy(source="a", destination="/a", files_sha256=files))
+    assert host.bucket.stat_object(files_name(files)) is None  # there is room for the right ones
 
 
 async def test_a_cancelled_step_ends_within_five_seconds(

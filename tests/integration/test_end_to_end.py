@@ -61,7 +61,6 @@ def product() -> Iterator[Product]:
         running_product(
             ("api",),
             TEMPLATE_MANAGER_BUILD=OPTIONS,
-            TEMPLATE_MANAGER_UNSAFE_STEPS_IN_CONTAINERS="true",
             OTEL_EXPORTER_OTLP_ENDPOINT=collector.address,
             OTEL_BSP_SCHEDULE_DELAY="200",
         ) as running,

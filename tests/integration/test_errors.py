@@ -63,11 +63,13 @@ PROVOKED = {
     "DockerUnavailableError": f"{HERE}::test_a_docker_that_is_away_is_told_with_its_address",
     "StorageDriverError": f"{HERE}::test_another_storage_driver_is_named",
     "ImageStepError": (
-        "integration/test_image_steps.py::test_a_failing_step_is_named_with_its_output"
+        "integration/test_disk_steps.py::test_a_failing_step_is_named_with_its_reason"
     ),
-    "UnsafeStepsError": "attacks/test_containers.py::test_a_host_refuses_what_runs_on_its_kernel",
+    "EarlierWorkerError": (
+        "integration/test_template_bases.py::test_a_worker_of_an_earlier_version_is_told"
+    ),
     "FilesMissingError": (
-        "integration/test_image_steps.py::test_missing_files_and_accounts_are_named"
+        "integration/test_disk_steps.py::test_files_that_are_not_there_are_named"
     ),
     "FilesTooLargeError": (
         "integration/test_files_upload.py::test_files_over_the_limit_are_refused_before_any_is_read"

@@ -104,7 +104,6 @@ def hostile_host(place: Path, registry: Registry) -> Iterator[Product]:
         TEMPLATE_MANAGER_HOST_SLOTS=str(SLOTS),
         TEMPLATE_MANAGER_CHECKPOINT_MAX_MB="500",
         TEMPLATE_MANAGER_SWEEP_INTERVAL_SECONDS="20",
-        TEMPLATE_MANAGER_UNSAFE_STEPS_IN_CONTAINERS="true",
     ) as product:
         yield product
 

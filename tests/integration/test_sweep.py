@@ -31,7 +31,7 @@ from activities.disk.data_dir import DataDir
 from activities.host.bucket_sweep import BucketSweep
 from activities.host.sweep import HostSweep
 from activities.image.docker_daemon import make_docker_client
-from activities.image.docker_steps import STEP_REPOSITORY
+from activities.image.earlier_images import STEP_REPOSITORY
 from activities.microvm.microvm import HostMicrovmActivities
 from activities.microvm.network import create_network, networks_of
 from activities.microvm.vm_process import OWN_PROCESSES, SUPERVISOR, VmProcess

@@ -38,6 +38,8 @@ OPTIONS = (
 GATE = 9000
 # Not ready until somebody has called.
 HELD = f"/bin/busybox nc -l -p {GATE} </dev/null; {HTTPD}"
+# Ends in a VM of the present code, and not in a container.
+HELD_IN_A_CONTAINER = "test -e /.template/init || sleep 1000"
 REFUSED = {
     "kind": "status",
     "status": 403,
@@ -60,7 +62,13 @@ class Upgrade:
     builds: dict[str, str] = field(default_factory=dict)
 
     def build(
-        self, what: str, *, case: str = "", start: str = HTTPD, with_login: bool = True
+        self,
+        what: str,
+        *,
+        case: str = "",
+        start: str = HTTPD,
+        with_login: bool = True,
+        last_step: str = "",
     ) -> str:
         """Start a build and remember it by what it is for; returns its id.
 
@@ -71,6 +79,8 @@ class Upgrade:
         template.MergeFrom(self.asked)
         if not with_login:
             template.ClearField("from_image_registry")
+        if last_step:
+            template.steps.append(step("RUN", last_step))
         self.builds[what] = self.product.create(template, self.files)
         return self.builds[what]
 
@@ -126,12 +136,14 @@ class Upgrade:
         return self.product.log(self.builds[what])
 
 
+def step(kind: str, *args: str) -> pb.TemplateStep:
+    """Return a step of a request."""
+    return pb.TemplateStep(type=kind, args=args)
+
+
 def everything_that_can_be_asked_for(image: str, files_sha256: str) -> pb.TemplateConfig:
     """Return a request with a login, and with a step of every kind on the image."""
     login = pb.GeneralRegistry(username="me", password="of a registry that wants none")
-
-    def step(kind: str, *args: str) -> pb.TemplateStep:
-        return pb.TemplateStep(type=kind, args=args)
 
     copy = step("COPY", "index.html", ".")
     copy.files_hash = files_sha256
@@ -162,7 +174,7 @@ def upgrade(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upgrade]:
         running_product(
             (),
             TEMPLATE_MANAGER_BUILD=OPTIONS,
-            TEMPLATE_MANAGER_UNSAFE_STEPS_IN_CONTAINERS="true",
+            TEMPLATE_MANAGER_HOST_SLOTS="3",
         ) as product,
     ):
         image = images.make_and_push("alpine-like", product.registry, lambda _: None)
@@ -183,7 +195,7 @@ def upgrade(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upgrade]:
 
 
 def build_with_earlier_code(upgrade: Upgrade) -> None:
-    """One build ends well, one badly; two guests boot and fill the host; one build waits."""
+    """One build ends well, one badly; two guests and a step fill the host; one build waits."""
     product = upgrade.product
     completed = product.ended(upgrade.build("complete"))
     assert completed["state"] == "completed", completed
@@ -192,6 +204,8 @@ def build_with_earlier_code(upgrade: Upgrade) -> None:
     assert failed["reason"]["error_type"] == "StorageDeniedError"
     upgrade.build_held("booting until the worker is new")
     upgrade.build_held("booting until the host is new")
+    in_steps = upgrade.build("in its steps", case="steps", last_step=HELD_IN_A_CONTAINER)
+    product.until_logged(in_steps, "/.template/init")
     upgrade.build("waiting since before the API was new")
 
 
@@ -245,6 +259,13 @@ def test_a_root_file_system_whose_maker_was_killed_is_made_by_the_new_host(
     assert made in ([1, 2], [2])
 
 
+def test_a_build_whose_steps_ran_in_containers_goes_on_with_them_in_vms(
+    upgrade: Upgrade,
+) -> None:
+    """In a container the last of them would not have ended."""
+    upgrade.completed("in its steps")
+
+
 def test_a_build_that_waits_for_a_host_gets_the_new_one(upgrade: Upgrade) -> None:
     upgrade.completed("waiting for the new host")
 
@@ -281,12 +302,21 @@ def test_a_template_of_the_earlier_code_is_pulled_whole(upgrade: Upgrade) -> Non
 
 
 def test_the_processes_may_be_replaced_in_any_order(upgrade: Upgrade) -> None:
-    """The new host gets on with an earlier API and worker, the new worker with an earlier API."""
+    """The new host gets on with an earlier API and worker, the new worker with an earlier API.
+
+    But for steps in containers, which no host has any more: these builds are to be tried again.
+    """
     for app in ("api", "worker"):
         upgrade.start_earlier(app)
-    upgrade.build("with the host first", case="host-first")
-    upgrade.completed("with the host first")
+    for what, base in (("with the host first", ""), ("on a template", "complete")):
+        build_id = upgrade.build_on(what, base) if base else upgrade.build(what, case="host-first")
+        ended = upgrade.product.ended(build_id)
+        assert ended["reason"]["error_type"] == "EarlierWorkerError"
+        assert "retry the build" in ended["reason"]["hint"]
     upgrade.replace("worker")
+    for what in ("with the host first", "on a template"):
+        assert upgrade.product.cli("retry", upgrade.builds[what]).code == 0
+        upgrade.completed(what)
     for what in ("complete", "with the host first"):
         upgrade.completed(what)
     upgrade.replace("api")

@@ -52,6 +52,7 @@ from activities.contract.interface import (
     MicrovmActivities,
     NetworkActivities,
     RootfsActivities,
+    TemplateBaseActivities,
     TenantRemovalActivities,
     UploadUndoActivities,
 )
@@ -62,6 +63,7 @@ from activities.contract.names import (
     lease_task_queue,
     step_task_queue,
 )
+from activities.contract.requests import Commands
 from activities.contract.results import (
     DeletedTemplate,
     DiscardedUpload,
@@ -69,6 +71,7 @@ from activities.contract.results import (
     PublishedTemplate,
     PulledImage,
     StoredObject,
+    TemplateBase,
     UploadedArtifact,
     Verification,
 )
@@ -160,6 +163,7 @@ class RecordingHost(
     CheckpointActivities,
     ImageActivities,
     ImageStepActivities,
+    TemplateBaseActivities,
     RootfsActivities,
     DiskStepActivities,
     NetworkActivities,
@@ -238,7 +242,9 @@ class RecordingHost(
     @activity.defn(name="import_template")
     async def import_template(self, take: ImportTemplateInput, /) -> PulledImage:
         await self._step("import_template", take, take.scope)
-        return pulled_image()
+        commands = Commands(start="base serves", ready="base answers")
+        base = TemplateBase(disk=rootfs_checkpoint(self.name), commands=commands)
+        return pulled_image().model_copy(update={"base": base, "tenant": take.scope.tenant})
 
     @activity.defn(name="build_rootfs")
     async def build_rootfs(self, build: BuildRootfsInput, /) -> RootfsCheckpoint:

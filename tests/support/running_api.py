@@ -106,7 +106,6 @@ def settings_for(storage: Stack, **changes: Any) -> Settings:
         "build": OPTIONS,
         "secret_keys": SECRET_KEYS,
         "drain_seconds": 3,
-        "unsafe_steps_in_containers": True,
     }
     return Settings(**(values | changes))
 

@@ -81,7 +81,7 @@ def test_a_tenants_tree_is_mounted_in_known_places_only() -> None:
         if isinstance(node, ast.Attribute | ast.Name)
         and (node.attr if isinstance(node, ast.Attribute) else node.id) in mounting
     }
-    assert found == {"rootfs/rootfs.py", "image/docker_steps.py"}
+    assert found == {"rootfs/rootfs.py"}
 
 
 def test_a_call_by_path_is_found(tmp_path: Path) -> None:

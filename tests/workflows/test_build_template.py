@@ -13,6 +13,7 @@ from temporalio.exceptions import ApplicationError, CancelledError
 
 from activities.contract.errors import (
     CheckpointLostError,
+    EarlierWorkerError,
     HostDrainingError,
     HostFaultError,
     ImageNotFoundError,
@@ -34,6 +35,7 @@ from activities.contract.results import (
 )
 from activities.contract.sources import FromTemplate
 from activities.contract.status import BuildResult, BuildState, LogEntry
+from activities.store.metadata import metadata_of
 from tests.support.example_template import pulled_image
 from tests.support.recording_host import (
     Journal,
@@ -147,7 +149,6 @@ async def test_the_host_is_told_first_what_is_to_boot(client: Client, host: Reco
     told = dict(host.journal.arguments)
     assert told["pull_image"].shape == told["start_vm"].shape
     assert told["pull_image"].shape.kernel_version == asked.kernel_version
-    assert told["pull_image"].added_layers == 0  # steps are none of Docker's
     base = FromTemplate(build_id=str(uuid.uuid4()))
     await result_of(await start(client, BuildInput(config=config(source=base), options=OPTIONS)))
     assert dict(host.journal.arguments)["import_template"].shape == told["start_vm"].shape
@@ -418,12 +419,55 @@ async def test_a_template_is_the_base(client: Client, host: RecordingHost) -> No
         config=config(source=FromTemplate(build_id=base), steps=STEPS), options=OPTIONS
     )
     await result_of(await start(client, build))
-    assert host.journal.of("pull_image", "import_template", "run_steps") == [
-        "import_template",
-        "run_steps",
-    ]
-    [asked] = [argument for name, argument in host.journal.arguments if name == "import_template"]
-    assert asked.build_id == base
+    done = ("pull_image", "import_template", "build_rootfs", "run_steps", "start_vm")
+    assert host.journal.of(*done) == ["import_template", "run_steps", "start_vm"]
+    told = dict(host.journal.arguments)
+    assert told["import_template"].build_id == base
+    assert told["run_steps"].disk == told["run_steps"].image.base.disk
+    published = told["publish_template"].image
+    assert (published.config.user, published.tenant) == ("web", "default")
+
+
+async def test_a_template_without_steps_is_made_in_a_vm_too(
+    client: Client, host: RecordingHost
+) -> None:
+    asked = config(source=FromTemplate(build_id=str(uuid.uuid4())))
+    await result_of(await start(client, BuildInput(config=asked, options=OPTIONS)))
+    told = dict(host.journal.arguments)
+    assert "build_rootfs" not in told
+    assert told["run_steps"].steps == ()
+    assert told["publish_template"].image.base is not None
+
+
+@pytest.mark.parametrize(
+    ("own", "run"),
+    [
+        ({}, ("base serves", "base answers")),
+        ({"start_command": "serve"}, ("serve", "")),
+        ({"ready_command": "ask"}, ("base serves", "ask")),
+        ({"start_command": "serve", "ready_command": "ask"}, ("serve", "ask")),
+    ],
+    ids=["neither", "start", "ready", "both"],
+)
+async def test_commands_are_the_templates_unless_the_request_has_some(
+    client: Client, host: RecordingHost, own: dict[str, str], run: tuple[str, str]
+) -> None:
+    source = FromTemplate(build_id=str(uuid.uuid4()))
+    asked = config(source=source, **{"start_command": "", "ready_command": "", **own})
+    await result_of(await start(client, BuildInput(config=asked, options=OPTIONS)))
+    told = dict(host.journal.arguments)
+    steps = told["run_steps"]
+    assert (steps.start_command, steps.ready_command) == run
+    made = metadata_of(told["publish_template"], stored("build.log"))
+    assert made.config.start_command == own.get("start_command", "")
+    assert (made.commands.start, made.commands.ready) == run  # for those that are built on it
+
+
+async def test_a_disk_that_is_gone_is_taken_again(client: Client, host: RecordingHost) -> None:
+    host.journal.fail("run_steps", CheckpointLostError("the disk is gone", step=Step.PULL))
+    asked = config(source=FromTemplate(build_id=str(uuid.uuid4())))
+    await result_of(await start(client, BuildInput(config=asked, options=OPTIONS)))
+    assert host.journal.of("import_template", "run_steps") == ["import_template", "run_steps"] * 2
 
 
 STEPS_UNDO = ["kill_vm boot", "tear_down_network boot"]
@@ -485,6 +529,27 @@ async def test_a_host_of_an_earlier_version_runs_the_steps_in_its_way(
     told = dict(host.journal.arguments)
     assert told["build_rootfs"].image.base_reference
     assert not told["build_rootfs"].bare
+    assert told["publish_template"].image.config.user == "web"
+
+
+async def test_a_host_that_is_upgraded_in_the_midst_of_steps_runs_them_in_a_vm(
+    client: Client, host: RecordingHost
+) -> None:
+    """What the earlier one has begun in containers is begun anew."""
+    host.journal.fail("run_steps", NotFoundError("run_steps is not registered"))
+    host.journal.fail("build_image", EarlierWorkerError("this host runs them in VMs"))
+    asked = config(steps=STEPS, start_command="serve")
+    await result_of(await start(client, BuildInput(config=asked, options=OPTIONS)))
+    done = ("build_rootfs", "run_steps", "build_image", "start_vm")
+    assert host.journal.of(*done) == [
+        "build_rootfs",
+        "run_steps",
+        "build_image",
+        "run_steps",
+        "start_vm",
+    ]
+    told = dict(host.journal.arguments)
+    assert (told["run_steps"].steps, told["run_steps"].start_command) == (STEPS, "serve")
     assert told["publish_template"].image.config.user == "web"
 
 

@@ -32,7 +32,6 @@ SETTINGS = Settings(
     secret_keys=SecretStr("k1:" + "A" * 43 + "="),
     registry="registry.test",
     host_login_registries=("docker.io/library",),
-    unsafe_steps_in_containers=True,
 )
 ONLY_FOR = SealedFor(BUILD, "docker.io")
 NO_KEYS = Settings(secret_keys=SecretStr(""))
@@ -485,25 +484,6 @@ def test_what_is_kept_for_long_has_nothing_sealed() -> None:
     assert "secret_env" not in kept.model_dump()
     assert TemplateConfig.model_validate_json(config.model_dump_json()) == config
     assert config_sha256(kept) == config_sha256(config)
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        (
-            {"from_image": "", "from_template": pb.FromTemplateConfig(build_id=OTHER_BUILD)},
-            "from_template: hosts",
-        ),
-    ],
-)
-def test_what_would_run_on_a_hosts_kernel_is_refused_by_default(
-    changes: dict[str, Any], named: str
-) -> None:
-    error = refused(Settings(secret_keys=SETTINGS.secret_keys), **changes)
-    assert (error.code, error.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "UNSAFE_STEPS")
-    assert error.message.startswith(named)
-    assert "TEMPLATE_MANAGER_UNSAFE_STEPS_IN_CONTAINERS" in error.hint
-    assert check(**changes)
 
 
 def test_steps_are_not_refused_since_vms_run_them() -> None:

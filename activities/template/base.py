@@ -1,0 +1,110 @@
+"""Templates as bases: the disk of one, brought to this host as blocks.
+
+A guest has written it. Nothing here reads more of it than its bytes: whatever is done to it is done
+by VMs.
+"""
+
+from __future__ import annotations
+
+from temporalio import activity
+
+from activities.contract.checkpoints import RootfsCheckpoint, RootfsFacts
+from activities.contract.errors import RootfsTooLargeError, TemplateNotFoundError
+from activities.contract.inputs import ImportTemplateInput
+from activities.contract.interface import TemplateBaseActivities
+from activities.contract.names import ArtifactName, Step
+from activities.contract.results import ImageConfig, PulledImage, TemplateBase
+from activities.contract.units import MIB
+from activities.disk.data_dir import DataDir
+from activities.process.settings import Settings
+from activities.step.checkpoints import CheckpointStore, fingerprint
+from activities.step.ledger import LeaseLedger
+from activities.step.running_step import RunningStep, running_step
+from activities.step.vm_requirements import require_parts
+from activities.store.bucket import Bucket
+from activities.store.download import pull_rootfs
+from activities.store.metadata import TemplateMetadata, read_metadata
+
+
+class BucketBaseActivities(TemplateBaseActivities):
+    """Takes templates out of the bucket. See `interface` for the contract."""
+
+    def __init__(
+        self, settings: Settings, ledger: LeaseLedger, store: CheckpointStore, bucket: Bucket
+    ) -> None:
+        self._settings = settings
+        self._data_dir = DataDir(settings.data_dir)
+        self._ledger = ledger
+        self._store = store
+        self._bucket = bucket
+
+    @activity.defn(name="import_template")
+    async def import_template(self, take: ImportTemplateInput, /) -> PulledImage:
+        """Bring the disk of a published template to the host."""
+        attempt = activity.info().attempt
+        async with running_step(self._data_dir, self._ledger, take.scope, Step.PULL) as step:
+            return await step.in_thread(self._take, step, take, attempt)
+
+    def _take(self, step: RunningStep, take: ImportTemplateInput, attempt: int) -> PulledImage:
+        if take.shape is not None:
+            require_parts(self._settings, take.shape, step.log)
+        metadata = read_metadata(self._bucket, take.build_id)
+        if metadata is None or metadata.config.tenant != take.scope.tenant:
+            raise TemplateNotFoundError(f"there is no template {take.build_id} to start from")
+        size_mb = metadata.artifacts[ArtifactName.ROOTFS].size_bytes // MIB
+        if size_mb > self._settings.max_rootfs_mb:
+            raise RootfsTooLargeError(
+                f"the disk of template {take.build_id} has {size_mb} MiB; "
+                f"the limit is {self._settings.max_rootfs_mb} MiB"
+            )
+        return _as_image(metadata, self._disk(step, take, metadata, attempt))
+
+    def _disk(
+        self, step: RunningStep, take: ImportTemplateInput, metadata: TemplateMetadata, attempt: int
+    ) -> RootfsCheckpoint:
+        scope, artifact = take.scope, metadata.artifacts[ArtifactName.ROOTFS]
+        key = fingerprint(Step.ROOTFS, template=artifact.sha256, tenant=scope.tenant)
+        with self._store.making(Step.ROOTFS, key, scope, attempt, step.check) as place:
+            found = self._store.find(RootfsCheckpoint, key, scope.build_id, step.check)
+            if found is not None:
+                step.log.info(f"the disk of template {take.build_id} is on the host already")
+                return found
+            step.log.info(f"taking the disk of template {take.build_id}")
+
+            def tell(_: str, done: int, total: int) -> None:
+                step.check()
+                step.progress("downloading the disk", done, total, "bytes")
+
+            pull_rootfs(self._bucket, metadata, place / ArtifactName.ROOTFS, tell)
+            made = RootfsCheckpoint(
+                fingerprint=key,
+                host=self._settings.host,
+                facts=RootfsFacts(size_mb=artifact.size_bytes // MIB),
+            )
+            names, hashes = (ArtifactName.ROOTFS,), {ArtifactName.ROOTFS: artifact.sha256}
+            return self._store.publish(
+                place, made, scope, names=names, check=step.check, hashes=hashes
+            )
+
+
+def _as_image(metadata: TemplateMetadata, disk: RootfsCheckpoint) -> PulledImage:
+    digest = f"sha256:{metadata.artifacts[ArtifactName.ROOTFS].sha256}"
+    return PulledImage(
+        reference=f"template-manager/template@{digest}",
+        digest=digest,
+        image_id="",
+        architecture=metadata.image.architecture,
+        size_bytes=metadata.artifacts[ArtifactName.ROOTFS].size_bytes,
+        layer_count=0,
+        config=_config_of(metadata),
+        tenant=metadata.config.tenant,
+        base=TemplateBase(disk=disk, commands=metadata.commands),
+    )
+
+
+def _config_of(metadata: TemplateMetadata) -> ImageConfig:
+    """Return the config of its image, with the variables that its request gave."""
+    config, own = metadata.image.config, metadata.config.env
+    told = (variable for variable in config.env if variable.partition("=")[0] not in own)
+    env = (*told, *(f"{name}={value}" for name, value in own.items()))
+    return config.model_copy(update={"env": env})
