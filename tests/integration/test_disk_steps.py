@@ -175,9 +175,14 @@ async def test_a_service_runs_in_its_step_alone(host: StepHost, registry: Regist
     unit = "[Service]\\nExecStart=/bin/sh -c 'echo $$ >/served; exec sleep 1000'\\n"
     start = (
         f'printf "{unit}" >/etc/systemd/system/web.service && systemctl start web && '
-        "sleep 1 && systemctl is-active web >/first && cp /served /pid"
+        "sleep 1 && systemctl is-active web >/first && cp /served /pid && "
+        "mkdir -m 750 /run/kept && echo 1 >/run/kept/one && echo 2 >/run/kept/two && "
+        "echo net.ipv4.ip_unprivileged_port_start=1024 >/etc/sysctl.d/99-x.conf"
     )
-    look = "systemctl is-active web >/second; true"
+    look = (
+        "systemctl is-active web >/second; cat /run/kept/* >/of-run && rm /run/kept/two && "
+        "cat /proc/sys/net/ipv4/ip_unprivileged_port_start >/port"
+    )
     made = await host.build(
         base, Run(command=start), Run(command=look), timeout_seconds=240, disk_size_mb=64
     )
@@ -185,6 +190,16 @@ async def test_a_service_runs_in_its_step_alone(host: StepHost, registry: Regist
     check_filesystem(disk, go_on)
     assert (read(disk, "/first"), read(disk, "/second")) == ("active\n", "inactive\n")
     assert int(read(disk, "/pid")) > 1
+    assert read(disk, "/port") == "0\n"  # as in a container, whatever sysctl.d says
+    # What a RUN puts into /run stays, although systemd has it in memory; what systemd puts does not.
+    assert read(disk, "/of-run") == "1\n2\n"
+    tree = host.tree(made)
+    assert tree["/run/kept"].mode == 0o750
+    before = host.tree(await host.bare(base, host.host.vm(), disk_size_mb=64))
+    of_run = {name for name in tree.keys() - before.keys() if name.startswith("/run/")}
+    assert {name for name in of_run if "kept" in name} == {"/run/kept", "/run/kept/one"}
+    of_systemd = ("/run/systemd", "/run/udev", "/run/log", "/run/agetty")
+    assert not any(name.startswith(of_systemd) for name in of_run)
 
 
 FAILURES = [

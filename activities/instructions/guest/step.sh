@@ -1,39 +1,23 @@
 # Runs a RUN under the image's own init, and brings the disk to rest after it. Arguments: what the
 # init is (systemd, other, added), and its path.
 #
-# Says lines `@tm@ <kind> <text>`: start, out, err, out-part and err-part (beginnings of lines), cut,
+# What it says on the console is start, out, err, out-part and err-part (beginnings of lines), cut,
 # exit <code> <what it ran out of>, done.
 set -u
-t=/.template
-bb=$t/busybox
-state=$t/run
-console=/dev/ttyS0
+. /.template/common.sh
 MAX_LINES=5000
 MAX_CHARS=2097152
 LAST_LINES=20
 LAST_BYTES=8192
-CHUNK_BYTES=4096
 MAX_TASKS=4096
 group=/sys/fs/cgroup/template-step
-newline='
-'
-
-say() { # kind, text
-    printf '\n@tm@ %s %s\n' "$1" "$2" >$console
-}
-
-# Control characters become spaces, but for tab, the \r of a progress bar, and what colours and titles
-# are made of: the host makes these readable.
-clean() {
-    $bb tr '\000-\006\010\013\014\016-\032\034-\037\177' ' '
-}
 
 # Says what comes when it comes, up to a limit; then only the last lines, which say why it failed.
 relay() { # kind
     trap '' TERM # who is asked to end may have last words
     clean | {
         lines=0 chars=0
-        while chunk=$($bb dd bs=$CHUNK_BYTES count=1 2>/dev/null && echo .) && [ "$chunk" != . ]; do
+        while read_chunk; do
             say_chunk "$1" "${chunk%.}"
             chars=$((chars + ${#chunk}))
             [ $lines -lt $MAX_LINES ] && [ $chars -lt $MAX_CHARS ] || break
@@ -41,20 +25,6 @@ relay() { # kind
         say_last "$1"
     }
     : >"$state/$1.done"
-}
-
-say_chunk() { # kind, text
-    rest=$2
-    while :; do
-        case $rest in
-            *"$newline"*) ;;
-            *) break ;;
-        esac
-        lines=$((lines + 1))
-        say "$1" "${rest%%"$newline"*}"
-        rest=${rest#*"$newline"}
-    done
-    [ -z "$rest" ] || { lines=$((lines + 1)); say "$1-part" "$rest"; }
 }
 
 say_last() { # kind
@@ -75,15 +45,9 @@ limit_tasks() { # kind of init
     $bb mkdir -p $group && echo $MAX_TASKS >$group/pids.max && echo $$ >$group/cgroup.procs
 } 2>/dev/null
 
-run_command() {
-    $bb mkfifo -m 622 $state/out $state/err
-    $bb mkfifo $state/ended
-    relay out <$state/out &
-    relay err <$state/err &
-    # Not by `&`: a shell lets what it starts so ignore SIGINT and SIGQUIT.
-    $bb start-stop-daemon -S -b -p $state/none -x $bb -- sh $t/start-command.sh
+# Its output comes first. A daemon that it left may hold the pipes open, so not for long.
+await_end() { # leaves its exit code in `code`
     read -r code <$state/ended
-    # Its output comes first. A daemon that it left may hold the pipes open, so not for long.
     tries=0
     while [ $tries -lt 100 ] && ! { [ -e $state/out.done ] && [ -e $state/err.done ]; }; do
         $bb usleep 20000
@@ -145,16 +109,52 @@ forget_machine_id() {
     fi
 } 2>/dev/null
 
-umask 022
-ulimit -n 1048576 2>/dev/null
+# /run is in memory where systemd is the init, and what a RUN has put there belongs to the image, as
+# in a container. What systemd and its gettys keep there does not.
+list_run() {
+    $bb find /run -xdev \( -path /run/systemd -o -path /run/udev -o -path /run/log \
+        -o -path /run/initctl -o -path /run/user -o -path /run/utmp \
+        -o -path /run/agetty.reload \) -prune \
+        -o -exec $bb stat -c '%f %u %g %s %Y %n' {} +
+}
+
+keep_run() {
+    list_run >$state/run.after
+    $bb mkdir $state/disk
+    $bb mount --bind / $state/disk
+    while read -r _ _ _ _ _ path; do
+        [ -e "$path" ] || [ -L "$path" ] || $bb rm -rf "$state/disk$path"
+    done <$state/run.before
+    $bb grep -Fxvf $state/run.before $state/run.after | while read -r _ _ _ _ _ path; do
+        put_on_disk "$path"
+    done
+    $bb umount $state/disk
+}
+
+put_on_disk() { # path; a directory comes before what is in it
+    if [ -d "$1" ] && [ ! -L "$1" ]; then
+        $bb mkdir -p "$state/disk$1"
+        $bb chown "$($bb stat -c %u:%g "$1")" "$state/disk$1"
+        $bb chmod "$($bb stat -c %a "$1")" "$state/disk$1"
+    else
+        $bb rm -rf "$state/disk$1"
+        $bb cp -a "$1" "$state/disk$1"
+    fi
+}
+
+settle_boot "$1"
 # Held open, so that closing it after a line does not wait for the line to be sent.
 exec 3>$console
 say start "$*"
 machine_id=$($bb cat /etc/machine-id 2>/dev/null)
 limit_tasks "$1"
-run_command
+[ "$1" != systemd ] || list_run >$state/run.before
+run_start_command
+await_end
 if [ "$code" = 0 ]; then
     say exit 0
+    # Before it stops services: systemd starts some of them again.
+    [ "$1" != systemd ] || keep_run
     stop_everything
     forget_machine_id
     $bb sync
@@ -162,8 +162,4 @@ if [ "$code" = 0 ]; then
 else
     say exit "$code $(ran_out_of)"
 fi
-# systemd would end what belongs to a service when its first process ends.
-while :; do
-    $bb sleep 2147483647 &
-    wait
-done
+stay

@@ -1,39 +1,22 @@
 # Runs the start command, waits until the ready command succeeds, and says on the serial console
 # what happens. Arguments: what the init is (systemd, other, added), and its path.
 #
-# Every line that it says is `@tm@ <kind> <text>`, after an empty line: init (by /.template/init),
-# start, out, err, start-exit, ready-out, ready-attempt, ready, failed; out-part and err-part are the
-# beginnings of lines.
+# What it says on the console is init (by /.template/init), start, out, err, start-exit, ready-out,
+# ready-attempt, ready, failed; out-part and err-part are the beginnings of lines.
 set -u
-t=/.template
-bb=$t/busybox
-state=$t/run
-console=$state/console
+. /.template/common.sh
 ATTEMPT_SECONDS=30
 LINE_CHARS=2000
-CHUNK_BYTES=4096
 # More of it in a row is a flood: what the pipes hold, and as much again.
 FLOOD_CHUNKS=64
 FLOOD_SECONDS=2
 TELLINGS=60
-newline='
-'
-
-say() { # kind, text
-    printf '\n@tm@ %s %s\n' "$1" "$2" >$console
-}
-
-# Control characters become spaces, but for tab, the \r of a progress bar, and what colours and titles
-# are made of: the host makes these readable. busybox's tr passes on what it has at once.
-clean() {
-    $bb tr '\000-\006\010\013\014\016-\032\034-\037\177' ' '
-}
 
 # Says what comes when it comes: a prompt has no newline, and a program may wait for ever after it.
 relay() { # kind
     clean | {
-        told=0 full=0
-        while chunk=$($bb dd bs=$CHUNK_BYTES count=1 2>/dev/null && echo .) && [ "$chunk" != . ]; do
+        told=0 full=0 lines=0
+        while read_chunk; do
             say_chunk "$1" "${chunk%.}"
             [ -e $state/is-ready ] && break
             told=$((told + 1))
@@ -71,36 +54,13 @@ of_host() { # name, arguments
 }
 dd="$t/tools/ld.so --library-path $t/tools --argv0 dd $t/tools/dd"
 
-say_chunk() { # kind, text
-    rest=$2
-    while :; do
-        case $rest in
-            *"$newline"*) ;;
-            *) break ;;
-        esac
-        say "$1" "${rest%%"$newline"*}"
-        rest=${rest#*"$newline"}
-    done
-    [ -z "$rest" ] || say "$1-part" "$rest"
-}
-
 # After the snapshot nobody may be reading the console, or its interrupt may be lost. The start
 # command must not stop for that: what the console does not take in time is thrown away.
 pass_on() {
-    while chunk=$($bb dd bs=4096 count=1 2>/dev/null && echo .) && [ "$chunk" != . ]; do
+    while read_chunk; do
         printf '%s' "${chunk%.}" | $bb timeout 2 $bb cat >$console || break
     done
     $bb cat >/dev/null
-}
-
-run_start_command() {
-    $bb mkfifo -m 622 $state/out $state/err
-    $bb mkfifo $state/ended
-    relay out <$state/out &
-    relay err <$state/err &
-    # Not by `&`: a shell lets what it starts so ignore SIGINT and SIGQUIT.
-    $bb start-stop-daemon -S -b -p $state/none -x $bb -- sh $t/start-command.sh
-    await_end &
 }
 
 await_end() {
@@ -217,16 +177,7 @@ require_devices() {
         keep_saying failed "the image's init has mounted something over /dev that has no devices"
 }
 
-umask 022
-ulimit -n 1048576 2>/dev/null
-# The kernel counts these by the memory that a guest has: in a container they are the host's.
-ulimit -u unlimited
-ulimit -i unlimited
-# systemd-sysctl has had its turn, and the image's files may say otherwise.
-if [ "$1" = systemd ]; then
-    $bb sh $t/sysctls.sh
-    [ ! -r /etc/hostname ] || $bb hostname -F /etc/hostname
-fi
+settle_boot "$1"
 # Held open, so that closing it after a line does not wait for the line to be sent.
 exec 3>$console
 say start "$*"
@@ -236,7 +187,10 @@ if [ -e $state/machine-id-is-made ] && { [ "$1" != added ] || [ -e /etc/machine-
 fi
 read -r up _ </proc/uptime
 began=${up%.*}${up#*.}
-if has_start_command; then run_start_command; fi
+if has_start_command; then
+    run_start_command
+    await_end &
+fi
 if [ -x $t/agent ]; then $bb setsid $t/agent </dev/null >/dev/null 2>&1 & fi
 if get_ready; then
     : >$state/is-ready
@@ -245,8 +199,4 @@ if get_ready; then
 else
     keep_saying failed 'the start command ended before the guest was ready'
 fi
-# systemd would end what belongs to a service when its first process ends.
-while :; do
-    $bb sleep 2147483647 &
-    wait
-done
+stay
