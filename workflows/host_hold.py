@@ -192,6 +192,7 @@ class HostHold:
                 retaken_from=retake_from,
                 lifetime_seconds=options.heartbeat_timeout_seconds + options.lease_grace_seconds,
                 shape=self._config.shape,
+                runs_steps=self._config.runs_steps,
             ),
             queue=lease_task_queue(retake_from) if retake_from else SHARED_HOST_TASK_QUEUE,
             summary=f"hold {retake_from} again" if retake_from else "hold a KVM host",

@@ -54,6 +54,8 @@ class HoldHostInput(Model):
     shape: VmShape | None = Field(default=None, exclude_if=lambda shape: shape is None)
     """Of the VM that is to boot: a host that cannot run it does not take the build. None in older
     histories."""
+    runs_steps: bool = Field(default=False, exclude_if=lambda runs_steps: not runs_steps)
+    """Whether VMs run steps before that one: a host may give these more memory."""
 
 
 class FindHostInput(Model):

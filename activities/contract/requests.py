@@ -15,7 +15,7 @@ from activities.contract.names import (
 )
 from activities.contract.registry_logins import Sealed
 from activities.contract.scope import VmShape
-from activities.contract.sources import FromImage, PersistedSource, Source
+from activities.contract.sources import FromImage, FromTemplate, PersistedSource, Source
 
 # As a start command: what the image itself would run.
 IMAGE_COMMAND = "image"
@@ -73,6 +73,11 @@ class TemplateConfig(Model):
             firecracker_version=self.firecracker_version,
             huge_pages=self.huge_pages,
         )
+
+    @property
+    def runs_steps(self) -> bool:
+        """Whether VMs do something to its disk before it is booted."""
+        return bool(self.steps) or isinstance(self.source, FromTemplate)
 
     @property
     def has_secrets(self) -> bool:

@@ -1,4 +1,5 @@
-"""How many builds a host takes: its slots, minus the builds that its ledger says it holds.
+"""How many builds a host takes: its slots, minus the builds that its ledger says it holds, and as
+many as there is memory for.
 
 None while a disk of it is nearly full.
 
@@ -26,6 +27,7 @@ from temporalio.worker import (
 
 from activities.contract.errors import HostDrainingError
 from activities.disk.room import Room
+from activities.host.memory import UNCOUNTED, HostMemory
 from activities.step.ledger import LeaseLedger
 
 POLL_SECONDS = 0.2
@@ -36,10 +38,13 @@ CLOSE_SECONDS = 3.0
 class Admission(CustomSlotSupplier):
     """Hands out slots for new builds. Used by one worker, on one event loop."""
 
-    def __init__(self, ledger: LeaseLedger, slots: int, room: Room) -> None:
+    def __init__(
+        self, ledger: LeaseLedger, slots: int, room: Room, memory: HostMemory = UNCOUNTED
+    ) -> None:
         self._ledger = ledger
         self._slots = slots
         self._room = room
+        self.memory = memory
         self._permits = 0
         self._in_ledger = 0
         self._entering = asyncio.Lock()
@@ -60,20 +65,31 @@ class Admission(CustomSlotSupplier):
         return self._room.lacking()
 
     @asynccontextmanager
-    async def room_for(self, build_id: str, *, is_new: bool) -> AsyncIterator[None]:
+    async def room_for(
+        self, build_id: str, *, is_new: bool, memory_mb: int = 0
+    ) -> AsyncIterator[None]:
         """Wait, heartbeating, until one more build fits; enter it in the ledger in the body.
+
+        One that wants more memory than there is at all is taken when it is alone.
 
         A permit is not enough: a retried build comes back to this host without one. Nor is it for a
         new build: Temporal may answer a poll that began before the host was closed, or its disk was
         full. Raises HostDrainingError then.
         """
         async with self._entering:
-            while self._ledger.get(build_id) is None and self._ledger.count() >= self._slots:
+            while self._ledger.get(build_id) is None and not self._fits(memory_mb):
                 self._require_open(is_new)
                 activity.heartbeat()
                 await asyncio.sleep(POLL_SECONDS)
             self._require_open(is_new)
             yield
+
+    def _fits(self, memory_mb: int) -> bool:
+        held = self._ledger.count()
+        if held == 0 or held >= self._slots:
+            return held < self._slots
+        taken_mb = sum(entry.memory_mb for entry in self._ledger.entries())
+        return taken_mb + memory_mb <= self.memory.total_mb
 
     async def close(self) -> None:
         """Take no new build from now on. Every one that was taken before is in the ledger then."""

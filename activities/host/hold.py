@@ -47,9 +47,10 @@ class KvmHostActivities(HostActivities, HostReleaseActivities):
         if hold.shape is not None:
             self._require_fit(hold.shape)
         admitted = hold.retaken_from is None
-        async with self._admission.room_for(hold.build_id, is_new=admitted):
+        memory_mb = self._admission.memory.of_build(hold)
+        async with self._admission.room_for(hold.build_id, is_new=admitted, memory_mb=memory_mb):
             started = boottime()
-            entry = await self._take(hold)
+            entry = await self._take(hold, memory_mb)
         if admitted:
             self._admission.entered_ledger()
         try:
@@ -80,7 +81,7 @@ class KvmHostActivities(HostActivities, HostReleaseActivities):
         if entry is not None and entry.number == scope.lease.number:
             await self._let_go(entry)
 
-    async def _take(self, hold: HoldHostInput) -> LedgerEntry:
+    async def _take(self, hold: HoldHostInput, memory_mb: int) -> LedgerEntry:
         held = self._ledger.get(hold.build_id)
         info = activity.info()
         workflow_id = info.workflow_id or ""
@@ -98,6 +99,7 @@ class KvmHostActivities(HostActivities, HostReleaseActivities):
             workflow_id=workflow_id,
             number=number,
             lifetime_seconds=hold.lifetime_seconds,
+            memory_mb=memory_mb,
         )
 
     @staticmethod

@@ -32,6 +32,7 @@ from activities.disk.room import Room
 from activities.host.admission import Admission
 from activities.host.facts import KvmHostFactsActivities, is_draining
 from activities.host.hold import KvmHostActivities
+from activities.host.memory import HostMemory
 from activities.host.orphans import Describe, describe_with
 from activities.host.served import Activity, served_by, step_activities
 from activities.host.sweep import HostSweep
@@ -82,7 +83,8 @@ def assemble(settings: Settings, describe: Describe) -> Host:
     make_closed(data_dir.root)
     ledger = LeaseLedger(data_dir)
     docker_client = make_docker_client()
-    admission = Admission(ledger, settings.host_slots, room_of(settings, docker_client))
+    room, memory = room_of(settings, docker_client), HostMemory.of(settings)
+    admission = Admission(ledger, settings.host_slots, room, memory)
     bucket = Bucket(settings.bucket)
     leases = LeaseObjects(bucket)
     store = CheckpointStore(data_dir, settings.host)

@@ -97,6 +97,8 @@ class Settings(BaseSettings):
     # KVM host
     host: HostName = Field(default_factory=_default_host)
     host_slots: Annotated[int, Field(ge=1, le=1000)] = 2
+    host_memory_mb: Annotated[int, Field(ge=0)] = 0
+    """What the VMs of all builds may take together; 0 is what the machine has but for a tenth."""
     data_dir: Path = Path("/var/lib/template-manager")
     kernels_dir: Path = Path("/fc-kernels")
     firecracker_dir: Path = Path("/fc-versions")
@@ -134,7 +136,7 @@ class Settings(BaseSettings):
     """What a child process may take that reads or copies an image's files."""
     max_files_mb: Annotated[int, Field(ge=1)] = 10 * 1024
     """Limit of the tar that a COPY's files come in."""
-    image_step_memory_mb: Annotated[int, Field(ge=512)] = 4096
+    image_step_memory_mb: Annotated[int, Field(ge=128)] = 1024
     """What the VM of one step has, unless the template has more."""
     checkpoint_max_age_hours: Annotated[float, Field(ge=0)] = 7 * 24
     """Checkpoints that no build has used for longer are removed."""

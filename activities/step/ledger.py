@@ -50,6 +50,8 @@ class LedgerEntry(Model):
     boot_id: str
     taken_at: float
     """Wall clock, seconds; the sweep leaves young entries alone."""
+    memory_mb: int = 0
+    """What its VM may take of the host; 0 of an earlier version's."""
 
     @property
     def expired(self) -> bool:
@@ -94,8 +96,12 @@ class LeaseLedger:
         workflow_id: str,
         number: int,
         lifetime_seconds: float,
+        memory_mb: int | None = None,
     ) -> LedgerEntry:
-        """Take or renew: write the entry with a deadline `lifetime_seconds` from now."""
+        """Take or renew: write the entry with a deadline `lifetime_seconds` from now.
+
+        Without `memory_mb` it is what it was.
+        """
         before = self.get(build_id)
         entry = LedgerEntry(
             build_id=build_id,
@@ -106,6 +112,7 @@ class LeaseLedger:
             deadline=boottime() + lifetime_seconds,
             boot_id=current_boot_id(),
             taken_at=before.taken_at if before else time.time(),
+            memory_mb=memory_mb if memory_mb is not None else before.memory_mb if before else 0,
         )
         temporary = self._directory / f"{build_id}.{os.getpid()}{DRAFT}"
         temporary.write_text(json.dumps(entry.model_dump(mode="json")))

@@ -191,7 +191,7 @@ async def test_a_service_runs_in_its_step_alone(host: StepHost, registry: Regist
     assert (read(disk, "/first"), read(disk, "/second")) == ("active\n", "inactive\n")
     assert int(read(disk, "/pid")) > 1
     assert read(disk, "/port") == "0\n"  # as in a container, whatever sysctl.d says
-    # What a RUN puts into /run stays, although systemd has it in memory; what systemd puts does not.
+    # What a RUN puts into /run stays, although systemd has it in memory.
     assert read(disk, "/of-run") == "1\n2\n"
     tree = host.tree(made)
     assert tree["/run/kept"].mode == 0o750

@@ -6,16 +6,21 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from temporalio.testing import ActivityEnvironment
 from temporalio.worker import SlotReserveContext
 
 from activities.contract.errors import HostDrainingError
+from activities.contract.inputs import HoldHostInput
+from activities.contract.scope import VmShape
 from activities.disk.data_dir import DataDir
 from activities.disk.room import Room
 from activities.host.admission import Admission
+from activities.host.memory import HostMemory
 from activities.step.ledger import LeaseLedger
 
 CONTEXT = Mock(spec=SlotReserveContext)
 """It is not looked at."""
+MEMORY = HostMemory(total_mb=4096, overhead_mb=256, steps_mb=1024)
 
 
 @pytest.fixture
@@ -23,6 +28,59 @@ def admission(tmp_path: Path) -> Admission:
     made = Admission(LeaseLedger(DataDir(tmp_path)), 2, Room((tmp_path,), 0))
     made.open = True
     return made
+
+
+def asking(memory_mb: int, *, runs_steps: bool = False) -> HoldHostInput:
+    shape = VmShape(memory_mb=memory_mb, vcpu_count=1, kernel_version="k", firecracker_version="f")
+    return HoldHostInput(
+        build_id=str(uuid.uuid4()),
+        template_id="t",
+        lifetime_seconds=60,
+        shape=shape if memory_mb else None,
+        runs_steps=runs_steps,
+    )
+
+
+@pytest.mark.parametrize(
+    ("hold", "memory_mb"),
+    [
+        (asking(512), 512 + 256),
+        (asking(512, runs_steps=True), 1024 + 256),
+        (asking(2048, runs_steps=True), 2048 + 256),
+        (asking(0, runs_steps=True), 0),
+    ],
+    ids=["a boot", "small steps", "large steps", "an earlier version"],
+)
+def test_a_build_takes_what_its_largest_vm_takes(hold: HoldHostInput, memory_mb: int) -> None:
+    assert MEMORY.of_build(hold) == memory_mb
+
+
+async def test_a_build_waits_for_memory_and_not_for_a_slot_alone(tmp_path: Path) -> None:
+    ledger = LeaseLedger(DataDir(tmp_path))
+    admission = Admission(ledger, 3, Room((), 0), MEMORY)
+    admission.open = True
+
+    async def enter(build_id: str, memory_mb: int) -> None:
+        async with admission.room_for(build_id, is_new=True, memory_mb=memory_mb):
+            ledger.put(
+                build_id=build_id,
+                template_id="t",
+                workflow_id="w",
+                number=1,
+                lifetime_seconds=60,
+                memory_mb=memory_mb,
+            )
+
+    first, second = str(uuid.uuid4()), str(uuid.uuid4())
+    environment = ActivityEnvironment()
+    await environment.run(enter, first, 5000)  # too large for the host, and alone
+    waiting = asyncio.ensure_future(environment.run(enter, second, 1000))
+    await asyncio.sleep(0.5)
+    assert not waiting.done()
+    ledger.remove(first, 1)
+    await asyncio.wait_for(waiting, 10)
+    await environment.run(enter, str(uuid.uuid4()), 3096)  # up to the last MiB
+    assert ledger.count() == 2
 
 
 async def test_a_host_that_was_closed_refuses_a_build_that_was_on_its_way(

@@ -40,6 +40,19 @@ def test_a_held_build_may_go_on(ledger: LeaseLedger) -> None:
     assert ledger.count() == 1
 
 
+def test_a_renewed_lease_keeps_the_memory_that_it_counts_for(ledger: LeaseLedger) -> None:
+    entry = ledger.put(
+        build_id=BUILD,
+        template_id="web",
+        workflow_id="w",
+        number=7,
+        lifetime_seconds=60,
+        memory_mb=768,
+    )
+    ledger.renew(entry)
+    assert [entry.memory_mb for entry in ledger.entries()] == [768]
+
+
 def test_a_build_that_is_not_held_may_not(ledger: LeaseLedger) -> None:
     with pytest.raises(LeaseLostError, match="does not hold"):
         ledger.require(scope(7))
