@@ -177,7 +177,7 @@ class BuildSteps:
         try:
             return await self._run_steps(host, image, bare)
         except ActivityError as error:
-            if error_type_of(error) != NOT_SERVED:
+            if error_type_of(error) != NOT_SERVED or self._config.secret_env:
                 raise
         self._telling.warn("the host is of an earlier version: it runs steps in containers")
         made = await self._with_steps_in_containers(host, image)
@@ -225,6 +225,7 @@ class BuildSteps:
                 ready_command=commands.ready,
                 env=self._config.env,
                 force=self._config.force,
+                secret_env=self._config.secret_env,
             )
             return await host.run(
                 DiskStepActivities.run_steps, build, f"{len(steps)} steps on {image.digest[:19]}"

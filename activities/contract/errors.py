@@ -222,12 +222,6 @@ class FilesTooLargeError(TemplateManagerError):
     )
 
 
-class SecretEnvUnsupportedError(TemplateManagerError):
-    """Secret variables are asked for, and the VM of a step does not take them yet."""
-
-    hint = "Leave secret_env out: steps do not take it yet; env is public."
-
-
 # ---- Root file system
 
 

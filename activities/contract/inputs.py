@@ -16,7 +16,7 @@ from activities.contract.names import (
     TemplateId,
     TenantName,
 )
-from activities.contract.registry_logins import RegistryLogin
+from activities.contract.registry_logins import RegistryLogin, Sealed
 from activities.contract.requests import BuildOptions, TemplateConfig
 from activities.contract.results import (
     BuildCheckpoints,
@@ -146,6 +146,8 @@ class RunStepsInput(Model):
     ready_command: str
     env: dict[str, str]
     force: bool = False
+    secret_env: dict[str, Sealed] = Field(default_factory=dict, exclude_if=lambda env: not env)
+    """Variables of each `Run`, each sealed for this build and its name."""
 
 
 class ImportTemplateInput(Model):

@@ -60,7 +60,7 @@ def step_activities(  # noqa: PLR0917 # what a host has, in the order in which i
         EarlierStepActivities(),
         BucketBaseActivities(settings, ledger, store, bucket),
         HostRootfsActivities(settings, ledger, store, docker_client),
-        VmDiskStepActivities(settings, ledger, store, bucket),
+        VmDiskStepActivities(settings, ledger, store, bucket, sealer),
         NetnsNetworkActivities(settings, ledger),
         HostMicrovmActivities(settings, ledger, store),
         HostCheckpointActivities(DataDir(settings.data_dir), store),

@@ -22,10 +22,10 @@ from activities.contract.errors import (
     ProvisioningError,
     RootfsTooLargeError,
 )
-from activities.contract.image_steps import Copy
+from activities.contract.image_steps import Copy, Run
 from activities.contract.inputs import RunStepsInput
 from activities.contract.interface import DiskStepActivities
-from activities.contract.names import ArtifactName, Step
+from activities.contract.names import ArtifactName, Step, tenant_mark
 from activities.contract.step_context import config_after
 from activities.contract.units import MIB
 from activities.disk import ext4
@@ -40,10 +40,12 @@ from activities.microvm.step_vm import (
     StepTalk,
     StepTimedOut,
     follow_step,
+    put_secrets,
     start_step_vm,
 )
 from activities.microvm.vm_process import VmProcess
 from activities.microvm.whole_steps import make_network_if_whole, remove_vm_if_whole
+from activities.process.sealing import SealedFor, Sealer
 from activities.process.settings import Settings
 from activities.rootfs.guest_files import agent_version
 from activities.rootfs.rootfs import unstarted
@@ -62,13 +64,19 @@ class VmDiskStepActivities(DiskStepActivities):
     """Runs steps in VMs of this host. See `interface` for the contract."""
 
     def __init__(
-        self, settings: Settings, ledger: LeaseLedger, store: CheckpointStore, bucket: Bucket
+        self,
+        settings: Settings,
+        ledger: LeaseLedger,
+        store: CheckpointStore,
+        bucket: Bucket,
+        sealer: Sealer,
     ) -> None:
         self._settings = settings
         self._data_dir = DataDir(settings.data_dir)
         self._ledger = ledger
         self._store = store
         self._bucket = bucket
+        self._sealer = sealer
 
     @activity.defn(name="run_steps")
     async def run_steps(self, build: RunStepsInput, /) -> RootfsCheckpoint:
@@ -155,6 +163,8 @@ class VmDiskStepActivities(DiskStepActivities):
         try:
             grows = self._copy_disk(running, build, source, vm.files / ArtifactName.ROOTFS)
             self._put_drive(running, build, work, grows, vm.files / DRIVE)
+            if build.secret_env and isinstance(work.step, Run):
+                put_secrets(vm, self._open_secrets(running, build))
             started = start_step_vm(vm, self._settings, firecracker, shape, running.check)
             tell_limits(running, started)
             self._follow(running, build, work, vm, talk)
@@ -172,6 +182,14 @@ class VmDiskStepActivities(DiskStepActivities):
             init=talk.facts.get("init", ""),
             agent_version=agent_version(self._settings, running.check),
         )
+
+    def _open_secrets(self, running: RunningStep, build: RunStepsInput) -> dict[str, str]:
+        scope, opened = build.vm.scope, dict[str, str]()
+        for name, sealed in build.secret_env.items():
+            only_for = SealedFor(scope.build_id, "", tenant_mark(scope.tenant), name)
+            opened[name] = self._sealer.open(sealed, only_for)
+            running.log.redact(opened[name])
+        return opened
 
     def _memory_mb(self, build: RunStepsInput) -> int:
         return max(build.shape.memory_mb, self._settings.image_step_memory_mb)
@@ -246,7 +264,7 @@ class VmDiskStepActivities(DiskStepActivities):
 
 def _failed(work: Work, why: str, talk: StepTalk) -> Exception:
     kind = ImageStepError if work.step else ProvisioningError
-    message = f"{work.name}: {why}" if work.step else why
+    message = talk.log.redaction.apply(f"{work.name}: {why}" if work.step else why)
     return kind(message, log_tail=[*talk.tail])
 
 

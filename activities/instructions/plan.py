@@ -94,6 +94,8 @@ def _key_after(build: RunStepsInput, key: str, step: ImageStep, forced: bool) ->
         config=build.image.config.model_dump(mode="json", exclude=NOT_OF_A_STEP),
         disk_size_mb=build.disk_size_mb,
         kernel=build.shape.kernel_version,
+        # Their names alone: a value that is renewed changes nothing, and must not be guessed.
+        **({"secret_env": sorted(build.secret_env)} if build.secret_env else {}),
     )
 
 

@@ -162,11 +162,15 @@ class LineParts:
         self.text = text[:MAX_LINE_BYTES]
         self.since = time.monotonic()
 
-    def take(self) -> str:
-        """Return what has come, made readable, and begin anew."""
-        text, self.text = readable(_whole_characters(self.text)), ""
+    def take(self, conceal: Callable[[str, bool], str] = lambda text, _: text) -> str:
+        """Return what has come, made readable, and begin anew.
+
+        `conceal` is given it, and whether it is cut, before that.
+        """
+        whole, self.text = _whole_characters(self.text), ""
         left_out, self.left_out = self.left_out, 0
-        return cut(text, CUT_LINE_CHARS, left_out)
+        text = readable(conceal(whole, left_out > 0))
+        return cut(conceal(text, left_out > 0), CUT_LINE_CHARS, left_out)
 
 
 @dataclass

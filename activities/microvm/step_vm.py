@@ -6,9 +6,11 @@ claims: the worst that a lie does is a wrong disk of the liar.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,6 +33,9 @@ from activities.process.settings import Settings
 from activities.step.build_log import BuildLog
 
 DRIVE = "step.ext4"
+SECRETS = "secrets"
+"""A drive of pairs `NAME=value`, each ended by a NUL; the guest copies them into its memory."""
+SECTOR = 512
 POLL_SECONDS = 0.05
 BOOT_SECONDS = 300.0
 REST_SECONDS = 120.0
@@ -53,6 +58,8 @@ class StepTalk:
     last_words: str = ""
     """The kernel's own when it ends: a panic, or that it restarts or powers down."""
     facts: dict[str, str] = field(default_factory=dict)
+    is_cut: bool = False
+    """Whether output is left out from here on: its last lines may begin anywhere."""
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_TAIL_LINES))
     _parts: dict[str, LineParts] = field(
         default_factory=lambda: {"out": LineParts(), "err": LineParts()}
@@ -76,13 +83,15 @@ class StepTalk:
             self.started = True
             self.log.debug(f"guest is up (init: {readable(text)})", source="guest")
         elif kind == "cut":
+            self.is_cut = True
+            self.tell_parts()
             self.log.warn("more output of the step is left out, but for its last lines")
         elif kind == "exit":
             self._hear_exit(text)
         elif kind == "refused":
-            self.refused = readable(text) or "no reason"
+            self.refused = self._readable(text) or "no reason"
         elif kind == "fact" and len(self.facts) < MAX_FACTS:
-            name, _, value = readable(text).partition(" ")
+            name, _, value = self._readable(text).partition(" ")
             self.facts[name] = value
         elif kind == "done":
             self.done = True
@@ -93,18 +102,25 @@ class StepTalk:
             if parts.text:
                 self._hear_output(stream, "", whole=True)
 
+    def _readable(self, text: str) -> str:
+        """Return it as it may be told: what a guest says may have its secrets in it."""
+        return self.log.redaction.apply(readable(self.log.redaction.apply(text)))
+
+    def _conceal(self, text: str, is_cut: bool) -> str:
+        return self.log.redaction.apply(text, is_begun=self.is_cut, is_cut=is_cut or self.is_cut)
+
     def _hear_console(self, line: str) -> None:
         if not line.strip():
             return
         if not self.last_words and (PANIC in line or GOODBYE.search(line)):
-            self.last_words = line
+            self.last_words = self._readable(line)
         self.log.debug(line, source="console")
 
     def _hear_output(self, stream: str, text: str, *, whole: bool) -> None:
         parts = self._parts[stream]
         parts.add(text)
         if whole:
-            line = parts.take()
+            line = parts.take(self._conceal)
             self.tail.append(line)
             self.log.info(line, source=self.source, stream=f"std{stream}")
 
@@ -134,20 +150,24 @@ def start_step_vm(
     shape: VmShape,
     check: Callable[[], None],
 ) -> Confinement:
-    """Boot the drive `step.ext4` beside the template's disk, both among the VM's files.
+    """Boot the drive `step.ext4` beside the template's disk, both among the VM's files; and beside
+    them the drive `secrets`, if it is there.
 
     Returns what confines the VMM. Raises VmmError, HostFaultError.
     """
     kernel = settings.kernel_path(shape.kernel_version)
     launch = launch_of(settings, firecracker, shape)
-    launch = replace(launch, own=(ArtifactName.ROOTFS, DRIVE), shared=kernel_files(kernel))
+    # The first is /dev/vda, as in the template.
+    drives = {"rootfs": ArtifactName.ROOTFS, "step": DRIVE}
+    if (vm.files / SECRETS).exists():
+        drives["secrets"] = SECRETS
+    launch = replace(launch, own=tuple(drives.values()), shared=kernel_files(kernel))
     confinement = vm.start(launch, check)
     with vm.client() as client:
         set_boot_source(vm, client, kernel, _kernel_arguments(settings))
         limits = drive_limits(settings)
-        # The first is /dev/vda, as in the template.
-        client.drive("rootfs", vm.inside(ArtifactName.ROOTFS), limits)
-        client.drive("step", vm.inside(DRIVE), limits)
+        for name, file in drives.items():
+            client.drive(name, vm.inside(file), limits)
         client.network_interface(GUEST_MAC, TAP)
         client.machine_config(shape.vcpu_count, shape.memory_mb)
         client.entropy()
@@ -155,15 +175,38 @@ def start_step_vm(
     return confinement
 
 
+def put_secrets(vm: VmProcess, variables: Mapping[str, str]) -> None:
+    """Write the drive `secrets`; nobody but root and the VMM can read it."""
+    pairs = "".join(f"{name}={value}\0" for name, value in variables.items()).encode()
+    path = vm.files / SECRETS
+    path.touch(mode=0o600)
+    path.write_bytes(pairs.ljust(-(-len(pairs) // SECTOR) * SECTOR, b"\0"))
+
+
+def _wipe_secrets(vm: VmProcess) -> None:
+    """Overwrite them: the guest has them in its memory."""
+    with contextlib.suppress(FileNotFoundError), (vm.files / SECRETS).open("rb+") as file:
+        file.write(bytes(os.fstat(file.fileno()).st_size))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def follow_step(
     vm: VmProcess, talk: StepTalk, timeout_seconds: float, check: Callable[[], None]
 ) -> None:
     """Hear the guest until its step is over. `timeout_seconds` is for the step, without the boot.
 
+    Secrets are overwritten on the host's disk as soon as it says that the step begins, or is over.
     Raises StepTimedOut and StepGuestEnded; VmmError when the VMM was killed or has crashed.
     """
+    try:
+        _follow(vm, talk, _Limit(timeout_seconds), check)
+    finally:
+        _wipe_secrets(vm)
+
+
+def _follow(vm: VmProcess, talk: StepTalk, limit: _Limit, check: Callable[[], None]) -> None:
     console = ConsoleReader(vm.console)
-    limit = _Limit(timeout_seconds)
     while not talk.is_over:
         check()
         ended = vm.has_ended()  # before reading: what it said last is then read
@@ -173,7 +216,8 @@ def follow_step(
             if talk.is_over:
                 return
         if lines:
-            limit.heard(talk)
+            if limit.heard(talk) and talk.started:
+                _wipe_secrets(vm)
             continue
         if ended:
             talk.tell_parts()
@@ -190,16 +234,18 @@ class _Limit:
         self._phase = ("the guest was not up", BOOT_SECONDS)
         self._since = time.monotonic()
 
-    def heard(self, talk: StepTalk) -> None:
-        """Go on to the next when the guest has."""
+    def heard(self, talk: StepTalk) -> bool:
+        """Go on to the next when the guest has; whether it has. Raises StepTimedOut."""
         phase = ("the guest was not up", BOOT_SECONDS)
         if talk.exit_code is not None:
             phase = ("its processes did not end", REST_SECONDS)
         elif talk.started:
             phase = ("did not end", self._timeout_seconds)
-        if phase != self._phase:
+        is_next = phase != self._phase
+        if is_next:
             self._phase, self._since = phase, time.monotonic()
         self.require(talk)
+        return is_next
 
     def require(self, talk: StepTalk) -> None:
         """Raises StepTimedOut."""

@@ -31,12 +31,12 @@ from activities.disk.data_dir import DataDir
 from activities.disk.leftovers import Leftover, disk_bytes, entries, made_at
 from activities.process.clock import utc_now
 from activities.step.log_stream import LogStream, Streamed
+from activities.step.redaction import Redaction
 
 MAX_STREAM_LINES = 5_000
 MAX_STREAM_BYTES = 16 * MIB
 MAX_STEP_BYTES = 8 * MIB
 MAX_LINE_CHARS = 4_096
-REDACTED = "[secret]"
 
 _log = structlog.get_logger(__name__)
 
@@ -54,7 +54,7 @@ class BuildLog:
         self._loop = asyncio.get_running_loop() if stream else None
         self._lock = threading.Lock()
         self._tail: deque[str] = deque(maxlen=LOG_TAIL_LINES)
-        self._secrets: set[str] = set()
+        self.redaction = Redaction()
         self._written_bytes = 0
         self._is_full = False
         self._is_streamed = True
@@ -62,8 +62,7 @@ class BuildLog:
 
     def redact(self, secret: str) -> None:
         """Never let `secret` through: it is replaced in every later line."""
-        if secret:
-            self._secrets.add(secret)
+        self.redaction.add(secret)
 
     def debug(self, message: str, **fields: str) -> None:
         """Write a line of level debug."""
@@ -102,9 +101,8 @@ class BuildLog:
             return list(self._tail)
 
     def _clean(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, REDACTED)
-        return cut(readable(text), MAX_LINE_CHARS)
+        shown = readable(self.redaction.apply(text))
+        return cut(self.redaction.apply(shown), MAX_LINE_CHARS)
 
     def _entry(self, level: LogLevel, cleaned: str, **fields: str) -> LogEntry:
         return LogEntry(

@@ -320,9 +320,10 @@ def _no_worker() -> ApiError:
 def _login_forgotten(view: BuildView) -> ApiError:
     return failed_precondition(
         "REGISTRY_LOGIN_FORGOTTEN",
-        f"build {view.build_id} used a registry login, which Temporal has forgotten with the build",
+        f"build {view.build_id} used a registry login, or secret variables, which Temporal has "
+        "forgotten with the build",
         "Create it again under a new build id, with the registry's credentials (template-manager "
-        "build --registry-user …).",
+        "build --registry-user …) and the secret variables.",
     )
 
 

@@ -14,7 +14,6 @@ from typing import assert_never
 
 import grpc
 
-from activities.contract.errors import SecretEnvUnsupportedError
 from activities.contract.image_reference import ImageReference, ImageReferenceError
 from activities.contract.image_steps import (
     Arg,
@@ -163,11 +162,12 @@ class _Validator:
         self._check_registry()
         self._check_base()
         self._check_steps()
+        if self._template.secret_env and not any(isinstance(step, Run) for step in self._steps):
+            self._bad("secret_env", "is for the steps of type RUN alone, and there is none")
         if self._violations:
             raise invalid_argument(self._violations)
         self._check_preconditions()
         config = self._config()
-        _require_secrets_can_be_used(config)
         if isinstance(config.source, FromImage):
             reference = config.source.reference
             require_not_anothers(self._settings.registry, reference, self._tenant)
@@ -408,16 +408,6 @@ class _Validator:
                 return GoogleDefaultLogin()
             case _:
                 return None
-
-
-def _require_secrets_can_be_used(config: TemplateConfig) -> None:
-    if config.secret_env:
-        raise failed_precondition(
-            "SECRET_ENV_UNSUPPORTED",
-            f"secret_env ({', '.join(config.secret_env)}) is only for steps in a microVM, where no "
-            "other tenant's command runs beside them; this server does not run steps so",
-            SecretEnvUnsupportedError.hint,
-        )
 
 
 def _is_reference(image: str) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import signal
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
@@ -19,7 +21,7 @@ from devstack.registry import Layer, Registry
 from pyroute2 import netns
 
 from activities.contract.errors import FilesMissingError, ImageStepError, VmmError
-from activities.contract.image_steps import Arg, Copy, Env, Run, User, Workdir
+from activities.contract.image_steps import Arg, Copy, Env, ImageStep, Run, User, Workdir
 from activities.contract.names import VmPurpose
 from activities.contract.results import PulledImage
 from activities.contract.scope import VmRef
@@ -286,6 +288,44 @@ async def test_files_that_are_not_there_are_named(host: StepHost, registry: Regi
     with pytest.raises(FilesMissingError, match="not what its name says"):
         await host.build(base, Copy(source="a", destination="/a", files_sha256=files))
     assert host.bucket.stat_object(files_name(files)) is None  # there is room for the right ones
+
+
+async def test_a_run_finds_its_secrets_and_nothing_tells_them(
+    host: StepHost, registry: Registry
+) -> None:
+    """In variables and in files that its user alone reads; a COPY and the template have none."""
+    base = await base_of(host, registry)
+    vm = host.host.vm(purpose=VmPurpose.BOOT)
+    token, key = f"hunter2-{uuid.uuid4()}", f"first {uuid.uuid4()}\n\nlast {uuid.uuid4()}\n"
+    look = (
+        'cd /.template/secrets && [ "$TOKEN" = "$(busybox cat TOKEN)" ] && '
+        "busybox stat -c '%a %u %n' . * >/tmp/found && busybox md5sum TOKEN KEY >>/tmp/found && "
+        'echo "told: $TOKEN" && busybox cat KEY >&2'
+    )
+    steps: list[ImageStep] = [
+        Env(variables=(("TOKEN", "of an ENV"),)),
+        User(name="web"),
+        Run(command=look),
+        Copy(source="a", destination="/a", files_sha256=host.files(a="1")),
+        Run(command='echo "failed with $TOKEN"; exit 3', user="root"),
+    ]
+    secret_env = host.sealed(vm, TOKEN=token, KEY=key)
+    with pytest.raises(ImageStepError, match="exit code 3") as error:
+        await host.build(base, *steps, vm=vm, secret_env=secret_env)
+    assert error.value.log_tail[-1] == "failed with [secret]"
+    log = host.log(vm)
+    for secret in (token, *key.split()):
+        assert secret not in log or secret in ("first", "last")
+    assert "told: [secret]" in log
+
+    made = await host.build(base, *steps[:-1], vm=vm, secret_env=secret_env)
+    found = read(host.disk(made), "/tmp/found").splitlines()
+    assert found[:3] == ["500 1234 .", "400 1234 KEY", "400 1234 TOKEN"]
+    hashes = [hashlib.md5(secret.encode()).hexdigest() for secret in (token, key)]
+    assert [line.split()[0] for line in found[3:]] == hashes
+    env = read(host.disk(made), "/.template/env").split("\0")
+    assert "TOKEN=of an ENV" in env
+    assert not any(name.startswith("/.template/secrets") for name in host.tree(made))
 
 
 async def test_a_cancelled_step_ends_within_five_seconds(

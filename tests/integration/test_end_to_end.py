@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
+import mmap
 import os
 import re
 import shutil
@@ -311,6 +313,69 @@ def test_a_password_is_nowhere_but_sealed(product: Product, tmp_path: Path) -> N
         start=HTTPD,
     )
     product.ended(build_id)
+    history = _history(product, build_id)
+    assert '"username":"me"' in history  # it is there that one would see it
+    logs = [product.stack.log(name) for name in ("api", "worker", "host")]
+    for text in (history, *logs, "\n".join(product.log(build_id))):
+        assert secret not in text
+    assert product.cli("delete", build_id).code == 0
+
+
+def test_secret_variables_are_nowhere_once_their_steps_have_ended(
+    product: Product,
+) -> None:
+    """Not in a checkpoint, memory or log, deleted blocks included; not in history nor bucket."""
+    image = images.make_and_push("alpine-like", product.registry, lambda _: None)
+    secret = f"hunter2-{uuid.uuid4()}"
+    use = '[ ${#TOKEN} = 44 ] && echo "$TOKEN" && cp /.template/secrets/TOKEN /dev/shm/ && sync'
+    template = pb.TemplateConfig(
+        template_id="secrets",
+        build_id=str(uuid.uuid4()),
+        from_image=image,
+        steps=[
+            pb.TemplateStep(type="RUN", args=[use]),
+            pb.TemplateStep(type="RUN", args=["echo $TOKEN | busybox md5sum >/used"]),
+        ],
+        secret_env={"TOKEN": secret},
+        memory_mb=256,
+        vcpu_count=1,
+        disk_size_mb=32,
+        start_command=f"busybox cat /used; echo TOKEN is ${{TOKEN:-unset}}; {HTTPD}",
+        ready_command=HTTPD_ANSWERS,
+    )
+    with nothing_left(product):
+        build_id = product.create(template, {})
+        assert product.ended(build_id, 200)["state"] == "completed"
+        log = product.log(build_id)
+        assert {"[secret]", "TOKEN is unset"} <= set(log)
+        used = hashlib.md5(f"{secret}\n".encode()).hexdigest()
+        assert any(line.startswith(used) for line in log)  # the search can find what is there
+        assert _places_of(product, build_id, used.encode())
+        assert _places_of(product, build_id, secret.encode()) == []
+        assert product.cli("delete", build_id).code == 0
+
+
+def _places_of(product: Product, build_id: str, text: bytes) -> list[str]:
+    """Return where a build or its host has a text: files, objects, history, logs of processes."""
+    files = [path for path in product.data_dir.rglob("*") if path.is_file()]
+    files += [product.stack.environment.files(app).log for app in ("api", "worker", "host")]
+    found = [str(path) for path in files if _has(path, text)]
+    for name in product.objects(build_id):
+        data = product.bucket.read_object(name)
+        found += [name] if data is not None and text in data[0] else []
+    return found + (["history"] if text.decode() in _history(product, build_id) else [])
+
+
+def _has(path: Path, text: bytes) -> bool:
+    with path.open("rb") as file:
+        if path.stat().st_size == 0:
+            return False
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(text) >= 0
+
+
+def _history(product: Product, build_id: str) -> str:
+    """Return the history of a build as it stands in Temporal, and what its payloads are."""
     shown = subprocess.run(
         ["temporal", "workflow", "show", "--output", "json", "-w", f"template-build-{build_id}"],
         env={**os.environ, **product.stack.variables},
@@ -318,12 +383,7 @@ def test_a_password_is_nowhere_but_sealed(product: Product, tmp_path: Path) -> N
         text=True,
         check=True,
     ).stdout
-    history = shown + "".join(_payloads(json.loads(shown)))
-    assert '"username":"me"' in history  # it is there that one would see it
-    logs = [product.stack.log(name) for name in ("api", "worker", "host")]
-    for text in (history, *logs, "\n".join(product.log(build_id))):
-        assert secret not in text
-    assert product.cli("delete", build_id).code == 0
+    return shown + "".join(_payloads(json.loads(shown)))
 
 
 def _payloads(part: Any) -> Iterator[str]:

@@ -74,10 +74,6 @@ PROVOKED = {
     "FilesTooLargeError": (
         "integration/test_files_upload.py::test_files_over_the_limit_are_refused_before_any_is_read"
     ),
-    "SecretEnvUnsupportedError": (
-        "unit/api/server/test_validation.py"
-        "::test_secret_variables_are_refused_by_name_until_steps_run_in_a_microvm"
-    ),
     "UnsafeToolsError": (
         "unit/activities/host/test_tool_versions.py::test_a_host_with_a_hole_does_not_start"
     ),

@@ -13,10 +13,12 @@ from activities.contract.checkpoints import RootfsCheckpoint
 from activities.contract.image_steps import ImageStep
 from activities.contract.inputs import RunStepsInput
 from activities.contract.names import ArtifactName, VmPurpose
+from activities.contract.registry_logins import Sealed
 from activities.contract.results import ImageConfig, PulledImage
 from activities.contract.scope import VmRef
 from activities.disk.data_dir import DataDir
 from activities.instructions.disk_steps import VmDiskStepActivities
+from activities.process.sealing import SealedFor
 from activities.store.bucket import Bucket
 from tests.support.copied_files import uploaded_files
 from tests.support.file_trees import Entry, tree_of_ext4
@@ -32,7 +34,7 @@ class StepHost:
         self.bucket = bucket
         self.place = place
         self.activities = VmDiskStepActivities(
-            settings, host.bench.ledger, host.bench.store, bucket
+            settings, host.bench.ledger, host.bench.store, bucket, host.bench.secret_keys
         )
 
     async def bare(self, image: PulledImage, vm: VmRef, **more: Any) -> RootfsCheckpoint:
@@ -59,6 +61,14 @@ class StepHost:
         }
         made: RootfsCheckpoint = await run(self.activities.run_steps, RunStepsInput(**asked | more))
         return made
+
+    def sealed(self, vm: VmRef, **secrets: str) -> dict[str, Sealed]:
+        """Seal secret variables as the API does for a build."""
+        build_id, seal = vm.scope.build_id, self.host.bench.secret_keys.seal
+        return {
+            name: seal(value, SealedFor(build_id, "", variable=name))
+            for name, value in secrets.items()
+        }
 
     def log(self, vm: VmRef) -> str:
         path = DataDir(self.host.settings.data_dir).log(vm.scope.build_id)

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from pydantic import SecretStr
 
-from activities.contract.errors import SealedSecretError, SecretEnvUnsupportedError
+from activities.contract.errors import SealedSecretError
 from activities.contract.image_steps import Copy, Env, Run, User, Workdir
 from activities.contract.registry_logins import (
     AwsLogin,
@@ -445,14 +445,27 @@ def test_what_was_sealed_for_a_registry_is_no_variable() -> None:
         sealer.open(sealed, SealedFor(BUILD, "docker.io", variable="TOKEN"))
 
 
-def test_secret_variables_are_refused_by_name_until_steps_run_in_a_microvm() -> None:
+RUN_STEP = pb.TemplateStep(type="RUN", args=["id"])
+
+
+def test_secret_variables_are_sealed_for_their_build_and_name() -> None:
+    config = check(secret_env={"NPM_TOKEN": "hunter2"}, steps=[RUN_STEP]).config
+    assert "hunter2" not in config.model_dump_json()
+    sealer, sealed = Sealer(SETTINGS.secret_keys), config.secret_env["NPM_TOKEN"]
+    assert sealer.open(sealed, SealedFor(BUILD, "", variable="NPM_TOKEN")) == "hunter2"
+    for other in (
+        SealedFor(OTHER_BUILD, "", variable="NPM_TOKEN"),
+        SealedFor(BUILD, "", variable="A"),
+    ):
+        with pytest.raises(SealedSecretError):
+            sealer.open(sealed, other)
+
+
+def test_secret_variables_without_a_run_are_refused() -> None:
     error = refused(secret_env={"NPM_TOKEN": "hunter2"})
-    assert error.code is grpc.StatusCode.FAILED_PRECONDITION
-    assert error.reason == "SECRET_ENV_UNSUPPORTED"
-    assert "NPM_TOKEN" in error.message
-    assert "microVM" in error.message
-    assert error.hint == SecretEnvUnsupportedError.hint
-    assert "hunter2" not in f"{error.message}{error.hint}{error.metadata}"
+    [violation] = error.violations
+    assert violation.field == "template.secret_env"
+    assert "RUN" in violation.description
 
 
 @pytest.mark.parametrize(
@@ -464,7 +477,7 @@ def test_secret_variables_are_refused_by_name_until_steps_run_in_a_microvm() -> 
     ],
 )
 def test_secret_variables_have_limits(env: dict[str, str], field: str, told: str) -> None:
-    error = refused(secret_env=env)
+    error = refused(secret_env=env, steps=[RUN_STEP])
     [violation] = error.violations
     assert violation.field == f"template.{field}"
     assert told in violation.description
@@ -472,7 +485,7 @@ def test_secret_variables_have_limits(env: dict[str, str], field: str, told: str
 
 
 def test_a_server_without_a_key_takes_no_secret_variables() -> None:
-    assert refused(NO_KEYS, secret_env={"A": "x"}).reason == "NO_SECRET_KEY"
+    assert refused(NO_KEYS, secret_env={"A": "x"}, steps=[RUN_STEP]).reason == "NO_SECRET_KEY"
 
 
 def test_what_is_kept_for_long_has_nothing_sealed() -> None:
