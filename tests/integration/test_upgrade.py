@@ -84,9 +84,9 @@ class Upgrade:
         self.builds[what] = self.product.create(template, self.files)
         return self.builds[what]
 
-    def build_on(self, what: str, base: str) -> str:
+    def build_on(self, what: str, base: str, *more: str) -> str:
         """Start a build on the template of another one; returns its id."""
-        self.builds[what] = self.product.build_from("--from-template", self.builds[base])
+        self.builds[what] = self.product.build_from("--from-template", self.builds[base], *more)
         return self.builds[what]
 
     def build_held(self, what: str) -> None:
@@ -309,7 +309,10 @@ def test_the_processes_may_be_replaced_in_any_order(upgrade: Upgrade) -> None:
     for app in ("api", "worker"):
         upgrade.start_earlier(app)
     for what, base in (("with the host first", ""), ("on a template", "complete")):
-        build_id = upgrade.build_on(what, base) if base else upgrade.build(what, case="host-first")
+        if base:  # forced: what the earlier host has made of that template would do
+            build_id = upgrade.build_on(what, base, "--force")
+        else:
+            build_id = upgrade.build(what, case="host-first")
         ended = upgrade.product.ended(build_id)
         assert ended["reason"]["error_type"] == "EarlierWorkerError"
         assert "retry the build" in ended["reason"]["hint"]

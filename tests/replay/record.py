@@ -19,7 +19,11 @@ from typing import Any
 
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 
-from activities.contract.errors import ReadyTimeoutError, StorageUnavailableError
+from activities.contract.errors import (
+    CheckpointLostError,
+    ReadyTimeoutError,
+    StorageUnavailableError,
+)
 from activities.contract.image_steps import Run
 from activities.contract.inputs import BuildInput
 from activities.contract.line import (
@@ -31,11 +35,13 @@ from activities.contract.line import (
 )
 from activities.contract.names import (
     WORKFLOW_TASK_QUEUE,
+    Step,
     delete_tenant_workflow_id,
     delete_workflow_id,
     tenant_line_workflow_id,
 )
 from activities.contract.search_attributes import SEARCH_ATTRIBUTES
+from activities.contract.sources import FromTemplate
 from activities.contract.tenant_removal import TenantRemoval
 from activities.process.clock import utc_now
 from tests.support.recording_host import Journal, RecordingHost, running_stack
@@ -121,6 +127,15 @@ async def steps(client: Client) -> Handle:
         )
 
 
+async def on_template(client: Client) -> Handle:
+    """Steps on a template, whose disk is gone when they begin."""
+    source, done = FromTemplate(build_id=str(uuid.uuid4())), (Run(command="make"),)
+    async with one_host(client) as host:
+        host.journal.fail("run_steps", CheckpointLostError("gone", step=Step.PULL))
+        build = BuildInput(config=config(source=source, steps=done), options=OPTIONS)
+        return await _end(await start(client, build))
+
+
 async def turn(client: Client) -> Handle:
     """A build that waits for its turn among those of its tenant, and then for a host."""
     async with one_host(client):
@@ -195,6 +210,7 @@ KINDS: dict[str, Callable[[Client], Awaitable[WorkflowHandle[Any, Any]]]] = {
     "whole_steps": steps,
     "whole_reset": reset,
     "whole_on_earlier_host": on_earlier_host,
+    "on_template": on_template,
 }
 
 

@@ -23,6 +23,7 @@ def test_there_is_a_history_of_every_kind() -> None:
     assert kinds >= {
         *builds,
         *(f"whole_{kind}" for kind in builds),
+        "on_template",
         "delete",
         "turn",
         "tenant_line",
