@@ -48,10 +48,10 @@ class Held(NamedTuple):
     seccomp: Seccomp
 
 
-def held(vmm: int, jailer: str) -> Held:
+def held(vmm: int, jailer: str | None) -> Held:
     """Look at a VMM that runs, or is paused, by its pid; it stands still for a moment.
 
-    `jailer` is the path of the one that it was started with, '' for none.
+    `jailer` is the path of the one that it was started with, '' for none; None is not known.
     """
     return Held(_version(jailer), in_own_thread(lambda: _seccomp(vmm), "seccomp"))
 
@@ -64,9 +64,11 @@ def is_filter(program: bytes) -> bool:
     )
 
 
-def _version(jailer: str) -> str:
+def _version(jailer: str | None) -> str:
+    if not jailer:
+        return "" if jailer is None else "none"
     try:
-        return vmm_version(Path(jailer)) if jailer else "none"
+        return vmm_version(Path(jailer))
     except TemplateManagerError:
         return ""
 

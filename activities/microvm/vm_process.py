@@ -147,7 +147,8 @@ class VmProcess:
     def held(self) -> Held:
         """Return what holds its VMM, which must have booted: it filters its calls only then."""
         vmm, _ = self._pids()["vmm"]
-        return held(vmm, str(read_plan(self.directory).get("jailer", "")))
+        jailer = read_plan(self.directory).get("jailer")  # an earlier version did not write it
+        return held(vmm, jailer if isinstance(jailer, str) else None)
 
     def exit_reason(self) -> str:
         """Say how the VMM ended."""

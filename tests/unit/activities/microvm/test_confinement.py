@@ -62,6 +62,7 @@ def test_a_program_that_knows_no_call_is_no_filter() -> None:
 
 
 def test_what_cannot_be_told_is_not_known(tmp_path: Path) -> None:
+    assert held(2**22 + 1, None) == Held("", "")
     jailer = tmp_path / "jailer"
     assert held(2**22 + 1, str(jailer)) == Held("", "")
     jailer.write_text("#!/bin/sh\necho Jailer v1.16.1\necho a line of its log\n")
