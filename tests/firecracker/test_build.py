@@ -44,7 +44,9 @@ def product(firecracker: RealFirecracker, tmp_path: Path) -> Iterator[Product]:
         yield running
 
 
-def test_from_an_image_to_an_answer_and_gone_again(product: Product, tmp_path: Path) -> None:
+def test_from_an_image_to_an_answer_and_gone_again(
+    product: Product, firecracker: RealFirecracker, tmp_path: Path
+) -> None:
     layer = Layer().directory("bin").busybox().directory("srv").add("srv/index.html", b"hello\n")
     registry = Registry(product.registry, log=tmp_path, directory=tmp_path)
     registry.push("real", [layer.tar()], config=IMAGE_CONFIG)
@@ -59,17 +61,21 @@ def test_from_an_image_to_an_answer_and_gone_again(product: Product, tmp_path: P
         assert status["state"] == "completed", status["reason"]
         template = tmp_path / "template"
         assert product.cli("pull", build_id, str(template)).code == 0
-        _require_traits(template)
+        _require_traits(template, firecracker)
         _require_served_page(product, template)
         assert product.cli("delete", build_id).code == 0
         assert product.objects(build_id) == []
 
 
-def _require_traits(template: Path) -> None:
-    """By what it can be resumed: a number for the format, and not the stand-in's."""
-    vmm = json.loads((template / "metadata.json").read_text())["vmm"]
+def _require_traits(template: Path, firecracker: RealFirecracker) -> None:
+    """By what it can be resumed, a number for the format and not the stand-in's; what held it."""
+    metadata = json.loads((template / "metadata.json").read_text())
+    vmm, facts = metadata["vmm"], metadata["snapshot_facts"]
     assert "qemu" not in vmm["version"]
     assert vmm["snapshot_format"].replace(".", "").isdigit(), vmm
+    # A release of one number has both programs.
+    assert facts["jailer"] == (vmm["version"] if firecracker.jailer else "none")
+    assert facts["seccomp"] in ("none", "filter")
 
 
 def _require_served_page(product: Product, template: Path) -> None:
