@@ -95,7 +95,7 @@ PROVOKED = {
     ),
     "ImageFormatUnsupportedError": (
         "unit/activities/image/test_platform_search.py::"
-        "test_the_form_of_layers_is_what_this_docker_reads"
+        "test_the_kinds_of_layers_are_those_of_images"
     ),
     "DockerRefusedError": (
         "integration/test_odd_images.py::test_what_docker_will_always_refuse_is_not_tried_again"
@@ -172,6 +172,23 @@ PROVOKED = {
     "InternalFaultError": (
         "unit/activities/process/test_temporal.py::"
         "test_a_mistake_of_ours_says_so_and_is_not_tried_for_ever"
+    ),
+    "HostTooSmallError": (
+        "unit/activities/step/test_vm_requirements.py::test_what_a_host_lacks_is_named"
+    ),
+    "NoTurnError": (
+        "workflows/test_tenant_line.py::test_a_turn_that_does_not_come_is_told_in_the_end"
+    ),
+    "BuildTooLongError": (
+        "workflows/test_tenant_line.py::test_a_build_that_takes_too_long_is_undone_and_says_so"
+    ),
+    "TemplateTooLargeError": (
+        "workflows/test_tenant_line.py::"
+        "test_a_template_that_becomes_too_large_is_refused_before_it_boots"
+    ),
+    "TenantRemovalError": (
+        "workflows/test_delete_tenant.py::"
+        "test_what_cannot_be_deleted_is_told_and_keeps_nothing_else_from_it"
     ),
     "BuildCancelledError": f"{HERE}::test_a_cancelled_build_says_so",
 }
