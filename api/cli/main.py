@@ -6,6 +6,7 @@ Commands load what they start only when they start it, so that `--help` is quick
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib.metadata
 import os
 import sys
@@ -92,6 +93,8 @@ def _leave_at_once() -> None:
         return
     # Sends the last traces. There is no public way: Python itself first waits for all threads.
     atexit._run_exitfuncs()
+    with contextlib.suppress(OSError):  # what they have written; the command's own is out already
+        sys.stdout.flush()
     sys.stderr.flush()
     os._exit(ending.code if isinstance(ending.code, int) else 0)
 
