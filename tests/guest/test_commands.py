@@ -268,7 +268,8 @@ async def test_a_flood_of_output_does_not_hold_the_start_command_up(
     notes = [found for text in told if (found := re.fullmatch(r"\[(\d+) bytes .*\]", text))]
     shown = sum(len(text) + 1 for text in told if not text.startswith("["))
     left_out = sum(int(note[1]) for note in notes)
-    assert abs(shown + left_out - 30_000_010) < 200 * (len(notes) + 1)
+    missing = 30_000_010 - shown - left_out  # a block each time at the most
+    assert -200 < missing < 4400 * (len(notes) + 1)
     assert shown > 200_000
 
 
