@@ -60,6 +60,8 @@ from workflows.telling import Telling
 
 # Before it, steps were run on the image, in containers of the host.
 STEPS_IN_VMS = "steps-in-vms"
+# Before it, nobody looked at the disk that comes with a template: a newer host may have told of it.
+TEMPLATES_AS_DISKS = "templates-as-disks"
 # What Temporal's worker says of an activity that it does not know.
 NOT_SERVED = "NotFoundError"
 
@@ -103,13 +105,16 @@ class BuildSteps:
         return image
 
     async def _import(self, host: LeasedHost, source: FromTemplate) -> PulledImage:
-        return await host.run(
+        image = await host.run(
             TemplateBaseActivities.import_template,
             ImportTemplateInput(
                 scope=host.scope, build_id=source.build_id, shape=self._config.shape
             ),
             f"take {source.described}",
         )
+        if workflow.patched(TEMPLATES_AS_DISKS):
+            return image
+        return image.model_copy(update={"base": None})
 
     async def _pull(self, host: LeasedHost, source: FromImage) -> PulledImage:
         known = self._kept.done.image
