@@ -44,6 +44,7 @@ from activities.microvm.vm_names import passing_name
 from activities.process.sealing import Sealer
 from activities.process.settings import Settings
 from activities.process.temporal import missing_search_attributes
+from activities.step.vm_requirements import require_host
 from activities.store.bucket import Bucket
 from activities.store.probe import probe_bucket
 
@@ -282,6 +283,7 @@ def _boot(settings: Settings) -> list[Finding]:
         firecracker_version=settings.default_firecracker_version,
     )
     try:
+        require_host(settings, shape)  # before anything is made that would fail for another reason
         with passing_vm(DataDir(settings.data_dir)) as vm:
             seconds, held = boot_kernel(vm, settings, shape, BOOT_SECONDS)
     except (KernelMissingError, FirecrackerMissingError):
