@@ -49,7 +49,7 @@ OPTIONS = (
 STEPS = [str(step) for step in Step]
 # What a booted system writes by itself.
 WRITTEN_BY_SYSTEMD = re.compile(
-    r"/(etc/(machine-id|\.updated|\.pwd\.lock|resolv\.conf)?|var/(\.updated)?|var/(log|lib|cache|tmp)\b.*"
+    r"/(etc(/(machine-id|\.updated|\.pwd\.lock|resolv\.conf))?|var/(\.updated)?|var/(log|lib|cache|tmp)\b.*"
     r"|tmp\b.*|root|srv|run|dev|boot|home|mnt|media|opt|proc|sys)?"
 )
 WRITTEN_BY_BUSYBOX = re.compile(r"/(tmp|run|dev|proc|sys|etc|srv|var(/.*)?)?")

@@ -114,7 +114,7 @@ def test_a_finished_build(page: Page, builds: Builds) -> None:
     expect(page.locator("body")).to_contain_text("Completed")
     expect_somewhere(page, f"pull {builds.image}", "make rootfs.ext4 of", "boot 1 vCPU 256 MiB")
     page.goto(builds.address(builds.finished, "timeline"))
-    expect_somewhere(page, "upload memfile")
+    expect_somewhere(page, "upload_artifacts", "upload ")  # how much, behind the name
     page.goto(builds.address(builds.finished, "user-metadata"))
     expect_somewhere(page, f"web-finished · {builds.image}")
 
