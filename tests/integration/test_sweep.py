@@ -460,12 +460,14 @@ async def test_what_is_young_or_not_ours_stays_in_the_bucket(empty_bucket: Bucke
 
 
 async def test_old_images_of_steps_go(host: Swept, registry: Registry) -> None:
-    registry.push("swept-steps", [Layer().busybox().tar()])
+    # An image of its own: other tests' of the same content have other names and uses.
+    registry.push("swept-steps", [Layer().busybox().add("of", b"steps").tar()])
     image = await host.bench.pull(f"{registry.address}/swept-steps", scope=host.build(RUNNING))
     client = host.bench.client
     client.tag(image.image_id, STEP_REPOSITORY, "a" * 64)
     assert await host.sweep(checkpoint_max_age_hours=24 * 365 * 3000) == SweepReport()
-    assert kinds(await host.sweep()) == {"image"}  # it was made at the beginning of time
+    [listed] = client.images(name=STEP_REPOSITORY)
+    assert kinds(await host.sweep()) == {"image"}, listed  # made at the beginning of time
     assert client.images(name=STEP_REPOSITORY) == []
     assert client.inspect_image(image.image_id)  # type: ignore[no-untyped-call] # untyped upstream
 
