@@ -76,16 +76,25 @@ def _version(jailer: str | None) -> str:
 def _seccomp(vmm: int) -> Seccomp:
     """Look at all threads. They go on when this thread ends, whatever happens in between."""
     try:
-        filtered = [any(map(is_filter, _programs(thread))) for thread in _threads(vmm)]
+        threads = [int(task.name) for task in Path(f"/proc/{vmm}/task").iterdir()]
+        found = [_is_filtered(thread) for thread in threads]
     except OSError:  # it has ended, or we are filtered ourselves and may not look
         return ""
-    return "filter" if filtered and all(filtered) else "none"
+    filtered = [each for each in found if each is not None]
+    if not filtered:
+        return ""
+    return "filter" if all(filtered) else "none"
 
 
-def _threads(vmm: int) -> list[int]:
-    tasks = Path(f"/proc/{vmm}/task").iterdir()
-    own = [task for task in tasks if not (task / "comm").read_text().startswith(OF_THE_KERNEL)]
-    return [int(task.name) for task in own]
+def _is_filtered(thread: int) -> bool | None:
+    """Whether a filter stands before a thread's calls; None where it makes none: it is of the
+    kernel, or has ended since it was listed. Raises OSError."""
+    try:
+        if Path(f"/proc/{thread}/comm").read_text().startswith(OF_THE_KERNEL):
+            return None
+        return any(map(is_filter, _programs(thread)))
+    except (ProcessLookupError, FileNotFoundError):
+        return None
 
 
 def _programs(thread: int) -> Iterator[bytes]:
