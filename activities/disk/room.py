@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from activities.contract.units import MIB
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""What a write fails with where there is none."""
 
 
 @dataclass(frozen=True)

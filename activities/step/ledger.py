@@ -7,7 +7,6 @@ has passed sees that, and refuses to act.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import time
@@ -23,9 +22,9 @@ from activities.contract.names import BuildId
 from activities.contract.scope import BuildScope
 from activities.disk.data_dir import DataDir
 from activities.disk.leftovers import Leftover, entries, made_at
+from activities.disk.room import NO_ROOM
 
 DRAFT = ".tmp"
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 

@@ -17,8 +17,9 @@ from activities.contract.names import Step
 from activities.contract.scope import BuildScope
 from activities.contract.status import Progress
 from activities.disk.data_dir import DataDir
+from activities.disk.room import NO_ROOM
 from activities.step.build_log import BuildLog, open_build_log
-from activities.step.ledger import NO_ROOM, LeaseLedger
+from activities.step.ledger import LeaseLedger
 
 P = ParamSpec("P")
 T = TypeVar("T")

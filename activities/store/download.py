@@ -23,6 +23,7 @@ from activities.contract.errors import (
 from activities.contract.names import ArtifactName
 from activities.contract.results import UploadedArtifact
 from activities.contract.units import MIB
+from activities.disk.room import NO_ROOM
 from activities.disk.sparse_files import sha256_of, sync_directory
 from activities.store.bucket import Bucket
 from activities.store.headers import Extent, HeaderError, parse_header
@@ -91,7 +92,7 @@ def _written_to(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in NO_ROOM:
             raise _disk_full(directory, os.strerror(error.errno)) from error
         where = error.filename or directory
         raise TargetUnusableError(f"cannot write to {where}: {error.strerror or error}") from error
