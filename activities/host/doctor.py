@@ -283,9 +283,10 @@ def _boot(settings: Settings) -> list[Finding]:
         firecracker_version=settings.default_firecracker_version,
     )
     try:
-        require_host(settings, shape)  # before anything is made that would fail for another reason
+        # Before anything is made that would fail for another reason.
+        firecracker = require_host(settings, shape)
         with passing_vm(DataDir(settings.data_dir)) as vm:
-            seconds, held = boot_kernel(vm, settings, shape, BOOT_SECONDS)
+            seconds, held = boot_kernel(vm, settings, firecracker, shape, BOOT_SECONDS)
     except (KernelMissingError, FirecrackerMissingError):
         told = "not booted: kernel or Firecracker is missing"
         return [Finding(what, "warning", told, "see above")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 from activities.contract.errors import GuestDiedError, VmmEndedError
@@ -13,7 +14,6 @@ from activities.microvm.console import ConsoleReader
 from activities.microvm.microvm import KERNEL, KERNEL_FILES, kernel_files, launch_of
 from activities.microvm.vm_process import VmProcess
 from activities.process.settings import Settings
-from activities.step.vm_requirements import require_host
 
 POLL_SECONDS = 0.05
 # The first line comes before the console's driver, and what follows it does not matter.
@@ -28,13 +28,15 @@ class TrialBoot(NamedTuple):
     held: Held
 
 
-def boot_kernel(vm: VmProcess, settings: Settings, shape: VmShape, seconds: float) -> TrialBoot:
+def boot_kernel(
+    vm: VmProcess, settings: Settings, firecracker: Path, shape: VmShape, seconds: float
+) -> TrialBoot:
     """Boot a kernel without a disk, until it says its first line.
 
     That takes the VMM, KVM and the kernel's console, and no more. The VM is left as it is then.
-    Raises what `require_host` does, VmmError, and GuestDiedError when it says nothing in time.
+    `firecracker` is what `require_host` tells of the shape. Raises VmmError, and GuestDiedError
+    when it says nothing in time.
     """
-    firecracker = require_host(settings, shape)
     files = kernel_files(settings.kernel_path(shape.kernel_version))
     vm.start(replace(launch_of(settings, firecracker, shape), shared=files), lambda: None)
     with vm.client() as client:
