@@ -36,6 +36,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from activities.contract.inputs import BuildInput
 from activities.contract.names import WORKFLOW_TASK_QUEUE, Step, build_workflow_id
 from activities.contract.requests import TemplateConfig
+from activities.contract.search_attributes import RUNNING_BUILDS
 from activities.contract.sources import FromImage
 from activities.contract.status import BuildResult, StepRecord
 from workflows.build_template import BuildTemplate
@@ -269,8 +270,7 @@ def _open(hosts: Sequence[subprocess.Popen[str]]) -> None:
 
 
 async def _until_none_runs(client: Client) -> None:
-    running = "WorkflowType='BuildTemplate' AND ExecutionStatus='Running'"
-    while (await client.count_workflows(running)).count:  # noqa: ASYNC110 # nor for this
+    while (await client.count_workflows(RUNNING_BUILDS)).count:  # noqa: ASYNC110 # nor for this
         await asyncio.sleep(POLL_SECONDS)
 
 

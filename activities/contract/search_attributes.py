@@ -13,6 +13,9 @@ IMAGE = SearchAttributeKey.for_keyword("TemplateImage")
 TENANT = SearchAttributeKey.for_keyword("Tenant")
 """Only for lists: who may see a build is decided by `TENANT_MEMO`."""
 SEARCH_ATTRIBUTES = (TEMPLATE_ID, BUILD_ID, IMAGE, BUILD_STATE, BUILD_STEP, KVM_HOST, TENANT)
+BUILDS = "WorkflowType='BuildTemplate'"
+"""The query for all builds, of which each run is one."""
+RUNNING_BUILDS = f"{BUILDS} AND ExecutionStatus='Running'"
 CONFIG_SHA256_MEMO = "config_sha256"
 IMAGE_MEMO = "image"
 TENANT_MEMO = "tenant"

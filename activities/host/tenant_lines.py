@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import SearchAttributePair, TypedSearchAttributes
@@ -23,9 +21,8 @@ from activities.contract.names import (
 )
 from activities.contract.search_attributes import TENANT
 from activities.host.orphans import Describe
+from activities.process.at_once import ask_for_each
 from activities.process.tenants_file import TenantsFile
-
-ASKED_AT_ONCE = 20
 
 
 class TenantLines(TenantLineActivities):
@@ -54,12 +51,10 @@ class TenantLines(TenantLineActivities):
     @activity.defn(name="look_at_line")
     async def look_at_line(self, look: LookAtLineInput, /) -> LineLook:
         """Ask Temporal for each of the builds. Raises TemporalUnavailableError."""
-        few = asyncio.Semaphore(ASKED_AT_ONCE)
-
-        async def is_running(build_id: str) -> bool:
-            async with few:
-                return await self._describe(build_id) is WorkflowExecutionStatus.RUNNING
-
-        running = await asyncio.gather(*map(is_running, look.running))
-        ended = [build for build, runs in zip(look.running, running, strict=True) if not runs]
+        states = await ask_for_each(self._describe, look.running)
+        ended = [
+            build
+            for build, state in zip(look.running, states, strict=True)
+            if state is not WorkflowExecutionStatus.RUNNING
+        ]
         return LineLook(limits=self._tenants.limits_of(look.tenant).running, ended=tuple(ended))

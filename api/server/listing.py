@@ -19,8 +19,10 @@ from activities.contract.search_attributes import (
     BUILD_ID,
     BUILD_STATE,
     BUILD_STEP,
+    BUILDS,
     IMAGE_MEMO,
     KVM_HOST,
+    RUNNING_BUILDS,
     TEMPLATE_ID,
 )
 from activities.contract.status import BuildState
@@ -43,7 +45,6 @@ _CONDITIONS = {
     BuildState.FAILED: "ExecutionStatus IN ('Failed', 'Terminated', 'TimedOut')",
     BuildState.CANCELLED: "ExecutionStatus='Canceled'",
 }
-RUNNING_BUILDS = "WorkflowType='BuildTemplate' AND ExecutionStatus='Running'"
 ROOM_RETRY_SECONDS = 10.0
 
 
@@ -185,7 +186,7 @@ def list_query(request: pb.TemplateBuildListRequest) -> str:
 
     Raises ApiError INVALID_ARGUMENT, so that nothing of a request gets into a query unchecked.
     """
-    parts = ["WorkflowType='BuildTemplate'", *filter(None, [visible_condition()])]
+    parts = [BUILDS, *filter(None, [visible_condition()])]
     violations = []
     if request.template_id:
         parts.append(f"TemplateId='{request.template_id}'")

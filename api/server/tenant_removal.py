@@ -15,6 +15,7 @@ from temporalio.client import Client
 
 from activities.contract.errors import TenantRemovalError
 from activities.contract.interface import TenantRemovalActivities
+from activities.contract.search_attributes import BUILDS
 from activities.contract.tenant_removal import DeleteBuildInput, FindBuildsInput, TenantBuilds
 from activities.process.sealing import Sealer
 from activities.process.settings import Settings
@@ -83,7 +84,7 @@ class TenantRemover(TenantRemovalActivities):
 
     async def _in_temporal(self, tenant: str, known: set[str]) -> set[str]:
         found: set[str] = set()
-        query, token = f"WorkflowType='BuildTemplate' AND {condition_of(tenant)}", ""
+        query, token = f"{BUILDS} AND {condition_of(tenant)}", ""
         while len(found) < FOUND_AT_ONCE:
             page = await self._listing.page(query, MAX_PAGE, token)
             found |= {build.build_id for build in page.builds} - known

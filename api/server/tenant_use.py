@@ -26,11 +26,11 @@ from activities.contract.names import (
     Step,
     build_of_workflow,
 )
-from activities.contract.search_attributes import BUILD_STEP, TENANT
+from activities.contract.search_attributes import BUILD_STEP, RUNNING_BUILDS, TENANT
+from activities.process.at_once import ask_for_each
 from activities.process.metrics import show_tenant
 from activities.process.tenants_file import TenantLimits, TenantsFile
 from api.server.finding import QUERY_LIMIT, RPC_LIMIT
-from api.server.listing import RUNNING_BUILDS
 from api.server.template_bucket import TemplateBucket
 from workflows.tenant_line import TenantLine
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:  # loads Google's client, see TemplateBucket
     from activities.store.stored import TenantStored
 
 RUNNING_LINES = f"WorkflowType='{TENANT_LINE_WORKFLOW}' AND ExecutionStatus='Running'"
-ASKED_AT_ONCE = 20
 SHOW_SECONDS = 15.0
 STATES = ("on_host", "waits_for_host", "waits_for_turn")
 
@@ -114,13 +113,7 @@ class TenantUses:
             line.id
             async for line in self._client.list_workflows(RUNNING_LINES, rpc_timeout=RPC_LIMIT)
         ]
-        few = asyncio.Semaphore(ASKED_AT_ONCE)
-
-        async def ask(workflow_id: str) -> TenantLineState | None:
-            async with few:
-                return await self._line(workflow_id)
-
-        states = await asyncio.gather(*map(ask, ids))
+        states = await ask_for_each(self._line, ids)
         return {
             name.removeprefix(TENANT_LINE): state
             for name, state in zip(ids, states, strict=True)

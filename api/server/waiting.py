@@ -22,15 +22,13 @@ from activities.contract.names import (
     Step,
 )
 from activities.contract.results import HostFacts
+from activities.contract.search_attributes import RUNNING_BUILDS
 from api.server.known_hosts import KnownHosts
 from api.server.tenancy import visible_condition
 
 RPC_LIMIT = timedelta(seconds=5)
 # A build that no worker has begun yet has no step.
-WAITING_BUILDS = (
-    "WorkflowType='BuildTemplate' AND ExecutionStatus='Running' "
-    f"AND (BuildStep='{Step.LEASE}' OR BuildStep IS NULL)"
-)
+WAITING_BUILDS = f"{RUNNING_BUILDS} AND (BuildStep='{Step.LEASE}' OR BuildStep IS NULL)"
 MAX_PLACES = 1_000
 
 _log = structlog.get_logger(__name__)
