@@ -89,9 +89,9 @@ class StepTalk:
         elif kind == "exit":
             self._hear_exit(text)
         elif kind == "refused":
-            self.refused = self._readable(text) or "no reason"
+            self.refused = self.log.redaction.readable(text) or "no reason"
         elif kind == "fact" and len(self.facts) < MAX_FACTS:
-            name, _, value = self._readable(text).partition(" ")
+            name, _, value = self.log.redaction.readable(text).partition(" ")
             self.facts[name] = value
         elif kind == "done":
             self.done = True
@@ -102,10 +102,6 @@ class StepTalk:
             if parts.text:
                 self._hear_output(stream, "", whole=True)
 
-    def _readable(self, text: str) -> str:
-        """Return it as it may be told: what a guest says may have its secrets in it."""
-        return self.log.redaction.apply(readable(self.log.redaction.apply(text)))
-
     def _conceal(self, text: str, is_cut: bool) -> str:
         return self.log.redaction.apply(text, is_begun=self.is_cut, is_cut=is_cut or self.is_cut)
 
@@ -113,7 +109,7 @@ class StepTalk:
         if not line.strip():
             return
         if not self.last_words and (PANIC in line or GOODBYE.search(line)):
-            self.last_words = self._readable(line)
+            self.last_words = self.log.redaction.readable(line)
         self.log.debug(line, source="console")
 
     def _hear_output(self, stream: str, text: str, *, whole: bool) -> None:

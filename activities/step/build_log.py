@@ -25,7 +25,7 @@ from temporalio.contrib.workflow_streams import WorkflowStreamClient
 from activities.contract.errors import LOG_TAIL_LINES
 from activities.contract.names import UUID_PATTERN, Step
 from activities.contract.status import LogEntry, LogLevel
-from activities.contract.text import cut, readable
+from activities.contract.text import cut
 from activities.contract.units import MIB
 from activities.disk.data_dir import DataDir
 from activities.disk.leftovers import Leftover, disk_bytes, entries, made_at
@@ -101,8 +101,7 @@ class BuildLog:
             return list(self._tail)
 
     def _clean(self, text: str) -> str:
-        shown = readable(self.redaction.apply(text))
-        return cut(self.redaction.apply(shown), MAX_LINE_CHARS)
+        return cut(self.redaction.readable(text), MAX_LINE_CHARS)
 
     def _entry(self, level: LogLevel, cleaned: str, **fields: str) -> LogEntry:
         return LogEntry(

@@ -28,6 +28,10 @@ class Redaction:
         known = {form for form in (*self._secrets, *forms) if form}
         self._secrets = tuple(sorted(known, key=len, reverse=True))
 
+    def readable(self, text: str) -> str:
+        """Return a text as it may be told, without the secrets, however they read in it."""
+        return self.apply(readable(self.apply(text)))
+
     def apply(self, text: str, *, is_begun: bool = False, is_cut: bool = False) -> str:
         """Return a text without the secrets.
 
