@@ -35,11 +35,11 @@ async def call(
     options: BuildOptions = DEFAULTS,
     wait_seconds: float | None = None,
     total_seconds: float | None = None,
-    turn: Priority | None = None,
+    priority: Priority | None = None,
     hear: Callable[[LogEntry], None] | None = None,
 ) -> T:
     """Run an activity to its end. `wait_seconds` and `total_seconds` replace the table's `wait` and
-    `total`. `turn` says whose turn it is when several wait in one queue; `hear` is told the lines
+    `total`. `priority` says who is first when several wait in one queue; `hear` is told the lines
     that the activity answers with.
 
     Raises ActivityError, and CancelledError when the workflow is cancelled.
@@ -49,8 +49,8 @@ async def call(
         config["schedule_to_start_timeout"] = timedelta(seconds=wait_seconds)
     if total_seconds is not None:
         config["schedule_to_close_timeout"] = timedelta(seconds=total_seconds)
-    if turn is not None:
-        config["priority"] = turn
+    if priority is not None:
+        config["priority"] = priority
     if hear is None:
         result: T = await workflow.execute_activity_method(method, argument, **config)
         return result

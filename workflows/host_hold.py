@@ -47,7 +47,7 @@ from activities.contract.names import (
 )
 from activities.contract.requests import BuildOptions, TemplateConfig
 from activities.contract.results import FoundHost
-from activities.contract.scope import BuildScope, HostLease
+from activities.contract.scope import HostLease
 from workflows.calling import call
 from workflows.telling import LEAN
 from workflows.turn import Turn
@@ -81,13 +81,13 @@ class HostHold:
         `refused` is told why a host cannot run the build.
         """
         self.lease: HostLease | None = None
-        self._in_line = turn
+        self._turn = turn
         self._config = config
         self._options = options
         self._lost = lost
         self._refused = refused
         self._preferred_host = preferred_host
-        self._turn = Priority(fairness_key=config.tenant, fairness_weight=weight)
+        self._priority = Priority(fairness_key=config.tenant, fairness_weight=weight)
         self._hosts_lost = 0
         self._refusals = 0
         self._refused_by: list[str] = []
@@ -124,8 +124,8 @@ class HostHold:
         try:
             await self._let_go()
         finally:
-            if self._in_line is not None:
-                await self._in_line.give_back()
+            if self._turn is not None:
+                await self._turn.give_back()
 
     async def _let_go(self) -> None:
         if self._task is None:
@@ -141,24 +141,18 @@ class HostHold:
         """Ask the host to let go: a mere cancellation would wait for its next heartbeat."""
         if self.lease is None:
             return
-        config = self._config
         with contextlib.suppress(ActivityError):  # a host that is away is cancelled, and swept
             await call(
                 HostReleaseActivities.release_host,
-                BuildScope(
-                    build_id=config.build_id,
-                    template_id=config.template_id,
-                    lease=self.lease,
-                    tenant=config.tenant,
-                ),
+                self._config.scope(self.lease),
                 queue=self.lease.lease_queue,
                 summary=f"release {self.lease.host}",
                 options=self._options,
             )
 
     async def _keep(self) -> None:
-        if self._in_line is not None:
-            await self._in_line.take()
+        if self._turn is not None:
+            await self._turn.take()
         retake_from = self._preferred_host
         while True:
             try:
@@ -198,7 +192,7 @@ class HostHold:
             summary=f"hold {retake_from} again" if retake_from else "hold a KVM host",
             options=options,
             wait_seconds=options.lease_grace_seconds if retake_from else None,
-            turn=self._turn,
+            priority=self._priority,
         )
 
     async def _fitting_host(self, refusal: ActivityError) -> str | None:

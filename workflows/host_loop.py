@@ -23,7 +23,7 @@ from activities.contract.errors import (
 )
 from activities.contract.inputs import BuildInput
 from activities.contract.names import Step
-from activities.contract.scope import BuildScope, HostLease
+from activities.contract.scope import HostLease
 from workflows.compensations import Compensations, Undo, shielded
 from workflows.host_hold import HostHold
 from workflows.kept import Kept
@@ -86,15 +86,8 @@ class HostLoop:
 
     def leased(self, lease: HostLease) -> LeasedHost:
         """Return the host of a lease, to run steps and undos on."""
-        config = self._config
-        scope = BuildScope(
-            build_id=config.build_id,
-            template_id=config.template_id,
-            lease=lease,
-            tenant=config.tenant,
-        )
         return LeasedHost(
-            scope,
+            self._config.scope(lease),
             self._options,
             self._undos,
             is_held=lambda: self.hold.lease is not None,

@@ -14,7 +14,7 @@ from activities.contract.names import (
     TenantName,
 )
 from activities.contract.registry_logins import Sealed
-from activities.contract.scope import VmShape
+from activities.contract.scope import BuildScope, HostLease, VmShape
 from activities.contract.sources import FromImage, FromTemplate, PersistedSource, Source
 
 # As a start command: what the image itself would run.
@@ -72,6 +72,12 @@ class TemplateConfig(Model):
             kernel_version=self.kernel_version,
             firecracker_version=self.firecracker_version,
             huge_pages=self.huge_pages,
+        )
+
+    def scope(self, lease: HostLease) -> BuildScope:
+        """Whose work it is on the host of a lease."""
+        return BuildScope(
+            build_id=self.build_id, template_id=self.template_id, lease=lease, tenant=self.tenant
         )
 
     @property
