@@ -102,6 +102,14 @@ def debian(name: str, layer: Layer | None = None, **more: Any) -> ProbedImage:
     return ProbedImage(name, "debian", layer or Layer(), **({"cmd": ("/sbin/init",)} | more))
 
 
+def with_unit(name: str, unit: bytes, by: str) -> Layer:
+    """A unit of systemd that a target asks for: `by` is the directory that says so."""
+    where = "etc/systemd/system"
+    layer = Layer().directory("etc").directory("etc/systemd").directory(where)
+    layer.add(f"{where}/{name}", unit).directory(f"{where}/{by}")
+    return layer.symlink(f"{where}/{by}/{name}", f"../{name}")
+
+
 @pytest.mark.parametrize("base", [alpine, debian], ids=["busybox", "systemd"])
 async def test_no_such_start_command_is_no_success_whatever_the_ready_command_says(
     host: VmHost, push: Push, base: Callable[[str], ProbedImage]
@@ -289,10 +297,7 @@ async def test_what_systemd_waits_for_is_named(host: VmHost, push: Push) -> None
         b"[Unit]\nDefaultDependencies=no\nBefore=sysinit.target\n"
         b"[Service]\nType=oneshot\nExecStart=/bin/sleep infinity\nTimeoutStartSec=infinity\n"
     )
-    where = "etc/systemd/system"
-    layer = Layer().directory("etc").directory("etc/systemd").directory(where)
-    layer.add(f"{where}/hang.service", unit).directory(f"{where}/sysinit.target.wants")
-    layer.symlink(f"{where}/sysinit.target.wants/hang.service", "../hang.service")
+    layer = with_unit("hang.service", unit, "sysinit.target.wants")
     image = await host.bench.pull(push(debian("hangs", layer)))
     # systemd says it after 25 s of its own.
     error, _ = await failing(host, image, 120, start_command=SOON, ready_command="true")
@@ -434,10 +439,7 @@ async def test_systemd_that_gives_up_is_told_at_once_with_what_has_failed(
         b"[Unit]\nDescription=The data\nDefaultDependencies=no\nBefore=sysinit.target\n"
         b"OnFailure=emergency.target\n[Service]\nType=oneshot\nExecStart=/bin/false\n"
     )
-    where = "etc/systemd/system"
-    layer = Layer().directory("etc").directory("etc/systemd").directory(where)
-    layer.add(f"{where}/data.service", unit).directory(f"{where}/sysinit.target.requires")
-    layer.symlink(f"{where}/sysinit.target.requires/data.service", "../data.service")
+    layer = with_unit("data.service", unit, "sysinit.target.requires")
     image = await host.bench.pull(push(debian("emergency", layer)))
     began = time.monotonic()
     error, _ = await failing(host, image, 300, start_command=SOON, ready_command="true")

@@ -82,6 +82,17 @@ class Tenant:
                     pass
                 await asyncio.sleep(0.1)
 
+    async def running(self, waiting: int) -> list[str]:
+        """Look until one runs and so many wait; returns which one runs."""
+        return [build.build_id for build in (await self.line(counts(1, waiting))).running]
+
+    async def build_that_runs(self) -> Handle:
+        """Start a build that has its turn and does not end."""
+        self.journal.hang("pull_image")
+        build = await self.build()
+        await self.running(0)
+        return build
+
 
 @asynccontextmanager
 async def tenant_of(client: Client, tmp_path: Path, **limits: int) -> AsyncIterator[Tenant]:
@@ -144,19 +155,15 @@ async def test_a_build_that_is_cancelled_leaves_its_place_or_its_turn(
     client: Client, tmp_path: Path
 ) -> None:
     async with tenant_of(client, tmp_path, running_builds=1) as tenant:
-        tenant.journal.hang("pull_image")
-        first = await tenant.build()
-        await tenant.line(counts(1, 0))
+        first = await tenant.build_that_runs()
         second, third = await tenant.build(), await tenant.build()
         await tenant.line(counts(1, 2))
         await second.cancel()
         with pytest.raises(WorkflowFailureError):
             await ended(second)
-        state = await tenant.line(counts(1, 1))
-        assert [build.build_id for build in state.running] == [id_of(first)]
+        assert await tenant.running(1) == [id_of(first)]
         await first.cancel()
-        state = await tenant.line(counts(1, 0))
-        assert [build.build_id for build in state.running] == [id_of(third)]
+        assert await tenant.running(0) == [id_of(third)]
         tenant.journal.hanging.clear()
         await ended(third)
 
@@ -166,14 +173,11 @@ async def test_a_build_that_was_terminated_gives_its_turn_to_the_next(
 ) -> None:
     async with tenant_of(client, tmp_path, running_builds=1) as tenant:
         await tenant.begin_line(look_seconds=0.5)
-        tenant.journal.hang("pull_image")
-        first = await tenant.build()
-        await tenant.line(counts(1, 0))
+        first = await tenant.build_that_runs()
         second = await tenant.build()
         await tenant.line(counts(1, 1))
         await first.terminate()
-        state = await tenant.line(counts(1, 0))
-        assert [build.build_id for build in state.running] == [id_of(second)]
+        assert await tenant.running(0) == [id_of(second)]
         tenant.journal.hanging.clear()
         await ended(second)
 
@@ -194,9 +198,7 @@ async def test_a_line_goes_on_in_its_next_run_and_after_its_workers_were_away(
 ) -> None:
     """What one run carries over, and what waits in Temporal while no worker is there."""
     async with tenant_of(client, tmp_path, running_builds=1) as tenant:
-        tenant.journal.hang("pull_image")
-        first = await tenant.build()
-        await tenant.line(counts(1, 0))
+        first = await tenant.build_that_runs()
         second = await tenant.build()
         carried = await tenant.line(counts(1, 1))
         line = client.get_workflow_handle(tenant_line_workflow_id(tenant.name))
