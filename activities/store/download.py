@@ -195,4 +195,6 @@ def _stored_extents(bucket: Bucket, artifact: UploadedArtifact) -> list[Extent]:
     except HeaderError as error:
         raise TemplateDamagedError(f"{header.name} is not a header: {error}") from error
     stored = [extent for extent in parsed.extents if extent.storage_offset is not None]
+    if any(extent.build_id is not None for extent in stored):
+        raise TemplateDamagedError(f"{header.name} names blocks of other builds")
     return sorted(stored, key=lambda extent: extent.storage_offset or 0)

@@ -1,9 +1,11 @@
 """Which blocks of a file hold data, and the header that says where they are in the bucket.
 
-The header's format (E2B's, version 1), little-endian: 64 bytes (version u64 = 1, block size u64,
-size u64, generation u64 = 0, build id 16 bytes, base build id 16 bytes), then records of 40 bytes
-to the end: offset u64, length u64, build id 16 bytes (nil: zeros), storage offset u64. The records
-are sorted, contiguous, of whole blocks, and cover the whole size.
+The header's format (E2B's, version 3; version 1 differs in the number alone), little-endian: 64
+bytes (version u64, block size u64, size u64, generation u64, build id 16 bytes, base build id 16
+bytes), then records of 40 bytes to the end: offset u64, length u64, build id 16 bytes (nil: zeros),
+storage offset u64. The records are sorted, contiguous, of whole blocks, and cover the whole size. A
+record names the build that has the stretch; generation is how many builds are below this one, and
+base build id the lowest.
 """
 
 from __future__ import annotations
@@ -17,13 +19,14 @@ import numpy as np
 
 HEADER = struct.Struct("<QQQQ16s16s")
 RECORD = struct.Struct("<QQ16sQ")
-VERSION = 1
+VERSION = 3
+READABLE = frozenset({1, VERSION})
 BLOCK_BYTES = 4096  # of the headers that we write
 NIL = uuid.UUID(int=0)
 
 
 class HeaderError(ValueError):
-    """The bytes are not a header of version 1."""
+    """The bytes are not a header of a version that is known."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Extent:
     offset: int
     length: int
     storage_offset: int | None
+    build_id: uuid.UUID | None = None
+    """Of the build below that has it; None is the header's own."""
 
 
 @dataclass(frozen=True)
@@ -44,34 +49,38 @@ class Header:
     build_id: uuid.UUID
     base_build_id: uuid.UUID
     extents: tuple[Extent, ...]
+    generation: int = 0
 
     def to_bytes(self) -> bytes:
         """Write the header in its format."""
-        head = HEADER.pack(
-            VERSION, self.block_size, self.size, 0, self.build_id.bytes, self.base_build_id.bytes
-        )
+        ids = (self.build_id.bytes, self.base_build_id.bytes)
+        head = HEADER.pack(VERSION, self.block_size, self.size, self.generation, *ids)
         return head + b"".join(self._record(extent) for extent in self.extents)
 
     def _record(self, extent: Extent) -> bytes:
         if extent.storage_offset is None:
             return RECORD.pack(extent.offset, extent.length, NIL.bytes, 0)
-        return RECORD.pack(extent.offset, extent.length, self.build_id.bytes, extent.storage_offset)
+        owner = extent.build_id or self.build_id
+        return RECORD.pack(extent.offset, extent.length, owner.bytes, extent.storage_offset)
 
 
 def parse_header(data: bytes) -> Header:
     """Read a header. Raises HeaderError when it breaks any rule of the format."""
     if len(data) < HEADER.size or (len(data) - HEADER.size) % RECORD.size:
         raise HeaderError(f"{len(data)} bytes cannot be a header")
-    version, block_size, size, _, build, base = HEADER.unpack_from(data)
-    if version != VERSION:
-        raise HeaderError(f"version {version} is not {VERSION}")
+    version, block_size, size, generation, build, base = HEADER.unpack_from(data)
+    if version not in READABLE:
+        raise HeaderError(f"version {version} is none of {sorted(READABLE)}")
     records = RECORD.iter_unpack(data[HEADER.size :])
     extents = tuple(
-        Extent(offset, length, None if owner == NIL.bytes else stored)
+        Extent(offset, length, None)
+        if owner == NIL.bytes
+        else Extent(offset, length, stored, None if owner == build else uuid.UUID(bytes=owner))
         for offset, length, owner, stored in records
     )
     _require_cover(extents, block_size, size)
-    return Header(block_size, size, uuid.UUID(bytes=build), uuid.UUID(bytes=base), extents)
+    ids = (uuid.UUID(bytes=build), uuid.UUID(bytes=base))
+    return Header(block_size, size, *ids, extents, generation)
 
 
 def _require_cover(extents: Sequence[Extent], block_size: int, size: int) -> None:
