@@ -58,6 +58,7 @@ from activities.store.bucket import Bucket
 from activities.store.files import fetch_files
 
 FINISH_SECONDS = 300.0
+GZIP = b"\x1f\x8b"
 
 
 class VmDiskStepActivities(DiskStepActivities):
@@ -223,7 +224,7 @@ class VmDiskStepActivities(DiskStepActivities):
         self, running: RunningStep, build: RunStepsInput, work: Work, grows: bool, target: Path
     ) -> None:
         with working_in(self._data_dir, build.vm.scope, "step", work.key[:12]) as place:
-            tar = None
+            tar, values, unpacked_mb = None, values_of(build, work), 0
             if isinstance(work.step, Copy):
                 tar = place / "files.tar"
                 sha256, most = work.step.files_sha256, self._settings.max_files_mb * MIB
@@ -231,10 +232,12 @@ class VmDiskStepActivities(DiskStepActivities):
                 fetch_files(
                     self._bucket, sha256, tar, running.check, tenant=tenant, most_bytes=most
                 )
+                if _is_gzip(tar):  # more than the template has room for it cannot take anyway
+                    values["copy.gzip"], unpacked_mb = "", build.disk_size_mb
             what = work.step.kind if work.step else "finish"
-            values = values_of(build, work)
             running.check()
-            made = make_drive(place, self._settings, StepFiles(what, values, tar, grows))
+            files = StepFiles(what, values, tar, unpacked_mb, grows)
+            made = make_drive(place, self._settings, files)
             made.rename(target)
 
     def _follow(
@@ -266,6 +269,11 @@ def _failed(work: Work, why: str, talk: StepTalk) -> Exception:
     kind = ImageStepError if work.step else ProvisioningError
     message = talk.log.redaction.apply(f"{work.name}: {why}" if work.step else why)
     return kind(message, log_tail=[*talk.tail])
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(GZIP)) == GZIP
 
 
 def _whole_mib(size_bytes: int) -> int:

@@ -41,6 +41,8 @@ class StepFiles:
     """Files in the guest's `/.template`, by their names there."""
     tar: Path | None = None
     """The files of a COPY."""
+    unpacked_mb: int = 0
+    """What they may take at least when they are unpacked, in MiB, if the tar does not say more."""
     grows: bool = False
     """Whether the disk has become larger than its file system."""
 
@@ -65,7 +67,7 @@ def make_drive(place: Path, settings: Settings, step: StepFiles) -> Path:
     if step.tar is not None:
         os.link(step.tar, root / "files.tar")
     drive = place / DRIVE
-    _make_filesystem(root, drive)
+    _make_filesystem(root, drive, step)
     return drive
 
 
@@ -94,10 +96,9 @@ def _stage_template(directory: Path, settings: Settings, step: StepFiles) -> Non
         write_value(directory / name, value, 0o600 if name == "env" else 0o644)
 
 
-def _make_filesystem(root: Path, drive: Path) -> None:
+def _make_filesystem(root: Path, drive: Path, step: StepFiles) -> None:
     content = sum(_blocks(path) for path in root.rglob("*")) * BLOCK
-    tar = root / "files.tar"
-    room = max(UNPACKED_BYTES, UNPACKED_FACTOR * tar.stat().st_size) if tar.exists() else 0
+    room = _unpacked_bytes(step.tar, step) if step.tar else 0
     size_bytes = (content + room + SPARE_BYTES) * 17 // 16
     with drive.open("xb") as file:
         file.truncate(size_bytes // BLOCK * BLOCK)
@@ -127,6 +128,10 @@ def _make_filesystem(root: Path, drive: Path) -> None:
     said = done.stderr.strip()[-400:]
     kind = HostDiskFullError if "No space left" in said else FilesystemToolError
     raise kind(f"the drive of a step cannot be made: {said}")
+
+
+def _unpacked_bytes(tar: Path, step: StepFiles) -> int:
+    return max(UNPACKED_BYTES, UNPACKED_FACTOR * tar.stat().st_size, step.unpacked_mb * MIB)
 
 
 def _blocks(path: Path) -> int:

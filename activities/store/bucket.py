@@ -218,10 +218,12 @@ class Bucket:
         with _errors(f"list {prefix or 'all objects'}"):
             return [_stored(blob) for blob in self._blobs(prefix)]
 
-    def list_with_metadata(self) -> Iterator[tuple[StoredObject, Mapping[str, str]]]:
-        """Yield every object of the bucket, each with its custom metadata."""
-        with _errors("list all objects"):
-            for blob in self._blobs(None):
+    def list_with_metadata(
+        self, prefix: str | None = None
+    ) -> Iterator[tuple[StoredObject, Mapping[str, str]]]:
+        """Yield objects by prefix, by default every one, each with its custom metadata."""
+        with _errors(f"list {prefix or 'all objects'}"):
+            for blob in self._blobs(prefix):
                 yield _stored(blob), blob.metadata or {}
 
     def list_dated(
@@ -273,6 +275,28 @@ class Bucket:
             except google_errors.NotFound as error:
                 raise PreconditionFailedError(
                     f"could not compose {name}: {_reason(error)}"
+                ) from error
+            return _stored(blob)
+
+    def copy(self, source: StoredObject, name: str, *, if_generation_match: int) -> StoredObject:
+        """Write exactly that generation of an object under another name, within the bucket.
+
+        Raises PreconditionFailedError, also when the source has changed or gone.
+        """
+        with _errors(f"copy {source.name}"):
+            blob = self._bucket.blob(name)
+            blob.content_type = "application/octet-stream"
+            try:
+                blob.compose(
+                    [self._bucket.blob(source.name)],
+                    if_generation_match=if_generation_match,
+                    if_source_generation_match=[source.generation],
+                    timeout=TIMEOUT,
+                    retry=_retry(),
+                )
+            except google_errors.NotFound as error:
+                raise PreconditionFailedError(
+                    f"could not copy {source.name}: {_reason(error)}"
                 ) from error
             return _stored(blob)
 

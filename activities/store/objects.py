@@ -7,6 +7,8 @@ All of them stand in buckets that earlier and later versions read: what is here 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import uuid
 from enum import StrEnum
@@ -47,6 +49,14 @@ class ObjectKind(StrEnum):
     FILES = "files"
     PROBE = "probe"
     STORED = "what is stored"
+
+
+class SentFiles(NamedTuple):
+    """What a client calls the tar of a COPY: its SHA-256, or within a scope whatever it likes."""
+
+    hash: str
+    scope: str = ""
+    """'' is none: then `hash` is the SHA-256 of the bytes, in hex."""
 
 
 class ObjectName(NamedTuple):
@@ -122,6 +132,14 @@ def files_name(sha256: str, tenant: str = DEFAULT_TENANT) -> str:
     return f"{_tenants(FILES, tenant)}{sha256}.tar"
 
 
+def sent_files_name(sent: SentFiles, tenant: str) -> str:
+    """Name the object to which a client sends a tar: no text of its own stands in the name."""
+    if not sent.scope:
+        return files_name(sent.hash, tenant)
+    key = hashlib.sha256(json.dumps(sent).encode()).hexdigest()
+    return f"{_tenants(FILES, tenant)}{key}.scoped.tar"
+
+
 def places_of_tenant(tenant: str) -> tuple[str, str]:
     """Return what the names of all logs and files of a tenant begin with.
 
@@ -163,7 +181,7 @@ _PATTERNS = {
     ObjectKind.LEASE: re.compile(rf"{re.escape(LEASES)}{_BUILD}"),
     ObjectKind.OWNER: re.compile(rf"{re.escape(OWNERS)}{_BUILD}"),
     ObjectKind.LOG: re.compile(rf"{LOGS}{_TENANT}{_BUILD}\.jsonl"),
-    ObjectKind.FILES: re.compile(rf"{FILES}{_TENANT}[0-9a-f]{{64}}\.tar"),
+    ObjectKind.FILES: re.compile(rf"{FILES}{_TENANT}[0-9a-f]{{64}}(?:\.scoped)?\.tar"),
     ObjectKind.PROBE: re.compile(rf"{re.escape(PROBES)}.+"),
     ObjectKind.STORED: re.compile(re.escape(STORED)),
 }

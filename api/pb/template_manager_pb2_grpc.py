@@ -162,8 +162,9 @@ class TemplateServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def InitLayerFileUpload(self, request, context):
-        """Where to put the files of COPY steps, unless the bucket has them: an address for one PUT of
-        their tar, which needs no login. Ask again when the PUT fails.
+        """Where to put the files of COPY steps, also when the bucket has them: an address for one PUT of
+        their tar, plain or by gzip, which needs no login and holds for more than half an hour. Ask again
+        when the PUT fails.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

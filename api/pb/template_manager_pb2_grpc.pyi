@@ -66,8 +66,9 @@ class TemplateServiceStub:
     HealthStatus: _grpc.UnaryUnaryMultiCallable[_empty_pb2.Empty, _template_manager_pb2.HealthStatusResponse]
     """Whether this process takes calls, or is about to end."""
     InitLayerFileUpload: _grpc.UnaryUnaryMultiCallable[_template_manager_pb2.InitLayerFileUploadRequest, _template_manager_pb2.InitLayerFileUploadResponse]
-    """Where to put the files of COPY steps, unless the bucket has them: an address for one PUT of
-    their tar, which needs no login. Ask again when the PUT fails.
+    """Where to put the files of COPY steps, also when the bucket has them: an address for one PUT of
+    their tar, plain or by gzip, which needs no login and holds for more than half an hour. Ask again
+    when the PUT fails.
     """
 
 @_typing.type_check_only
@@ -105,8 +106,9 @@ class TemplateServiceAsyncStub(TemplateServiceStub):
     HealthStatus: _aio.UnaryUnaryMultiCallable[_empty_pb2.Empty, _template_manager_pb2.HealthStatusResponse]  # type: ignore[assignment]
     """Whether this process takes calls, or is about to end."""
     InitLayerFileUpload: _aio.UnaryUnaryMultiCallable[_template_manager_pb2.InitLayerFileUploadRequest, _template_manager_pb2.InitLayerFileUploadResponse]  # type: ignore[assignment]
-    """Where to put the files of COPY steps, unless the bucket has them: an address for one PUT of
-    their tar, which needs no login. Ask again when the PUT fails.
+    """Where to put the files of COPY steps, also when the bucket has them: an address for one PUT of
+    their tar, plain or by gzip, which needs no login and holds for more than half an hour. Ask again
+    when the PUT fails.
     """
 
 class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -201,8 +203,9 @@ class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _template_manager_pb2.InitLayerFileUploadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_template_manager_pb2.InitLayerFileUploadResponse, _abc.Awaitable[_template_manager_pb2.InitLayerFileUploadResponse]]:
-        """Where to put the files of COPY steps, unless the bucket has them: an address for one PUT of
-        their tar, which needs no login. Ask again when the PUT fails.
+        """Where to put the files of COPY steps, also when the bucket has them: an address for one PUT of
+        their tar, plain or by gzip, which needs no login and holds for more than half an hour. Ask again
+        when the PUT fails.
         """
 
 def add_TemplateServiceServicer_to_server(servicer: TemplateServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

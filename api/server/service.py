@@ -29,7 +29,7 @@ from api.server.logs import BuildLogs
 from api.server.starting import BuildStarter, StartedBuild
 from api.server.template_bucket import TemplateBucket
 from api.server.temporal_health import TemporalHealth
-from api.server.validation import require_build_id, require_files_hash, validate
+from api.server.validation import require_build_id, require_sent_files, validate
 from api.server.view import BuildView
 from api.server.waiting import WaitingLine
 from api.server.wire import (
@@ -195,7 +195,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
     ) -> pb.InitLayerFileUploadResponse:
         """Say where to put the files of a COPY, or that they are there."""
         upload = await self._bucket.begin_files_upload(
-            require_files_hash(request), current_caller.get().tenant
+            require_sent_files(request), current_caller.get().tenant
         )
         return pb.InitLayerFileUploadResponse(present=upload.is_present, url=upload.url)
 

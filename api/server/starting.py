@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import grpc
@@ -18,7 +18,6 @@ from temporalio.common import (
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from activities.contract.errors import TemplateNotFoundError
-from activities.contract.image_steps import Copy
 from activities.contract.inputs import BuildInput
 from activities.contract.names import WORKFLOW_TASK_QUEUE, build_workflow_id
 from activities.contract.requests import TemplateConfig
@@ -35,17 +34,16 @@ from activities.contract.search_attributes import (
 )
 from activities.contract.sources import FromImage, FromTemplate
 from activities.contract.status import BuildState
-from activities.contract.units import MIB
 from activities.process.settings import Settings
 from api.errors import (
     RETRY_SECONDS,
     ApiError,
     Violation,
     failed_precondition,
-    invalid_argument,
     temporal_unavailable,
 )
 from api.server.access import require_image
+from api.server.copied_files import CopiedFiles
 from api.server.ending import BuildEnder
 from api.server.finding import RPC_LIMIT, BuildFinder
 from api.server.history import BuildHistory
@@ -87,8 +85,8 @@ class BuildStarter:
         room: TenantRoom,
     ) -> None:
         self._client = client
-        self._bucket = bucket
         self._settings = settings
+        self._files = CopiedFiles(bucket, settings)
         self._finder = finder
         self._history = BuildHistory(client)
         self._ender = ender
@@ -106,13 +104,16 @@ class BuildStarter:
         source = valid.config.source
         if isinstance(source, FromImage):
             require_image(source.reference)
+        if valid.cache_scope:
+            # Whatever the client calls them, these bytes are what it asks for.
+            valid = replace(valid, config=await self._files.found(valid.config, valid.cache_scope))
         for _ in range(CREATE_ATTEMPTS):
             existing = await self._existing(valid)
             if existing is not None:
                 return existing
             if isinstance(source, FromTemplate):
                 await self._require_base(source.build_id, valid.config.tenant)
-            await self._require_files(valid.config)
+            await self._files.found(valid.config)
             terms = await self._room.require(valid.config)
             await self._finder.claim_id(valid.config.build_id, valid.config.tenant)
             build = BuildInput(
@@ -212,40 +213,6 @@ class BuildStarter:
                 return None
             template = base
         return None
-
-    async def _require_files(self, config: TemplateConfig) -> None:
-        """Refuse a COPY of files that its tenant has not sent, or that no host would take."""
-        copies = {
-            f"template.steps[{number}].files_hash": step.files_sha256
-            for number, step in enumerate(config.steps)
-            if isinstance(step, Copy)
-        }
-        sizes = {
-            sha256: await self._bucket.files_bytes(sha256, config.tenant)
-            for sha256 in {*copies.values()}
-        }
-        fields = {field: sizes[sha256] for field, sha256 in copies.items()}
-        most = self._settings.max_files_mb * MIB
-        large = [
-            Violation(field, f"names files of {size} bytes; at most {most} are taken")
-            for field, size in fields.items()
-            if size is not None and size > most
-        ]
-        if large:
-            raise invalid_argument(large)
-        missing = [
-            Violation(field, "names files that were not sent")
-            for field, size in fields.items()
-            if size is None
-        ]
-        if missing:
-            raise ApiError(
-                grpc.StatusCode.NOT_FOUND,
-                "FILES_NOT_FOUND",
-                "files of a COPY are not in the bucket",
-                hint="Send them first (InitLayerFileUpload).",
-                violations=missing,
-            )
 
     async def _start(self, build: BuildInput) -> StartedBuild:
         config, image = build.config, build.config.source.described

@@ -8,13 +8,17 @@ import threading
 from typing import TYPE_CHECKING
 
 from activities.contract.status import BuildStatus, LogEntry
-from activities.store.objects import files_name, template_prefix
+from activities.store.objects import SentFiles, template_prefix
 
 if TYPE_CHECKING:  # loading Google's client takes longer than starting the rest of the API
     from activities.store.bucket import Bucket
-    from activities.store.files import FilesUpload
+    from activities.store.files import FilesContent, FilesUpload
     from activities.store.metadata import TemplateMetadata
     from activities.store.stored import Stored
+
+
+# Tars that are read through at the same time, whoever asks.
+READERS = 2
 
 
 class TemplateBucket:
@@ -28,6 +32,7 @@ class TemplateBucket:
         self.name = name
         self._lock = threading.Lock()
         self._bucket: Bucket | None = None
+        self._readers = asyncio.Semaphore(READERS)
 
     async def metadata(self, build_id: str) -> TemplateMetadata | None:
         """Return a template's metadata, or None when there is no such template."""
@@ -89,22 +94,29 @@ class TemplateBucket:
 
         return await asyncio.to_thread(read)
 
-    async def files_bytes(self, sha256: str, tenant: str) -> int | None:
-        """Return the size of a COPY's tar; None when that tenant has not sent it."""
+    async def files_content(
+        self, sent: SentFiles, tenant: str, *, most_bytes: int
+    ) -> FilesContent | None:
+        """Return the tar that a tenant has sent for a COPY; None when it has not.
 
-        def look() -> int | None:
-            stored = self._connect().stat_object(files_name(sha256, tenant))
-            return None if stored is None else stored.size_bytes
+        What was sent within a scope is read the first time, if it has at most `most_bytes`.
+        """
 
-        return await asyncio.to_thread(look)
+        def look() -> FilesContent | None:
+            from activities.store.files import content_of
 
-    async def begin_files_upload(self, sha256: str, tenant: str) -> FilesUpload:
+            return content_of(self._connect(), sent, tenant, most_bytes=most_bytes)
+
+        async with self._readers:
+            return await asyncio.to_thread(look)
+
+    async def begin_files_upload(self, sent: SentFiles, tenant: str) -> FilesUpload:
         """Return where to PUT the tar of a tenant's COPY, and whether it is there."""
 
         def begin() -> FilesUpload:
             from activities.store.files import begin_files_upload
 
-            return begin_files_upload(self._connect(), sha256, tenant)
+            return begin_files_upload(self._connect(), sent, tenant)
 
         return await asyncio.to_thread(begin)
 

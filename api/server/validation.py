@@ -44,6 +44,7 @@ from activities.contract.requests import (
 from activities.contract.sources import FromImage, FromTemplate, Source
 from activities.process.sealing import SealedFor, Sealer
 from activities.process.settings import Settings
+from activities.store.objects import SentFiles
 from api.errors import ApiError, Violation, failed_precondition, invalid_argument
 from api.pb import template_manager_pb2 as pb
 from api.server.own_images import own_image, require_not_anothers
@@ -83,6 +84,8 @@ class ValidRequest:
 
     config: TemplateConfig
     options: BuildOptions
+    cache_scope: str = ""
+    """Within which the files of its COPY steps are called what its client likes; '' is none."""
 
 
 def validate(request: pb.TemplateCreateRequest, settings: Settings, sealer: Sealer) -> ValidRequest:
@@ -93,7 +96,7 @@ def validate(request: pb.TemplateCreateRequest, settings: Settings, sealer: Seal
     """
     if not request.HasField("template"):
         raise invalid_argument([Violation("template", "must be given")])
-    return _Validator(request.template, settings, sealer).validate()
+    return _Validator(request, settings, sealer).validate()
 
 
 def require_build_id(value: str, field: str = "build_id") -> str:
@@ -104,16 +107,29 @@ def require_build_id(value: str, field: str = "build_id") -> str:
         raise invalid_argument([Violation(field, str(error))]) from None
 
 
-def require_files_hash(request: pb.InitLayerFileUploadRequest) -> str:
-    """Return the hash of files to upload. Raises ApiError INVALID_ARGUMENT with every bad field."""
+def require_sent_files(request: pb.InitLayerFileUploadRequest) -> SentFiles:
+    """Return what files to upload are called.
+
+    Raises ApiError INVALID_ARGUMENT with every bad field.
+    """
+    sent = SentFiles(request.hash, request.cache_scope)
     violations = []
     if not TEMPLATE_ID.fullmatch(request.template_id):
         violations.append(Violation("template_id", WRONG_TEMPLATE_ID))
-    if not SHA256.fullmatch(request.hash):
-        violations.append(Violation("hash", "must be a SHA-256: 64 hex digits in lower case"))
+    if wrong := _wrong_files_hash(sent):
+        violations.append(Violation("hash", wrong))
     if violations:
         raise invalid_argument(violations)
-    return request.hash
+    return sent
+
+
+def _wrong_files_hash(sent: SentFiles) -> str:
+    """Tell what is wrong with the name of files, or ''."""
+    if sent.scope:
+        return "" if sent.hash else "must be given: what the files are called in cache_scope"
+    if SHA256.fullmatch(sent.hash):
+        return ""
+    return "must be a SHA-256, 64 hex digits in lower case, where there is no cache_scope"
 
 
 def options_for(config: TemplateConfig, settings: Settings) -> BuildOptions:
@@ -140,8 +156,12 @@ def config_sha256(config: TemplateConfig) -> str:
 class _Validator:
     """Checks one request, field by field."""
 
-    def __init__(self, template: pb.TemplateConfig, settings: Settings, sealer: Sealer) -> None:
+    def __init__(
+        self, request: pb.TemplateCreateRequest, settings: Settings, sealer: Sealer
+    ) -> None:
+        template = request.template
         self._template = template
+        self._scope = request.cache_scope
         self._settings = settings
         self._sealer = sealer
         self._violations: list[Violation] = []
@@ -171,7 +191,7 @@ class _Validator:
         if isinstance(config.source, FromImage):
             reference = config.source.reference
             require_not_anothers(self._settings.registry, reference, self._tenant)
-        return ValidRequest(config, options_for(config, self._settings))
+        return ValidRequest(config, options_for(config, self._settings), self._scope)
 
     def _bad(self, field: str, description: str) -> None:
         self._violations.append(Violation(f"template.{field}", description))
@@ -311,7 +331,7 @@ class _Validator:
             self._bad("steps", f"are {len(steps)}; at most {MAX_IMAGE_STEPS} are allowed")
         for number, step in enumerate(steps):
             try:
-                self._steps.append(parse_step(step))
+                self._steps.append(parse_step(step, self._scope))
             except WrongStepError as error:
                 self._bad(f"steps[{number}]", str(error))
 
@@ -424,8 +444,8 @@ class WrongStepError(ValueError):
     """A step that cannot be understood; the message says why."""
 
 
-def parse_step(step: pb.TemplateStep) -> ImageStep:
-    """Return a step of a request. Raises WrongStepError."""
+def parse_step(step: pb.TemplateStep, scope: str = "") -> ImageStep:
+    """Return a step of a request, whose files are called so in a scope. Raises WrongStepError."""
     kind = step.type.upper()
     _require_arguments(step, kind)
     parsed = image_step(
@@ -433,7 +453,7 @@ def parse_step(step: pb.TemplateStep) -> ImageStep:
             kind=kind, args=tuple(step.args), force=step.force, files_sha256=step.files_hash
         )
     )
-    _require_sense(parsed)
+    _require_sense(parsed, scope)
     return parsed
 
 
@@ -456,17 +476,15 @@ def _require_arguments(step: pb.TemplateStep, kind: str) -> None:
         raise WrongStepError(f"{kind} takes pairs of name and value")
 
 
-def _require_sense(step: ImageStep) -> None:
+def _require_sense(step: ImageStep, scope: str) -> None:
     match step:
         case Env() | Arg():
             for name, _ in step.variables:
                 if not ENV_NAME.fullmatch(name):
                     raise WrongStepError(f"{step.kind} {name[:64]!r}: {WRONG_ENV_NAME}")
         case Copy():
-            if not SHA256.fullmatch(step.files_sha256):
-                raise WrongStepError(
-                    "COPY needs files_hash, the SHA-256 of its files' tar in the bucket"
-                )
+            if wrong := _wrong_files_hash(SentFiles(step.files_sha256, scope)):
+                raise WrongStepError(f"COPY needs files_hash, the name of its tar: it {wrong}")
             if step.mode and not OCTAL.fullmatch(step.mode):
                 raise WrongStepError("COPY's mode must be octal, such as 0755")
         case Run() | Workdir() | User():

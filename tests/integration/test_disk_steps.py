@@ -29,6 +29,7 @@ from activities.disk.ext4 import check_filesystem
 from activities.microvm.network import in_network
 from activities.store.bucket import Bucket
 from activities.store.objects import files_name
+from tests.support.copied_files import upload_as_e2b
 from tests.support.local_http import HTTPD, HTTPD_ANSWERS, get_page
 from tests.support.step_checks import go_on
 from tests.support.step_host import StepHost, base_of, read
@@ -130,6 +131,26 @@ async def test_copy(host: StepHost, registry: Registry) -> None:
     assert (tree["/tmp/two"].uid, tree["/tmp/two"].gid) == (1234, 50)
     assert tree["/tmp"].mode == 0o1777
     assert "/tmp/src" not in tree
+
+
+async def test_copy_takes_what_e2bs_sdks_pack(host: StepHost, registry: Registry) -> None:
+    base = await base_of(host, registry)
+    zeros = "0" * 6_000_000  # more than a hundred times as much as in the tar
+    packed = upload_as_e2b(host.bucket, host.place, {"src/main": "main", "src/sub/zeros": zeros})
+    sent = host.bucket.stat_object(files_name(packed))
+    assert sent is not None and sent.size_bytes < 60_000
+    made = await host.build(base, Copy(source="src", destination="/app/", files_sha256=packed))
+    disk, tree = host.disk(made), host.tree(made)
+    assert read(disk, "/app/main") == "main"
+    assert tree["/app/sub/zeros"].size == 6_000_000
+    # What is broken is told, not taken in part.
+    found = host.bucket.read_object(files_name(packed))
+    assert found is not None
+    half = found[0][: len(found[0]) // 2]
+    broken = hashlib.sha256(half).hexdigest()
+    host.bucket.write_object(files_name(broken), half)
+    with pytest.raises(ImageStepError, match="the files cannot be unpacked"):
+        await host.build(base, Copy(source="src", destination="/x", files_sha256=broken))
 
 
 async def test_each_step_is_a_checkpoint(host: StepHost, registry: Registry) -> None:

@@ -10,18 +10,21 @@ from typing import Any
 
 import grpc
 import pytest
+import requests
 from devstack.stack import Stack
 
 from activities.contract.errors import FilesTooLargeError
-from activities.contract.names import DEFAULT_TENANT
+from activities.contract.image_steps import Copy
+from activities.contract.names import DEFAULT_TENANT, build_workflow_id
 from activities.store import files as image_files
 from activities.store.bucket import Bucket
-from activities.store.objects import files_name
+from activities.store.objects import SentFiles, files_name, sent_files_name
 from api.client import files_upload
 from api.client.client import CallError
 from api.client.files_upload import upload_files
 from api.pb import template_manager_pb2 as pb
 from tests.support.running_api import Api
+from workflows.build_template import BuildTemplate
 
 pytestmark = pytest.mark.counts_nothing
 
@@ -213,3 +216,118 @@ async def test_files_that_no_host_would_take_are_told_at_once(
     [violation] = error.value.violations
     assert violation.field == "template.steps[1].files_hash"
     assert f"{SIZE_BYTES} bytes; at most {3 * 1024 * 1024} are" in violation.description
+
+
+def scoped_copy(api: Api, scope: str = "team", name: str = "src@1") -> pb.TemplateCreateRequest:
+    step = pb.TemplateStep(type="COPY", args=["a", "/a"], files_hash=name)
+    return pb.TemplateCreateRequest(template=api.template(steps=[step]), cache_scope=scope)
+
+
+async def upload(api: Api, name: str, scope: str) -> pb.InitLayerFileUploadResponse:
+    request = pb.InitLayerFileUploadRequest(template_id="web", hash=name, cache_scope=scope)
+    answer: pb.InitLayerFileUploadResponse = await api.client._stub.InitLayerFileUpload(request)
+    return answer
+
+
+async def put(api: Api, tar: Path, name: str = "src@1", scope: str = "team") -> None:
+    """Send files as E2B's SDKs do: one PUT with its length."""
+    answer = await upload(api, name, scope)
+    response = await asyncio.to_thread(requests.put, answer.url, data=tar.read_bytes(), timeout=30)
+    assert response.ok
+
+
+async def create_scoped(api: Api, **called: str) -> str:
+    """Create a build and return what its COPY is of."""
+    request = scoped_copy(api, **called)
+    await api.client._stub.TemplateCreate(request)
+    workflow_id = build_workflow_id(request.template.build_id)
+    handle = api.temporal.get_workflow_handle_for(BuildTemplate.run, workflow_id)
+    [step] = (await handle.query(BuildTemplate.status)).config.steps
+    assert isinstance(step, Copy)
+    return step.files_sha256
+
+
+async def test_files_in_a_scope_are_found_by_their_name_and_known_by_their_bytes(
+    api: Api, empty_bucket: Bucket, tar: Path
+) -> None:
+    assert not (await upload(api, "src@1", "team")).present
+    await put(api, tar)
+    assert (await upload(api, "src@1", "team")).present
+    assert await create_scoped(api) == sha256_of(tar)
+    # Once they have been taken they lie there once, under the SHA-256 of what they are.
+    assert stored(empty_bucket, tar) == tar.read_bytes()
+    sent = empty_bucket.read_object(sent_files_name(SentFiles("src@1", "team"), DEFAULT_TENANT))
+    assert sent is not None and sent[0] == b""
+    again = await upload(api, "src@1", "team")
+    assert again.present and again.url
+    assert await create_scoped(api) == sha256_of(tar)
+
+
+async def test_what_is_sent_under_a_name_anew_is_what_the_next_build_takes(
+    api: Api, tar: Path, tmp_path: Path
+) -> None:
+    await put(api, tar)
+    assert await create_scoped(api) == sha256_of(tar)
+    other = tmp_path / "other.tar"
+    other.write_bytes(b"other")
+    await put(api, other)
+    assert await create_scoped(api) == sha256_of(other)
+
+
+async def test_a_name_is_no_claim_about_bytes(
+    api: Api, empty_bucket: Bucket, tar: Path, tmp_path: Path
+) -> None:
+    """Who sends junk by the hash of what others have gets junk, and changes nothing of theirs."""
+    await send(api, tar)
+    junk = tmp_path / "junk.tar"
+    junk.write_bytes(b"junk")
+    await put(api, junk, name=sha256_of(tar))
+    assert await create_scoped(api, name=sha256_of(tar)) == sha256_of(junk)
+    assert stored(empty_bucket, tar) == tar.read_bytes()
+
+
+@pytest.mark.parametrize("called", [{"scope": "other"}, {"name": "src@2"}, {"scope": ""}])
+async def test_a_name_of_another_scope_is_not_there(
+    api: Api, tar: Path, called: dict[str, str]
+) -> None:
+    await put(api, tar)
+    request = scoped_copy(api, **called)
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await api.client._stub.TemplateCreate(request)
+    wanted = grpc.StatusCode.NOT_FOUND if request.cache_scope else grpc.StatusCode.INVALID_ARGUMENT
+    assert error.value.code() is wanted
+
+
+async def test_builds_that_take_the_same_files_at_once_agree(
+    api: Api, empty_bucket: Bucket, tar: Path
+) -> None:
+    await put(api, tar)
+    found = await asyncio.gather(*(create_scoped(api) for _ in range(4)))
+    assert set(found) == {sha256_of(tar)}
+    kept = [item for item in empty_bucket.list_objects("files/") if item.size_bytes]
+    assert [item.name for item in kept] == [files_name(sha256_of(tar))]
+
+
+async def test_files_of_a_scope_that_are_too_large_are_not_read(
+    api: Api, empty_bucket: Bucket, tar: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put(api, tar)
+    monkeypatch.setattr(api.settings, "max_files_mb", 3)
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await api.client._stub.TemplateCreate(scoped_copy(api))
+    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert f"{SIZE_BYTES} bytes; at most" in (error.value.details() or "")
+    assert empty_bucket.stat_object(files_name(sha256_of(tar))) is None
+
+
+async def test_files_of_a_scope_whose_content_was_swept_are_to_be_sent_again(
+    api: Api, empty_bucket: Bucket, tar: Path
+) -> None:
+    await put(api, tar)
+    await create_scoped(api)
+    content = empty_bucket.stat_object(files_name(sha256_of(tar)))
+    assert content is not None
+    empty_bucket.delete_object(content.name, content.generation)
+    assert not (await upload(api, "src@1", "team")).present
+    await put(api, tar)
+    assert await create_scoped(api) == sha256_of(tar)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import tarfile
 import uuid
 from collections.abc import Mapping
@@ -22,6 +23,21 @@ def tar_of_files(root: Path, names: list[str], target: Path) -> str:
             out.add(root / name, arcname=name, recursive=False, filter=_without_owner)
     with target.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def upload_as_e2b(bucket: Bucket, place: Path, contents: Mapping[str, str]) -> str:
+    """Upload files as E2B's SDKs pack them, by gzip and with directories; returns the SHA-256."""
+    root = place / uuid.uuid4().hex
+    for name, content in contents.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as out:
+        out.add(root, arcname=".")
+    sha256 = hashlib.sha256(packed.getvalue()).hexdigest()
+    bucket.write_object(files_name(sha256), packed.getvalue())
+    return sha256
 
 
 def uploaded_files(bucket: Bucket, place: Path, contents: Mapping[str, str]) -> str:

@@ -55,9 +55,14 @@ find_owner() {
     fi
 }
 
+extract() {
+    tar --extract -C $files --delay-directory-restore -f - 2>$t/tar.said
+}
+
 unpack() {
     $bb mkdir -p $files $one
-    tar --extract -C $files --delay-directory-restore -f - 2>$t/tar.said ||
+    set -o pipefail
+    if [ -e $t/copy.gzip ]; then $bb zcat | extract; else extract; fi ||
         fail "the files cannot be unpacked: $($bb tail -n 1 $t/tar.said)"
 }
 

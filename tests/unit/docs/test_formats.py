@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 
 from temporalio import workflow
@@ -36,6 +37,12 @@ OBJECTS = {
     "owner_name": [objects.owner_name(BUILD)],
     "archived_log_name": [objects.archived_log_name(BUILD, tenant) for tenant in TENANTS],
     "files_name": [objects.files_name("<sha256>", tenant) for tenant in TENANTS],
+    "sent_files_name": [
+        re.sub(
+            "[0-9a-f]{64}", "<key>", objects.sent_files_name(objects.SentFiles("a", "b"), tenant)
+        )
+        for tenant in TENANTS
+    ],
     "probe_name": [f"{objects.PROBES}<uuid>"],
     "stored_name": [objects.stored_name()],
 }

@@ -89,7 +89,9 @@ def test_what_a_hint_names_is_there(hint: str) -> None:
     settings = {f"TEMPLATE_MANAGER_{name.upper()}" for name in Settings.model_fields}
     of_clients = {f"TEMPLATE_MANAGER_{name.upper()}" for name in ClientCredentials.model_fields}
     assert set(VARIABLE.findall(hint)) <= settings | of_clients | OTHER_VARIABLES
-    fields = fields_of(pb.TemplateConfig, pb.GeneralRegistry) | set(BuildOptions.model_fields)
+    fields = fields_of(pb.TemplateCreateRequest, pb.TemplateConfig, pb.GeneralRegistry) | set(
+        BuildOptions.model_fields
+    )
     assert set(FIELD.findall(hint)) <= fields | set(TenantLimits.model_fields)
 
 

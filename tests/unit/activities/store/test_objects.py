@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from activities.contract.names import ArtifactName
 from activities.store.objects import (
     ObjectKind,
+    SentFiles,
     archived_log_name,
     artifact_name,
     build_log_name,
@@ -21,6 +24,7 @@ from activities.store.objects import (
     part_name,
     parts_prefix,
     probe_name,
+    sent_files_name,
     stored_name,
     template_prefix,
 )
@@ -49,6 +53,9 @@ def test_the_names_are_those_of_every_version_before() -> None:
     assert files_name(SHA256) == f"files/{SHA256}.tar"
     assert archived_log_name(BUILD, "acme") == f"logs/acme/{BUILD}.jsonl"
     assert files_name(SHA256, "acme") == f"files/acme/{SHA256}.tar"
+    assert sent_files_name(SentFiles(SHA256), "acme") == files_name(SHA256, "acme")
+    key = hashlib.sha256(b'["src/..", "team"]').hexdigest()
+    assert sent_files_name(SentFiles("src/..", "team"), "acme") == f"files/acme/{key}.scoped.tar"
     assert owner_name(BUILD) == f".owners/{BUILD}"
     assert probe_name().startswith(".doctor/")
     assert stored_name() == ".stored.json"
@@ -72,6 +79,8 @@ def test_the_names_are_those_of_every_version_before() -> None:
         (files_name(SHA256), ObjectKind.FILES, ""),
         (archived_log_name(BUILD, "acme"), ObjectKind.LOG, BUILD),
         (files_name(SHA256, "acme"), ObjectKind.FILES, ""),
+        (sent_files_name(SentFiles("a", "b"), "acme"), ObjectKind.FILES, ""),
+        (sent_files_name(SentFiles("a", "b"), "default"), ObjectKind.FILES, ""),
         (owner_name(BUILD), ObjectKind.OWNER, BUILD),
         (probe_name(), ObjectKind.PROBE, ""),
         (stored_name(), ObjectKind.STORED, ""),

@@ -22,7 +22,7 @@ from api.pb import info_service_pb2
 from api.pb import template_manager_pb2 as pb
 from api.server.listing import list_query
 from api.server.request_limits import MAX_REQUEST_BYTES, require_within_limits
-from api.server.validation import require_build_id, require_files_hash, validate
+from api.server.validation import require_build_id, require_sent_files, validate
 from tests.support.hostile_text import hostile_text
 
 SETTINGS = Settings(secret_keys=SecretStr("k1:" + "A" * 43 + "="), registry="registry.test")
@@ -142,7 +142,7 @@ def test_any_id_and_hash(text: str) -> None:
     files = pb.InitLayerFileUploadRequest(template_id=text, hash=text)
     checks: list[Callable[[], str]] = [
         lambda: require_build_id(text),
-        lambda: require_files_hash(files),
+        lambda: require_sent_files(files).hash,
     ]
     for check in checks:
         try:

@@ -240,6 +240,21 @@ def test_steps_are_taken_as_e2b_sends_them() -> None:
     )
 
 
+def test_files_in_a_scope_are_called_what_the_client_likes() -> None:
+    step = pb.TemplateStep(type="COPY", args=["src", "/app"], files_hash="src@1 ../é")
+    request = pb.TemplateCreateRequest(template=template(steps=[step]), cache_scope="team")
+    found = validate(request, SETTINGS, Sealer(SETTINGS.secret_keys))
+    assert found.cache_scope == "team"
+    assert found.config.steps == (
+        Copy(source="src", destination="/app", files_sha256="src@1 ../é"),
+    )
+    step.files_hash = ""
+    request.template.steps[0].CopyFrom(step)
+    with pytest.raises(ApiError) as caught:
+        validate(request, SETTINGS, Sealer(SETTINGS.secret_keys))
+    assert [violation.field for violation in caught.value.violations] == ["template.steps[0]"]
+
+
 @pytest.mark.parametrize(
     ("step", "told"),
     [
