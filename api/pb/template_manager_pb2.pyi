@@ -457,7 +457,7 @@ class TemplateBuildListResponse(_message.Message):
     def __init__(self, builds: _Optional[_Iterable[_Union[TemplateBuildSummary, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class TemplateBuildSummary(_message.Message):
-    __slots__ = ("build_id", "template_id", "state", "step", "host", "image", "started", "ended", "workflow_id", "run_id", "builds_before", "tenant")
+    __slots__ = ("build_id", "template_id", "state", "step", "host", "image", "started", "ended", "workflow_id", "run_id", "builds_before", "tenant", "vcpu_count", "memory_mb", "disk_size_mb")
     BUILD_ID_FIELD_NUMBER: _ClassVar[int]
     TEMPLATE_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -470,6 +470,9 @@ class TemplateBuildSummary(_message.Message):
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     BUILDS_BEFORE_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
+    VCPU_COUNT_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_MB_FIELD_NUMBER: _ClassVar[int]
+    DISK_SIZE_MB_FIELD_NUMBER: _ClassVar[int]
     build_id: str
     template_id: str
     state: str
@@ -482,7 +485,10 @@ class TemplateBuildSummary(_message.Message):
     run_id: str
     builds_before: int
     tenant: str
-    def __init__(self, build_id: _Optional[str] = ..., template_id: _Optional[str] = ..., state: _Optional[str] = ..., step: _Optional[str] = ..., host: _Optional[str] = ..., image: _Optional[str] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., workflow_id: _Optional[str] = ..., run_id: _Optional[str] = ..., builds_before: _Optional[int] = ..., tenant: _Optional[str] = ...) -> None: ...
+    vcpu_count: int
+    memory_mb: int
+    disk_size_mb: int
+    def __init__(self, build_id: _Optional[str] = ..., template_id: _Optional[str] = ..., state: _Optional[str] = ..., step: _Optional[str] = ..., host: _Optional[str] = ..., image: _Optional[str] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., workflow_id: _Optional[str] = ..., run_id: _Optional[str] = ..., builds_before: _Optional[int] = ..., tenant: _Optional[str] = ..., vcpu_count: _Optional[int] = ..., memory_mb: _Optional[int] = ..., disk_size_mb: _Optional[int] = ...) -> None: ...
 
 class InitLayerFileUploadRequest(_message.Message):
     __slots__ = ("template_id", "hash", "cache_scope")

@@ -23,6 +23,7 @@ from activities.contract.search_attributes import (
     IMAGE_MEMO,
     KVM_HOST,
     RUNNING_BUILDS,
+    SIZE_MEMO,
     TEMPLATE_ID,
 )
 from activities.contract.status import BuildState
@@ -63,6 +64,8 @@ class ListedBuild:
     workflow_id: str
     run_id: str
     tenant: str
+    size: tuple[int, int, int] = (0, 0, 0)
+    """vCPUs, memory and free disk space (MiB), as they were asked for; 0 when nobody knows."""
     builds_before: int | None = None
     """Of one that waits for a host: how many wait for longer."""
 
@@ -226,7 +229,8 @@ def _is_deleted(build: WorkflowExecution, delete: WorkflowExecution | None) -> b
 
 
 async def _listed(build: WorkflowExecution) -> ListedBuild:
-    attributes = build.typed_search_attributes
+    attributes, memo = build.typed_search_attributes, await build.memo()
+    vcpu_count, memory_mb, disk_size_mb = memo.get(SIZE_MEMO, (0, 0, 0))
     running = BuildState(attributes.get(BUILD_STATE) or BuildState.BUILDING)
     return ListedBuild(
         build_id=_build_id(build),
@@ -234,12 +238,13 @@ async def _listed(build: WorkflowExecution) -> ListedBuild:
         state=CLOSED_STATES.get(build.status, running) if build.status else running,
         step=attributes.get(BUILD_STEP) or "",
         host=attributes.get(KVM_HOST) or "",
-        image=str((await build.memo()).get(IMAGE_MEMO, "")),
+        image=str(memo.get(IMAGE_MEMO, "")),
         started=build.start_time,
         ended=build.close_time,
         workflow_id=build.id,
         run_id=build.run_id,
         tenant=await tenant_of(build),
+        size=(vcpu_count, memory_mb, disk_size_mb),
     )
 
 

@@ -28,6 +28,7 @@ from activities.contract.search_attributes import (
     CONFIG_SHA256_MEMO,
     IMAGE,
     IMAGE_MEMO,
+    SIZE_MEMO,
     TEMPLATE_ID,
     TENANT,
     TENANT_MEMO,
@@ -227,6 +228,7 @@ class BuildStarter:
             memo={
                 CONFIG_SHA256_MEMO: config_sha256(config),
                 IMAGE_MEMO: image,
+                SIZE_MEMO: [config.vcpu_count, config.memory_mb, config.disk_size_mb],
                 TENANT_MEMO: config.tenant,
             },
             search_attributes=TypedSearchAttributes(

@@ -101,7 +101,11 @@ def e2b_step(step: Step, number: int | None) -> str:
 
 def summary_message(build: ListedBuild) -> pb.TemplateBuildSummary:
     """Return one row of a list."""
+    vcpu_count, memory_mb, disk_size_mb = build.size
     message = pb.TemplateBuildSummary(
+        vcpu_count=vcpu_count,
+        memory_mb=memory_mb,
+        disk_size_mb=disk_size_mb,
         build_id=build.build_id,
         template_id=build.template_id,
         state=build.state,
