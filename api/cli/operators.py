@@ -167,7 +167,8 @@ def token(
     from activities.contract.names import DEFAULT_TENANT
     from api.server.access import CERTIFICATE, TokenFileError, hash_token, parse_tokens
 
-    made = "" if certificate else secrets.token_urlsafe(32)
+    # E2B's SDK takes no other form for an API key.
+    made = "" if certificate else f"e2b_{secrets.token_hex(32)}"
     key = f"{CERTIFICATE}{certificate}" if certificate else hash_token(made)
     options = [",".join(image or ()), f"tenant={tenant}" if tenant != DEFAULT_TENANT else ""]
     line = " ".join(filter(None, [name, key, right, *options]))
