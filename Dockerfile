@@ -1,4 +1,4 @@
-# `template-manager api` and `template-manager worker` as a container. A KVM host needs root, Docker
+# `template-manager api`, `rest` and `worker` as a container. A KVM host needs root, Docker
 # and devices: it runs from a checkout (docs/operations.md).
 #
 #   docker build -t template-manager .
@@ -27,7 +27,7 @@ ENV PATH=/opt/template-manager/bin:$PATH \
     TEMPLATE_MANAGER_HEALTH_ADDRESS=127.0.0.1:9465
 # A number, so that Kubernetes can see that it is not root. It needs no home and writes nothing.
 USER 10001:10001
-EXPOSE 5008
+EXPOSE 5008 5009
 HEALTHCHECK --interval=10s --timeout=12s --start-period=20s \
     CMD ["template-manager", "health"]
 ENTRYPOINT ["template-manager"]

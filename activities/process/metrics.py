@@ -27,6 +27,7 @@ STEP_SECONDS = f"{PREFIX}_step_seconds"
 QUEUE_SECONDS = f"{PREFIX}_queue_seconds"
 BUILD_SECONDS = f"{PREFIX}_build_seconds"
 RESUME_SECONDS = f"{PREFIX}_resume_seconds"
+REQUEST_SECONDS = f"{PREFIX}_rest_request_seconds"
 
 
 def runtime_for(settings: Settings) -> Runtime | None:
@@ -37,6 +38,7 @@ def runtime_for(settings: Settings) -> Runtime | None:
     if not settings.metrics_address:
         return None
     histograms = dict.fromkeys((STEP_SECONDS, QUEUE_SECONDS, BUILD_SECONDS), BUCKETS)
+    histograms[REQUEST_SECONDS] = RESUME_BUCKETS
     config = PrometheusConfig(
         bind_address=settings.metrics_address,
         durations_as_seconds=True,
@@ -70,6 +72,14 @@ def count_sweep(meter: MetricMeter, report: SweepReport) -> None:
     swept = meter.create_counter(f"{PREFIX}_swept", "Things that no live build owned")
     for item in report.items:
         swept.add(1, {"kind": item.kind, "outcome": "failed" if item.error else "removed"})
+
+
+def count_request(meter: MetricMeter, method: str, path: str, status: int, seconds: float) -> None:
+    """Count a REST request that was answered. The path has the names of its parameters."""
+    tags = {"method": method, "path": path, "status": str(status)}
+    meter.create_histogram_timedelta(REQUEST_SECONDS, "Until a REST request is answered").record(
+        timedelta(seconds=seconds), tags
+    )
 
 
 def show_host(meter: MetricMeter, host: str, slots: int, used: int, free_bytes: int) -> None:

@@ -88,6 +88,8 @@ class Settings(BaseSettings):
     """Where images without `from_image` are: `<registry>/<template_id>:<build_id>`."""
     default_kernel_version: PlainName = "vmlinux-6.1"
     default_firecracker_version: PlainName = "v1.13.1"
+    rest_address: str = "127.0.0.1:5009"
+    """Where `template-manager rest` listens; the TLS files are for it, too."""
     drain_seconds: float = 20
     web_ui_address: str = "http://127.0.0.1:8233"
 

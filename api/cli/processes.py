@@ -1,4 +1,4 @@
-"""The processes of the service: api, worker, host."""
+"""The processes of the service: api, rest, worker, host."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from api.cli.builds import ApiAddress
+from api.cli.completion import DEFAULT_API_ADDRESS
 from api.cli.console import Exit, fail, given_path, read_settings, run_to_end, template_errors
 
 if TYPE_CHECKING:
@@ -85,6 +87,72 @@ def api(
     try:
         _run_process("api", settings, lambda: serve(settings, insecure=insecure))
     except BindError as error:
+        fail(str(error), "", Exit.USAGE, as_json=False)
+
+
+@app.command(
+    rich_help_panel=PROCESSES, epilog="Example: template-manager rest --listen 127.0.0.1:5009"
+)
+def rest(
+    *,
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where to listen; by default the settings'.")
+    ] = "",
+    api_address: ApiAddress = DEFAULT_API_ADDRESS,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            parser=given_path,
+            metavar="FILE",
+            help="Certificate chain (PEM); with --tls-key it speaks TLS.",
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(parser=given_path, metavar="FILE", help="The certificate's key (PEM)."),
+    ] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(
+            parser=given_path,
+            metavar="FILE",
+            help="Take only clients with a certificate of this authority.",
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="Allow an address that others can reach, without TLS."),
+    ] = False,
+    no_authentication: Annotated[
+        bool,
+        typer.Option(
+            "--no-authentication",
+            help="Serve an address that others can reach although the gRPC API takes everybody.",
+        ),
+    ] = False,
+) -> None:
+    """Run the REST API that E2B's SDKs speak, in front of the gRPC API. SIGTERM drains it.
+
+    It knows nobody: what a request brings as X-API-KEY is its token at the gRPC API.
+    """
+    from api.cli.rest_process import serve
+    from api.client.credentials import CredentialsError
+    from api.rest.server import ListenError
+    from api.server.server import BindError
+
+    settings = read_settings()
+    given = {
+        "rest_address": listen,
+        "api_address": api_address,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "tls_client_ca": tls_client_ca,
+        "no_authentication": no_authentication,
+    }
+    settings = settings.model_copy(update={name: value for name, value in given.items() if value})
+    try:
+        _run_process("rest", settings, lambda: serve(settings, insecure=insecure))
+    except (BindError, ListenError, CredentialsError) as error:
         fail(str(error), "", Exit.USAGE, as_json=False)
 
 

@@ -44,6 +44,10 @@ class ClientCredentials(BaseSettings):
             address, self._tls(), options=options, interceptors=interceptors
         )
 
+    def without_token(self) -> ClientCredentials:
+        """Return the same way to the API for calls that bring a token of their own."""
+        return self.model_copy(update={"token": SecretStr(""), "token_file": None})
+
     def _tls(self) -> grpc.ChannelCredentials:
         paths = (self.tls_ca, self.tls_client_key, self.tls_client_cert)
         try:

@@ -205,12 +205,12 @@ async def serve(settings: Settings, *, insecure: bool = False) -> None:
 
     Starts also while Temporal is away, and then says so. Raises BindError and AddressTakenError.
     """
-    _require_whole_tls(settings)
+    require_whole_tls(settings)
     require_safe_address(settings, insecure=insecure)
     identity = f"api@{socket.gethostname()}:{os.getpid()}"
     runtime = runtime_for(settings)
     client = await connect(identity, lazy=True, runtime=runtime)
-    signals = _Signals()
+    signals = Signals()
     async with (
         running_server(client, settings) as server,
         health_endpoint(settings, server.readiness),
@@ -219,7 +219,7 @@ async def serve(settings: Settings, *, insecure: bool = False) -> None:
         _log.info("serving", address=server.address)
         with shown_as_ready(settings):
             await signals.next()
-        await _first(server.drain(), signals.next())
+        await first_of(server.drain(), signals.next())
     _log.info("stopped")
 
 
@@ -243,15 +243,9 @@ def require_safe_address(settings: Settings, *, insecure: bool = False) -> None:
     certificates of clients, or `no_authentication`).
     """
     address = settings.api_address
-    if _is_loopback(address.rpartition(":")[0].strip("[]")):
-        return
-    if settings.tls_cert is None and not insecure:
-        raise BindError(
-            f"{address} is not a loopback address, and the API has no TLS: anyone between could "
-            "read tokens. Give --tls-cert and --tls-key, listen on 127.0.0.1, or give --insecure."
-        )
+    require_private(address, settings, insecure=insecure)
     knows_callers = settings.tokens_file is not None or settings.tls_client_ca is not None
-    if not knows_callers and not settings.no_authentication:
+    if not (is_loopback(address) or knows_callers or settings.no_authentication):
         raise BindError(
             f"{address} is not a loopback address, and the API asks nobody who he is: anyone there "
             "could build, read and delete everything. Give --tokens-file (template-manager token "
@@ -259,14 +253,26 @@ def require_safe_address(settings: Settings, *, insecure: bool = False) -> None:
         )
 
 
-def _is_loopback(host: str) -> bool:
+def require_private(address: str, settings: Settings, *, insecure: bool) -> None:
+    """Raise BindError where others could hear what is said to a server that listens there."""
+    if settings.tls_cert is None and not insecure and not is_loopback(address):
+        raise BindError(
+            f"{address} is not a loopback address, and the API has no TLS: anyone between could "
+            "read tokens. Give --tls-cert and --tls-key, listen on 127.0.0.1, or give --insecure."
+        )
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches `host:port`, as far as that can be told."""
+    host = address.rpartition(":")[0].strip("[]")
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:  # a name, or nothing: it may be anything
         return False
 
 
-def _require_whole_tls(settings: Settings) -> None:
+def require_whole_tls(settings: Settings) -> None:
+    """Raise BindError for a certificate without its key and the like."""
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise BindError("TLS needs both a certificate (--tls-cert) and its key (--tls-key)")
     if settings.tls_client_ca is not None and settings.tls_cert is None:
@@ -298,7 +304,7 @@ def _access(settings: Settings, tenants: TenantsFile) -> Access:
     return Access(tokens, RateLimit(settings.calls_per_second, settings.calls_burst), tenants)
 
 
-class _Signals:
+class Signals:
     """The signals that ask the process to end, in the order in which they come."""
 
     def __init__(self) -> None:
@@ -312,7 +318,7 @@ class _Signals:
         return await self._arrived.get()
 
 
-async def _first(*work: Coroutine[None, None, int | None]) -> None:
+async def first_of(*work: Coroutine[None, None, int | None]) -> None:
     """Wait for the first of these, and cancel the rest. Raises what the first one raised."""
     tasks = [asyncio.create_task(each) for each in work]
     done, late = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="start what does not run yet and wait until it is ready")
-    up.add_argument("--no-apps", action="store_true", help="without api, worker and host")
+    up.add_argument("--no-apps", action="store_true", help="without api, worker, host and rest")
     _add_only(up)
     commands.add_parser("down", help="stop what `up` started; data stays")
     again = commands.add_parser("restart", help="stop and start single processes")

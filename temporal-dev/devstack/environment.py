@@ -77,6 +77,7 @@ class StackEnvironment:
             # Registries of this machine: the stack's own, and those that tests run.
             f"{prefix}INTERNAL_REGISTRIES": '["127.0.0.0/8"]',
             f"{prefix}KERNELS_DIR": str(self.kernels),
+            f"{prefix}REST_ADDRESS": f"127.0.0.1:{self.ports.rest}",
             f"{prefix}REGISTRY": f"127.0.0.1:{self.ports.registry}",
             f"{prefix}SECRET_KEYS": secret_keys(self.state_dir),
             # The emulator stores a part in memory: small ones go through it faster.

@@ -23,6 +23,7 @@ class StackPorts:
     temporal_ui: int = 8233
     temporal_metrics: int = 9233
     api: int = 5008
+    rest: int = 5009
 
     @classmethod
     def from_environment(cls) -> StackPorts:

@@ -230,7 +230,7 @@ def app_service(
         own,
         lambda stack: [*(program or [_tool("template-manager")]), kind],
         ready,
-        ("api",) if kind == "api" and address is None else (),
+        (kind,) if kind in ("api", "rest") and address is None else (),
         env or {},
         stop_seconds=60,
         is_app=True,

@@ -37,6 +37,8 @@ from devstack.services import (
 
 PORT_SECONDS = 3.0
 APPS = ("api", "worker", "host")
+"""What builds need."""
+ALL_APPS = (*APPS, "rest")
 
 
 @contextlib.contextmanager
@@ -140,9 +142,9 @@ def borrowed(
 
 
 def start_apps(
-    stack: StackEnvironment, progress: Progress = print_progress, apps: Sequence[str] = APPS
+    stack: StackEnvironment, progress: Progress = print_progress, apps: Sequence[str] = ALL_APPS
 ) -> None:
-    """Start the product's processes; the API, worker and host need each other's services only."""
+    """Start the product's processes, side by side: none waits for another to be there."""
     start(stack, [app_service(kind) for kind in apps], progress)
 
 
@@ -170,7 +172,7 @@ def _service(name: str) -> Service:
 
 def _known_names(stack: StackEnvironment) -> list[str]:
     """Every process of the stack, in the order of starting; copies of apps come last."""
-    names = [service.name for service in SERVICES] + list(APPS)
+    names = [service.name for service in SERVICES] + list(ALL_APPS)
     records = sorted(path.stem for path in (stack.state_dir / "run").glob("*.json"))
     return names + [name for name in records if name not in names]
 

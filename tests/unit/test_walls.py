@@ -39,6 +39,10 @@ VIOLATIONS = {
     "The API never touches Docker": ("api/server/wire.py", "import docker"),
     "No room of api imports Docker": ("api/cli/report.py", "import docker"),
     "A client is only a client": ("api/client/client.py", "import activities.process.settings"),
+    "The REST API is a client of the gRPC API like any other": (
+        "api/rest/app.py",
+        "import activities.process.settings",
+    ),
     "The command line starts programs of workflows and hosts, and reads templates": (
         "api/cli/report.py",
         "import activities.image.registry",

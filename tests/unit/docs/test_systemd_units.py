@@ -30,6 +30,7 @@ def test_each_process_has_one() -> None:
     assert {path.stem for path in UNITS} == {
         "template-manager-api",
         "template-manager-host",
+        "template-manager-rest",
         "template-manager-worker",
     }
 
