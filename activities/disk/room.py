@@ -12,6 +12,8 @@ from activities.contract.units import MIB
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 """What a write fails with where there is none."""
+NO_ROOM_TOLD = "No space left on device"
+"""How programs tell of the first of them."""
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ from activities.contract.units import MIB
 from activities.disk.cgroups import Limits
 from activities.disk.data_dir import DataDir
 from activities.disk.ext4 import check_filesystem
+from activities.disk.room import NO_ROOM_TOLD
 from activities.disk.sparse_files import allocated_bytes, copy_private, dig_holes
 from activities.microvm.client import NO_LIMITS, DriveLimits, FirecrackerClient
 from activities.microvm.clock import ClockReading, ping_until_answered, read_clock
@@ -72,7 +73,6 @@ ANSWER_SECONDS = 30.0
 CLOCK_WARNING_MS = 1000.0
 # Between a reading before the snapshot and one after the resume; what they may be wrong is added.
 CLOCK_FAULT_MS = 250.0
-NO_ROOM = "No space left on device"  # in Firecracker's words, which are Rust's
 POLL_SECONDS = 0.05
 # Raise it when the same inputs give another snapshot than before.
 BOOT_VERSION = 3
@@ -532,7 +532,7 @@ def _write_snapshot(vm: VmProcess, client: FirecrackerClient) -> None:
         for name in (ArtifactName.SNAPFILE, ArtifactName.MEMFILE):
             with suppress(FileNotFoundError):  # the VMM writes to the same file the next time
                 os.truncate(vm.files / name, 0)
-        if NO_ROOM not in error.message:
+        if NO_ROOM_TOLD not in error.message:
             raise
         raise HostDiskFullError(f"there is no room for the snapshot: {error.message}") from error
 

@@ -25,13 +25,14 @@ from typing import NamedTuple
 
 import psutil
 
-from activities.contract.errors import VmmError
+from activities.contract.errors import HostDiskFullError, VmmError
 from activities.contract.scope import VmRef
 from activities.contract.text import readable
 from activities.contract.units import MIB
 from activities.disk.cgroups import remove_cgroup
 from activities.disk.data_dir import DataDir
 from activities.disk.leftovers import Leftover, disk_bytes, entries, made_at
+from activities.disk.room import NO_ROOM_TOLD
 from activities.microvm.client import FirecrackerClient
 from activities.microvm.confinement import Held, held
 from activities.microvm.launching import (
@@ -91,7 +92,7 @@ class VmProcess:
     def start(self, launch: Launch, check: Callable[[], None]) -> Confinement:
         """Start the VMM in the VM's netns and wait until it answers; returns what confines it.
 
-        Raises VmmError, HostFaultError.
+        Raises VmmError, HostFaultError, HostDiskFullError.
         """
         with free_user(launch.users) as user:
             give_tap(self.name, user.uid)
@@ -193,9 +194,9 @@ class VmProcess:
         check()
         if (self.directory / "exit.json").exists():
             told = self.log_tail() or ["it says nothing"]
-            raise VmmError(
-                f"the VMM ended at once: {self.exit_reason()}: {told[-1]}", log_tail=told
-            )
+            # The jailer copies Firecracker into the jail.
+            kind = HostDiskFullError if NO_ROOM_TOLD in told[-1] else VmmError
+            raise kind(f"the VMM ended at once: {self.exit_reason()}: {told[-1]}", log_tail=told)
 
     def log_tail(self) -> list[str]:
         """Return the last lines that the VMM has logged; a panic of its own is among them."""
