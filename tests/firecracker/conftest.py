@@ -10,11 +10,10 @@ import pytest_asyncio
 from devstack.registry import Layer, Registry, running_registry
 
 from activities.contract.results import PulledImage
-from tests.support.real_firecracker import IMAGE_CONFIG, RealFirecracker
+from tests.support.real_firecracker import IMAGE_CONFIG, TEST_SECONDS, RealFirecracker
 from tests.support.vm_host import VmHost
 
 HERE = Path(__file__).parent
-TEST_SECONDS = 1800
 SHORT = "test_build.py"
 
 

@@ -1,22 +1,33 @@
-"""What the stand-in cannot show: snapshots, clock, console and ends of real Firecracker's VMs."""
+"""What the stand-in cannot show of real Firecracker's VMs; without its jailer.
+
+What both show is in tests/integration, where real Firecracker has its jailer.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import shutil
+import re
+import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from devstack.environment import environment
 from devstack.registry import Layer, Registry
 
-from activities.contract.errors import GuestDiedError, HostDiskFullError
+from activities.contract.errors import CheckpointLostError, TemplateManagerError
 from activities.contract.results import PulledImage
 from activities.disk.data_dir import DataDir
+from activities.host.passing_vm import passing_vm
+from activities.microvm.trial_boot import boot_kernel
 from activities.microvm.vm_process import VmProcess
-from tests.support.local_http import HTTPD
-from tests.support.real_firecracker import HTTPD_LISTENS, IMAGE_CONFIG, MEMORY_MB, RealFirecracker
-from tests.support.small_disk import small_disk
+from tests.support.local_http import HTTPD, HTTPD_LISTENS
+from tests.support.real_firecracker import (
+    IMAGE_CONFIG,
+    MEMORY_MB,
+    RealFirecracker,
+)
 from tests.support.vm_host import VmHost
 
 
@@ -36,20 +47,15 @@ async def test_from_boot_to_a_verified_snapshot(
     assert verified.seconds_since_snapshot > 20
     if firecracker.version >= (1, 16):  # which is told to move the clock on
         assert abs(verified.clock_skew_ms - before) < 1000
-    log = host.bench.log_of(vm.scope)
-    assert "the snapshot resumes" in log
+    assert "the snapshot resumes" in host.bench.log_of(vm.scope)
 
-
-async def test_a_guest_that_ends_is_not_taken_for_a_vmm_that_did(
-    host: VmHost, image: PulledImage
-) -> None:
-    vm = host.vm()
-    rootfs = await host.rootfs(
-        image, vm, start_command="/bin/busybox reboot -f", ready_command="false"
-    )
-    await host.start(vm, rootfs)
-    with pytest.raises(GuestDiedError, match="reboot: Restarting system"):
-        await host.wait(vm)
+    # Another Firecracker does not even try: here the stand-in, whose format is another.
+    installed = host.settings.firecracker_path(host.shape.firecracker_version)
+    installed.unlink()
+    installed.symlink_to(environment().firecracker.resolve())
+    made = f"was made by Firecracker {snapshot.facts.vmm_version} (snapshot format "
+    with pytest.raises(CheckpointLostError, match=re.escape(made) + r"[\d.]+\); .* is .*-qemu, "):
+        await host.verify(vm, snapshot)
 
 
 async def test_a_template_does_not_have_the_limits_that_its_boot_had(
@@ -81,21 +87,37 @@ def _rate_limiter(vm: VmProcess) -> object:
     return drive["rate_limiter"]
 
 
-async def test_a_disk_that_fills_at_the_snapshot_is_told_and_nothing_stays(
-    firecracker: RealFirecracker, registry: Registry, tmp_path: Path
+KERNELS = {
+    # xsave: where KVM emulates kernels it does not know that; elsewhere nothing is set up for it.
+    # The code is 0, as when a guest ends; of 1.13.1 now and then 1.
+    "ends": (b"\x0f\xae\x21", r"ended \(exit code [01]\) before the guest kernel said a word: "),
+    # cli, hlt, and again
+    "stands still": (b"\xfa\xf4\xeb\xfd", "the guest kernel has not said a word within 5 s"),
+}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+async def test_a_kernel_that_does_not_run_here_is_told(
+    firecracker: RealFirecracker, tmp_path: Path, kernel: str
 ) -> None:
-    registry.push("real-small", [Layer().directory("bin").busybox().tar()], config=IMAGE_CONFIG)
-    with small_disk(tmp_path, 500) as data:
-        async with firecracker.host(tmp_path, data) as host:
-            image = await host.bench.pull(f"{registry.address}/real-small")
-            vm, rootfs = await host.boot(image)
-            directory = host.process(vm).directory
-            ballast = data / "ballast"
-            free = shutil.disk_usage(data).free
-            ballast.write_bytes(bytes(free - (50 << 20)))
-            with pytest.raises(HostDiskFullError, match="no room for the snapshot"):
-                await host.snapshot(vm, rootfs)
-            assert not {"memfile", "snapfile"} & {path.name for path in directory.iterdir()}
-            ballast.unlink()
-            snapshot = await host.snapshot(vm, rootfs)
-            await host.verify(vm, snapshot)
+    """Firecracker ends with code 0 also when KVM cannot go on."""
+    instructions, told = KERNELS[kernel]
+    kernels = tmp_path / "kernel"
+    kernels.mkdir()
+    (kernels / "vmlinux.bin").write_bytes(kernel_of(instructions))
+    async with replace(firecracker, kernel_dir=kernels).host(tmp_path) as host:
+        installed = host.settings.firecracker_path(host.shape.firecracker_version)
+        vms = DataDir(host.settings.data_dir)
+        with passing_vm(vms) as vm, pytest.raises(TemplateManagerError, match=told) as error:
+            boot_kernel(vm, host.settings, installed, host.shape, seconds=5)
+    assert error.value.hint
+
+
+def kernel_of(instructions: bytes) -> bytes:
+    """Return an ELF (elf(5)) that is loaded at 16 MiB and begins with them."""
+    place, offset = 16 << 20, 64 + 56
+    head = (b"\x7fELF\x02\x01\x01", 2, 62, 1, place, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    segment = (1, 5, offset, place, place, len(instructions), len(instructions), 4096)
+    return (
+        struct.pack("<16sHHIQQQIHHHHHH", *head) + struct.pack("<IIQQQQQQ", *segment) + instructions
+    )

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ import pytest_asyncio
 from devstack.environment import FIRECRACKER_VERSION, environment
 from devstack.registry import Layer, Registry
 
-from activities.contract.checkpoints import RootfsCheckpoint
+from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint
 from activities.contract.errors import JailUnusableError
 from activities.contract.names import ArtifactName
 from activities.contract.results import PulledImage
@@ -34,19 +32,26 @@ from activities.microvm.resumable import vmm_version
 from activities.microvm.vm_process import VmProcess, leftover_supervisors, leftover_vms
 from tests.support.command_line import cli
 from tests.support.host_resources import vm_cgroups
-from tests.support.real_firecracker import IMAGE_CONFIG, KERNEL_VERSION, RealFirecracker
+from tests.support.real_firecracker import (
+    FILTERED,
+    JAILED,
+    KERNEL_VERSION,
+    STAND_IN,
+    UNJAILED,
+    RealFirecracker,
+    config_for,
+    host_of,
+    on_both,
+    on_real,
+)
 from tests.support.seccomp_filters import LETS_ALL_THROUGH, NO_MOUNT, filter_file
 from tests.support.small_disk import small_disk
-from tests.support.vm_host import VmHost, run, vm_host
+from tests.support.vm_host import VmHost, run, until, vm_host
 
 pytestmark = pytest.mark.counts_host
 
 CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapAmb")
 CONTROLLERS = ("cpu", "memory", "pids")
-STAND_IN = "the stand-in"
-JAILED, FILTERED, UNJAILED = "in its jailer", "in its jailer, filtered", "without its jailer"
-ON_REAL = (JAILED, UNJAILED)
-REAL = (pytest.mark.real_firecracker, pytest.mark.timeout(1500))
 
 
 class Vmm:
@@ -100,22 +105,6 @@ class Vmm:
         return int(uid)
 
 
-@asynccontextmanager
-async def host_of(kind: str, place: Path) -> AsyncIterator[VmHost]:
-    """Have a host of that kind, with a data directory as long and as closed as any."""
-    # Longer than a socket's path may be, and closed to everybody else.
-    data = place / ("long-" * 20) / "data"
-    data.mkdir(parents=True)
-    data.chmod(0o700)
-    if kind == STAND_IN:
-        async with vm_host(data) as host:
-            yield host
-    else:
-        real = RealFirecracker.given()
-        async with real.host(place, data, jailed=kind != UNJAILED) as host:
-            yield host
-
-
 @pytest_asyncio.fixture
 async def host(tmp_path: Path) -> AsyncIterator[VmHost]:
     async with host_of(STAND_IN, tmp_path) as made:
@@ -133,12 +122,32 @@ def processes(host: VmHost, vm: VmRef) -> list[int]:
     return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
 
 
+@contextmanager
+def left_as_they_are(files: Iterable[Path]) -> Iterator[None]:
+    """Require that files which others use are neither given away, nor opened to all, nor linked."""
+    before = [owned(path.stat()) for path in files]
+    yield
+    assert [owned(path.stat()) for path in files] == before
+
+
+def owned(stat: os.stat_result) -> tuple[int, ...]:
+    return (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_nlink, stat.st_ctime_ns)
+
+
+def kernel_of(host: VmHost) -> Path:
+    return host.settings.kernel_path(host.shape.kernel_version)
+
+
+def files_of(host: VmHost, snapshot: SnapshotCheckpoint) -> list[Path]:
+    directory = host.bench.store.path(snapshot.step, snapshot.fingerprint)
+    return [directory / name for name in ArtifactName]
+
+
 async def test_every_vmm_is_held_by_the_kernel(host: VmHost, image: PulledImage) -> None:
-    kernel = host.settings.kernel_path(host.shape.kernel_version)
-    before = kernel.stat()
     users = set()
     for _ in range(2):
-        vm, _ = await host.boot(image)
+        with left_as_they_are([kernel_of(host)]):
+            vm, _ = await host.boot(image)
         pids = processes(host, vm)
         found = {Vmm(pid).require_confined(vm.name) for pid in pids}
         assert len(found) == 1  # what it starts is held as well
@@ -149,19 +158,8 @@ async def test_every_vmm_is_held_by_the_kernel(host: VmHost, image: PulledImage)
         assert vmm.status["Umask"] == ["0077"]
         assert vmm.of_threads("Seccomp") == {"0"}
         assert (vmm.proc / "environ").read_bytes() == b""
-        assert limits_of(vm.name) == {
-            "memory.limit_in_bytes": str((256 + 256) << 20),
-            "cpu.cfs_quota_us": "200000",
-            "pids.max": "101",
-        }
+        require_limits(host, vm)
     assert len(users) == 2
-    after = kernel.stat()
-    assert (after.st_mode, after.st_uid, after.st_ctime_ns, after.st_nlink) == (
-        before.st_mode,
-        before.st_uid,
-        before.st_ctime_ns,
-        before.st_nlink,
-    )
 
 
 def require_its_own_world(vmm: Vmm, host: VmHost) -> None:
@@ -181,10 +179,15 @@ def require_its_own_world(vmm: Vmm, host: VmHost) -> None:
     assert str(host.settings.data_dir) not in own
 
 
-def limits_of(name: str) -> dict[str, str]:
-    names = ("memory.limit_in_bytes", "cpu.cfs_quota_us", "pids.max")
-    found = [Path(group) / each for group in vm_cgroups() for each in names if name in group]
-    return {path.name: path.read_text().strip() for path in found if path.exists()}
+def require_limits(host: VmHost, vm: VmRef) -> None:
+    """Of one vCPU: its memory and what the VMM takes, another CPU, a hundred more processes."""
+    limits = {
+        "memory.limit_in_bytes": str((host.shape.memory_mb + host.settings.vm_overhead_mb) << 20),
+        "cpu.cfs_quota_us": "200000",
+        "pids.max": "101",
+    }
+    found = [Path(group) / each for group in vm_cgroups() for each in limits if vm.name in group]
+    assert {path.name: path.read_text().strip() for path in found if path.exists()} == limits
 
 
 async def test_a_snapshot_is_only_read_by_who_resumes_it(host: VmHost, image: PulledImage) -> None:
@@ -192,36 +195,24 @@ async def test_a_snapshot_is_only_read_by_who_resumes_it(host: VmHost, image: Pu
     vm, rootfs = await host.boot(image)
     snapshot = await host.snapshot(vm, rootfs)
     assert (snapshot.facts.jailer, snapshot.facts.seccomp) == ("none", "none")
-    directory = host.bench.store.path(snapshot.step, snapshot.fingerprint)
-    names = ("rootfs.ext4", "memfile", "snapfile")
-    before = {name: (directory / name).stat() for name in names}
-    assert {(stat.st_uid, stat.st_gid) for stat in before.values()} == {(0, 0)}
-    await host.verify(vm, snapshot)
-    for name, stat in before.items():
-        after = (directory / name).stat()
-        assert (after.st_mode, after.st_uid, after.st_ctime_ns) == (
-            stat.st_mode,
-            stat.st_uid,
-            stat.st_ctime_ns,
-        )
+    files = files_of(host, snapshot)
+    assert {(path.owner(), path.group()) for path in files} == {("root", "root")}
+    with left_as_they_are(files):
+        await host.verify(vm, snapshot)
 
 
 async def test_a_snapshot_that_only_root_may_read_resumes(host: VmHost, image: PulledImage) -> None:
     """As somebody pulled it whose umask is strict. It is neither opened to all nor given away."""
     vm, rootfs = await host.boot(image)
     snapshot = await host.snapshot(vm, rootfs)
-    directory = host.bench.store.path(snapshot.step, snapshot.fingerprint)
-    for name in ("rootfs.ext4", "memfile", "snapfile"):
-        (directory / name).chmod(0o600)
-    verified = await host.verify(vm, snapshot)
-    assert verified.resume_ms > 0
-    assert (directory / "memfile").stat().st_mode & 0o777 == 0o600
-    assert (directory / "memfile").stat().st_uid == 0
+    files = files_of(host, snapshot)
+    for path in files:
+        path.chmod(0o600)
+    with left_as_they_are(files):
+        assert (await host.verify(vm, snapshot)).resume_ms > 0
 
 
-@pytest.mark.real_firecracker
-@pytest.mark.timeout(1500)
-@pytest.mark.parametrize("kind", [JAILED, UNJAILED, FILTERED])
+@pytest.mark.parametrize("kind", on_real(JAILED, UNJAILED, FILTERED))
 async def test_real_firecracker_is_held_as_well(
     tmp_path: Path, registry: Registry, kind: str
 ) -> None:
@@ -230,12 +221,12 @@ async def test_real_firecracker_is_held_as_well(
     async with host_of(kind, tmp_path) as host:
         if kind == FILTERED:
             put_filter(host.settings.firecracker_path(host.shape.firecracker_version), real)
-        vm = host.vm()
-        rootfs = await host.rootfs(await pulled(host, registry), vm)
-        await host.start(vm, rootfs)
-        [pid] = processes(host, vm)
+        with left_as_they_are([kernel_of(host)]):
+            vm, rootfs, pid = await started(host, registry)
+        assert processes(host, vm) == [pid]
         vmm = Vmm(pid)
         vmm.require_confined(vm.name)
+        require_limits(host, vm)
         assert (vmm.proc / "environ").read_bytes() == b""
         assert vmm.status["Umask"] == ["0077"]
         assert vmm.of_threads("Seccomp") == {"2"}
@@ -250,11 +241,11 @@ async def test_real_firecracker_is_held_as_well(
         assert snapshot.facts.seccomp == ("filter" if is_filtered else "none")
         jailer = "none" if kind == UNJAILED else vmm_version(real.binary)
         assert snapshot.facts.jailer == jailer
-        verified = await host.verify(vm, snapshot)
-        assert verified.resume_ms > 0
+        with left_as_they_are(files_of(host, snapshot)):
+            assert (await host.verify(vm, snapshot)).resume_ms > 0
 
 
-@pytest.mark.parametrize("kind", [STAND_IN, *(pytest.param(k, marks=REAL) for k in ON_REAL)])
+@pytest.mark.parametrize("kind", on_both(JAILED, UNJAILED))
 async def test_a_held_vmm_is_adopted_told_swept_and_counted(
     tmp_path: Path, registry: Registry, kind: str
 ) -> None:
@@ -298,8 +289,7 @@ async def test_a_held_vmm_is_adopted_told_swept_and_counted(
         await host.remove_all()  # or `other` finds its networks at its end
 
 
-@pytest.mark.real_firecracker
-@pytest.mark.parametrize("kind", [JAILED, FILTERED, UNJAILED])
+@pytest.mark.parametrize("kind", on_real(JAILED, FILTERED, UNJAILED))
 async def test_the_doctor_says_what_holds_real_firecracker(tmp_path: Path, kind: str) -> None:
     real = RealFirecracker.given()
     kernels, versions = real.install(tmp_path, jailed=kind != UNJAILED)
@@ -329,7 +319,7 @@ async def test_the_doctor_says_what_holds_real_firecracker(tmp_path: Path, kind:
     assert found["seccomp"]["state"] == ("ok" if is_filtered else "warning")
 
 
-@pytest.mark.parametrize("kind", [STAND_IN, *(pytest.param(k, marks=REAL) for k in ON_REAL)])
+@pytest.mark.parametrize("kind", on_both(JAILED, UNJAILED))
 async def test_a_snapshot_of_before_these_paths_resumes(
     tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -380,15 +370,8 @@ async def started(host: VmHost, registry: Registry) -> tuple[VmRef, RootfsCheckp
 
 async def pulled(host: VmHost, registry: Registry) -> PulledImage:
     layer = Layer().directory("bin").busybox().directory("srv").tar()
-    registry.push("confined", [layer], config=IMAGE_CONFIG)
+    registry.push("confined", [layer], config=config_for(host))
     return await host.bench.pull(f"{registry.address}/confined")
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.05)
 
 
 def require_nothing_left(host: VmHost, vm: VmRef, pid: int) -> None:

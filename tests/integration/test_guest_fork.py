@@ -21,6 +21,7 @@ import pytest
 from devstack.environment import state_dir
 
 from activities.rootfs.guest_files import GUEST_FILES
+from tests.support.initrd import pack_initrd
 
 pytestmark = pytest.mark.counts_host
 
@@ -127,16 +128,8 @@ def initrd(tmp_path: Path) -> Path:
     shutil.copy(GUEST_FILES / "on-fork.sh", tree / ".template")
     (tree / "init").write_text(INIT)
     (tree / "init").chmod(0o755)
-    names = "\0".join(str(path.relative_to(tree)) for path in tree.rglob("*"))
-    packed = subprocess.run(
-        ["cpio", "--null", "--create", "--format=newc", "--quiet"],
-        input=names.encode(),
-        cwd=tree,
-        stdout=subprocess.PIPE,
-        check=True,
-    )
     path = tmp_path / "initrd.img"
-    path.write_bytes(packed.stdout)
+    pack_initrd(tree, path)
     return path
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -39,43 +39,57 @@ from activities.contract.inputs import (
     VerifySnapshotInput,
     WaitUntilReadyInput,
 )
-from activities.contract.names import Step, VmPurpose
+from activities.contract.names import ArtifactName, Step, VmPurpose
 from activities.contract.results import PulledImage
+from activities.contract.scope import VmRef
+from activities.contract.units import MIB
 from activities.disk.data_dir import DataDir
 from activities.disk.ext4 import check_filesystem
+from activities.disk.sparse_files import dig_holes
 from activities.host.local_run import local_template
+from activities.microvm import microvm
 from activities.microvm.clock import read_clock
 from activities.microvm.microvm import HostMicrovmActivities
 from activities.microvm.network import in_network
 from activities.microvm.vm_process import VmProcess
 from activities.process.settings import Settings
-from tests.support.local_http import HTTPD, HTTPD_ANSWERS, get_page
-from tests.support.small_disk import small_disk
-from tests.support.vm_host import VmHost, run, vm_host
+from tests.support.local_http import HTTPD, HTTPD_ANSWERS, HTTPD_LISTENS, get_page
+from tests.support.real_firecracker import JAILED, STAND_IN, config_for, host_of, on_both
+from tests.support.small_disk import filled, small_disk
+from tests.support.vm_host import VmHost, run, until
 
 pytestmark = pytest.mark.counts_host
 
 
+# Where Firecracker runs in its jailer; without, it runs in tests/firecracker.
+ON_BOTH = pytest.mark.parametrize("host", on_both(JAILED), indirect=True)
+
+
 @pytest_asyncio.fixture
-async def host(tmp_path: Path) -> AsyncIterator[VmHost]:
-    async with vm_host(tmp_path / "data") as made:
+async def host(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[VmHost]:
+    async with host_of(getattr(request, "param", STAND_IN), tmp_path) as made:
         yield made
 
 
 @pytest_asyncio.fixture
 async def image(host: VmHost, registry: Registry) -> PulledImage:
+    return await busybox(host, registry)
+
+
+async def busybox(host: VmHost, registry: Registry) -> PulledImage:
     layer = Layer().directory("bin").busybox().directory("srv").add("srv/index.html", b"hello\n")
-    registry.push("vm-busybox", [layer.tar()])
+    registry.push("vm-busybox", [layer.tar()], config=config_for(host))
     return await host.bench.pull(f"{registry.address}/vm-busybox")
 
 
+@ON_BOTH
 async def test_from_boot_to_a_verified_snapshot(host: VmHost, image: PulledImage) -> None:
-    vm, rootfs = await host.boot(image, start_command=HTTPD, ready_command=HTTPD_ANSWERS)
+    vm, rootfs = await host.boot(image, start_command=HTTPD, ready_command=HTTPD_LISTENS)
     assert host.process(vm).is_running()
     snapshot = await host.snapshot(vm, rootfs)
     assert not host.process(vm).is_running()  # killed and waited for
     assert set(snapshot.files) == {"rootfs.ext4", "memfile", "snapfile"}
-    assert snapshot.files["memfile"].size_bytes == 256 << 20
+    assert snapshot.files["memfile"].size_bytes == host.shape.memory_mb << 20
     assert snapshot.facts.fsck_clean
     verified = await host.verify(vm, snapshot)
     assert 0 < verified.load_ms <= verified.resume_ms < 30_000
@@ -170,14 +184,16 @@ exec httpd -f -p 8080 -h /srv
 """
 
 
+@ON_BOTH
 async def test_a_resumed_guest_reads_the_metadata_that_it_is_given(
     host: VmHost, registry: Registry
 ) -> None:
     """Each VM that is resumed from one snapshot its own, at the paths that consumers know."""
     layer = Layer().directory("bin").busybox().directory("srv")
-    registry.push("asker", [layer.add("asker", ASKER.encode(), mode=0o755).tar()])
+    layer = layer.add("asker", ASKER.encode(), mode=0o755)
+    registry.push("asker", [layer.tar()], config=config_for(host))
     image = await host.bench.pull(f"{registry.address}/asker")
-    vm, rootfs = await host.boot(image, start_command="/asker", ready_command=HTTPD_ANSWERS)
+    vm, rootfs = await host.boot(image, start_command="/asker", ready_command=HTTPD_LISTENS)
     snapshot = await host.snapshot(vm, rootfs)
     for who in ("first", "second"):
         async with host.resumed(vm, snapshot) as name:
@@ -190,7 +206,7 @@ async def test_a_resumed_guest_reads_the_metadata_that_it_is_given(
 
 
 async def until_page(network: str, told: str) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (page := await page_of(network)).endswith(told):
         assert time.monotonic() < deadline, page
         await asyncio.sleep(0.5)
@@ -251,6 +267,7 @@ async def test_a_ready_command_that_hangs_is_bounded_too(host: VmHost, image: Pu
         await host.wait(vm, 10)
 
 
+@ON_BOTH
 async def test_a_guest_that_powers_off_is_told(host: VmHost, image: PulledImage) -> None:
     vm = host.vm()
     rootfs = await host.rootfs(
@@ -337,6 +354,7 @@ async def test_the_guest_has_the_free_space_and_the_network_it_should(
     assert "instance" in log
 
 
+@ON_BOTH
 async def test_a_killed_vmm_is_told_and_another_attempt_boots(
     host: VmHost, image: PulledImage
 ) -> None:
@@ -371,7 +389,7 @@ async def test_a_restarted_worker_takes_up_the_vm(host: VmHost, image: PulledIma
     environment = ActivityEnvironment()
     asked = WaitUntilReadyInput(vm=vm, timeout_seconds=60)
     waiting = asyncio.ensure_future(environment.run(host.vms.wait_until_ready, asked))
-    await _until(lambda: "said once" in host.bench.log_of(vm.scope))
+    await until(lambda: "said once" in host.bench.log_of(vm.scope))
     environment.cancel()  # the worker is stopped, the VM is not
     began = time.monotonic()
     with pytest.raises(asyncio.CancelledError):
@@ -397,13 +415,6 @@ async def test_a_vm_that_was_paused_for_a_snapshot_is_booted_anew(
     await run(host.vms.wait_until_ready, WaitUntilReadyInput(vm=vm, timeout_seconds=60))
     await host.snapshot(vm, rootfs)
     assert host.bench.log_of(vm.scope).count("VM started") == 2
-
-
-async def _until(done: Any, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.05)
 
 
 async def test_a_snapshot_that_was_not_heard_of_is_found(host: VmHost, image: PulledImage) -> None:
@@ -498,27 +509,75 @@ async def test_much_output_neither_blocks_nor_fills_anything(
     assert log.count("0123456789abcdef0123456789abcdef") == 600
 
 
-async def test_a_disk_that_fills_at_the_snapshot_is_told_and_nothing_stays(
-    tmp_path: Path, registry: Registry
+@pytest.mark.parametrize("kind", on_both(JAILED))
+async def test_a_disk_that_fills_at_any_step_of_a_snapshot_is_told_and_nothing_stays(
+    tmp_path: Path, registry: Registry, kind: str
 ) -> None:
-    """The VM stays paused: when there is room again, the same attempt goes on."""
-    registry.push("vm-small", [Layer().directory("bin").busybox().tar()])
-    with small_disk(tmp_path, 700) as data:
-        async with vm_host(data) as host:
-            image = await host.bench.pull(f"{registry.address}/vm-small")
-            vm, rootfs = await host.boot(image)
-            directory = host.process(vm).directory
-            ballast = data / "ballast"
-            free = shutil.disk_usage(data).free
-            ballast.write_bytes(bytes(free - (100 << 20)))  # less than the memory takes
-            with pytest.raises(HostDiskFullError, match="no room for the snapshot") as error:
-                await host.snapshot(vm, rootfs)
-            assert error.value.hint
-            assert not {"memfile", "snapfile"} & {path.name for path in directory.iterdir()}
-            assert shutil.disk_usage(data).free >= 90 << 20
-            ballast.unlink()
+    """When there is room again the same step goes on, as long as there is a VM to go on with."""
+    with small_disk(tmp_path, 700) as disk:
+        async with host_of(kind, disk) as host:
+            image = await busybox(host, registry)
+            vm = host.vm()
+            rootfs = await host.rootfs(image, vm)
+            await require_full(host, host.start(vm, rootfs), disk, "cannot copy rootfs.ext4", MIB)
+            if kind == JAILED:  # the jailer copies Firecracker
+                left_bytes = rootfs.files[ArtifactName.ROOTFS].allocated_bytes + 2 * MIB
+                told = "the VMM ended at once: .* No space left on device"
+                await require_full(host, host.start(vm, rootfs), disk, told, left_bytes)
+            await host.start(vm, rootfs)
+            await host.wait(vm)
+            told = "no room for the snapshot"
+            for left_bytes in (0, MIB, 50 * MIB):  # nothing can be written; the state; some memory
+                await require_full(host, host.snapshot(vm, rootfs), disk, told, left_bytes)
+                assert not any(path.stat().st_size for path in written_by_vmm(host, vm))
             snapshot = await host.snapshot(vm, rootfs)
+            verify = host.verify(vm, snapshot)
+            await require_full(host, verify, disk, "cannot copy rootfs.ext4", MIB)
             await host.verify(vm, snapshot)
+
+
+@pytest.mark.parametrize("kind", on_both(JAILED))
+async def test_a_disk_that_fills_once_the_vm_has_ended_leaves_nothing_either(
+    tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The snapshot is taken and not kept: the build boots again."""
+    with small_disk(tmp_path, 700) as disk, ExitStack() as filling:
+        async with host_of(kind, disk) as host:
+            vm, rootfs = await host.boot(await busybox(host, registry))
+
+            def dig_and_fill(path: Path, check: Callable[[], None]) -> int:
+                dug = dig_holes(path, check)
+                filling.enter_context(filled(disk))
+                return dug
+
+            monkeypatch.setattr(microvm, "dig_holes", dig_and_fill)
+            before = in_steps(host)
+            with pytest.raises(HostDiskFullError, match="the host's disk is full"):
+                await host.snapshot(vm, rootfs)
+            assert in_steps(host) == before
+            filling.close()
+            with pytest.raises(CheckpointLostError):
+                await host.snapshot(vm, rootfs)
+
+
+def in_steps(host: VmHost) -> set[Path]:
+    """Return checkpoints, and what is to become some."""
+    return set(DataDir(host.settings.data_dir).steps.glob("*/*"))
+
+
+async def require_full(
+    host: VmHost, step: Awaitable[object], disk: Path, told: str, left_bytes: int
+) -> None:
+    """Require that a step says so, with what to do, and leaves nothing unfinished."""
+    before = in_steps(host)
+    with filled(disk, left_bytes), pytest.raises(HostDiskFullError, match=told) as error:
+        await step
+    assert error.value.hint
+    assert in_steps(host) == before
+
+
+def written_by_vmm(host: VmHost, vm: VmRef) -> list[Path]:
+    return [host.process(vm).files / name for name in ("memfile", "snapfile")]
 
 
 async def test_memory_that_is_zero_takes_no_disk(host: VmHost, image: PulledImage) -> None:

@@ -15,6 +15,10 @@ from activities.contract.guest_network import GUEST_ADDRESS
 HTTPD = "/bin/busybox httpd -f -p 8080 -h /srv"
 HTTPD_ANSWERS = "/bin/busybox wget -q -O /dev/null http://127.0.0.1:8080/index.html"
 
+# Asks with one process of few system calls: where a guest's kernel is emulated each takes its time,
+# and a ready command has 30 s. The port in hexadecimal is that of HTTPD.
+HTTPD_LISTENS = "/bin/busybox grep -q :1F90 /proc/net/tcp /proc/net/tcp6"
+
 
 class QuietHandler(http.server.BaseHTTPRequestHandler):
     """Answers without a line on standard error for each request."""

@@ -20,6 +20,9 @@ from devstack.environment import FIRECRACKER_VERSION
 from tests.support.vm_host import VmHost, vm_host
 
 KERNEL_VERSION = "vmlinux-given"
+STAND_IN = "the stand-in"
+JAILED, FILTERED, UNJAILED = "in its jailer", "in its jailer, filtered", "without its jailer"
+TEST_SECONDS = 1800
 MEMORY_MB = 128
 SLOW_SECONDS = 900.0
 # Where KVM emulates the guest's kernel, that kernel may save less of a process's registers than its
@@ -34,9 +37,6 @@ NO_AVX = "GLIBC_TUNABLES=glibc.cpu.hwcaps=" + ",".join(
 )
 IMAGE_CONFIG = {"Env": [NO_AVX]}
 """Of images whose commands real Firecracker's guests run."""
-# Asks with one process of few system calls: where the kernel is emulated each takes its time, and a
-# ready command has 30 s. The port in hexadecimal is that of HTTPD.
-HTTPD_LISTENS = "/bin/busybox grep -q :1F90 /proc/net/tcp /proc/net/tcp6"
 MISSING = (
     "NOTHING WAS SHOWN ON REAL FIRECRACKER: FIRECRACKER_BINARY and GUEST_KERNEL_DIR are not set"
 )
@@ -98,4 +98,39 @@ class RealFirecracker:
                 update={"kernel_version": KERNEL_VERSION, "memory_mb": MEMORY_MB}
             )
             host.ready_seconds = SLOW_SECONDS
+            yield host
+
+
+def config_for(host: VmHost) -> dict[str, Any]:
+    """Return the config of an image whose commands that host's guests run."""
+    return IMAGE_CONFIG if host.settings.kernel_arguments == NO_AVX else {}
+
+
+def on_both(*kinds: str) -> list[Any]:
+    """Return kinds of host for a test that runs on the stand-in, and so on the real one."""
+    return [STAND_IN, *on_real(*kinds)]
+
+
+def on_real(*kinds: str) -> list[Any]:
+    """Return kinds of host with real Firecracker for a test."""
+    real = [pytest.mark.real_firecracker, pytest.mark.timeout(TEST_SECONDS)]
+    return [
+        pytest.param(kind, marks=real if kind == UNJAILED else [*real, pytest.mark.jailed])
+        for kind in kinds
+    ]
+
+
+@asynccontextmanager
+async def host_of(kind: str, place: Path) -> AsyncIterator[VmHost]:
+    """Have a host of that kind, with a data directory as long and as closed as any."""
+    # Longer than a socket's path may be, and closed to everybody else.
+    data = place / ("long-" * 20) / "data"
+    data.mkdir(parents=True)
+    data.chmod(0o700)
+    if kind == STAND_IN:
+        async with vm_host(data) as host:
+            yield host
+    else:
+        real = RealFirecracker.given()
+        async with real.host(place, data, jailed=kind != UNJAILED) as host:
             yield host

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,3 +23,31 @@ def small_disk(directory: Path, mebibytes: int) -> Iterator[Path]:
         yield point
     finally:
         subprocess.run(["umount", point], check=True)
+
+
+@contextmanager
+def filled(disk: Path, left_bytes: int = 0) -> Iterator[None]:
+    """Have no more than so much free there for a block."""
+    ballast = disk / "ballast"
+    try:
+        with ballast.open("wb") as file:
+            _fill(file.fileno(), disk, left_bytes)
+        yield
+    finally:
+        ballast.unlink()
+
+
+def _fill(file: int, disk: Path, left_bytes: int) -> None:
+    """In ever smaller pieces: the file system takes some for itself."""
+    piece = 64 << 20
+    while piece >= 1024:
+        if shutil.disk_usage(disk).free - left_bytes < piece or not _grow(file, piece):
+            piece //= 2
+
+
+def _grow(file: int, piece: int) -> bool:
+    try:
+        os.posix_fallocate(file, os.fstat(file).st_size, piece)
+    except OSError:
+        return False
+    return True

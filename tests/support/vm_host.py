@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,14 @@ class VmHost:
         for vm in self._made:
             await run(self.vms.kill_vm, vm)
             await run(self.networks.tear_down_network, vm)
+
+
+async def until(is_so: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
 
 
 async def run(activity: Any, *arguments: Any) -> Any:
