@@ -7,7 +7,7 @@ Five parts, each beside a peer or the machine's own limit, measured in the same 
 - `rootfs`: image to ext4 for four kinds of images, beside `cp -a` into a loop mount, `mke2fs -d`
   and `docker export | tar -x`, with the peak of extra disk;
 - `pull`: an image of this machine's own files through our checks, beside `docker pull` of it;
-- `upload`: a sparse file to the bucket, beside one plain stream and the emulator's own ceiling;
+- `upload`: a sparse file to the bucket, by phases, beside one plain stream and parallel PUTs;
 - `fleet`: 200 builds of three tenants on 20 hosts whose steps sleep, beside what they would take if
   no slot ever waited; with `--whole` 1,000 builds on 100 hosts.
 
@@ -66,8 +66,10 @@ from activities.disk.namespaces import in_mount_namespace
 from activities.image.docker_daemon import find_image
 from activities.rootfs.rootfs import image_layers
 from activities.store.bucket import Bucket
+from activities.store.headers import BLOCK_BYTES
 from activities.store.lease_numbers import LeaseObjects
 from activities.template.artifacts import BucketArtifactActivities
+from activities.template.upload import scan
 
 MIB = 1024 * 1024
 PARTS = ("build", "rootfs", "pull", "upload", "fleet")
@@ -541,18 +543,26 @@ def bench_upload(directory: Path, small: bool) -> None:
         tempfile.TemporaryDirectory(dir=directory) as place,
         Stack(only=("gcs-emulator", "gcs", "bucket")) as stack,
     ):
-        os.environ.update(STORAGE_EMULATOR_HOST=stack.variables["STORAGE_EMULATOR_HOST"])
+        address = stack.variables["STORAGE_EMULATOR_HOST"]
+        os.environ.update(STORAGE_EMULATOR_HOST=address)
         bench = workbench(Path(place))
+        requests.delete(f"{address}/_log", timeout=10).raise_for_status()
         sent, size, ours = asyncio.run(_our_upload(bench, stack, mebibytes))
+        spent = _spent_in_bucket(address)
+        reading = _reading(Path(place), mebibytes)
         plain = _plain_upload(stack, sent)
+        puts = _parallel_puts(stack, sent)
         ceiling = _ceiling(stack, sent)
+    sending = ours - spent["compose"] - spent["delete"]
     table = Table(title=f"Upload of a memfile of {size / MIB:.0f} MiB")
     for heading in ("way", "sent MiB", "seconds", "MiB/s", "× plain"):
         table.add_column(heading, justify="right" if heading != "way" else "left")
     for name, seconds in (
         ("ours: non-zero blocks, parallel parts, checked, composed", ours),
+        ("  of that until the last part is there", sending),
         ("plain: the same bytes in one stream", plain),
-        ("ceiling: parallel PUTs to the emulator, no check", ceiling),
+        ("puts: parallel PUTs, by the same way as ours", puts),
+        ("ceiling: parallel PUTs to the emulator itself", ceiling),
     ):
         rate = sent / MIB / seconds
         table.add_row(
@@ -560,6 +570,34 @@ def bench_upload(directory: Path, small: bool) -> None:
         )
     console.print(table)
     console.print(f"sent ÷ non-zero bytes: {sent / (mebibytes // 3 * MIB):.3f}")
+    console.print(
+        f"seconds: reading and hashing alone {reading:.1f}, parts {sending:.1f}, compose (the "
+        f"emulator copies the whole) {spent['compose']:.1f}, removing parts {spent['delete']:.1f}"
+    )
+    console.print(
+        f"{puts / sending:.2f} of parallel PUTs until the last part is there (limit 0.6), "
+        f"{puts / ours:.2f} with compose; of the ceiling {ceiling / sending:.2f} and "
+        f"{ceiling / ours:.2f}"
+    )
+
+
+def _spent_in_bucket(address: str) -> Counter[str]:
+    """Return the seconds of each operation since the log was cleared, as the proxy has them.
+
+    Deletions run several at a time: theirs are summed, and so more than what was waited for.
+    """
+    spent: Counter[str] = Counter()
+    for each in requests.get(f"{address}/_log", timeout=10).json()["requests"]:
+        spent[each["operation"]] += each["seconds"]
+    return spent
+
+
+def _reading(place: Path, mebibytes: int) -> float:
+    """Return the seconds that one pass over the same file takes, with nobody to send to."""
+    _sparse_file(place / "read", mebibytes)
+    began = time.monotonic()
+    scan(place / "read", BLOCK_BYTES, lambda _: None, lambda: None)
+    return time.monotonic() - began
 
 
 async def _our_upload(bench: Workbench, stack: Stack, mebibytes: int) -> tuple[int, int, float]:
@@ -604,18 +642,35 @@ def _plain_upload(stack: Stack, size: int) -> float:
     return time.monotonic() - began
 
 
+def _parallel_puts(stack: Stack, size: int) -> float:
+    """Return the seconds of PUTs as the library makes them, of one piece each, by the proxy."""
+    bucket = storage.Client(project="dev").bucket(stack.environment.bucket)
+
+    def put(number: int, part: bytes) -> None:
+        blob = bucket.blob(f"put-{number}", chunk_size=len(part))
+        blob.upload_from_string(part, timeout=600)
+
+    return _in_parallel(put, size)
+
+
 def _ceiling(stack: Stack, size: int) -> float:
-    part = os.urandom(32 * MIB)
     url = f"http://127.0.0.1:{stack.environment.ports.gcs_emulator}/upload/storage/v1/b/"
     url += f"{stack.environment.bucket}/o?uploadType=media&name=ceiling-"
 
-    def put(number: int) -> None:
+    def put(number: int, part: bytes) -> None:
         requests.post(f"{url}{number}", data=part, timeout=600).raise_for_status()
 
+    return _in_parallel(put, size)
+
+
+def _in_parallel(put: Callable[[int, bytes], None], size: int) -> float:
+    """Return the seconds of putting so much in parts of 32 MiB, four at a time."""
+    part = os.urandom(32 * MIB)
+    count = max(1, size // len(part))
     began = time.monotonic()
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(put, range(max(1, size // len(part)))))
-    return (time.monotonic() - began) * size / (max(1, size // len(part)) * len(part))
+        list(pool.map(lambda number: put(number, part), range(count)))
+    return (time.monotonic() - began) * size / (count * len(part))
 
 
 # A fleet

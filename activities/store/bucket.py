@@ -40,11 +40,17 @@ from activities.store.objects import ObjectKind, parse_object_name
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 30.0
 TIMEOUT = (CONNECT_SECONDS, READ_SECONDS)
+# urllib3 sends a piece within the time to connect, however slow the line is.
+SEND_TIMEOUT = (READ_SECONDS, READ_SECONDS)
 RETRY_SECONDS = 20.0
 MAX_RETRY_DELAY_SECONDS = 3.0
 MAX_COMPOSE_SOURCES = 32  # of one compose request, by Google's documentation
-PIECE_BYTES = 8 * MIB
-"""What one request of a large upload carries; between two of them it can be stopped."""
+PIECE_BYTES = 16 * MIB
+"""What one request of a large upload carries; between two of them it can be stopped.
+
+Each costs a round trip, and the emulator a copy of all that came before it. A connection must send
+one within `SEND_TIMEOUT`: 0.5 MiB/s.
+"""
 CONNECTIONS = 64
 DELETERS = 8
 # Google answers 403 both for what is forbidden for good and for what passes.
@@ -154,7 +160,7 @@ class Bucket:
 
         `metadata` is the object's custom metadata.
 
-        `check` is called every 8 MiB and before a retry; it ends the upload by raising. Raises
+        `check` is called every 16 MiB and before a retry; it ends the upload by raising. Raises
         PreconditionFailedError; StorageCorruptionError when it did not arrive as sent.
         """
         checksum = crc32c_of(data)
@@ -168,7 +174,7 @@ class Bucket:
                 if_generation_match=if_generation_match,
                 checksum="crc32c",
                 crc32c_checksum_value=checksum,
-                timeout=TIMEOUT,
+                timeout=SEND_TIMEOUT,
                 # Without a precondition a second try could overwrite what came in between.
                 retry=_retry(check) if if_generation_match is not None else None,
             )

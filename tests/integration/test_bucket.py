@@ -107,6 +107,16 @@ def test_a_blip_is_ridden_out(empty_bucket: Bucket, storage: Stack, kind: str, s
     assert found[0] == data
 
 
+def test_a_piece_may_take_longer_to_send_than_a_connection_to_open(
+    empty_bucket: Bucket, storage: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("activities.store.bucket.TIMEOUT", (0.2, 30.0))
+    data = os.urandom(MIB) * 16  # more than a connection holds that nobody reads
+    with storage.faults({"kind": "slow", "bytes_per_second": 8 * MIB, "count": None}):
+        stored = empty_bucket.write_object("a", data, if_generation_match=0)
+    assert stored.size_bytes == len(data)
+
+
 def test_a_denial_is_not_tried_again(empty_bucket: Bucket, storage: Stack) -> None:
     with (
         storage.faults({"kind": "status", "status": 403, "count": None}),
