@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import re
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
+from urllib.parse import unquote
 
 import grpc
 import structlog
@@ -35,6 +37,7 @@ from api.server.image_patterns import ImagePattern
 BEARER = "bearer "
 CERTIFICATE = "cert:"
 MAX_CALLERS = 10_000
+IPV6_NETWORK_BITS = 64
 
 _log = structlog.get_logger(__name__)
 
@@ -181,24 +184,47 @@ class Tokens:
 
 @dataclass
 class RateLimit:
-    """So many calls a second for each caller, and a few more at once."""
+    """So many calls a second for each caller, and a few more at once.
+
+    Of more than `MAX_CALLERS` the one that has been silent for longest is forgotten: who calls
+    without a pause stays limited, however many others call.
+    """
 
     per_second: float
     burst: int
     _left: dict[str, tuple[float, float]] = field(default_factory=dict, repr=False)
+    """What each has left, and when it was so; in the order of their last calls."""
 
     def wait_seconds(self, name: str, now: float | None = None) -> float:
         """Take one call; returns 0, or after how many seconds the next is allowed."""
         now = time.monotonic() if now is None else now
-        left, since = self._left.get(name, (float(self.burst), now))
+        left, since = self._left.pop(name, (float(self.burst), now))
         left = min(self.burst, left + (now - since) * self.per_second)
-        if left < 1:
-            self._left[name] = (left, now)
-            return (1 - left) / self.per_second
-        if len(self._left) >= MAX_CALLERS:
-            self._left.clear()
-        self._left[name] = (left - 1, now)
-        return 0.0
+        is_allowed = left >= 1
+        self._left[name] = (left - is_allowed, now)
+        if len(self._left) > MAX_CALLERS:
+            del self._left[next(iter(self._left))]
+        return 0.0 if is_allowed else (1 - left) / self.per_second
+
+
+def address_of(peer: str) -> str:
+    """Return what gRPC calls a client, without its port: its address, or of IPv6 its network.
+
+    One machine has all the addresses of such a network, and would be limited by none of them.
+    """
+    kind, _, rest = peer.partition(":")
+    host = unquote(rest.rpartition(":")[0]).strip("[]")
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:  # a socket has no address
+        return kind
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped:
+        return str(address.ipv4_mapped)
+    host_bits = address.max_prefixlen - IPV6_NETWORK_BITS
+    network = int(address) >> host_bits << host_bits
+    return str(ipaddress.IPv6Network((network, IPV6_NETWORK_BITS)))
 
 
 @dataclass
@@ -248,13 +274,15 @@ class Access:
     ) -> Caller:
         """Return who calls: a token says it, else the client certificate that TLS has checked.
 
+        `peer` is its address, see `address_of`.
+
         Raises ApiError UNAUTHENTICATED, PERMISSION_DENIED or RESOURCE_EXHAUSTED.
         """
         needed = NEEDED.get(method, Right.ADMIN)
         try:
             caller = self._caller(metadata, needed, certificate_names)
         except ApiError:
-            self._require_rate(peer)  # so that tokens cannot be guessed at any speed
+            self._require_rate(peer)  # not the caller's whose token it might have been
             raise
         self._require_rate(caller.limited_as(peer))
         if caller.is_known or self._tokens is None:

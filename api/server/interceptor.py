@@ -15,7 +15,15 @@ from google.protobuf.message import DecodeError, Message
 from api.errors import Violation, internal_error, invalid_argument
 from api.pb import info_service_pb2 as info_pb
 from api.pb import template_manager_pb2 as pb
-from api.server.access import NEEDED, Access, CallsAtOnce, Right, audit, current_caller
+from api.server.access import (
+    NEEDED,
+    Access,
+    CallsAtOnce,
+    Right,
+    address_of,
+    audit,
+    current_caller,
+)
 from api.server.error_translation import to_api_error
 from api.server.request_limits import require_within_limits
 
@@ -108,7 +116,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     @contextmanager
     def _admitted(self, name: str, context: Context) -> Iterator[None]:
         metadata = dict(context.invocation_metadata() or ())
-        peer = context.peer().rpartition(":")[0]
+        peer = address_of(context.peer())
         names = _certificate_names(context)
         caller = self._access.admit(name.rpartition("/")[2], metadata, peer, names)
         current_caller.set(caller)  # of this call's own task

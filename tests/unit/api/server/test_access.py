@@ -12,6 +12,7 @@ from activities.process.tenants_file import TenantsFile
 from api.errors import ApiError
 from api.server.access import (
     ANONYMOUS,
+    MAX_CALLERS,
     NEEDED,
     NOBODY,
     Access,
@@ -21,6 +22,7 @@ from api.server.access import (
     Right,
     TokenFileError,
     Tokens,
+    address_of,
     current_caller,
     hash_token,
     parse_tokens,
@@ -145,12 +147,40 @@ def test_the_rate_is_limited_for_each_caller() -> None:
     assert limit.wait_seconds("a", now=0.5) == 0
     assert limit.wait_seconds("a", now=0.5) == 0.5
     access = Access(None, RateLimit(per_second=1, burst=1))
-    access.admit("HealthStatus", {}, "ipv4:1.2.3.4")
+    access.admit("HealthStatus", {}, "1.2.3.4")
     with pytest.raises(ApiError) as error:
-        access.admit("HealthStatus", {}, "ipv4:1.2.3.4")
+        access.admit("HealthStatus", {}, "1.2.3.4")
     assert error.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert (error.value.reason, "1.2.3.4" in error.value.message) == ("TOO_MANY_CALLS", True)
     assert error.value.retry_after_seconds
+
+
+def test_who_calls_without_a_pause_stays_limited_however_many_others_call() -> None:
+    limit = RateLimit(per_second=0.001, burst=1)
+    assert limit.wait_seconds("silent", now=0) == 0
+    assert limit.wait_seconds("busy", now=0) == 0
+    for number in range(2 * MAX_CALLERS):
+        assert limit.wait_seconds(f"other {number}", now=1) == 0
+        if number % (MAX_CALLERS // 2) == 0:
+            assert limit.wait_seconds("busy", now=1) > 0
+    assert limit.wait_seconds("silent", now=1) == 0  # forgotten: nothing is kept without a bound
+    assert limit.wait_seconds(f"other {2 * MAX_CALLERS - 1}", now=1) > 0
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [
+        ("ipv4:1.2.3.4:5678", "1.2.3.4"),
+        ("ipv6:%5B::ffff:1.2.3.4%5D:5678", "1.2.3.4"),
+        ("ipv6:[2001:db8:1:2:3:4:5:6]:5678", "2001:db8:1:2::/64"),
+        ("ipv6:%5B2001:db8:1:2::9%5D:1", "2001:db8:1:2::/64"),
+        ("ipv6:%5Bfe80::1%25eth0%5D:1", "fe80::/64"),
+        ("unix:/run/api.sock", "unix"),
+        ("unix:", "unix"),
+    ],
+)
+def test_a_client_is_limited_by_its_address_or_its_network(peer: str, address: str) -> None:
+    assert address_of(peer) == address
 
 
 def test_the_tokens_of_a_tenant_share_its_rate(path: Path, tmp_path: Path) -> None:
@@ -239,10 +269,10 @@ def test_wrong_tokens_are_limited_by_address(path: Path) -> None:
     codes = []
     for token in ("1", "2"):
         with pytest.raises(ApiError) as error:
-            access.admit("TemplateBuildStatus", bearer(token), "ipv4:1.2.3.4")
+            access.admit("TemplateBuildStatus", bearer(token), "1.2.3.4")
         codes.append(error.value.code)
     assert codes == [grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED]
-    assert access.admit("TemplateBuildStatus", bearer("c"), "ipv4:1.2.3.4").name == "ci"
+    assert access.admit("TemplateBuildStatus", bearer("c"), "1.2.3.4").name == "ci"
 
 
 def test_two_of_one_name_in_two_tenants_do_not_share_a_rate(path: Path) -> None:
