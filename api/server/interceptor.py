@@ -11,6 +11,8 @@ from typing import NoReturn, Protocol, TypeVar, cast
 import grpc
 import structlog
 from google.protobuf.message import DecodeError, Message
+from grpc_health.v1 import health
+from grpc_reflection.v1alpha import reflection
 
 from api.errors import Violation, internal_error, invalid_argument
 from api.pb import info_service_pb2 as info_pb
@@ -29,6 +31,8 @@ from api.server.request_limits import require_within_limits
 
 SERVICE = "TemplateService"
 SERVICES = (SERVICE, "InfoService")
+OPEN_SERVICES = (health.SERVICE_NAME, reflection.SERVICE_NAME)
+"""Those that everybody may call: they tell of nobody's builds. All others ask who calls."""
 CHANGES_OF_A_BUILD = (
     pb.TemplateBuildRetryRequest,
     pb.TemplateBuildCancelRequest,
@@ -70,10 +74,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         ],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Request, Answer] | None:
-        """Wrap the handlers of our own service; health and reflection stay as they are."""
+        """Wrap the handlers of all services but those that everybody may call."""
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
-        if handler is None or method.split("/")[1] not in SERVICES:
+        if handler is None or method.split("/")[1] in OPEN_SERVICES:
             return handler
         ours = cast("_Handler", handler)  # why: see _Handler
         # The request is decoded in here: gRPC itself would answer garbage with UNKNOWN.

@@ -35,7 +35,7 @@ from api.server.access import Access, CallsAtOnce, RateLimit, TokenFileError, To
 from api.server.ending import BuildEnder
 from api.server.finding import BuildFinder
 from api.server.info import InfoService, ServiceStatus
-from api.server.interceptor import SERVICE, SERVICES, CallInterceptor
+from api.server.interceptor import OPEN_SERVICES, SERVICE, SERVICES, CallInterceptor
 from api.server.known_hosts import KnownHosts
 from api.server.listing import BuildListing
 from api.server.logs import BuildLogs
@@ -114,8 +114,7 @@ class ApiServer:
         pb_grpc.add_TemplateServiceServicer_to_server(self.service, self._server)
         info_grpc.add_InfoServiceServicer_to_server(InfoService(status, hosts), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        reflection.enable_server_reflection((*SERVICES, *OPEN_SERVICES), self._server)
 
     async def start(self) -> None:
         """Listen. Raises BindError when the address is taken."""

@@ -1,6 +1,6 @@
 """What is another tenant's does not exist: every rpc, as owner, reader, stranger, operator, nobody.
 
-The rpcs are those of the service's descriptor: one that is added and not thought of here fails.
+The rpcs are those that the server tells of: one that is added and not thought of here fails.
 """
 
 from __future__ import annotations
@@ -15,9 +15,13 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
+from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
 from pydantic import SecretStr
 from temporalio.client import WorkflowExecutionDescription
 
@@ -42,6 +46,7 @@ from api.pb import info_service_pb2 as info_pb
 from api.pb import template_manager_pb2 as pb
 from api.server.access import hash_token
 from api.server.finding import BuildFinder
+from api.server.interceptor import OPEN_SERVICES
 from api.server.server import running_server
 from tests.support.example_template import build_status, metadata, template_config
 from tests.support.rpcs import all_rpcs
@@ -184,6 +189,20 @@ async def tenants(api: Api, tmp_path: Path) -> AsyncIterator[Tenants]:
     settings = api.settings.model_copy(update={"tokens_file": path})
     async with running_server(api.temporal, settings) as server:
         yield Tenants(api, server.address)
+
+
+async def test_the_server_has_no_other_rpcs(tenants: Tenants) -> None:
+    told = await asyncio.to_thread(rpcs_of, tenants.address)
+    assert told == sorted(rpc.full_name for rpc in RPCS.values())
+
+
+def rpcs_of(address: str) -> list[str]:
+    """Return what a server tells of itself, but for what everybody may call."""
+    with grpc.insecure_channel(address) as channel:
+        told = ProtoReflectionDescriptorDatabase(channel)
+        services = set(told.get_services()) - set(OPEN_SERVICES)
+        found = [DescriptorPool(told).FindServiceByName(service) for service in services]
+        return sorted(method.full_name for service in found for method in service.methods)
 
 
 async def test_what_each_caller_is_told(tenants: Tenants) -> None:
