@@ -129,20 +129,29 @@ def draining() -> ApiError:
 
 
 def tenant_limit(
-    tenant: str, limit: str, allowed: int, used: int, *, retry_after_seconds: float | None
+    tenant: str,
+    limit: str,
+    allowed: int,
+    used: int,
+    *,
+    asked: int | None = None,
+    retry_after_seconds: float | None,
 ) -> ApiError:
     """Return the error for what a tenant's limit of that name does not allow.
 
-    Without a time to retry it will never be granted: `used` is what was asked for.
+    `asked` is what one more build would use besides. Without a time to retry it will never be
+    granted: `used` is what was asked for.
     """
+    told = {"limit": limit, "allowed": str(allowed), "used": str(used)}
+    more = "" if asked is None else f" are in use, and {asked} more are asked for"
     return ApiError(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "TENANT_LIMIT",
-        f"{limit} of tenant {tenant}: {used}, of {allowed} that are allowed",
+        f"{limit} of tenant {tenant}: {used}{more}, of {allowed} that are allowed",
         hint="Wait until builds have ended or delete templates; an operator sets the limits."
         if retry_after_seconds
         else "Ask for less; an operator sets the limits.",
-        metadata={"limit": limit, "allowed": str(allowed), "used": str(used)},
+        metadata=told if asked is None else told | {"asked": str(asked)},
         retry_after_seconds=retry_after_seconds,
     )
 

@@ -1,20 +1,23 @@
 """Whether a tenant may have one more build: its limits against what it uses now.
 
-What is above the limits of running builds is not refused: it waits in the tenant's own line.
+What is above the limit of running builds is not refused: it waits in the tenant's own line.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from temporalio.client import Client
 
-from activities.contract.line import MAX_IN_LINE, TenantTerms
+from activities.contract.line import MAX_IN_LINE, LinedBuild, TenantTerms
 from activities.contract.requests import TemplateConfig
 from activities.contract.units import MIB
 from activities.process.tenants_file import TenantLimits, TenantsFile
-from api.errors import tenant_limit
+from api.errors import ApiError, tenant_limit
 from api.server.finding import RPC_LIMIT
 from api.server.template_bucket import TemplateBucket
 from api.server.tenancy import condition_of
+from api.server.tenant_use import line_of, still_running
 from api.server.waiting import WAITING_BUILDS
 
 RETRY_SECONDS = 10.0
@@ -39,11 +42,13 @@ class TenantRoom:
 
         Raises ApiError RESOURCE_EXHAUSTED when there is no room for it: without a time to retry
         when there never will be. Temporal's count lags a little, so that a burst may get somewhat
-        further; what is stored is as the last sweep of the bucket has counted it.
+        further (and waits, so that no more vCPUs and memory are in use than may be); what is stored
+        is as the last sweep of the bucket has counted it.
         """
         limits = self._tenants.limits_of(config.tenant)
         _require_size(config, limits)
         await self._require_line(config.tenant, limits)
+        await self._require_machines(config, limits)
         await self._require_store(config.tenant, limits)
         return terms_of(limits)
 
@@ -62,6 +67,16 @@ class TenantRoom:
                 waiting.count,
                 retry_after_seconds=RETRY_SECONDS,
             )
+
+    async def _require_machines(self, config: TemplateConfig, limits: TenantLimits) -> None:
+        if limits.vcpus is None and limits.memory_mb is None:
+            return
+        line = await line_of(self._client, config.tenant)
+        running: Sequence[LinedBuild] = line.running if line else ()
+        if _above_use(config, limits, running):
+            running = await still_running(self._client, config.tenant, running)
+        if refused := _above_use(config, limits, running):
+            raise refused
 
     async def _require_store(self, tenant: str, limits: TenantLimits) -> None:
         if limits.stored_mb is None:
@@ -92,6 +107,25 @@ def most_waiting(limits: TenantLimits) -> int | None:
     if not limits.running.limit_anything:
         return limits.waiting_builds
     return MAX_IN_LINE if limits.waiting_builds is None else min(limits.waiting_builds, MAX_IN_LINE)
+
+
+def _above_use(
+    config: TemplateConfig, limits: TenantLimits, running: Iterable[LinedBuild]
+) -> ApiError | None:
+    """Return what refuses a build for which the running ones leave no room."""
+    together = list(running)
+    vcpus = sum(build.vcpu_count for build in together)
+    memory_mb = sum(build.memory_mb for build in together)
+    for limit, most, used, asked in (
+        ("vcpus", limits.vcpus, vcpus, config.vcpu_count),
+        ("memory_mb", limits.memory_mb, memory_mb, config.memory_mb),
+    ):
+        if most is not None and used + asked > most:
+            retry = RETRY_SECONDS
+            return tenant_limit(
+                config.tenant, limit, most, used, asked=asked, retry_after_seconds=retry
+            )
+    return None
 
 
 def _require_size(config: TemplateConfig, limits: TenantLimits) -> None:

@@ -1,4 +1,4 @@
-"""What the tenants use now, against their limits, and who waits for what: for operators.
+"""What the tenants use now, against their limits, and who waits for what.
 
 Temporal tells of open builds and of the tenants' lines, the bucket what is stored, the tenants'
 file what is allowed.
@@ -11,6 +11,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from temporalio.client import Client, WorkflowQueryFailedError
@@ -18,13 +19,14 @@ from temporalio.common import MetricMeter
 from temporalio.service import RPCError
 
 from activities.contract.errors import TemplateManagerError
-from activities.contract.line import TenantLineState
+from activities.contract.line import LinedBuild, TenantLineState
 from activities.contract.names import (
     DEFAULT_TENANT,
     TENANT_LINE,
     TENANT_LINE_WORKFLOW,
     Step,
     build_of_workflow,
+    tenant_line_workflow_id,
 )
 from activities.contract.search_attributes import BUILD_STEP, RUNNING_BUILDS, TENANT
 from activities.process.at_once import ask_for_each
@@ -32,6 +34,7 @@ from activities.process.metrics import show_tenant
 from activities.process.tenants_file import TenantLimits, TenantsFile
 from api.server.finding import QUERY_LIMIT, RPC_LIMIT
 from api.server.template_bucket import TemplateBucket
+from api.server.tenancy import condition_of
 from workflows.tenant_line import TenantLine
 
 if TYPE_CHECKING:  # loads Google's client, see TemplateBucket
@@ -113,19 +116,33 @@ class TenantUses:
             line.id
             async for line in self._client.list_workflows(RUNNING_LINES, rpc_timeout=RPC_LIMIT)
         ]
-        states = await ask_for_each(self._line, ids)
-        return {
-            name.removeprefix(TENANT_LINE): state
-            for name, state in zip(ids, states, strict=True)
-            if state is not None
-        }
+        names = [line.removeprefix(TENANT_LINE) for line in ids]
+        states = await ask_for_each(partial(line_of, self._client), names)
+        return {name: state for name, state in zip(names, states, strict=True) if state is not None}
 
-    async def _line(self, workflow_id: str) -> TenantLineState | None:
-        line = self._client.get_workflow_handle_for(TenantLine.run, workflow_id)
-        try:
-            return await line.query(TenantLine.state, rpc_timeout=QUERY_LIMIT)
-        except (RPCError, WorkflowQueryFailedError):  # no worker answers, or it has just ended
-            return None
+
+async def line_of(client: Client, tenant: str) -> TenantLineState | None:
+    """Return who has a turn in a tenant's line; None when it has none, or no worker tells."""
+    line = client.get_workflow_handle_for(TenantLine.run, tenant_line_workflow_id(tenant))
+    try:
+        return await line.query(TenantLine.state, rpc_timeout=QUERY_LIMIT)
+    except (RPCError, WorkflowQueryFailedError):
+        return None
+
+
+async def still_running(
+    client: Client, tenant: str, builds: Iterable[LinedBuild]
+) -> list[LinedBuild]:
+    """Return those of a tenant's builds that run. Raises RPCError.
+
+    One that has ended without a word is in its line for some time.
+    """
+    query = f"{RUNNING_BUILDS} AND {condition_of(tenant)}"
+    open_builds = {
+        build_of_workflow(build.id)
+        async for build in client.list_workflows(query, rpc_timeout=RPC_LIMIT)
+    }
+    return [build for build in builds if build.build_id in open_builds]
 
 
 async def show_uses(uses: TenantUses, meter: MetricMeter) -> None:

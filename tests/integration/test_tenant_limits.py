@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import re
 import uuid
@@ -121,6 +122,48 @@ async def test_what_no_end_of_another_build_makes_room_for(tenant: LimitedTenant
         assert not error.retry_after_seconds
     build_id = await tenant.create()
     assert (await tenant.api.ended(build_id)).state == "completed"
+
+
+async def test_what_running_builds_leave_no_room_for_is_refused_until_they_end(
+    tenant: LimitedTenant,
+) -> None:
+    tenant.limit(vcpus=2)
+    started = tenant.api.journal.hang("pull_image")
+    running = await tenant.create(vcpu_count=2)
+    await asyncio.wait_for(started.wait(), 40)
+    await tenant.seen(1)
+    error = await tenant.refused()
+    assert (*numbers(error), error.metadata["asked"]) == ("vcpus", "2", "2", "1")
+    assert error.retry_after_seconds
+    tenant.limit(memory_mb=1000)
+    error = await tenant.refused(memory_mb=512)
+    assert (*numbers(error), error.metadata["asked"]) == ("memory_mb", "1000", "512", "512")
+    assert "512 are in use, and 512 more are asked for, of 1000" in error.message
+    await tenant.api.temporal.get_workflow_handle(build_workflow_id(running)).terminate()
+    await until_taken(tenant)  # at once, although its line does not know yet that it has ended
+
+
+async def until_taken(tenant: LimitedTenant) -> None:
+    """Create until it is not refused any more."""
+    async with asyncio.timeout(40):
+        while True:
+            with contextlib.suppress(CallError):
+                await tenant.create(memory_mb=512)
+                return
+            await asyncio.sleep(0.2)
+
+
+async def test_a_build_that_waits_for_its_turn_uses_no_machine(tenant: LimitedTenant) -> None:
+    tenant.limit(running_builds=1, vcpus=2)
+    tenant.api.journal.hang("pull_image")
+    builds = []
+    for number in range(3):
+        builds.append(await tenant.create())
+        await tenant.seen(number + 1)
+    assert (await tenant.waiting(builds[2])).why == pb.TenantLimit
+    tenant.api.journal.hanging.clear()
+    for build_id in builds:
+        assert (await tenant.api.ended(build_id)).state == "completed"
 
 
 async def test_the_tenant_s_weight_and_the_build_s_priority_reach_the_build(
