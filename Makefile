@@ -42,7 +42,7 @@ chaos: setup-tests  ## Kill everything in every step of a build; prints a table 
 	@$(PYTHON) temporal-dev/devstack run --only docker,kernel,firecracker -- \
 	  pytest --whole tests/attacks tests/chaos --chaos=full
 	@$(PYTHON) temporal-dev/devstack run --only docker -- \
-	  pytest --whole tests/integration/test_fair_share.py
+	  pytest --whole tests/integration/test_fair_share.py tests/workflows/test_tenant_line.py
 
 lint: venv  ## ruff, and the walls between rooms
 	@ruff check . && ruff format --check . && lint-imports

@@ -30,6 +30,8 @@ from workflows.calling import call
 
 # While nobody waits: how often ended builds are looked for, and when an empty line ends.
 QUIET_FACTOR = 10
+# As many signals as Temporal lets a workflow wait for; one more fails its task, again and again.
+TOLD_AT_ONCE = 2_000
 
 
 @workflow.defn(name=TENANT_LINE_WORKFLOW)
@@ -108,7 +110,8 @@ class TenantLine:
                 break  # a smaller one behind it would make it wait for ever
             self._running[build.build_id] = self._waiting.pop(build.build_id)
             self._to_tell.add(build.build_id)
-        told, self._to_tell = sorted(self._to_tell), set()
+        told = sorted(self._to_tell)[:TOLD_AT_ONCE]
+        self._to_tell.difference_update(told)
         return told
 
     def _has_room_for(self, build: LinedBuild) -> bool:

@@ -16,12 +16,14 @@ from activities.contract.errors import failure_of
 from activities.contract.inputs import BuildInput
 from activities.contract.line import (
     MAX_IN_LINE,
+    EnteringBuild,
     LinedBuild,
     RunningLimits,
     TenantLineState,
     TenantTerms,
 )
 from activities.contract.names import WORKFLOW_TASK_QUEUE, tenant_line_workflow_id
+from activities.process.at_once import ask_for_each
 from activities.process.clock import utc_now
 from tests.support.recording_host import Journal, RecordingHost, running_stack
 from tests.support.workflow_runs import OPTIONS, Handle, config, start
@@ -209,6 +211,39 @@ async def test_a_line_goes_on_in_its_next_run_and_after_its_workers_were_away(
     async with tenant.processes():
         await asyncio.gather(ended(first), ended(second))
         await tenant.line(counts(0, 0))
+
+
+@pytest.mark.parametrize(
+    ("count", "at_once"),
+    [
+        (20, 2),
+        # More than Temporal lets a workflow signal at a time.
+        pytest.param(
+            MAX_IN_LINE, 250, marks=[pytest.mark.whole, pytest.mark.timeout(10 * LIMIT_SECONDS)]
+        ),
+    ],
+)
+async def test_a_line_that_continues_as_new_forgets_nobody(
+    client: Client, tmp_path: Path, count: int, at_once: int
+) -> None:
+    """Many builds wait; when they may all run, they are gone, and so the line ends."""
+    async with tenant_of(client, tmp_path, running_builds=0) as tenant:
+        await tenant.begin_line(look_seconds=2)
+        line = client.get_workflow_handle(tenant_line_workflow_id(tenant.name))
+        limits = RunningLimits(builds=0)
+
+        async def enter(build: LinedBuild) -> None:
+            await line.signal(TenantLine.enter, EnteringBuild(build=build, limits=limits))
+
+        many = [lined() for _ in range(count)]
+        for start in range(0, count, at_once):
+            await ask_for_each(enter, many[start : start + at_once])
+            state = await tenant.line(counts(0, start + at_once))
+        assert list(state.waiting) == many
+        described = await line.describe()
+        assert described.run_id != described.raw_description.workflow_execution_info.first_run_id
+        tenant.limit()
+        await line.result()
 
 
 async def test_without_a_limit_there_is_no_line(client: Client, tmp_path: Path) -> None:
