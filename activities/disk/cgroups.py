@@ -23,6 +23,8 @@ CONTROLLERS = ("cpu", "memory", "pids")
 VERSIONS = {"cgroup": 1, "cgroup2": 2}
 PERIOD_US = 100_000
 BUSY_SECONDS = 10.0
+# Not there where the kernel counts no swap.
+OF_SWAP = frozenset({"memory.memsw.limit_in_bytes", "memory.swap.max"})
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,19 @@ class Limits:
     """None is no limit."""
 
     def values(self, version: int) -> dict[str, dict[str, str]]:
-        """Return what is written to which file, by controller."""
-        memory = "memory.limit_in_bytes" if version == 1 else "memory.max"
+        """Return what is written to which file, by controller and in order."""
         return {
             "cpu": self._cpu(version),
-            "memory": {memory: str(self.memory_mb * MIB)},
+            "memory": self._memory(version),
             "pids": {"pids.max": str(self.processes)},
         }
+
+    def _memory(self, version: int) -> dict[str, str]:
+        """Limit memory, and memory with swap to as much: what is swapped out is no way around."""
+        limit = str(self.memory_mb * MIB)
+        if version == 1:
+            return {"memory.limit_in_bytes": limit, "memory.memsw.limit_in_bytes": limit}
+        return {"memory.max": limit, "memory.swap.max": "0"}
 
     def _cpu(self, version: int) -> dict[str, str]:
         if self.cpus is None:
@@ -111,7 +119,8 @@ def make_cgroups(name: str, limits: Limits, found: list[Tree]) -> list[Path]:
             _make(tree, directory)
             made.append(directory)
             for file, value in wanted:
-                (directory / file).write_text(value)
+                if file not in OF_SWAP or (directory / file).exists():
+                    (directory / file).write_text(value)
     except OSError:
         for directory in made:
             remove_cgroup(directory)

@@ -17,8 +17,8 @@ import pytest
 from devstack.environment import REPOSITORY
 
 from activities.contract.errors import FilesystemDamagedError
-from activities.disk.cgroups import PARENT, cgroup_of, host_trees
-from activities.disk.child_cgroups import leftover_child_cgroups
+from activities.disk.cgroups import PARENT, Limits, cgroup_of, host_trees
+from activities.disk.child_cgroups import child_cgroups, leftover_child_cgroups
 from activities.disk.ext4 import check_filesystem
 from activities.disk.limited_child import (
     READS_ANY,
@@ -34,6 +34,8 @@ pytestmark = pytest.mark.counts_host
 
 LIMITS = ChildLimits(seconds=30, memory_mb=256, file_bytes=1 << 20)
 GIB = 1 << 30
+# Of cgroups of 64 MiB, in version 1 and in version 2.
+SWAP_LIMITS = {"memory.memsw.limit_in_bytes": str(64 << 20), "memory.swap.max": "0"}
 
 
 def run_python(
@@ -124,6 +126,14 @@ def test_a_child_has_cgroups_of_its_own() -> None:
             f"0::/{PARENT}/{name}" in lines  # of version 2: one for all
         )
     assert not [group for tree in host_trees() if (group := cgroup_of(tree, name)).exists()]
+
+
+def test_a_child_has_no_swap_beyond_its_memory() -> None:
+    with child_cgroups(Limits(memory_mb=64, processes=4)) as made:
+        files = [file for group in made for file in group.glob("memory.*")]
+        values = {f.name: f.read_text().strip() for f in files if f.name in SWAP_LIMITS}
+    assert values
+    assert values.items() <= SWAP_LIMITS.items()
 
 
 def test_the_cgroups_of_a_child_whose_worker_has_died_are_swept() -> None:

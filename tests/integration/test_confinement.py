@@ -181,8 +181,10 @@ def require_its_own_world(vmm: Vmm, host: VmHost) -> None:
 
 def require_limits(host: VmHost, vm: VmRef) -> None:
     """Of one vCPU: its memory and what the VMM takes, another CPU, a hundred more processes."""
+    memory = str((host.shape.memory_mb + host.settings.vm_overhead_mb) << 20)
     limits = {
-        "memory.limit_in_bytes": str((host.shape.memory_mb + host.settings.vm_overhead_mb) << 20),
+        "memory.limit_in_bytes": memory,
+        "memory.memsw.limit_in_bytes": memory,  # with what is swapped out
         "cpu.cfs_quota_us": "200000",
         "pids.max": "101",
     }

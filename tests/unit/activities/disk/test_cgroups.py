@@ -90,6 +90,21 @@ def test_the_limits_of_version_2(tmp_path: Path) -> None:
     assert written(tmp_path / "template-manager") == {"cgroup.subtree_control": enabled}
 
 
+@pytest.mark.parametrize(
+    ("version", "file", "limit"),
+    [(1, "memory.memsw.limit_in_bytes", str(768 << 20)), (2, "memory.swap.max", "0")],
+)
+def test_what_is_swapped_out_is_no_more_memory(
+    tmp_path: Path, version: int, file: str, limit: str
+) -> None:
+    """Where the kernel counts swap: it has the file then."""
+    counted = tmp_path / "template-manager" / "vm" / file
+    counted.parent.mkdir(parents=True)
+    counted.touch()
+    make_cgroups("vm", LIMITS, [Tree(version, tmp_path, ("memory",))])
+    assert counted.read_text() == limit
+
+
 def test_a_controller_without_a_limit_gets_no_cgroup(tmp_path: Path) -> None:
     limits = Limits(memory_mb=1, processes=2)
     names = ("cpu", "memory", "pids")
