@@ -22,6 +22,10 @@ RECORD = struct.Struct("<QQ16sQ")
 VERSION = 3
 READABLE = frozenset({1, VERSION})
 BLOCK_BYTES = 4096  # of the headers that we write
+# A guest decides how often its disk and memory change between zeros and data. From so many extents
+# on, only holes of a certain length are ones: a header stays small, whatever a guest has written.
+MANY_EXTENTS = 1 << 17
+MIN_HOLE_BYTES = 1 << 20
 NIL = uuid.UUID(int=0)
 
 
@@ -106,7 +110,10 @@ def nonzero_blocks(data: bytes | memoryview, block_size: int) -> list[bool]:
 
 
 class ExtentBuilder:
-    """Joins blocks, given in order of their offsets, into the fewest extents."""
+    """Joins blocks, given in order of their offsets, into the fewest extents.
+
+    There are at most MANY_EXTENTS, and two more for each MIN_HOLE_BYTES of the file.
+    """
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
@@ -114,8 +121,12 @@ class ExtentBuilder:
         self._position = 0
         self.stored_bytes = 0
 
+    def has_room_for_hole(self, length: int) -> bool:
+        """Whether a stretch of zeros may be left out; else it is to be added as data."""
+        return length >= MIN_HOLE_BYTES or len(self._extents) < MANY_EXTENTS
+
     def zeros(self, length: int) -> None:
-        """Add a stretch of zeros."""
+        """Add a stretch of zeros that is left out."""
         self._add(length, stored=False)
 
     def data(self, length: int) -> None:

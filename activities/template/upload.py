@@ -49,16 +49,18 @@ def scan(
 ) -> Scan:
     """Read a file once: hash it whole, and hand its non-zero blocks to `emit`, in order.
 
-    With `dense` everything is handed on. The size must be of whole blocks unless `dense`. `check`
-    is called about every 4 MiB. Raises OSError.
+    With `dense` everything is handed on; where there are very many short holes, the later ones are,
+    too. The size must be of whole blocks unless `dense`. `check` is called about every 4 MiB.
+    Raises OSError.
     """
     digest, crc, builder = hashlib.sha256(), Crc32c(), ExtentBuilder(block_size)
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        for data in _pieces(file.fileno(), size, block_size, check, dense=dense):
-            if isinstance(data, int):
-                _add_zeros(data, digest, builder)
+        for piece in _pieces(file.fileno(), size, block_size, check, dense=dense):
+            if isinstance(piece, int) and builder.has_room_for_hole(piece):
+                _add_zeros(piece, digest, builder)
                 continue
+            data = ZEROS[:piece] if isinstance(piece, int) else piece
             digest.update(data)
             for run in _all_of(data, builder) if dense else _runs(data, block_size, builder):
                 crc.update(run)
@@ -110,7 +112,7 @@ def _runs(data: bytes, block_size: int, builder: ExtentBuilder) -> Iterator[byte
         while end < len(flags) and flags[end] == flags[start]:
             end += 1
         length = (end - start) * block_size
-        if flags[start]:
+        if flags[start] or not builder.has_room_for_hole(length):
             builder.data(length)
             yield data[start * block_size : end * block_size]
         else:

@@ -6,11 +6,13 @@ import tempfile
 import time
 import uuid
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from activities.store import headers
 from activities.store.bucket import crc32c_of
 from activities.store.headers import (
     HEADER,
@@ -91,6 +93,24 @@ def test_neighbouring_blocks_of_a_kind_share_one_record(kinds: list[str]) -> Non
     stored = [extent.storage_offset is not None for extent in extents]
     assert all(one != next_one for one, next_one in itertools.pairwise(stored))
     assert sum(extent.length for extent in extents) == len(kinds) * BLOCK
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(block, min_size=8, max_size=200))
+def test_however_often_it_changes_there_are_few_records(kinds: list[str]) -> None:
+    many, hole = 4, 16 * BLOCK
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        mock.patch.multiple(headers, MANY_EXTENTS=many, MIN_HOLE_BYTES=hole),
+    ):
+        path = Path(directory) / "file"
+        write_blocks(path, kinds, BLOCK)
+        stored = bytearray()
+        found = scan(path, BLOCK, stored.extend, go_on)
+        content = path.read_bytes()
+    assert len(found.extents) <= many + 2 * -(-len(content) // hole)
+    assert restored(header_of(found, BLOCK), bytes(stored)) == content
+    assert found.stored_crc32c == crc32c_of(bytes(stored))
 
 
 def test_the_bytes_are_the_documented_ones() -> None:
