@@ -1,4 +1,6 @@
-"""Which tests may run beside others: `temporal-dev/run-tests` runs two halves at once.
+"""Which tests may run beside others, and the parts that tests of several folders share.
+
+`temporal-dev/run-tests` runs two halves at once.
 
 Unit, workflow and replay tests count nothing of the machine; modules of other folders say so, or
 that they count. A test that says neither runs in the half that counts, where it harms nobody.
@@ -6,9 +8,14 @@ that they count. A test that says neither runs in the half that counts, where it
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from devstack.registry import Registry, running_registry
+from devstack.stack import Stack
+
+from activities.store.bucket import Bucket
 
 HERE = Path(__file__).parent
 COUNT_NOTHING = ("unit", "workflows", "replay")
@@ -34,3 +41,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.path.relative_to(HERE).parts[0] == "attacks",
         )
     )
+
+
+@pytest.fixture(scope="session")
+def storage() -> Iterator[Stack]:
+    """An emulated Google Cloud Storage behind the proxy that keeps its promises."""
+    with Stack(only=("gcs-emulator", "gcs", "bucket")) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """An empty registry that wants no login."""
+    with running_registry(tmp_path_factory.mktemp("registry")) as running:
+        yield running
+
+
+@pytest.fixture
+def empty_bucket(storage: Stack, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """A bucket without any object."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.variables["STORAGE_EMULATOR_HOST"])
+    bucket = Bucket(storage.environment.bucket)
+    for stored in bucket.list_objects(""):
+        bucket.delete_object(stored.name, stored.generation)
+    return bucket

@@ -1,13 +1,12 @@
-"""Real parts for the integration tests: a bucket, a host's directory, a lease."""
+"""Real parts for the integration tests: a host's directory, a lease, a Temporal, an API."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from devstack.registry import Registry, running_registry
 from devstack.stack import Stack
 from temporalio.client import Client
 
@@ -21,30 +20,6 @@ from tests.support.held_build import HeldBuild, hold
 from tests.support.recording_host import Journal, RecordingHost, running_stack
 from tests.support.running_api import Api, forget, serving, settings_for
 from tests.support.temporal_server import start_temporal
-
-
-@pytest.fixture(scope="session")
-def storage() -> Iterator[Stack]:
-    """An emulated Google Cloud Storage behind the proxy that keeps its promises."""
-    with Stack(only=("gcs-emulator", "gcs", "bucket")) as stack:
-        yield stack
-
-
-@pytest.fixture(scope="session")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
-    """An empty registry that wants no login."""
-    with running_registry(tmp_path_factory.mktemp("registry")) as running:
-        yield running
-
-
-@pytest.fixture
-def empty_bucket(storage: Stack, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    """A bucket without any object."""
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage.variables["STORAGE_EMULATOR_HOST"])
-    bucket = Bucket(storage.environment.bucket)
-    for stored in bucket.list_objects(""):
-        bucket.delete_object(stored.name, stored.generation)
-    return bucket
 
 
 @pytest.fixture

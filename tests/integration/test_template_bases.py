@@ -6,7 +6,6 @@ import random
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -21,19 +20,17 @@ from activities.contract.errors import (
     TemplateNotFoundError,
 )
 from activities.contract.image_steps import Env, Run, User, Workdir
-from activities.contract.inputs import ImportTemplateInput
 from activities.contract.names import ArtifactName
 from activities.contract.requests import Commands
-from activities.contract.results import ImageConfig, PulledImage
+from activities.contract.results import ImageConfig
 from activities.contract.step_context import config_after
 from activities.disk.ext4 import check_filesystem
 from activities.store.bucket import Bucket
-from activities.template.base import BucketBaseActivities
 from tests.support.file_trees import difference
 from tests.support.published_base import publish_base, write_metadata
 from tests.support.step_checks import go_on
 from tests.support.step_host import StepHost, base_of, read
-from tests.support.vm_host import run, vm_host
+from tests.support.vm_host import vm_host
 
 pytestmark = pytest.mark.counts_host
 
@@ -44,19 +41,6 @@ DISK = random.Random(1).randbytes(1 << 20)
 async def host(tmp_path: Path, empty_bucket: Bucket) -> AsyncIterator[StepHost]:
     async with vm_host(tmp_path / "data") as made:
         yield StepHost(made, empty_bucket, tmp_path)
-
-
-async def take(host: StepHost, build_id: str, *, tenant: str = "", **settings: Any) -> PulledImage:
-    bench = host.host.bench
-    activities = BucketBaseActivities(
-        bench.settings.model_copy(update=settings), bench.ledger, bench.store, host.bucket
-    )
-    scope = bench.scope()
-    if tenant:
-        scope = scope.model_copy(update={"tenant": tenant})
-    asked = ImportTemplateInput(scope=scope, build_id=build_id, shape=host.host.shape)
-    taken: PulledImage = await run(activities.import_template, asked)
-    return taken
 
 
 async def test_a_template_is_gone_on_from(host: StepHost, registry: Registry) -> None:
@@ -79,7 +63,7 @@ async def test_a_template_is_gone_on_from(host: StepHost, registry: Registry) ->
     of_image = made.image.model_copy(update={"config": config})
     write_metadata(host.bucket, made.model_copy(update={"image": of_image}))
 
-    taken = await take(host, made.build_id)
+    taken = await host.take(made.build_id)
     assert taken.base is not None
     assert host.disk(taken.base.disk).read_bytes() == disk.read_bytes()
     plain = await host.build(taken)
@@ -112,7 +96,7 @@ async def test_a_disk_that_is_no_file_system_is_taken_and_harms_its_build_alone(
     host: StepHost,
 ) -> None:
     """Whatever a guest has made of its disk, only another guest reads it."""
-    taken = await take(host, publish_base(host.bucket, DISK).build_id)
+    taken = await host.take(publish_base(host.bucket, DISK).build_id)
     assert taken.base is not None
     assert host.disk(taken.base.disk).read_bytes() == DISK
     with pytest.raises(ProvisioningError, match="the disk is damaged"):
@@ -122,7 +106,7 @@ async def test_a_disk_that_is_no_file_system_is_taken_and_harms_its_build_alone(
 async def test_what_is_not_on_the_disk_is_taken_from_the_metadata(host: StepHost) -> None:
     asked = {"start_command": "serve", "ready_command": "ask", "env": {"A": "request", "B": "1"}}
     made = publish_base(host.bucket, DISK, **asked)
-    taken = await take(host, made.build_id)
+    taken = await host.take(made.build_id)
     assert taken.base is not None
     assert taken.base.commands == Commands(start="serve", ready="ask")
     assert taken.config == ImageConfig(env=("A=request", "B=1"))  # the image has A=b
@@ -132,7 +116,7 @@ async def test_what_is_not_on_the_disk_is_taken_from_the_metadata(host: StepHost
     )
     inherited = made.model_copy(update={"inherited": Commands(start="of the base")})
     write_metadata(host.bucket, inherited)
-    again = await take(host, made.build_id)
+    again = await host.take(made.build_id)
     assert again.base is not None
     assert again.base.commands == Commands(start="of the base")
     assert (again.base.disk.reused, again.base.disk.fingerprint) == (
@@ -144,13 +128,13 @@ async def test_what_is_not_on_the_disk_is_taken_from_the_metadata(host: StepHost
 async def test_what_cannot_be_taken_is_told_before_it_is_fetched(host: StepHost) -> None:
     made = publish_base(host.bucket, DISK)
     with pytest.raises(TemplateNotFoundError):
-        await take(host, str(uuid.uuid4()))
+        await host.take(str(uuid.uuid4()))
     with pytest.raises(TemplateNotFoundError):
-        await take(host, made.build_id, tenant="acme")
+        await host.take(made.build_id, tenant="acme")
     with pytest.raises(RootfsTooLargeError, match="has 1 MiB; the limit is 0 MiB"):
-        await take(host, made.build_id, max_rootfs_mb=0)
+        await host.take(made.build_id, max_rootfs_mb=0)
     with pytest.raises(KernelMissingError):
-        await take(host, made.build_id, kernels_dir=Path("/nowhere"))
+        await host.take(made.build_id, kernels_dir=Path("/nowhere"))
 
 
 async def test_a_disk_that_is_not_what_was_published_is_not_kept(host: StepHost) -> None:
@@ -159,14 +143,14 @@ async def test_a_disk_that_is_not_what_was_published_is_not_kept(host: StepHost)
     artifacts = {**made.artifacts, ArtifactName.ROOTFS: rootfs}
     write_metadata(host.bucket, made.model_copy(update={"artifacts": artifacts}))
     with pytest.raises(StorageCorruptionError):
-        await take(host, made.build_id)
+        await host.take(made.build_id)
     assert host.host.bench.store.all() == []
     assert list(host.host.bench.store.unfinished()) == []
 
 
 async def test_a_worker_of_an_earlier_version_is_told(host: StepHost) -> None:
     """It knows nothing of disks, and would have the host make a file system of an image."""
-    taken = await take(host, publish_base(host.bucket, DISK).build_id)
+    taken = await host.take(publish_base(host.bucket, DISK).build_id)
     known_to_it = taken.model_copy(update={"base": None})
     with pytest.raises(EarlierWorkerError, match="is a template") as error:
         await host.host.rootfs(known_to_it, host.host.vm())

@@ -11,7 +11,7 @@ from devstack.registry import Layer, Registry
 
 from activities.contract.checkpoints import RootfsCheckpoint
 from activities.contract.image_steps import ImageStep
-from activities.contract.inputs import RunStepsInput
+from activities.contract.inputs import ImportTemplateInput, RunStepsInput
 from activities.contract.names import ArtifactName, VmPurpose
 from activities.contract.registry_logins import Sealed
 from activities.contract.results import ImageConfig, PulledImage
@@ -20,6 +20,7 @@ from activities.disk.data_dir import DataDir
 from activities.instructions.disk_steps import VmDiskStepActivities
 from activities.process.sealing import SealedFor
 from activities.store.bucket import Bucket
+from activities.template.base import BucketBaseActivities
 from tests.support.copied_files import uploaded_files
 from tests.support.file_trees import Entry, tree_of_ext4
 from tests.support.vm_host import VmHost, run
@@ -61,6 +62,19 @@ class StepHost:
         }
         made: RootfsCheckpoint = await run(self.activities.run_steps, RunStepsInput(**asked | more))
         return made
+
+    async def take(self, build_id: str, *, tenant: str = "", **settings: Any) -> PulledImage:
+        """Bring the disk of a published template to this host."""
+        bench = self.host.bench
+        activities = BucketBaseActivities(
+            bench.settings.model_copy(update=settings), bench.ledger, bench.store, self.bucket
+        )
+        scope = bench.scope()
+        if tenant:
+            scope = scope.model_copy(update={"tenant": tenant})
+        asked = ImportTemplateInput(scope=scope, build_id=build_id, shape=self.host.shape)
+        taken: PulledImage = await run(activities.import_template, asked)
+        return taken
 
     def sealed(self, vm: VmRef, **secrets: str) -> dict[str, Sealed]:
         """Seal secret variables as the API does for a build."""
