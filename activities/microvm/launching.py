@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from activities.contract.errors import JailUnusableError
 from activities.contract.names import ArtifactName
+from activities.contract.units import MIB
 from activities.disk.cgroups import (
     Limits,
     Tree,
@@ -66,6 +67,8 @@ class Launch:
     limits: Limits
     users: range
     """The user numbers that VMs may have."""
+    console_bytes: int = 16 * MIB
+    """What is kept of the guest's console, of its own lines and of ours each."""
     jailer: Path | None = None
     hidden: tuple[Path, ...] = ()
     """Directories that a VMM without a jail must not see."""

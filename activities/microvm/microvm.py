@@ -347,6 +347,7 @@ def launch_of(settings: Settings, firecracker: Path, shape: VmShape) -> Launch:
         firecracker,
         limits,
         users=range(first, first + settings.vm_users),
+        console_bytes=settings.max_console_mb * MIB,
         jailer=jailer_of(settings, firecracker),
         hidden=(settings.data_dir.resolve(),),
     )

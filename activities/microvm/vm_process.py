@@ -28,7 +28,6 @@ import psutil
 from activities.contract.errors import HostDiskFullError, VmmError
 from activities.contract.scope import VmRef
 from activities.contract.text import readable
-from activities.contract.units import MIB
 from activities.disk.cgroups import remove_cgroup
 from activities.disk.data_dir import DataDir
 from activities.disk.leftovers import Leftover, disk_bytes, entries, made_at
@@ -52,7 +51,6 @@ from activities.microvm.vm_supervisor import start_ticks
 from activities.microvm.vm_users import free_user
 
 SUPERVISOR = Path(__file__).with_name("vm_supervisor.py")
-CONSOLE_BYTES = 16 * MIB
 LOG_TAIL_BYTES = 4000
 TAIL_LINES = 10
 FILES = "fc-vm"
@@ -98,7 +96,7 @@ class VmProcess:
             give_tap(self.name, user.uid)
             launching = Launching(self.directory, self.files, launch, user.uid)
             confinement = launching.prepare(check)
-            self._supervise(user.lock)
+            self._supervise(user.lock, launch.console_bytes)
         with self.client() as client:
             client.wait_until_up(lambda: self._require_no_exit(check))
         while not self._pids():  # the jailer's child may answer before its pid is known
@@ -106,13 +104,13 @@ class VmProcess:
             time.sleep(POLL_SECONDS)
         return confinement
 
-    def _supervise(self, lock: int) -> None:
+    def _supervise(self, lock: int, console_bytes: int) -> None:
         python = [sys.executable, "-I", "-S"]
         with (self.directory / "supervisor.log").open("wb") as log:
             subprocess.Popen(
                 [
                     *OWN_PROCESSES,
-                    *(*python, str(SUPERVISOR), self.name, str(CONSOLE_BYTES)),
+                    *(*python, str(SUPERVISOR), self.name, str(console_bytes)),
                     *(*python, str(LAUNCHER)),
                 ],
                 cwd=self.directory,
