@@ -8,13 +8,18 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from activities.contract.errors import FilesystemDamagedError, FilesystemToolError
+from activities.contract.errors import (
+    FilesystemDamagedError,
+    FilesystemToolError,
+    HostDiskFullError,
+)
 from activities.contract.units import MIB
-from activities.disk.limited_child import ChildLimits, ChildTimeoutError, run_limited
+from activities.disk.limited_child import READS_ANY, ChildLimits, ChildTimeoutError, run_limited
 from activities.disk.tree_content import BLOCK, Content, blocks_of
 
 INODE_BYTES = 256
@@ -31,6 +36,7 @@ MIN_INODES = 1024
 BYTES_PER_INODE = 16384  # mke2fs's usual ratio, so that the free space can be used for files too
 SPARE_INODES = 256
 MIN_BYTES = 8 * MIB
+NO_ROOM = "No space left on device"  # in the tools' words
 MAX_RESERVED_CLUSTERS = 4096  # ext4_calculate_resv_clusters: 2 % of the blocks, at most this
 
 
@@ -64,6 +70,17 @@ def make_filesystem(
             break
         size_bytes = _whole_blocks(max(size_bytes - excess + 8 * BLOCK, MIN_BYTES))
     return size_bytes
+
+
+def make_filled_filesystem(
+    image: Path, tree: Path, size_bytes: int, inodes: int, check: Callable[[], None]
+) -> None:
+    """Make an ext4 in the sparse file `image` with a copy of `tree`, which is ours, in it.
+
+    Raises FilesystemToolError and HostDiskFullError.
+    """
+    whole = size_bytes // BLOCK * BLOCK
+    _mke2fs(image, whole, inodes, str(uuid.uuid4()), check, tree=tree)
 
 
 def available_blocks(image: Path) -> int:
@@ -121,34 +138,53 @@ def check_filesystem(
 
 
 def _mke2fs(
-    image: Path, size_bytes: int, inodes: int, uuid: str, check: Callable[[], None]
+    image: Path,
+    size_bytes: int,
+    inodes: int,
+    name: str,
+    check: Callable[[], None],
+    *,
+    tree: Path | None = None,
 ) -> None:
     image.unlink(missing_ok=True)
     with image.open("xb") as file:
         file.truncate(size_bytes)
     # The file is new and all zeros: nothing needs to be zeroed or discarded, now or by the guest.
     options = (
-        f"lazy_itable_init=0,assume_storage_prezeroed=1,nodiscard,root_owner=0:0,hash_seed={uuid}"
+        f"lazy_itable_init=0,assume_storage_prezeroed=1,nodiscard,root_owner=0:0,hash_seed={name}"
     )
-    command = ["mke2fs", "-q", "-F", "-t", "ext4", "-O", FEATURES, "-E", options, "-U", uuid]
+    command = ["mke2fs", "-q", "-F", "-t", "ext4", "-O", FEATURES, "-E", options, "-U", name]
     command += ["-b", str(BLOCK), "-I", str(INODE_BYTES), "-N", str(inodes), "-m", "0"]
-    _change(image, command, [], check)
+    if tree is None:
+        _change(image, command, [], check)
+    else:  # our own files are for root alone
+        _change(image, [*command, "-d", str(tree)], [], check, capabilities=READS_ANY)
 
 
 def _change(
-    image: Path, command: list[str], arguments: list[str], check: Callable[[], None]
+    image: Path,
+    command: list[str],
+    arguments: list[str],
+    check: Callable[[], None],
+    *,
+    capabilities: Sequence[str] = (),
 ) -> None:
-    """Run a tool that writes a file system. Raises FilesystemToolError."""
+    """Run a tool that writes a file system. Raises FilesystemToolError and HostDiskFullError."""
     with _opened_to_nobody(image, "r+b", 0o006) as (descriptor, name):
         try:
             end = run_limited(
-                [*command, name, *arguments], TOOL_LIMITS, check, pass_fds=[descriptor]
+                [*command, name, *arguments],
+                TOOL_LIMITS,
+                check,
+                capabilities=capabilities,
+                pass_fds=[descriptor],
             )
         except ChildTimeoutError as error:
             raise FilesystemToolError(str(error)) from None
     if end.code != 0:
         said = " ".join(end.last_lines)[-400:]
-        raise FilesystemToolError(f"{command[0]} failed: {said}")
+        kind = HostDiskFullError if NO_ROOM in said else FilesystemToolError
+        raise kind(f"{command[0]} failed: {said}")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from activities.contract.errors import HostDiskFullError
 from activities.contract.units import MIB
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -35,3 +36,15 @@ class Room:
                 if free < needed:
                     return f"{directory} has {free // MIB} of {-(-needed // MIB)} MiB free"
         return ""
+
+    def require(self, what: str, wanted_bytes: int = 0) -> None:
+        """Require that there is room for so much; `what` it is for goes into the error.
+
+        Raises HostDiskFullError.
+        """
+        if lacking := self.lacking(wanted_bytes):
+            raise HostDiskFullError(
+                f"there is no room to {what}: {lacking}",
+                hint="Free space there (template-manager sweep, docker image prune), or lower "
+                "TEMPLATE_MANAGER_MIN_FREE_DISK_MB.",
+            )

@@ -21,7 +21,6 @@ from temporalio import activity
 
 from activities.contract.errors import (
     DockerUnavailableError,
-    HostDiskFullError,
     ImageDamagedError,
     ImageFormatUnsupportedError,
     ImageNotFoundError,
@@ -155,9 +154,10 @@ class DockerImageActivities(ImageActivities):
         limits = ImageLimits.of(self._settings)
         require_size(remote, limits)
         room = Room((daemon.directory,), self._settings.min_free_disk_mb * MIB)
+        require_room = partial(room.require, f"pull {remote.reference}")
         # dockerd keeps each layer as it comes until it has made files of it.
-        require_room(remote, room, 2 * sum(remote.layer_bytes.values()))
-        budget = ImageBudget(str(remote.reference), limits, partial(require_room, remote, room))
+        require_room(2 * sum(remote.layer_bytes.values()))
+        budget = ImageBudget(str(remote.reference), limits, require_room)
         access = RegistryAccess.of(self._settings, daemon.insecure_registries)
         talk = RegistryConversation(remote.reference, credentials, access, timeout_seconds)
         with (
@@ -370,16 +370,6 @@ def names_here(remote: RemoteImage) -> tuple[str, str]:
 def require_size(remote: RemoteImage, limits: ImageLimits) -> None:
     """Refuse an image that says itself that it is too large. Raises ImageBeyondLimitError."""
     ImageBudget(str(remote.reference), limits).packed(sum(remote.layer_bytes.values()))
-
-
-def require_room(remote: RemoteImage, room: Room, wanted_bytes: int) -> None:
-    """Require that Docker's disk has so much room, and more. Raises HostDiskFullError."""
-    if lacking := room.lacking(wanted_bytes):
-        raise HostDiskFullError(
-            f"there is no room to pull {remote.reference}: {lacking}",
-            hint="Free space on Docker's disk (template-manager sweep, docker image prune), or "
-            "lower TEMPLATE_MANAGER_MIN_FREE_DISK_MB.",
-        )
 
 
 def _require_same(

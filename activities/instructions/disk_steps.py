@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from temporalio import activity
@@ -30,6 +31,7 @@ from activities.contract.step_context import config_after
 from activities.contract.units import MIB
 from activities.disk import ext4
 from activities.disk.data_dir import DataDir
+from activities.disk.room import Room
 from activities.disk.sparse_files import copy_private
 from activities.disk.tree_content import BLOCK
 from activities.instructions.plan import Work, plan, values_of
@@ -78,6 +80,7 @@ class VmDiskStepActivities(DiskStepActivities):
         self._store = store
         self._bucket = bucket
         self._sealer = sealer
+        self._room = Room((settings.data_dir,), settings.min_free_disk_mb * MIB)
 
     @activity.defn(name="run_steps")
     async def run_steps(self, build: RunStepsInput, /) -> RootfsCheckpoint:
@@ -230,14 +233,20 @@ class VmDiskStepActivities(DiskStepActivities):
                 sha256, most = work.step.files_sha256, self._settings.max_files_mb * MIB
                 tenant = build.vm.scope.tenant
                 fetch_files(
-                    self._bucket, sha256, tar, running.check, tenant=tenant, most_bytes=most
+                    self._bucket,
+                    sha256,
+                    tar,
+                    running.check,
+                    tenant=tenant,
+                    most_bytes=most,
+                    room=self._room,
                 )
                 if _is_gzip(tar):  # more than the template has room for it cannot take anyway
                     values["copy.gzip"], unpacked_mb = "", build.disk_size_mb
             what = work.step.kind if work.step else "finish"
             running.check()
             files = StepFiles(what, values, tar, unpacked_mb, grows)
-            made = make_drive(place, self._settings, files)
+            made = make_drive(place, self._settings, files, self._room, running.check)
             made.rename(target)
 
     def _follow(
@@ -245,7 +254,7 @@ class VmDiskStepActivities(DiskStepActivities):
     ) -> None:
         seconds = build.timeout_seconds if work.step else FINISH_SECONDS
         try:
-            follow_step(vm, talk, seconds, running.check)
+            follow_step(vm, talk, seconds, partial(self._check, running, work))
         except StepTimedOut as error:
             raise _failed(work, str(error), talk) from None
         except StepGuestEnded as error:
@@ -254,6 +263,12 @@ class VmDiskStepActivities(DiskStepActivities):
             raise _failed(work, talk.refused, talk)
         if talk.exit_code:
             raise _failed(work, self._why(build, talk), talk)
+
+    def _check(self, running: RunningStep, work: Work) -> None:
+        """Go on or not: what files unpack to is known when they have been unpacked."""
+        running.check()
+        if isinstance(work.step, Copy):
+            self._room.require(f"unpack the files of {work.name}")
 
     def _why(self, build: RunStepsInput, talk: StepTalk) -> str:
         limits = {

@@ -8,14 +8,15 @@ host does not look into.
 from __future__ import annotations
 
 import os
-import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from activities.contract.errors import FilesystemToolError, HostDiskFullError
 from activities.contract.units import MIB
-from activities.disk.programs import child_environment
+from activities.disk.ext4 import make_filled_filesystem
+from activities.disk.room import Room
 from activities.disk.taken_along import with_libraries
+from activities.disk.tree_content import BLOCK, blocks_of
 from activities.process.settings import Settings
 from activities.rootfs.guest_files import copy_in, stage_programs, write_value
 
@@ -23,11 +24,10 @@ GUEST = Path(__file__).resolve().parent / "guest"
 DRIVE = "step.ext4"
 EMPTY_DIRECTORIES = ("dev", "proc", "sys", "run", "disk")
 TOOLS = (("e2fsck", "e2fsprogs"), ("resize2fs", "e2fsprogs"), ("tar", "tar"))
-BLOCK = 4096
-BYTES_PER_INODE = 16384
 SPARE_BYTES = 8 * MIB
-# Room to unpack the files of a COPY, for each byte of their tar, and at least.
-UNPACKED_FACTOR = 4
+# To unpack the files of a COPY, for each byte of their tar: an empty directory is 512 bytes there,
+# and a block with an inode here. The drive is sparse: no more is taken of the host than is written.
+UNPACKED_FACTOR = 9
 UNPACKED_BYTES = 64 * MIB
 
 
@@ -47,8 +47,10 @@ class StepFiles:
     """Whether the disk has become larger than its file system."""
 
 
-def make_drive(place: Path, settings: Settings, step: StepFiles) -> Path:
-    """Make the drive in an empty directory; returns its path.
+def make_drive(
+    place: Path, settings: Settings, step: StepFiles, room: Room, check: Callable[[], None]
+) -> Path:
+    """Make the drive in an empty directory; returns its path. `check` ends it by raising.
 
     Raises HostDiskFullError, HostFaultError and FilesystemToolError.
     """
@@ -67,7 +69,7 @@ def make_drive(place: Path, settings: Settings, step: StepFiles) -> Path:
     if step.tar is not None:
         os.link(step.tar, root / "files.tar")
     drive = place / DRIVE
-    _make_filesystem(root, drive, step)
+    _make_filesystem(root, drive, step, room, check)
     return drive
 
 
@@ -96,44 +98,19 @@ def _stage_template(directory: Path, settings: Settings, step: StepFiles) -> Non
         write_value(directory / name, value, 0o600 if name == "env" else 0o644)
 
 
-def _make_filesystem(root: Path, drive: Path, step: StepFiles) -> None:
+def _make_filesystem(
+    root: Path, drive: Path, step: StepFiles, room: Room, check: Callable[[], None]
+) -> None:
     content = sum(_blocks(path) for path in root.rglob("*")) * BLOCK
-    room = _unpacked_bytes(step.tar, step) if step.tar else 0
-    size_bytes = (content + room + SPARE_BYTES) * 17 // 16
-    with drive.open("xb") as file:
-        file.truncate(size_bytes // BLOCK * BLOCK)
-    options = "lazy_itable_init=0,assume_storage_prezeroed=1,nodiscard,root_owner=0:0"
-    command = ["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-E", options]
-    command += [
-        "-b",
-        str(BLOCK),
-        "-i",
-        str(BYTES_PER_INODE),
-        "-m",
-        "0",
-        "-d",
-        str(root),
-        str(drive),
-    ]
-    done = subprocess.run(
-        command,
-        check=False,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        env=child_environment(),
-    )
-    if done.returncode == 0:
-        return
-    said = done.stderr.strip()[-400:]
-    kind = HostDiskFullError if "No space left" in said else FilesystemToolError
-    raise kind(f"the drive of a step cannot be made: {said}")
-
-
-def _unpacked_bytes(tar: Path, step: StepFiles) -> int:
-    return max(UNPACKED_BYTES, UNPACKED_FACTOR * tar.stat().st_size, step.unpacked_mb * MIB)
+    unpacked = 0
+    if step.tar:
+        tar_bytes = step.tar.stat().st_size
+        # The copy of it, and what most unpack to.
+        room.require("unpack the files of a COPY", content + tar_bytes)
+        unpacked = max(UNPACKED_BYTES, UNPACKED_FACTOR * tar_bytes, step.unpacked_mb * MIB)
+    size_bytes = (content + unpacked + SPARE_BYTES) * 9 // 8
+    make_filled_filesystem(drive, root, size_bytes, size_bytes // BLOCK, check)
 
 
 def _blocks(path: Path) -> int:
-    status = path.lstat()
-    return 1 + -(-status.st_size // BLOCK)
+    return 1 + blocks_of(path.lstat().st_size)

@@ -23,6 +23,7 @@ from activities.contract.errors import (
 from activities.contract.results import StoredObject
 from activities.contract.units import MIB
 from activities.disk.leftovers import Leftover
+from activities.disk.room import Room
 from activities.store.bucket import Bucket, Crc32c
 from activities.store.objects import (
     FILES,
@@ -48,11 +49,13 @@ def fetch_files(
     *,
     tenant: str,
     most_bytes: int,
+    room: Room,
 ) -> None:
-    """Download a tenant's tar of at most `most_bytes` and check it. Blocking.
+    """Download a tenant's tar of at most `most_bytes`, where there is room, and check it. Blocking.
 
     One that is not what its name says is removed, so that the right one can be uploaded: clients
-    put them there. Raises FilesMissingError, FilesTooLargeError, StorageCorruptionError.
+    put them there. Raises FilesMissingError, FilesTooLargeError, HostDiskFullError,
+    StorageCorruptionError.
     """
     name = files_name(sha256, tenant)
     stored = bucket.stat_object(name)
@@ -62,8 +65,15 @@ def fetch_files(
         raise FilesTooLargeError(
             f"{stored.name} has {stored.size_bytes} bytes; at most {most_bytes} are taken"
         )
+    what = f"fetch {stored.name}"
+    room.require(what, stored.size_bytes)
+
+    def go_on() -> None:
+        check()
+        room.require(what)  # others write there, too
+
     with target.open("wb") as file:
-        read_sha256 = _sha256_of(bucket, stored, file.write, check)
+        read_sha256 = _sha256_of(bucket, stored, file.write, go_on)
     if read_sha256 != sha256:
         bucket.delete_object(stored.name, stored.generation)
         raise FilesMissingError(f"{stored.name} was not what its name says, and has been removed")

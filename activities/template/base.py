@@ -16,6 +16,7 @@ from activities.contract.names import ArtifactName, Step
 from activities.contract.results import ImageConfig, PulledImage, TemplateBase
 from activities.contract.units import MIB
 from activities.disk.data_dir import DataDir
+from activities.disk.room import Room
 from activities.process.settings import Settings
 from activities.step.checkpoints import CheckpointStore, fingerprint
 from activities.step.ledger import LeaseLedger
@@ -37,6 +38,7 @@ class BucketBaseActivities(TemplateBaseActivities):
         self._ledger = ledger
         self._store = store
         self._bucket = bucket
+        self._room = Room((settings.data_dir,), settings.min_free_disk_mb * MIB)
 
     @activity.defn(name="import_template")
     async def import_template(self, take: ImportTemplateInput, /) -> PulledImage:
@@ -69,6 +71,9 @@ class BucketBaseActivities(TemplateBaseActivities):
             if found is not None:
                 step.log.info(f"the disk of template {take.build_id} is on the host already")
                 return found
+            self._room.require(
+                f"take the disk of template {take.build_id}", artifact.objects["data"].size_bytes
+            )
             step.log.info(f"taking the disk of template {take.build_id}")
 
             def tell(_: str, done: int, total: int) -> None:

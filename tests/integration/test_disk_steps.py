@@ -153,6 +153,16 @@ async def test_copy_takes_what_e2bs_sdks_pack(host: StepHost, registry: Registry
         await host.build(base, Copy(source="src", destination="/x", files_sha256=broken))
 
 
+@pytest.mark.whole
+async def test_a_copy_of_very_many_small_files(host: StepHost, registry: Registry) -> None:
+    base = await base_of(host, registry)
+    files = host.files(**{f"a__{number}": "" for number in range(7000)})
+    copy = Copy(source="a", destination="/a", files_sha256=files)
+    disk = await host.bare(base, host.host.vm(), disk_size_mb=160)
+    made = await host.build(base, copy, disk=disk, disk_size_mb=160)
+    assert len([path for path in host.tree(made) if path.startswith("/a/")]) == 7000
+
+
 async def test_each_step_is_a_checkpoint(host: StepHost, registry: Registry) -> None:
     base = await base_of(host, registry)
     first = Run(command="echo 1 >>/tmp/log")

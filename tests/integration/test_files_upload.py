@@ -13,9 +13,10 @@ import pytest
 import requests
 from devstack.stack import Stack
 
-from activities.contract.errors import FilesTooLargeError
+from activities.contract.errors import FilesTooLargeError, HostDiskFullError
 from activities.contract.image_steps import Copy
 from activities.contract.names import DEFAULT_TENANT, build_workflow_id
+from activities.disk.room import Room
 from activities.store import files as image_files
 from activities.store.bucket import Bucket
 from activities.store.objects import SentFiles, files_name, sent_files_name
@@ -181,7 +182,7 @@ async def test_files_over_the_limit_are_refused_before_any_is_read(
     await send(api, tar)
     target = tmp_path / "fetched.tar"
 
-    def fetch(most_bytes: int) -> None:
+    def fetch(most_bytes: int, kept_bytes: int = 0) -> None:
         image_files.fetch_files(
             empty_bucket,
             sha256_of(tar),
@@ -189,10 +190,14 @@ async def test_files_over_the_limit_are_refused_before_any_is_read(
             lambda: None,
             tenant=DEFAULT_TENANT,
             most_bytes=most_bytes,
+            room=Room((tmp_path,), kept_bytes),
         )
 
     with pytest.raises(FilesTooLargeError, match=f"{SIZE_BYTES} bytes; at most {SIZE_BYTES - 1}"):
         fetch(SIZE_BYTES - 1)
+    with pytest.raises(HostDiskFullError, match=r"no room to fetch files/.* MiB free") as error:
+        fetch(SIZE_BYTES, kept_bytes=1 << 50)
+    assert "TEMPLATE_MANAGER_MIN_FREE_DISK_MB" in error.value.hint
     assert not target.exists()
     fetch(SIZE_BYTES)
     assert target.read_bytes() == tar.read_bytes()

@@ -63,7 +63,7 @@ unpack() {
     $bb mkdir -p $files $one
     set -o pipefail
     if [ -e $t/copy.gzip ]; then $bb zcat | extract; else extract; fi ||
-        fail "the files cannot be unpacked: $($bb tail -n 1 $t/tar.said)"
+        fail "the files cannot be unpacked: $($bb head -n 1 $t/tar.said)"
 }
 
 plain_source() {
@@ -83,7 +83,7 @@ place() { # directory to take all from, directory to put it into
     tar --create --format=posix --sparse -C "$1" --owner=":$uid" --group=":$gid" -f - . |
         tar --extract -C "$2" --preserve-permissions --same-owner --no-overwrite-dir \
             --keep-directory-symlink -f - 2>$t/tar.said ||
-        fail "the files cannot be put into $2: $($bb tail -n 1 $t/tar.said)"
+        fail "the files cannot be put into $2: $($bb head -n 1 $t/tar.said)"
 }
 
 apply_mode() { # tree
