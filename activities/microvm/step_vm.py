@@ -195,14 +195,22 @@ def follow_step(
     Secrets are overwritten on the host's disk as soon as it says that the step begins, or is over.
     Raises StepTimedOut and StepGuestEnded; VmmError when the VMM was killed or has crashed.
     """
+    console = ConsoleReader(vm.console)
     try:
-        _follow(vm, talk, _Limit(timeout_seconds), check)
+        _follow(vm, console, talk, _Limit(timeout_seconds), check)
     finally:
         _wipe_secrets(vm)
+        if lost := str(console.lost()):
+            talk.log.warn(lost)
 
 
-def _follow(vm: VmProcess, talk: StepTalk, limit: _Limit, check: Callable[[], None]) -> None:
-    console = ConsoleReader(vm.console)
+def _follow(
+    vm: VmProcess,
+    console: ConsoleReader,
+    talk: StepTalk,
+    limit: _Limit,
+    check: Callable[[], None],
+) -> None:
     while not talk.is_over:
         check()
         ended = vm.has_ended()  # before reading: what it said last is then read

@@ -32,7 +32,10 @@ READ_BYTES = 1 << 20
 PAGE_BYTES = 4096
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 OURS = b"@tm@ "
-DECIDING = (b"start", b"start-exit", b"ready-attempt", b"ready", b"failed")
+DECIDING = (
+    *(b"start", b"start-exit", b"ready-attempt", b"ready", b"failed"),
+    *(b"exit", b"refused", b"done"),  # of a step
+)
 DECIDING_BYTES = 1 << 20
 LINE_BYTES = 1 << 16
 LOG_BYTES = 1 << 18

@@ -22,7 +22,7 @@ is_number() {
 
 # Read as Docker reads them (runc's libcontainer/user, GetExecUser): the first entry counts.
 find_account() { # name or number
-    [ -r /etc/passwd ] || return 0
+    [ -f /etc/passwd ] || return 0
     while IFS=: read -r name _ entry_uid entry_gid _ entry_home _ || [ -n "$name" ]; do
         if [ "$name" = "$1" ] || [ "$entry_uid" = "$1" ]; then
             account=$name uid=$entry_uid gid=$entry_gid home=$entry_home
@@ -32,7 +32,7 @@ find_account() { # name or number
 }
 
 find_group() { # name or number
-    [ -r /etc/group ] || return 0
+    [ -f /etc/group ] || return 0
     while IFS=: read -r name _ entry_gid _ || [ -n "$name" ]; do
         if [ "$name" = "$1" ] || [ "$entry_gid" = "$1" ]; then
             found_gid=$entry_gid
@@ -42,7 +42,7 @@ find_group() { # name or number
 }
 
 groups_of_account() {
-    [ -n "$account" ] && [ -r /etc/group ] || return 0
+    [ -n "$account" ] && [ -f /etc/group ] || return 0
     while IFS=: read -r _ _ entry_gid members || [ -n "$members" ]; do
         case ,$members, in
             *,"$account",*) groups=$groups,$entry_gid ;;

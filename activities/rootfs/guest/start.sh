@@ -6,11 +6,13 @@
 set -u
 . /.template/common.sh
 ATTEMPT_SECONDS=30
+READY_BYTES=1048576
 LINE_CHARS=2000
 # More of it in a row is a flood: what the pipes hold, and as much again.
 FLOOD_CHUNKS=64
 FLOOD_SECONDS=2
 TELLINGS=60
+ready_out=$state/ready/out
 
 # Says what comes when it comes: a prompt has no newline, and a program may wait for ever after it.
 relay() { # kind
@@ -91,11 +93,18 @@ start_has_failed() {
     [ "$code" != 0 ]
 }
 
+# The ready command's output is a file, for its daemons may keep it open: one that cannot grow into
+# the guest's memory.
+bound_ready_output() {
+    $bb mkdir $state/ready
+    $bb mount -t tmpfs -o mode=755,size=$READY_BYTES,nosuid,nodev,noexec tmpfs $state/ready
+}
+
 is_ready() { # attempt
-    : >$state/ready-out
-    $bb chmod 622 $state/ready-out
+    : >$ready_out
+    $bb chmod 622 $ready_out
     $bb setsid $bb timeout -k 2 $ATTEMPT_SECONDS $bb sh $t/run.sh ready \
-        </dev/null >$state/ready-out 2>&1 3>&-
+        </dev/null >$ready_out 2>&1 3>&-
     code=$?
     if [ $code -ge 128 ] && read -r group <$state/ready.pid; then
         $bb kill -KILL -"$group" 2>/dev/null
@@ -107,7 +116,10 @@ is_ready() { # attempt
 
 # The same words at every attempt would fill the log: they are said when they change.
 say_ready_output() {
-    $bb tail -n 20 $state/ready-out | $bb tail -c 8192 | clean >$state/ready-out.new
+    $bb tail -n 20 $ready_out | $bb tail -c 8192 | clean >$state/ready-out.new
+    [ "$($bb stat -c %s $ready_out)" -lt $READY_BYTES ] ||
+        printf '\n[there is no room for more than %s bytes of output]\n' $READY_BYTES \
+            >>$state/ready-out.new
     $bb cmp -s $state/ready-out.new $state/ready-out.said 2>/dev/null && return
     while IFS= read -r -n $LINE_CHARS line || [ -n "$line" ]; do
         say ready-out "$line"
@@ -150,6 +162,7 @@ get_ready() {
     attempt=0
     by=
     if [ -s $t/ready.command ]; then
+        bound_ready_output
         wait_until_ready
     else
         has_start_command && by=time

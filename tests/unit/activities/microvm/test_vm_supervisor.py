@@ -47,12 +47,12 @@ def test_lines_of_ours_have_room_when_others_have_none(place: Path) -> None:
 def test_what_decides_has_room_when_the_start_command_has_none(place: Path) -> None:
     console = Console(1000)
     console.take(b"@tm@ out endless\n" * 500)
-    console.take(b"@tm@ start-exit 3\n@tm@ failed it ended\n@tm@ ready-attempt 4 1\r\n")
-    assert console_of(place)[-3:] == [
-        "@tm@ start-exit 3",
-        "@tm@ failed it ended",
-        "@tm@ ready-attempt 4 1",
+    deciding = [
+        *("@tm@ start-exit 3", "@tm@ failed it ended", "@tm@ ready-attempt 4 1"),
+        *("@tm@ exit 1 memory", "@tm@ refused why", "@tm@ done "),
     ]
+    console.take("\r\n".join([*deciding, ""]).encode())
+    assert console_of(place)[-6:] == deciding
 
 
 def test_a_hostile_guest_fills_no_disk(place: Path) -> None:
