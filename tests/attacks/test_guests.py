@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import shutil
+import threading
 import time
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,14 +25,18 @@ from activities.contract.errors import (
     ImageStepError,
     ProvisioningError,
     ReadyTimeoutError,
+    SnapshotNotResumableError,
 )
 from activities.contract.image_steps import Copy, Run
 from activities.contract.names import VmPurpose
 from activities.disk.ext4 import available_blocks, check_filesystem, used_inodes
+from activities.microvm.clock import ping_until_answered, read_clock
+from activities.microvm.network import create_network, in_network, remove_network
 from activities.store.bucket import Bucket
 from tests.support.hostile_disks import DISKS
 from tests.support.published_base import publish_base
 from tests.support.small_disk import small_disk
+from tests.support.standin_vmm import FRAME_BYTES, open_tap, reply_to
 from tests.support.step_checks import go_on
 from tests.support.step_host import StepHost, base_of, read
 from tests.support.vm_host import vm_host
@@ -218,3 +226,56 @@ async def test_a_ready_command_that_floods_fills_no_memory(
     log = host.log(vm)
     require_text(log)
     assert "there is no room for more than 1048576 bytes of output" in log
+
+
+# ---- On its network
+
+
+@contextmanager
+def guest_that_answers(answer: Callable[[bytes], bytes]) -> Iterator[str]:
+    """Have a network whose guest answers ICMP so; yields its name."""
+    name = f"tm-{uuid.uuid4()}-1-boot"
+    create_network(name)
+    tap, is_over = in_network(name, open_tap), threading.Event()
+    guest = threading.Thread(target=answer_frames, args=(tap, answer, is_over))
+    guest.start()
+    try:
+        yield name
+    finally:
+        is_over.set()
+        guest.join()
+        os.close(tap)
+        remove_network(name)
+
+
+def answer_frames(tap: int, answer: Callable[[bytes], bytes], is_over: threading.Event) -> None:
+    while not is_over.is_set():
+        if select.select([tap], [], [], 0.05)[0]:
+            reply = reply_to(os.read(tap, FRAME_BYTES), answer)
+            if reply:
+                os.write(tap, reply)
+
+
+def timestamp_of(content: bytes) -> Callable[[bytes], bytes]:
+    return lambda asked: b"\x0e\0" + asked[4:8] + content
+
+
+def test_a_guest_that_tells_the_time_is_heard() -> None:
+    with guest_that_answers(timestamp_of(bytes(12))) as name:
+        reading = read_clock(name, go_on)
+    assert reading is not None
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 4, b"\xff" * 11], ids=len)
+def test_a_guest_whose_answer_is_too_short_has_no_clock(content: bytes) -> None:
+    """Before: an error of Python's, and the step was tried again."""
+    with guest_that_answers(timestamp_of(content)) as name:
+        assert read_clock(name, go_on) is None
+
+
+def test_a_guest_that_answers_nonsense_is_waited_for_no_longer() -> None:
+    with guest_that_answers(lambda _: os.urandom(1200)) as name:
+        began = time.monotonic()
+        with pytest.raises(SnapshotNotResumableError):
+            ping_until_answered(name, 1, go_on)
+        assert time.monotonic() - began < 20

@@ -23,6 +23,7 @@ TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x0002, 0x1000
 GUEST_MAC = bytes.fromhex("02fc00000005")
 ARP, IPV4, ICMP = 0x0806, 0x0800, 1
 ECHO, TIMESTAMP = 8, 13
+FRAME_BYTES = 4096
 FORGED = (
     b"@tm@ ready-attempt 99999999999999999999 x\n@tm@ start-exit \xff\n@tm@ nothing\n@tm@\n"
     b"@tm@ ready-out " + b"o" * 9000 + b"\n@tm@ out-part " + b"p" * 9000 + b"\n"
@@ -114,15 +115,28 @@ def _write_snapshot(snapfile: Path, memfile: Path) -> None:
 
 
 def _answer_pings() -> None:
+    tap = open_tap()
+    while True:
+        if reply := reply_to(os.read(tap, FRAME_BYTES), _icmp_answer):
+            os.write(tap, reply)
+
+
+def open_tap() -> int:
+    """Open the VM's end of its network, in its netns."""
     tap = os.open("/dev/net/tun", os.O_RDWR)
     fcntl.ioctl(tap, TUNSETIFF, struct.pack("16sH22x", b"tap0", IFF_TAP | IFF_NO_PI))
-    answers: dict[int, Callable[[bytes], bytes]] = {ARP: _arp_reply, IPV4: _icmp_reply}
-    while True:
-        frame = os.read(tap, 4096)
-        kind = int.from_bytes(frame[12:14], "big")
-        reply = answers[kind](frame) if kind in answers else b""
-        if reply:
-            os.write(tap, reply)
+    return tap
+
+
+def reply_to(frame: bytes, answer: Callable[[bytes], bytes]) -> bytes:
+    """Return what a guest sends when it gets a frame, b"" for nothing.
+
+    `answer` is what it makes of an ICMP message: one without its checksum.
+    """
+    kind = int.from_bytes(frame[12:14], "big")
+    if kind == ARP:
+        return _arp_reply(frame)
+    return _icmp_reply(frame, answer) if kind == IPV4 and frame[23] == ICMP else b""
 
 
 def _arp_reply(frame: bytes) -> bytes:
@@ -133,17 +147,23 @@ def _arp_reply(frame: bytes) -> bytes:
     return head + GUEST_MAC + asked + sender
 
 
-def _icmp_reply(frame: bytes) -> bytes:
-    size = int.from_bytes(frame[16:18], "big")
-    header, body = frame[14:34], frame[34 : 14 + size]
-    if frame[23] != ICMP or body[0] not in (ECHO, TIMESTAMP):
-        return b""
+def _icmp_answer(body: bytes) -> bytes:
     now = struct.pack("!I", int(time.time() * 1000) % 86_400_000)
-    reply = b"\0\0" if body[0] == ECHO else b"\x0e\0"
-    rest = body[4:] if body[0] == ECHO else body[4:12] + now + now
-    checked = reply + _checksum(reply + b"\0\0" + rest) + rest
-    swapped = header[:12] + header[16:20] + header[12:16]
-    return frame[6:12] + GUEST_MAC + frame[12:14] + swapped + checked
+    if body[0] == ECHO:
+        return b"\0\0" + body[4:]
+    return b"\x0e\0" + body[4:12] + now + now if body[0] == TIMESTAMP else b""
+
+
+def _icmp_reply(frame: bytes, answer: Callable[[bytes], bytes]) -> bytes:
+    size = int.from_bytes(frame[16:18], "big")
+    said = answer(frame[34 : 14 + size])
+    if not said:
+        return b""
+    checked = said[:2] + _checksum(said[:2] + b"\0\0" + said[2:]) + said[2:]
+    start = frame[14:16] + struct.pack("!H", 20 + len(checked)) + frame[18:24] + b"\0\0"
+    header = start + frame[30:34] + frame[26:30]
+    header = header[:10] + _checksum(header) + header[12:]
+    return frame[6:12] + GUEST_MAC + frame[12:14] + header + checked
 
 
 def _checksum(data: bytes) -> bytes:
