@@ -18,7 +18,9 @@ BLOCK = 4096
 CHECK_EVERY_ENTRIES = 256
 LARGE_FILE_BYTES = 1024 * 1024
 MAX_NAMES_BYTES = 512 * 1024
-"""Of the names of large files, which go on a command line."""
+"""Of the names of large files as they go on a command line, of which the kernel takes 2 MiB."""
+NAME_EXTRA_BYTES = 32
+"""Of each: its pointer, its end, and the option before it."""
 IN_INODE_SYMLINK_BYTES = 60  # ext4(5): a shorter target lives in the inode
 IN_INODE_XATTR_BYTES = 92  # what a 256-byte inode has left, less the header
 EXTENTS_IN_INODE = 4
@@ -154,7 +156,7 @@ class _Walk:
         content.blocks += _xattr_blocks(directory, name)
 
     def _note_large(self, path: bytes) -> None:
-        self._names_bytes += len(path) + 1
+        self._names_bytes += len(path) + NAME_EXTRA_BYTES
         if self._names_bytes <= MAX_NAMES_BYTES:
             self.content.large_files.append(path.decode("latin-1"))
 

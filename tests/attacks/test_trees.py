@@ -205,6 +205,20 @@ async def test_a_longer_path_than_the_limit_is_refused(tmp_path: Path, registry:
     host.remove_images()
 
 
+@pytest.mark.whole
+async def test_a_large_file_of_very_many_names_is_copied(
+    host: Workbench, registry: Registry, tmp_path: Path
+) -> None:
+    """Before: each name went on a command line, which the kernel refused as too long."""
+    files = ("one", "two")  # an ext4 takes 65,000 names of one
+    layer = Layer().add(files[0], bytes(MIB)).add(files[1], bytes(MIB))
+    for number in range(90_000):
+        layer.hard_link(f"{number:x}", files[number % 2])
+    rootfs = await build(host, registry, "names", layer)
+    tree = await asyncio.to_thread(tree_of_ext4, rootfs, tmp_path / "mounted")
+    assert {len(tree[f"/{name}"].links) for name in files} == {45_001}
+
+
 async def test_a_deep_tree_where_our_files_go_is_left_out(
     host: Workbench, registry: Registry, tmp_path: Path
 ) -> None:
