@@ -3,11 +3,11 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help venv setup setup-tests demo demo-down check test test-guest test-firecracker chaos \
-  lint types docs proto proto-check bench
+.PHONY: help venv setup setup-tests demo demo-down check test test-guest test-e2b test-firecracker \
+  chaos lint types docs proto proto-check bench
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/\t/' | expand -t 18
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/\t/' | expand -t 18
 
 venv:  ## Make .venv from the pinned requirements; needs no root
 	@temporal-dev/install venv
@@ -33,6 +33,10 @@ test: setup-tests  ## Lint, types, stubs and all tests, on real parts
 test-guest: setup-tests  ## Compare guests with containers: all images and commands (minutes)
 	@$(PYTHON) temporal-dev/devstack run --only docker,kernel,firecracker -- \
 	  pytest --whole tests/guest
+
+test-e2b: setup-tests  ## Build templates by E2B's SDK, with each version that is pinned (minutes)
+	@$(PYTHON) temporal-dev/devstack run --only docker,kernel,firecracker -- \
+	  pytest --whole tests/e2b
 
 test-firecracker: setup-tests  ## API, VMs and a build on each Firecracker of FIRECRACKER_BINARY
 	@$(PYTHON) temporal-dev/devstack run --only docker,kernel,firecracker -- \

@@ -16,6 +16,8 @@ from api.pb import template_manager_pb2_grpc as pb_grpc
 from api.rest.errors import RestError
 
 T = TypeVar("T")
+CREATE_SECONDS = 55.0
+"""The SDK waits for an answer for 60 s."""
 HEALTH_SECONDS = 3.0
 
 
@@ -28,9 +30,12 @@ class Calls:
         self._metadata = (("authorization", f"Bearer {token}"),)
 
     async def create(self, request: pb.TemplateCreateRequest) -> None:
-        """Start a build, or find the one that the same request has started."""
+        """Start a build, or find the one that the same request has started.
+
+        The API may read the files of its COPYs through before it answers.
+        """
         await self._told(
-            self._stub.TemplateCreate(request, timeout=CALL_SECONDS, metadata=self._metadata)
+            self._stub.TemplateCreate(request, timeout=CREATE_SECONDS, metadata=self._metadata)
         )
 
     async def status(self, request: pb.TemplateStatusRequest) -> pb.TemplateBuildStatusResponse:

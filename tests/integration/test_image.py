@@ -34,13 +34,9 @@ from activities.process.sealing import SealedFor
 from tests.support.fake_ecr import running_ecr
 from tests.support.host_resources import all_resources, assert_nothing_left
 from tests.support.local_http import QuietHandler, serving
+from tests.support.registry_login import HTPASSWD, PASSWORD, USER
 
 pytestmark = pytest.mark.counts_host
-
-USER = "robot"
-PASSWORD = "s3cret-pass-word-1234"
-# Of the user and password above, by bcrypt: the only form that docker-registry reads.
-HTPASSWD = f"{USER}:$2b$04$VrQMl5EQRxMnyzstjuvi9uoOacZkFwiD58Y5YCm7NLIFoqF7XHyzi\n"
 
 
 @pytest.fixture

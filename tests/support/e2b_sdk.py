@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from devstack.environment import REPOSITORY
 
+from tests.support.real_stack import Product
+
 VERSIONS = ("2.45", "2.63")
 PRELUDE = """
 import asyncio, json, sys, traceback
@@ -57,6 +59,12 @@ class Sdk:
                 await process.wait()
         assert process.returncode == 0, err.decode()
         return [json.loads(line) for line in out.splitlines() if line.startswith(b"{")]
+
+
+def sdk_of(product: Product, version: str) -> Sdk:
+    """Return the SDK with a stack that has a REST API and no token file: every key will do."""
+    address = product.stack.variables["TEMPLATE_MANAGER_REST_ADDRESS"]
+    return Sdk(version, f"http://{address}", "e2b_0")
 
 
 def _python(version: str) -> Path:

@@ -18,7 +18,7 @@ PATH = re.compile(
 )
 MODULE = re.compile(r"(?<![\w./])((?:activities|api|workflows|tests)(?:\.\w+)+)")
 COMMAND = re.compile(r"^(?:\$ )?template-manager ([a-z][\w-]*)(.*)$")
-MAKE = re.compile(r"^(?:\$ )?make((?: [a-z-]+)+)")
+MAKE = re.compile(r"^(?:\$ )?make((?: [a-z0-9-]+)+)")
 # It tells of the past, too, and is not rewritten when what it names has gone.
 CHANGELOG = ROOT / "CHANGELOG.md"
 
@@ -103,6 +103,6 @@ def below(command: object) -> list[object]:
 
 @EVERY_PAGE_OF_TODAY
 def test_named_make_targets_exist(page: Path) -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {name for text in code(page) for words in MAKE.findall(text) for name in words.split()}
     assert named <= targets
