@@ -23,8 +23,8 @@ from temporalio.exceptions import (
 
 from activities.contract.checkpoints import Checkpoint
 from activities.contract.errors import BuildCancelledError, failure_of
-from activities.contract.inputs import ArchiveLogInput, BuildInput
-from activities.contract.interface import CheckpointActivities, LogActivities
+from activities.contract.inputs import ArchiveLogInput, BuildInput, MoveTagsInput
+from activities.contract.interface import CheckpointActivities, LogActivities, NameActivities
 from activities.contract.names import WORKFLOW_TASK_QUEUE, Step
 from activities.contract.scope import HostLease
 from activities.contract.status import BuildResult, BuildState, BuildStatus
@@ -129,10 +129,37 @@ class BuildTemplate:
         self._telling.begin(Step.RELEASE, self._kept.done.host)
         await self._undos.unwind()
         await self._hosts.release()
+        if self._config.name is not None:
+            await self._move_tags(self._config.name)
         self._telling.timeline.end("done")
         self._telling.failure = None
         self._telling.enter(BuildState.COMPLETED)
         return self._result()
+
+    async def _move_tags(self, name: str) -> None:
+        """Let the tags that were asked for stand for what is published now, and say if not."""
+        config = self._config
+        move = call(
+            NameActivities.move_tags,
+            MoveTagsInput(
+                tenant=config.tenant,
+                name=name,
+                tags=config.tags,
+                build_id=config.build_id,
+                asked=workflow.info().start_time,
+            ),
+            queue=WORKFLOW_TASK_QUEUE,
+            summary=f"move {', '.join(config.tags)} of {name}",
+            options=self._options,
+        )
+        try:
+            moved = await shielded(asyncio.ensure_future(move))
+        except ActivityError as error:
+            self._telling.warn(f"the tags of {name} were not moved: {failure_of(error).message}")
+            return
+        for tag in config.tags:
+            stays = tag in moved.kept and "stays: a build that was asked for later has it"
+            self._telling.say(f"{name}:{tag} {stays or 'is this build now'}")
 
     async def _undo_everything(self, error: BaseException) -> None:
         step = self._telling.timeline.step

@@ -126,6 +126,7 @@ POLICIES = {
     "upload_artifacts":    _step(lambda o: len(ArtifactName) * o.upload_timeout_seconds,
                                  undo="discard_upload"),
     "publish_template":    _step(10 * MINUTE, undo="discard_upload"),
+    "move_tags":           Policy(MINUTE, UNLIMITED, total=HOUR),
     "archive_log":         Policy(MINUTE, UNLIMITED, total=5 * MINUTE),
     # What undoes them
     "clean_up_rootfs":     _undo(),

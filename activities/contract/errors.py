@@ -406,6 +406,18 @@ class TemplateNotFoundError(TemplateManagerError):
     hint = "Check the build id; template-manager list shows the builds."
 
 
+class NameTakenError(TemplateManagerError):
+    """A name is another template's, or a template has a name already."""
+
+    hint = "Use another name, or build under the template id that the name has."
+
+
+class NamesBeyondLimitError(TemplateManagerError):
+    """A tenant has as many names, or a name as many tags, as there may be."""
+
+    hint = "Take some away: template-manager tag --remove name:tag."
+
+
 class TemplateDamagedError(TemplateManagerError):
     """A published template's objects are not what its metadata says."""
 

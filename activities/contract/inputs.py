@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from pydantic import Field
 
 from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint
@@ -16,6 +18,7 @@ from activities.contract.names import (
     TemplateId,
     TenantName,
 )
+from activities.contract.references import TagName, TemplateName
 from activities.contract.registry_logins import RegistryLogin, Sealed
 from activities.contract.requests import BuildOptions, TemplateConfig
 from activities.contract.results import (
@@ -233,6 +236,17 @@ class ArchiveLogInput(Model):
 
     build_id: BuildId
     final_status: BuildStatus
+
+
+class MoveTagsInput(Model):
+    """Input of `move_tags`, which lets tags of a name stand for a published build."""
+
+    tenant: TenantName
+    name: TemplateName
+    tags: tuple[TagName, ...]
+    build_id: BuildId
+    asked: datetime
+    """When the build was asked for: tags that were moved by a later request stay."""
 
 
 class DeleteTemplateInput(Model):

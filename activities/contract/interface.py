@@ -22,6 +22,7 @@ from activities.contract.inputs import (
     HoldHostInput,
     HostRequest,
     ImportTemplateInput,
+    MoveTagsInput,
     PublishTemplateInput,
     PullImageInput,
     RunStepsInput,
@@ -39,6 +40,7 @@ from activities.contract.results import (
     DiscardedUpload,
     FoundHost,
     HostFacts,
+    MovedTags,
     PublishedTemplate,
     PulledImage,
     StoredObject,
@@ -226,6 +228,15 @@ class UploadUndoActivities(ABC):
     @abstractmethod
     async def discard_upload(self, discard: DiscardUploadInput, /) -> DiscardedUpload:
         """Remove what was uploaded, unless a valid `metadata.json` says it is published."""
+
+
+class NameActivities(ABC):
+    """Names of templates and their tags (queue `template-manager`)."""
+
+    @activity.defn(name="move_tags")
+    @abstractmethod
+    async def move_tags(self, move: MoveTagsInput, /) -> MovedTags:
+        """Let tags stand for a published build, all at once, unless a later request has them."""
 
 
 class LogActivities(ABC):

@@ -13,6 +13,7 @@ from activities.contract.names import (
     TemplateId,
     TenantName,
 )
+from activities.contract.references import TagName, TemplateName
 from activities.contract.registry_logins import Sealed
 from activities.contract.scope import BuildScope, HostLease, VmShape
 from activities.contract.sources import FromImage, FromTemplate, PersistedSource, Source
@@ -62,6 +63,10 @@ class TemplateConfig(Model):
     """Whether its tenant's other builds go before it; it says nothing about the template."""
     secret_env: dict[str, Sealed] = Field(default_factory=dict, exclude_if=lambda env: not env)
     """Variables of the steps alone, each sealed for this build and its name."""
+    name: TemplateName | None = Field(default=None, exclude_if=lambda name: name is None)
+    """The template's; None is none."""
+    tags: tuple[TagName, ...] = Field(default=(), exclude_if=lambda tags: not tags)
+    """Of the name: they move to this build when it is published."""
 
     @property
     def shape(self) -> VmShape:

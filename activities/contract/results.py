@@ -235,6 +235,13 @@ class DiscardedUpload(Model):
     removed_objects: int = 0
 
 
+class MovedTags(Model):
+    """What `move_tags` has done."""
+
+    kept: tuple[str, ...] = ()
+    """Tags that stand for what was asked for later, and so were not moved."""
+
+
 class DeletedTemplate(Model):
     """What a delete removed."""
 
@@ -242,6 +249,8 @@ class DeletedTemplate(Model):
     removed_tag: bool = False
     kept_tag_reason: str = ""
     tombstone_generation: int | None = None
+    names: tuple[str, ...] = ()
+    """The tags that stood for it, as `name:tag`, and its template's name if it was the last."""
     tenant: TenantName = Field(
         default=DEFAULT_TENANT, exclude_if=lambda tenant: tenant == DEFAULT_TENANT
     )

@@ -31,6 +31,7 @@ from activities.store.log_archive import BucketLogActivities
 from activities.template.artifacts import BucketArtifactActivities, BucketUploadUndoActivities
 from activities.template.base import BucketBaseActivities
 from activities.template.deletion import BucketDeletionActivities
+from activities.template.naming import BucketNameActivities
 
 Activity = Callable[..., object]
 
@@ -79,6 +80,7 @@ def bucket_activities(settings: Settings, client: Client) -> list[Activity]:
     return served_by(
         BucketUploadUndoActivities(bucket),
         BucketLogActivities(bucket),
+        BucketNameActivities(bucket),
         BucketDeletionActivities(bucket, sealer, settings),
         BucketSweep(
             bucket,

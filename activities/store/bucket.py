@@ -8,6 +8,7 @@ exceptions become ours here and nowhere else.
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -53,6 +54,7 @@ one within `SEND_TIMEOUT`: 0.5 MiB/s.
 """
 CONNECTIONS = 64
 DELETERS = 8
+REPLACED_TRIES = 20
 # Google answers 403 both for what is forbidden for good and for what passes.
 PASSING_REASONS = frozenset({"rateLimitExceeded", "userRateLimitExceeded"})
 
@@ -106,8 +108,15 @@ class Bucket:
     def read_object(self, name: str) -> tuple[bytes, int] | None:
         """Return content and generation, or None when there is no such object.
 
-        Raises StorageCorruptionError when what came is not what is stored.
+        Raises StorageCorruptionError when what came is not what is stored, and
+        PreconditionFailedError when it is being replaced again and again.
         """
+        for _ in range(REPLACED_TRIES):
+            with contextlib.suppress(PreconditionFailedError):  # replaced just now: look again
+                return self._read_current(name)
+        return self._read_current(name)
+
+    def _read_current(self, name: str) -> tuple[bytes, int] | None:
         with _errors(f"read {name}"):
             blob = self._bucket.get_blob(name, timeout=TIMEOUT, retry=_retry())
             if blob is None:
@@ -123,7 +132,13 @@ class Bucket:
                 )
             except google_errors.NotFound:
                 return None
-        _require_same(stored, len(content), crc32c_of(content))
+        try:
+            _require_same(stored, len(content), crc32c_of(content))
+        except StorageCorruptionError:
+            now = self.stat_object(name)
+            if now is None or now.generation == stored.generation:
+                raise
+            raise PreconditionFailedError(f"{name} was replaced while it was read") from None
         return content, stored.generation
 
     def read_range(self, stored: StoredObject, start: int, length: int) -> bytes:

@@ -28,6 +28,7 @@ LEASES = ".leases/"
 OWNERS = ".owners/"
 LOGS = "logs/"
 FILES = "files/"
+NAMES = "names/"
 PROBES = ".doctor/"
 STORED = ".stored.json"
 PARTS_GLOB = "*/.parts/**"
@@ -47,6 +48,7 @@ class ObjectKind(StrEnum):
     OWNER = "owner"
     LOG = "log"
     FILES = "files"
+    NAMES = "names"
     PROBE = "probe"
     STORED = "what is stored"
 
@@ -140,14 +142,30 @@ def sent_files_name(sent: SentFiles, tenant: str) -> str:
     return f"{_tenants(FILES, tenant)}{key}.scoped.tar"
 
 
-def places_of_tenant(tenant: str) -> tuple[str, str]:
-    """Return what the names of all logs and files of a tenant begin with.
+def names_prefix(tenant: str | None) -> str:
+    """Return what the objects of all templates' names of a tenant begin with; None is of all."""
+    return f"{NAMES}{tenant}/" if tenant else NAMES
+
+
+def names_object(tenant: str, name: str) -> str:
+    """Name the object that has a template's name and tags."""
+    return f"{names_prefix(tenant)}{name}.json"
+
+
+def parse_names_object(name: str) -> tuple[str, str] | None:
+    """Return tenant and name of such an object; None for any other."""
+    found = _PATTERNS[ObjectKind.NAMES].fullmatch(name)
+    return (found["tenant"], found["name"]) if found else None
+
+
+def places_of_tenant(tenant: str) -> tuple[str, ...]:
+    """Return what the names of all logs, files and names of a tenant begin with.
 
     Raises ValueError for the default tenant: its names begin as everybody's do.
     """
     if not tenant_mark(tenant):
         raise ValueError("the default tenant has no place of its own")
-    return _tenants(LOGS, tenant), _tenants(FILES, tenant)
+    return _tenants(LOGS, tenant), _tenants(FILES, tenant), names_prefix(tenant)
 
 
 def _tenants(prefix: str, tenant: str) -> str:
@@ -182,6 +200,9 @@ _PATTERNS = {
     ObjectKind.OWNER: re.compile(rf"{re.escape(OWNERS)}{_BUILD}"),
     ObjectKind.LOG: re.compile(rf"{LOGS}{_TENANT}{_BUILD}\.jsonl"),
     ObjectKind.FILES: re.compile(rf"{FILES}{_TENANT}[0-9a-f]{{64}}(?:\.scoped)?\.tar"),
+    ObjectKind.NAMES: re.compile(
+        rf"{NAMES}(?P<tenant>{TENANT_NAME.pattern})/(?P<name>[a-z0-9_-]+)\.json"
+    ),
     ObjectKind.PROBE: re.compile(rf"{re.escape(PROBES)}.+"),
     ObjectKind.STORED: re.compile(re.escape(STORED)),
 }

@@ -17,6 +17,7 @@ from activities.process.sealing import SealedFor, Sealer
 from activities.process.settings import Settings
 from activities.store.bucket import Bucket
 from activities.store.lease_numbers import LeaseObjects
+from activities.store.names import TenantNames
 from activities.store.objects import archived_log_name, lease_name, template_prefix
 from activities.template.artifacts import remove_listed, remove_objects
 
@@ -67,8 +68,13 @@ class BucketDeletionActivities(DeletionActivities):
         tombstone = self._leases.bury(delete.build_id)
         prefixes = _prefixes(delete.build_id, delete.tenant)
         removed = sum(remove_objects(self._bucket, prefix) for prefix in prefixes)
+        # After its metadata: whoever gives it a tag looks for those once more.
+        names = TenantNames(self._bucket, delete.tenant)
         return DeletedTemplate(
-            removed_objects=removed, tombstone_generation=tombstone, tenant=delete.tenant
+            removed_objects=removed,
+            tombstone_generation=tombstone,
+            tenant=delete.tenant,
+            names=tuple(names.remove_build(delete.build_id, None)),
         )
 
     def _remove_late_arrivals(self, build_id: str, deleted: DeletedTemplate) -> int:

@@ -144,7 +144,7 @@ def build(
         str,
         typer.Option(
             metavar="BUILD_ID",
-            help="Start from a template instead of an image.",
+            help="Start from a template (or NAME:TAG) instead of an image.",
             autocompletion=completion.builds("completed"),
         ),
     ] = "",
@@ -171,6 +171,18 @@ def build(
     build_id: Annotated[
         str, typer.Option(metavar="UUID", help="The build's id; by default a new one.")
     ] = "",
+    name: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="A name for the template, which then has an id by it."),
+    ] = "",
+    tag: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TAG",
+            help="Of --name: moves to this build when it is published; default by default. "
+            "May be repeated.",
+        ),
+    ] = None,
     env: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Environment of both commands. May be repeated."),
@@ -271,7 +283,13 @@ def build(
             raise OptionError("--own-image needs --template-id and --build-id: its name")
         template = pb.TemplateConfig(
             template_id=template_id
-            or (recipe.template_id if recipe else template_id_of(image or "template")),
+            or (
+                recipe.template_id
+                if recipe
+                else ""
+                if name
+                else template_id_of(image or "template")
+            ),
             build_id=build_id or new_build_id(),
             from_image=image or None,
             from_template=(
@@ -289,6 +307,8 @@ def build(
             env=environment_of(env or ()),
             force=force,
             priority=pb.Batch if batch else pb.Interactive,
+            name=name,
+            tags=tag,
         )
     except (OptionError, ValueError) as error:  # ValueError: too large for the wire
         fail(str(error), "See template-manager build --help.", Exit.USAGE, as_json=as_json)
@@ -467,7 +487,7 @@ def list_builds(
     """List builds, latest first.
 
     A terminal shows the columns that fit. In a pipe there is a line a build, with a tab between
-    whole values: build, state, template, age, step, took, host, started, tenant.
+    whole values: build, state, template, age, step, took, host, started, tenant, names.
     """
     from api.pb import template_manager_pb2 as pb
 
@@ -549,7 +569,7 @@ def delete(
 ) -> None:
     """Delete a template: objects, checkpoints, the service's own image tag. Stops a running build.
 
-    It cannot be undone. Twice is fine.
+    It cannot be undone, and says which names went with it. Twice is fine.
     """
     run_call(lambda: _undo(api_address, build_id, "deleted", as_json), as_json)
 
@@ -559,8 +579,12 @@ async def _undo(address: str, build_id: str, outcome: str, as_json: bool) -> Non
 
     async with TemplateClient(address) as client:
         with err.status(f"build {build_id}: undoing"):
-            await (client.cancel if outcome == "cancelled" else client.delete)(build_id)
+            names: list[str] = []
+            if outcome == "cancelled":
+                await client.cancel(build_id)
+            else:
+                names = await client.delete(build_id)
     if as_json:
-        print_json({"build_id": build_id, "outcome": outcome})
+        print_json({"build_id": build_id, "outcome": outcome, "names": names})
     else:
-        out.print(f"{build_id} {outcome}")
+        out.print(f"{build_id} {outcome}" + (f", with {', '.join(names)}" if names else ""))

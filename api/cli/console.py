@@ -90,7 +90,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 def build_id_argument(*states: str) -> ArgumentInfo:
     """Return the argument that names a build; the shell offers those in these states."""
     argument: ArgumentInfo = typer.Argument(
-        metavar="BUILD_ID", help="The build's UUID.", autocompletion=completion.builds(*states)
+        metavar="BUILD_ID",
+        help="The build's UUID, or NAME:TAG.",
+        autocompletion=completion.builds(*states),
     )
     return argument
 

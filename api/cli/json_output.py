@@ -115,6 +115,26 @@ class SummaryJson(TypedDict):
     run_id: str
     builds_before: int | None
     tenant: str
+    names: list[str]
+    """The tags that stand for it: `name:tag`."""
+
+
+class TagJson(TypedDict):
+    """What a tag stands for, and since when that was asked for."""
+
+    tag: str
+    build_id: str
+    asked: str
+    previous: list[str]
+
+
+class NameJson(TypedDict):
+    """A template's name with its tags."""
+
+    name: str
+    template_id: str
+    tenant: str
+    tags: list[TagJson]
 
 
 class LogLineJson(TypedDict):
@@ -185,6 +205,25 @@ def summary_json(build: pb.TemplateBuildSummary) -> SummaryJson:
         "run_id": build.run_id,
         "builds_before": build.builds_before if build.HasField("builds_before") else None,
         "tenant": build.tenant,
+        "names": [*build.names],
+    }
+
+
+def name_json(name: pb.TemplateName) -> NameJson:
+    """Return a template's name as plain data."""
+    return {
+        "name": name.name,
+        "template_id": name.template_id,
+        "tenant": name.tenant,
+        "tags": [
+            {
+                "tag": tag.tag,
+                "build_id": tag.build_id,
+                "asked": _iso(tag.asked),
+                "previous": [*tag.previous],
+            }
+            for tag in name.tags
+        ],
     }
 
 

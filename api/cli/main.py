@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from api.cli import builds, development, operators, processes, templates, tenants
+from api.cli import builds, development, naming, operators, processes, templates, tenants
 from api.cli.console import Exit, err
 from api.cli.streams import OutputError, give_up_output, prepare_streams
 from api.cli.usage_errors import AllCommands
@@ -33,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for panel in (builds, templates, processes, operators, tenants, development):
+for panel in (builds, templates, naming, processes, operators, tenants, development):
     app.add_typer(panel.app)
 
 

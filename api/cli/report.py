@@ -31,6 +31,14 @@ LIST_COLUMNS = (
     Column("host", 4),
     Column("started", 5),
     Column("tenant", 4),
+    Column("names", 2),
+)
+NAME_COLUMNS = (
+    Column("name"),
+    Column("build"),
+    Column("template", 2),
+    Column("since", 1),
+    Column("tenant", 3),
 )
 
 
@@ -95,9 +103,25 @@ def list_rows(builds: Sequence[pb.TemplateBuildSummary], now: datetime) -> list[
             build.host,
             date_time(build.started),
             build.tenant,
+            ", ".join(build.names),
         ]
         for build in builds
     ]
+
+
+def name_rows(names: Sequence[pb.TemplateName]) -> list[list[str]]:
+    """Return tags of names as rows of `NAME_COLUMNS`; a name without any has a row, too."""
+    return [
+        [
+            f"{name.name}:{tag.tag}",
+            tag.build_id,
+            name.template_id,
+            date_time(tag.asked),
+            name.tenant,
+        ]
+        for name in names
+        for tag in name.tags
+    ] + [[name.name, "", name.template_id, "", name.tenant] for name in names if not name.tags]
 
 
 def _step_of(build: pb.TemplateBuildSummary) -> str:

@@ -49,10 +49,11 @@ def pull(
     with template_errors(as_json), transfer_bars() as show:
         from activities.store.bucket import Bucket
         from activities.store.download import pull_template
+        from activities.store.names import find_build
 
-        metadata = pull_template(
-            Bucket(bucket or read_settings().bucket), build_id.lower(), directory, show
-        )
+        store = Bucket(bucket or read_settings().bucket)
+        build_id = find_build(store, build_id)
+        metadata = pull_template(store, build_id, directory, show)
     sizes = {name: artifact.size_bytes for name, artifact in metadata.artifacts.items()}
     if as_json:
         print_json({"build_id": build_id, "directory": str(directory), "size_bytes": sizes})

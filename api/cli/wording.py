@@ -19,6 +19,8 @@ OPTIONS = {
     "template.start_command": "--start-command",
     "template.ready_command": "--ready-command",
     "template.priority": "--batch",
+    "template.name": "--name",
+    "template.tags": "--tag",
     "template.ready_timeout_seconds": "--ready-timeout",
     "template.env": "--env",
     "template.steps": "--dockerfile",

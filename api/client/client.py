@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TypeVar
@@ -125,8 +125,10 @@ class TemplateClient:
         request = pb.TemplateBuildCancelRequest(build_id=build_id)
         await self._answer(self._stub.TemplateBuildCancel(request, timeout=UNDO_SECONDS))
 
-    async def delete(self, build_id: str) -> None:
-        """Delete a template and wait until it is gone. Raises CallError.
+    async def delete(self, build_id: str) -> list[str]:
+        """Delete a template and wait until it is gone; return which tags and names went with it.
+
+        Raises CallError.
 
         The server calls the delete of an unknown build a success, as E2B's clients expect; here it
         is NOT_FOUND, since a person may have misspelt it.
@@ -134,13 +136,28 @@ class TemplateClient:
         request = pb.TemplateBuildDeleteRequest(build_id=build_id)
         call = self._stub.TemplateBuildDelete(request, timeout=UNDO_SECONDS)
         await self._answer(call)
-        if ("found", "false") in tuple(await call.trailing_metadata() or ()):
+        trailers = dict(await call.trailing_metadata() or ())
+        if trailers.get("found") == "false":
             raise CallError(
                 grpc.StatusCode.NOT_FOUND,
                 f"there is no build {build_id}",
                 reason="BUILD_NOT_FOUND",
                 hint="Check the build id; template-manager list shows the builds.",
             )
+        return [name for name in str(trailers.get("names", "")).split(",") if name]
+
+    async def names(self, request: pb.TemplateNameListRequest) -> pb.TemplateNameListResponse:
+        """Return a page of templates' names with their tags. Raises CallError."""
+        return await self._answer(self._stub.TemplateNameList(request, timeout=CALL_SECONDS))
+
+    async def assign_tags(self, request: pb.TemplateTagsAssignRequest) -> pb.TemplateName:
+        """Let tags stand for a build, or roll one back. Raises CallError."""
+        return await self._answer(self._stub.TemplateTagsAssign(request, timeout=CALL_SECONDS))
+
+    async def remove_tags(self, name: str, tags: Sequence[str]) -> pb.TemplateName:
+        """Take tags away, or a name with all of them; return what is left. Raises CallError."""
+        request = pb.TemplateTagsRemoveRequest(name=name, tags=tags)
+        return await self._answer(self._stub.TemplateTagsRemove(request, timeout=CALL_SECONDS))
 
     async def files_address(self, template_id: str, sha256: str) -> str:
         """Return where to PUT the tar of a COPY's files, or '' when it is there.

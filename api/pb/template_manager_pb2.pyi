@@ -72,7 +72,7 @@ Forward: LogsDirection
 Backward: LogsDirection
 
 class TemplateConfig(_message.Message):
-    __slots__ = ("template_id", "build_id", "memory_mb", "vcpu_count", "disk_size_mb", "kernel_version", "firecracker_version", "start_command", "huge_pages", "ready_command", "force", "steps", "from_image", "from_template", "from_image_registry", "team_id", "env", "ready_timeout_seconds", "secret_env", "priority")
+    __slots__ = ("template_id", "build_id", "memory_mb", "vcpu_count", "disk_size_mb", "kernel_version", "firecracker_version", "start_command", "huge_pages", "ready_command", "force", "steps", "from_image", "from_template", "from_image_registry", "team_id", "env", "ready_timeout_seconds", "secret_env", "priority", "name", "tags")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -107,6 +107,8 @@ class TemplateConfig(_message.Message):
     READY_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     SECRET_ENV_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
     template_id: str
     build_id: str
     memory_mb: int
@@ -127,7 +129,9 @@ class TemplateConfig(_message.Message):
     ready_timeout_seconds: int
     secret_env: _containers.ScalarMap[str, str]
     priority: BuildPriority
-    def __init__(self, template_id: _Optional[str] = ..., build_id: _Optional[str] = ..., memory_mb: _Optional[int] = ..., vcpu_count: _Optional[int] = ..., disk_size_mb: _Optional[int] = ..., kernel_version: _Optional[str] = ..., firecracker_version: _Optional[str] = ..., start_command: _Optional[str] = ..., huge_pages: _Optional[bool] = ..., ready_command: _Optional[str] = ..., force: _Optional[bool] = ..., steps: _Optional[_Iterable[_Union[TemplateStep, _Mapping]]] = ..., from_image: _Optional[str] = ..., from_template: _Optional[_Union[FromTemplateConfig, _Mapping]] = ..., from_image_registry: _Optional[_Union[FromImageRegistry, _Mapping]] = ..., team_id: _Optional[str] = ..., env: _Optional[_Mapping[str, str]] = ..., ready_timeout_seconds: _Optional[int] = ..., secret_env: _Optional[_Mapping[str, str]] = ..., priority: _Optional[_Union[BuildPriority, str]] = ...) -> None: ...
+    name: str
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, template_id: _Optional[str] = ..., build_id: _Optional[str] = ..., memory_mb: _Optional[int] = ..., vcpu_count: _Optional[int] = ..., disk_size_mb: _Optional[int] = ..., kernel_version: _Optional[str] = ..., firecracker_version: _Optional[str] = ..., start_command: _Optional[str] = ..., huge_pages: _Optional[bool] = ..., ready_command: _Optional[str] = ..., force: _Optional[bool] = ..., steps: _Optional[_Iterable[_Union[TemplateStep, _Mapping]]] = ..., from_image: _Optional[str] = ..., from_template: _Optional[_Union[FromTemplateConfig, _Mapping]] = ..., from_image_registry: _Optional[_Union[FromImageRegistry, _Mapping]] = ..., team_id: _Optional[str] = ..., env: _Optional[_Mapping[str, str]] = ..., ready_timeout_seconds: _Optional[int] = ..., secret_env: _Optional[_Mapping[str, str]] = ..., priority: _Optional[_Union[BuildPriority, str]] = ..., name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TemplateStep(_message.Message):
     __slots__ = ("type", "args", "force", "files_hash")
@@ -457,7 +461,7 @@ class TemplateBuildListResponse(_message.Message):
     def __init__(self, builds: _Optional[_Iterable[_Union[TemplateBuildSummary, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class TemplateBuildSummary(_message.Message):
-    __slots__ = ("build_id", "template_id", "state", "step", "host", "image", "started", "ended", "workflow_id", "run_id", "builds_before", "tenant", "vcpu_count", "memory_mb", "disk_size_mb")
+    __slots__ = ("build_id", "template_id", "state", "step", "host", "image", "started", "ended", "workflow_id", "run_id", "builds_before", "tenant", "names", "vcpu_count", "memory_mb", "disk_size_mb")
     BUILD_ID_FIELD_NUMBER: _ClassVar[int]
     TEMPLATE_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -470,6 +474,7 @@ class TemplateBuildSummary(_message.Message):
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     BUILDS_BEFORE_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
     VCPU_COUNT_FIELD_NUMBER: _ClassVar[int]
     MEMORY_MB_FIELD_NUMBER: _ClassVar[int]
     DISK_SIZE_MB_FIELD_NUMBER: _ClassVar[int]
@@ -485,10 +490,11 @@ class TemplateBuildSummary(_message.Message):
     run_id: str
     builds_before: int
     tenant: str
+    names: _containers.RepeatedScalarFieldContainer[str]
     vcpu_count: int
     memory_mb: int
     disk_size_mb: int
-    def __init__(self, build_id: _Optional[str] = ..., template_id: _Optional[str] = ..., state: _Optional[str] = ..., step: _Optional[str] = ..., host: _Optional[str] = ..., image: _Optional[str] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., workflow_id: _Optional[str] = ..., run_id: _Optional[str] = ..., builds_before: _Optional[int] = ..., tenant: _Optional[str] = ..., vcpu_count: _Optional[int] = ..., memory_mb: _Optional[int] = ..., disk_size_mb: _Optional[int] = ...) -> None: ...
+    def __init__(self, build_id: _Optional[str] = ..., template_id: _Optional[str] = ..., state: _Optional[str] = ..., step: _Optional[str] = ..., host: _Optional[str] = ..., image: _Optional[str] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., workflow_id: _Optional[str] = ..., run_id: _Optional[str] = ..., builds_before: _Optional[int] = ..., tenant: _Optional[str] = ..., names: _Optional[_Iterable[str]] = ..., vcpu_count: _Optional[int] = ..., memory_mb: _Optional[int] = ..., disk_size_mb: _Optional[int] = ...) -> None: ...
 
 class InitLayerFileUploadRequest(_message.Message):
     __slots__ = ("template_id", "hash", "cache_scope")
@@ -507,6 +513,124 @@ class InitLayerFileUploadResponse(_message.Message):
     present: bool
     url: str
     def __init__(self, present: _Optional[bool] = ..., url: _Optional[str] = ...) -> None: ...
+
+class TemplateNameReserveRequest(_message.Message):
+    __slots__ = ("name", "tags", "template_id", "memory_mb", "vcpu_count", "disk_size_mb")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATE_ID_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_MB_FIELD_NUMBER: _ClassVar[int]
+    VCPU_COUNT_FIELD_NUMBER: _ClassVar[int]
+    DISK_SIZE_MB_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    template_id: str
+    memory_mb: int
+    vcpu_count: int
+    disk_size_mb: int
+    def __init__(self, name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., template_id: _Optional[str] = ..., memory_mb: _Optional[int] = ..., vcpu_count: _Optional[int] = ..., disk_size_mb: _Optional[int] = ...) -> None: ...
+
+class TemplateNameReserveResponse(_message.Message):
+    __slots__ = ("name", "template_id", "build_id", "tags")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATE_ID_FIELD_NUMBER: _ClassVar[int]
+    BUILD_ID_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    template_id: str
+    build_id: str
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., template_id: _Optional[str] = ..., build_id: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class TemplateNameGetRequest(_message.Message):
+    __slots__ = ("name", "template_id")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATE_ID_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    template_id: str
+    def __init__(self, name: _Optional[str] = ..., template_id: _Optional[str] = ...) -> None: ...
+
+class TemplateNameListRequest(_message.Message):
+    __slots__ = ("tenant", "page_size", "page_token")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    page_size: int
+    page_token: str
+    def __init__(self, tenant: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class TemplateNameListResponse(_message.Message):
+    __slots__ = ("names", "next_page_token")
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedCompositeFieldContainer[TemplateName]
+    next_page_token: str
+    def __init__(self, names: _Optional[_Iterable[_Union[TemplateName, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class TemplateTagsAssignRequest(_message.Message):
+    __slots__ = ("name", "tags", "build_id", "roll_back")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    BUILD_ID_FIELD_NUMBER: _ClassVar[int]
+    ROLL_BACK_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    build_id: str
+    roll_back: bool
+    def __init__(self, name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., build_id: _Optional[str] = ..., roll_back: _Optional[bool] = ...) -> None: ...
+
+class TemplateTagsRemoveRequest(_message.Message):
+    __slots__ = ("name", "tags")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class TemplateName(_message.Message):
+    __slots__ = ("name", "template_id", "tenant", "created", "tags", "awaited")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATE_ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    AWAITED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    template_id: str
+    tenant: str
+    created: _timestamp_pb2.Timestamp
+    tags: _containers.RepeatedCompositeFieldContainer[TemplateTag]
+    awaited: _containers.RepeatedCompositeFieldContainer[AwaitedBuild]
+    def __init__(self, name: _Optional[str] = ..., template_id: _Optional[str] = ..., tenant: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tags: _Optional[_Iterable[_Union[TemplateTag, _Mapping]]] = ..., awaited: _Optional[_Iterable[_Union[AwaitedBuild, _Mapping]]] = ...) -> None: ...
+
+class TemplateTag(_message.Message):
+    __slots__ = ("tag", "build_id", "asked", "previous")
+    TAG_FIELD_NUMBER: _ClassVar[int]
+    BUILD_ID_FIELD_NUMBER: _ClassVar[int]
+    ASKED_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_FIELD_NUMBER: _ClassVar[int]
+    tag: str
+    build_id: str
+    asked: _timestamp_pb2.Timestamp
+    previous: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, tag: _Optional[str] = ..., build_id: _Optional[str] = ..., asked: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., previous: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class AwaitedBuild(_message.Message):
+    __slots__ = ("build_id", "tags", "asked", "memory_mb", "vcpu_count", "disk_size_mb")
+    BUILD_ID_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    ASKED_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_MB_FIELD_NUMBER: _ClassVar[int]
+    VCPU_COUNT_FIELD_NUMBER: _ClassVar[int]
+    DISK_SIZE_MB_FIELD_NUMBER: _ClassVar[int]
+    build_id: str
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    asked: _timestamp_pb2.Timestamp
+    memory_mb: int
+    vcpu_count: int
+    disk_size_mb: int
+    def __init__(self, build_id: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., asked: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., memory_mb: _Optional[int] = ..., vcpu_count: _Optional[int] = ..., disk_size_mb: _Optional[int] = ...) -> None: ...
 
 class HealthStatusResponse(_message.Message):
     __slots__ = ("status",)

@@ -27,7 +27,8 @@ if _version_not_supported:
 
 
 class TemplateServiceStub:
-    """Builds Firecracker VM templates from container images.
+    """Builds Firecracker VM templates from container images. A build_id of a request may also be a
+    template's name:tag (name is name:default), but for that of a build that is to be.
     """
 
     def __init__(self, channel):
@@ -76,6 +77,31 @@ class TemplateServiceStub:
                 request_serializer=api_dot_pb_dot_template__manager__pb2.TemplateBuildListRequest.SerializeToString,
                 response_deserializer=api_dot_pb_dot_template__manager__pb2.TemplateBuildListResponse.FromString,
                 _registered_method=True)
+        self.TemplateNameReserve = channel.unary_unary(
+                '/TemplateService/TemplateNameReserve',
+                request_serializer=api_dot_pb_dot_template__manager__pb2.TemplateNameReserveRequest.SerializeToString,
+                response_deserializer=api_dot_pb_dot_template__manager__pb2.TemplateNameReserveResponse.FromString,
+                _registered_method=True)
+        self.TemplateNameGet = channel.unary_unary(
+                '/TemplateService/TemplateNameGet',
+                request_serializer=api_dot_pb_dot_template__manager__pb2.TemplateNameGetRequest.SerializeToString,
+                response_deserializer=api_dot_pb_dot_template__manager__pb2.TemplateName.FromString,
+                _registered_method=True)
+        self.TemplateNameList = channel.unary_unary(
+                '/TemplateService/TemplateNameList',
+                request_serializer=api_dot_pb_dot_template__manager__pb2.TemplateNameListRequest.SerializeToString,
+                response_deserializer=api_dot_pb_dot_template__manager__pb2.TemplateNameListResponse.FromString,
+                _registered_method=True)
+        self.TemplateTagsAssign = channel.unary_unary(
+                '/TemplateService/TemplateTagsAssign',
+                request_serializer=api_dot_pb_dot_template__manager__pb2.TemplateTagsAssignRequest.SerializeToString,
+                response_deserializer=api_dot_pb_dot_template__manager__pb2.TemplateName.FromString,
+                _registered_method=True)
+        self.TemplateTagsRemove = channel.unary_unary(
+                '/TemplateService/TemplateTagsRemove',
+                request_serializer=api_dot_pb_dot_template__manager__pb2.TemplateTagsRemoveRequest.SerializeToString,
+                response_deserializer=api_dot_pb_dot_template__manager__pb2.TemplateName.FromString,
+                _registered_method=True)
         self.HealthStatus = channel.unary_unary(
                 '/TemplateService/HealthStatus',
                 request_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
@@ -89,7 +115,8 @@ class TemplateServiceStub:
 
 
 class TemplateServiceServicer:
-    """Builds Firecracker VM templates from container images.
+    """Builds Firecracker VM templates from container images. A build_id of a request may also be a
+    template's name:tag (name is name:default), but for that of a build that is to be.
     """
 
     def TemplateCreate(self, request, context):
@@ -117,8 +144,9 @@ class TemplateServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def TemplateBuildDelete(self, request, context):
-        """Stops a running build first, then removes objects, image tag and checkpoints. Idempotent: of an
-        unknown build there is nothing to remove, and the trailer found says false.
+        """Stops a running build first, then removes objects, image tag and checkpoints, and the tags that
+        stand for it: the trailer names says which. Idempotent: of an unknown build there is nothing to
+        remove, and the trailer found says false.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,6 +177,42 @@ class TemplateServiceServicer:
 
     def TemplateBuildList(self, request, context):
         """The builds that Temporal remembers, latest first. A build that has just begun may be missing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TemplateNameReserve(self, request, context):
+        """Lets a name be a template's, before its first build or for the next one, and gives that build an
+        id. What is said of tags and sizes is kept for whoever asks (TemplateNameGet).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TemplateNameGet(self, request, context):
+        """A template's name with its tags, by the name or by the template's id. NOT_FOUND without one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TemplateNameList(self, request, context):
+        """The names of templates, in order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TemplateTagsAssign(self, request, context):
+        """Lets tags stand for a published build, all at once, or one for the build that it stood for before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TemplateTagsRemove(self, request, context):
+        """Takes tags away, or a name with all of them; no build is deleted. Answers what is left.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -213,6 +277,31 @@ def add_TemplateServiceServicer_to_server(servicer, server):
                     request_deserializer=api_dot_pb_dot_template__manager__pb2.TemplateBuildListRequest.FromString,
                     response_serializer=api_dot_pb_dot_template__manager__pb2.TemplateBuildListResponse.SerializeToString,
             ),
+            'TemplateNameReserve': grpc.unary_unary_rpc_method_handler(
+                    servicer.TemplateNameReserve,
+                    request_deserializer=api_dot_pb_dot_template__manager__pb2.TemplateNameReserveRequest.FromString,
+                    response_serializer=api_dot_pb_dot_template__manager__pb2.TemplateNameReserveResponse.SerializeToString,
+            ),
+            'TemplateNameGet': grpc.unary_unary_rpc_method_handler(
+                    servicer.TemplateNameGet,
+                    request_deserializer=api_dot_pb_dot_template__manager__pb2.TemplateNameGetRequest.FromString,
+                    response_serializer=api_dot_pb_dot_template__manager__pb2.TemplateName.SerializeToString,
+            ),
+            'TemplateNameList': grpc.unary_unary_rpc_method_handler(
+                    servicer.TemplateNameList,
+                    request_deserializer=api_dot_pb_dot_template__manager__pb2.TemplateNameListRequest.FromString,
+                    response_serializer=api_dot_pb_dot_template__manager__pb2.TemplateNameListResponse.SerializeToString,
+            ),
+            'TemplateTagsAssign': grpc.unary_unary_rpc_method_handler(
+                    servicer.TemplateTagsAssign,
+                    request_deserializer=api_dot_pb_dot_template__manager__pb2.TemplateTagsAssignRequest.FromString,
+                    response_serializer=api_dot_pb_dot_template__manager__pb2.TemplateName.SerializeToString,
+            ),
+            'TemplateTagsRemove': grpc.unary_unary_rpc_method_handler(
+                    servicer.TemplateTagsRemove,
+                    request_deserializer=api_dot_pb_dot_template__manager__pb2.TemplateTagsRemoveRequest.FromString,
+                    response_serializer=api_dot_pb_dot_template__manager__pb2.TemplateName.SerializeToString,
+            ),
             'HealthStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.HealthStatus,
                     request_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
@@ -232,7 +321,8 @@ def add_TemplateServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TemplateService:
-    """Builds Firecracker VM templates from container images.
+    """Builds Firecracker VM templates from container images. A build_id of a request may also be a
+    template's name:tag (name is name:default), but for that of a build that is to be.
     """
 
     @staticmethod
@@ -441,6 +531,141 @@ class TemplateService:
             '/TemplateService/TemplateBuildList',
             api_dot_pb_dot_template__manager__pb2.TemplateBuildListRequest.SerializeToString,
             api_dot_pb_dot_template__manager__pb2.TemplateBuildListResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TemplateNameReserve(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/TemplateService/TemplateNameReserve',
+            api_dot_pb_dot_template__manager__pb2.TemplateNameReserveRequest.SerializeToString,
+            api_dot_pb_dot_template__manager__pb2.TemplateNameReserveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TemplateNameGet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/TemplateService/TemplateNameGet',
+            api_dot_pb_dot_template__manager__pb2.TemplateNameGetRequest.SerializeToString,
+            api_dot_pb_dot_template__manager__pb2.TemplateName.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TemplateNameList(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/TemplateService/TemplateNameList',
+            api_dot_pb_dot_template__manager__pb2.TemplateNameListRequest.SerializeToString,
+            api_dot_pb_dot_template__manager__pb2.TemplateNameListResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TemplateTagsAssign(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/TemplateService/TemplateTagsAssign',
+            api_dot_pb_dot_template__manager__pb2.TemplateTagsAssignRequest.SerializeToString,
+            api_dot_pb_dot_template__manager__pb2.TemplateName.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TemplateTagsRemove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/TemplateService/TemplateTagsRemove',
+            api_dot_pb_dot_template__manager__pb2.TemplateTagsRemoveRequest.SerializeToString,
+            api_dot_pb_dot_template__manager__pb2.TemplateName.FromString,
             options,
             channel_credentials,
             insecure,

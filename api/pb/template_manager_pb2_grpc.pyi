@@ -30,7 +30,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TemplateServiceStub:
-    """Builds Firecracker VM templates from container images."""
+    """Builds Firecracker VM templates from container images. A build_id of a request may also be a
+    template's name:tag (name is name:default), but for that of a build that is to be.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -48,8 +50,9 @@ class TemplateServiceStub:
     TemplateBuildStatus: _grpc.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateStatusRequest, _template_manager_pb2.TemplateBuildStatusResponse]
     """State, progress, log lines and, on failure, the reason."""
     TemplateBuildDelete: _grpc.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateBuildDeleteRequest, _empty_pb2.Empty]
-    """Stops a running build first, then removes objects, image tag and checkpoints. Idempotent: of an
-    unknown build there is nothing to remove, and the trailer found says false.
+    """Stops a running build first, then removes objects, image tag and checkpoints, and the tags that
+    stand for it: the trailer names says which. Idempotent: of an unknown build there is nothing to
+    remove, and the trailer found says false.
     """
     TemplateBuildCancel: _grpc.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateBuildCancelRequest, _empty_pb2.Empty]
     """Stops a running build and undoes it; answers when all is undone."""
@@ -63,6 +66,18 @@ class TemplateServiceStub:
     """
     TemplateBuildList: _grpc.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateBuildListRequest, _template_manager_pb2.TemplateBuildListResponse]
     """The builds that Temporal remembers, latest first. A build that has just begun may be missing."""
+    TemplateNameReserve: _grpc.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateNameReserveRequest, _template_manager_pb2.TemplateNameReserveResponse]
+    """Lets a name be a template's, before its first build or for the next one, and gives that build an
+    id. What is said of tags and sizes is kept for whoever asks (TemplateNameGet).
+    """
+    TemplateNameGet: _grpc.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateNameGetRequest, _template_manager_pb2.TemplateName]
+    """A template's name with its tags, by the name or by the template's id. NOT_FOUND without one."""
+    TemplateNameList: _grpc.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateNameListRequest, _template_manager_pb2.TemplateNameListResponse]
+    """The names of templates, in order."""
+    TemplateTagsAssign: _grpc.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateTagsAssignRequest, _template_manager_pb2.TemplateName]
+    """Lets tags stand for a published build, all at once, or one for the build that it stood for before."""
+    TemplateTagsRemove: _grpc.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateTagsRemoveRequest, _template_manager_pb2.TemplateName]
+    """Takes tags away, or a name with all of them; no build is deleted. Answers what is left."""
     HealthStatus: _grpc.UnaryUnaryMultiCallable[_empty_pb2.Empty, _template_manager_pb2.HealthStatusResponse]
     """Whether this process takes calls, or is about to end."""
     InitLayerFileUpload: _grpc.UnaryUnaryMultiCallable[_template_manager_pb2.InitLayerFileUploadRequest, _template_manager_pb2.InitLayerFileUploadResponse]
@@ -73,7 +88,9 @@ class TemplateServiceStub:
 
 @_typing.type_check_only
 class TemplateServiceAsyncStub(TemplateServiceStub):
-    """Builds Firecracker VM templates from container images."""
+    """Builds Firecracker VM templates from container images. A build_id of a request may also be a
+    template's name:tag (name is name:default), but for that of a build that is to be.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     TemplateCreate: _aio.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateCreateRequest, _empty_pb2.Empty]  # type: ignore[assignment]
@@ -88,8 +105,9 @@ class TemplateServiceAsyncStub(TemplateServiceStub):
     TemplateBuildStatus: _aio.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateStatusRequest, _template_manager_pb2.TemplateBuildStatusResponse]  # type: ignore[assignment]
     """State, progress, log lines and, on failure, the reason."""
     TemplateBuildDelete: _aio.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateBuildDeleteRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Stops a running build first, then removes objects, image tag and checkpoints. Idempotent: of an
-    unknown build there is nothing to remove, and the trailer found says false.
+    """Stops a running build first, then removes objects, image tag and checkpoints, and the tags that
+    stand for it: the trailer names says which. Idempotent: of an unknown build there is nothing to
+    remove, and the trailer found says false.
     """
     TemplateBuildCancel: _aio.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateBuildCancelRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Stops a running build and undoes it; answers when all is undone."""
@@ -103,6 +121,18 @@ class TemplateServiceAsyncStub(TemplateServiceStub):
     """
     TemplateBuildList: _aio.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateBuildListRequest, _template_manager_pb2.TemplateBuildListResponse]  # type: ignore[assignment]
     """The builds that Temporal remembers, latest first. A build that has just begun may be missing."""
+    TemplateNameReserve: _aio.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateNameReserveRequest, _template_manager_pb2.TemplateNameReserveResponse]  # type: ignore[assignment]
+    """Lets a name be a template's, before its first build or for the next one, and gives that build an
+    id. What is said of tags and sizes is kept for whoever asks (TemplateNameGet).
+    """
+    TemplateNameGet: _aio.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateNameGetRequest, _template_manager_pb2.TemplateName]  # type: ignore[assignment]
+    """A template's name with its tags, by the name or by the template's id. NOT_FOUND without one."""
+    TemplateNameList: _aio.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateNameListRequest, _template_manager_pb2.TemplateNameListResponse]  # type: ignore[assignment]
+    """The names of templates, in order."""
+    TemplateTagsAssign: _aio.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateTagsAssignRequest, _template_manager_pb2.TemplateName]  # type: ignore[assignment]
+    """Lets tags stand for a published build, all at once, or one for the build that it stood for before."""
+    TemplateTagsRemove: _aio.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateTagsRemoveRequest, _template_manager_pb2.TemplateName]  # type: ignore[assignment]
+    """Takes tags away, or a name with all of them; no build is deleted. Answers what is left."""
     HealthStatus: _aio.UnaryUnaryMultiCallable[_empty_pb2.Empty, _template_manager_pb2.HealthStatusResponse]  # type: ignore[assignment]
     """Whether this process takes calls, or is about to end."""
     InitLayerFileUpload: _aio.UnaryUnaryMultiCallable[_template_manager_pb2.InitLayerFileUploadRequest, _template_manager_pb2.InitLayerFileUploadResponse]  # type: ignore[assignment]
@@ -112,7 +142,9 @@ class TemplateServiceAsyncStub(TemplateServiceStub):
     """
 
 class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Builds Firecracker VM templates from container images."""
+    """Builds Firecracker VM templates from container images. A build_id of a request may also be a
+    template's name:tag (name is name:default), but for that of a build that is to be.
+    """
 
     @_abc_1.abstractmethod
     def TemplateCreate(
@@ -149,8 +181,9 @@ class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _template_manager_pb2.TemplateBuildDeleteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Stops a running build first, then removes objects, image tag and checkpoints. Idempotent: of an
-        unknown build there is nothing to remove, and the trailer found says false.
+        """Stops a running build first, then removes objects, image tag and checkpoints, and the tags that
+        stand for it: the trailer names says which. Idempotent: of an unknown build there is nothing to
+        remove, and the trailer found says false.
         """
 
     @_abc_1.abstractmethod
@@ -188,6 +221,48 @@ class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_template_manager_pb2.TemplateBuildListResponse, _abc.Awaitable[_template_manager_pb2.TemplateBuildListResponse]]:
         """The builds that Temporal remembers, latest first. A build that has just begun may be missing."""
+
+    @_abc_1.abstractmethod
+    def TemplateNameReserve(
+        self,
+        request: _template_manager_pb2.TemplateNameReserveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_template_manager_pb2.TemplateNameReserveResponse, _abc.Awaitable[_template_manager_pb2.TemplateNameReserveResponse]]:
+        """Lets a name be a template's, before its first build or for the next one, and gives that build an
+        id. What is said of tags and sizes is kept for whoever asks (TemplateNameGet).
+        """
+
+    @_abc_1.abstractmethod
+    def TemplateNameGet(
+        self,
+        request: _template_manager_pb2.TemplateNameGetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_template_manager_pb2.TemplateName, _abc.Awaitable[_template_manager_pb2.TemplateName]]:
+        """A template's name with its tags, by the name or by the template's id. NOT_FOUND without one."""
+
+    @_abc_1.abstractmethod
+    def TemplateNameList(
+        self,
+        request: _template_manager_pb2.TemplateNameListRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_template_manager_pb2.TemplateNameListResponse, _abc.Awaitable[_template_manager_pb2.TemplateNameListResponse]]:
+        """The names of templates, in order."""
+
+    @_abc_1.abstractmethod
+    def TemplateTagsAssign(
+        self,
+        request: _template_manager_pb2.TemplateTagsAssignRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_template_manager_pb2.TemplateName, _abc.Awaitable[_template_manager_pb2.TemplateName]]:
+        """Lets tags stand for a published build, all at once, or one for the build that it stood for before."""
+
+    @_abc_1.abstractmethod
+    def TemplateTagsRemove(
+        self,
+        request: _template_manager_pb2.TemplateTagsRemoveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_template_manager_pb2.TemplateName, _abc.Awaitable[_template_manager_pb2.TemplateName]]:
+        """Takes tags away, or a name with all of them; no build is deleted. Answers what is left."""
 
     @_abc_1.abstractmethod
     def HealthStatus(

@@ -63,6 +63,11 @@ NEEDED = {
     "TemplateBuildRetry": Right.BUILD,
     "TemplateBuildCancel": Right.BUILD,
     "TemplateBuildDelete": Right.ADMIN,
+    "TemplateNameGet": Right.READ,
+    "TemplateNameList": Right.READ,
+    "TemplateNameReserve": Right.BUILD,
+    "TemplateTagsAssign": Right.BUILD,
+    "TemplateTagsRemove": Right.BUILD,
     # Of InfoService: a control plane looks for services before it has a token for any.
     "ServiceInfo": Right.NONE,
     "ServiceStatusOverride": Right.OPERATOR,
@@ -370,7 +375,7 @@ def require_image(image: str | None) -> None:
 
 
 def audit(method: str, outcome: str, **subject: str) -> None:
-    """Write the line that says who has changed what: `build=…`, `status=…`, `files=…` by hash."""
+    """Write the line that says who has changed what: `build=…`, `name=…`, `files=…`."""
     caller = current_caller.get()
     _log.info(
         "audit",

@@ -23,6 +23,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.contract.errors import TemplateAlreadyPublishedError, failure_of
 from activities.contract.inputs import DeleteTemplateInput
 from activities.contract.names import WORKFLOW_TASK_QUEUE, delete_workflow_id
+from activities.contract.results import DeletedTemplate
 from activities.contract.search_attributes import TEMPLATE_ID
 from activities.contract.sources import FromImage
 from activities.process.settings import Settings
@@ -56,26 +57,27 @@ class BuildEnder:
         _require_cancelled(build_id, await self._stop(described))
         _log.info("build cancelled", build_id=build_id)
 
-    async def delete(self, build_id: str, template_id: str = "") -> bool:
+    async def delete(self, build_id: str, template_id: str = "") -> DeletedTemplate | None:
         """Stop a build if it runs, then remove all that it has left. Twice is fine.
 
-        Returns whether anything is known of such a build: of an unknown one there is nothing to
-        remove. Raises ApiError NOT_FOUND when the build is of another template.
+        Returns what was removed; None when nothing is known of such a build.
+
+        Raises ApiError NOT_FOUND when the build is of another template.
         """
         described = await self._described(build_id, template_id)
         if described is not None and described.status is WorkflowExecutionStatus.RUNNING:
             await self._stop(described)
         if described is not None and await self._finder.was_deleted(build_id, described):
             await self.finish_delete(build_id)
-            return True
+            return DeletedTemplate()
         await self._replace_earlier_delete(build_id, described)
         delete = await self._delete_input(build_id, template_id)
         if delete is None:
-            return False
+            return None
         await self._finder.keep_id(build_id)
-        await self._run_delete(delete)
+        deleted = await self._run_delete(delete)
         _log.info("build deleted", build_id=build_id, template_id=template_id)
-        return True
+        return deleted
 
     async def finish_delete(self, build_id: str) -> None:
         """Wait until a delete that has begun has removed everything."""
@@ -141,7 +143,7 @@ class BuildEnder:
         source = config.source
         return source if isinstance(source, FromImage) and source.is_own else None
 
-    async def _run_delete(self, delete: DeleteTemplateInput) -> None:
+    async def _run_delete(self, delete: DeleteTemplateInput) -> DeletedTemplate:
         start = WithStartWorkflowOperation(
             DeleteTemplate.run,
             delete,
@@ -151,7 +153,7 @@ class BuildEnder:
             static_summary=f"delete {delete.template_id} · {delete.build_id}",
         )
         with _update_errors():
-            await self._client.execute_update_with_start_workflow(
+            return await self._client.execute_update_with_start_workflow(
                 DeleteTemplate.wait_deleted, start_workflow_operation=start
             )
 

@@ -9,6 +9,8 @@ import grpc
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.contract.errors import (
+    NamesBeyondLimitError,
+    NameTakenError,
     StorageDeniedError,
     TemplateManagerError,
     TemplateNotFoundError,
@@ -92,6 +94,10 @@ def _of_temporal(error: RPCError) -> ApiError:
 def _of_template_manager(error: TemplateManagerError) -> ApiError:
     if isinstance(error, TemplateNotFoundError):
         code = grpc.StatusCode.NOT_FOUND
+    elif isinstance(error, NameTakenError):
+        code = grpc.StatusCode.ALREADY_EXISTS
+    elif isinstance(error, NamesBeyondLimitError):
+        code = grpc.StatusCode.RESOURCE_EXHAUSTED
     elif error.retryable:
         code = grpc.StatusCode.UNAVAILABLE
     elif error.users_fault or isinstance(error, StorageDeniedError):

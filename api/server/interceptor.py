@@ -143,17 +143,16 @@ async def _audited(name: str, handler: _Handler, request: Message, context: Cont
     method = name.rpartition("/")[2]
     if NEEDED.get(method, Right.ADMIN) < Right.BUILD:
         return await handler.unary_unary(request, context)
-    subject = _subject(request)
     try:
         answer = await handler.unary_unary(request, context)
     except asyncio.CancelledError:
-        audit(method, "client gone", **subject)
+        audit(method, "client gone", **_subject(request))
         raise
     except Exception as error:
         told = to_api_error(error)
-        audit(method, told.reason if told else "INTERNAL", **subject)
+        audit(method, told.reason if told else "INTERNAL", **_subject(request))
         raise
-    audit(method, "ok", **subject)
+    audit(method, "ok", **_subject(request))
     return answer
 
 
@@ -165,10 +164,15 @@ def _certificate_names(context: Context) -> set[str]:
 
 
 def _subject(request: Message) -> dict[str, str]:
+    """Say what a request is about; of a name:tag the build, once it has been looked up."""
     if isinstance(request, pb.TemplateCreateRequest):
         return {"build": request.template.build_id}
     if isinstance(request, CHANGES_OF_A_BUILD):
         return {"build": request.build_id}
+    if isinstance(request, pb.TemplateTagsAssignRequest):
+        return {"name": request.name, "build": request.build_id}
+    if isinstance(request, pb.TemplateNameReserveRequest | pb.TemplateTagsRemoveRequest):
+        return {"name": request.name}
     if isinstance(request, info_pb.ServiceStatusChangeRequest):
         return {"status": info_pb.ServiceInfoStatus.Name(request.service_status)}
     assert isinstance(request, pb.InitLayerFileUploadRequest)

@@ -39,6 +39,7 @@ from api.server.interceptor import OPEN_SERVICES, SERVICE, SERVICES, CallInterce
 from api.server.known_hosts import KnownHosts
 from api.server.listing import BuildListing
 from api.server.logs import BuildLogs
+from api.server.naming import TemplateNaming
 from api.server.request_limits import MAX_REQUEST_BYTES
 from api.server.service import TemplateService
 from api.server.starting import BuildStarter
@@ -90,6 +91,7 @@ class ApiServer:
         line = WaitingLine(client, hosts)
         status = ServiceStatus(self._own_status)
         ender = BuildEnder(client, settings, finder)
+        naming = TemplateNaming(bucket)
         self.service = TemplateService(
             settings,
             finder=finder,
@@ -100,11 +102,13 @@ class ApiServer:
                 finder=finder,
                 ender=ender,
                 room=TenantRoom(client, bucket, tenants),
+                naming=naming,
             ),
             ender=ender,
             listing=BuildListing(client, line, Sealer(settings.secret_keys)),
             line=line,
             logs=self.logs,
+            naming=naming,
             bucket=bucket,
             temporal=self._temporal,
             status=status,

@@ -26,6 +26,7 @@ from api.server.interceptor import Context
 from api.server.last_known import LastKnown
 from api.server.listing import BuildListing, list_query
 from api.server.logs import BuildLogs
+from api.server.naming import TemplateNaming
 from api.server.starting import BuildStarter, StartedBuild
 from api.server.template_bucket import TemplateBucket
 from api.server.temporal_health import TemporalHealth
@@ -43,6 +44,16 @@ from api.server.wire import (
 # An answer must fit into the 4 MiB that gRPC clients take by default.
 MAX_STATUS_LINES = 1_000
 MAX_STATUS_LOG_BYTES = 2 * 1024 * 1024
+MAX_NAMES_TOLD = 20  # gRPC refuses trailers of more than 8 KiB
+
+AboutABuild = (
+    pb.TemplateStatusRequest
+    | pb.TemplateBuildLogsRequest
+    | pb.TemplateBuildRetryRequest
+    | pb.TemplateBuildCancelRequest
+    | pb.TemplateBuildDeleteRequest
+    | pb.TemplateTagsAssignRequest
+)
 
 
 class TemplateService(pb_grpc.TemplateServiceServicer):
@@ -58,6 +69,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         listing: BuildListing,
         line: WaitingLine,
         logs: BuildLogs,
+        naming: TemplateNaming,
         bucket: TemplateBucket,
         temporal: TemporalHealth,
         status: ServiceStatus,
@@ -70,6 +82,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         self._listing = listing
         self._line = line
         self._logs = logs
+        self._naming = naming
         self._bucket = bucket
         self._temporal = temporal
         self._status = status
@@ -87,6 +100,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
 
     async def TemplateCreate(self, request: pb.TemplateCreateRequest, context: Context) -> Empty:
         """Validate, start the build, and say in the headers which one it is."""
+        await self._naming.complete(request)
         valid = validate(request, self._settings, self._sealer)
         await self._temporal.require()
         await self._listing.require_room(self._settings.max_running_builds)
@@ -97,6 +111,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         self, request: pb.TemplateCreateRequest, context: Context
     ) -> pb.TemplateBuildImageResponse:
         """Validate, and say of which image the build would be."""
+        await self._naming.complete(request)
         source = validate(request, self._settings, self._sealer).config.source
         if not isinstance(source, FromImage):
             return pb.TemplateBuildImageResponse()
@@ -107,7 +122,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         self, request: pb.TemplateBuildRetryRequest, context: Context
     ) -> Empty:
         """Start a failed build again, from the last step that it has finished."""
-        build_id = require_build_id(request.build_id)
+        build_id = await self._resolve(request)
         await self._temporal.require()
         await self._listing.require_room(self._settings.max_running_builds)
         await _send_headers(context, await self._starter.retry(build_id, request.template_id))
@@ -120,8 +135,9 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         query = list_query(request)
         await self._temporal.require()
         page = await self._listing.page(query, request.page_size, request.page_token)
+        names = await self._naming.tags_of_builds(page.builds)
         return pb.TemplateBuildListResponse(
-            builds=[summary_message(build) for build in page.builds],
+            builds=[summary_message(build, names.get(build.build_id, ())) for build in page.builds],
             next_page_token=page.next_page_token,
         )
 
@@ -132,6 +148,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
 
         While Temporal is away it is what was last known, if anything is.
         """
+        await self._resolve(request)
         try:
             return await self._looked_up(request)
         except Exception as error:
@@ -147,6 +164,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         self, request: pb.TemplateBuildLogsRequest, context: Context
     ) -> AsyncIterator[pb.TemplateBuildLogsResponse]:
         """Stream the log from a cursor on; the trailers of a success tell what was built."""
+        await self._resolve(request)
         view = await self._view(request)
         run_id = require_build_id(request.run_id, "run_id") if request.run_id else ""
         await context.send_initial_metadata(())  # now: the first line may be long in coming
@@ -175,7 +193,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         self, request: pb.TemplateBuildCancelRequest, context: Context
     ) -> Empty:
         """Stop a build; answer when all is undone."""
-        build_id = require_build_id(request.build_id)
+        build_id = await self._resolve(request)
         await self._temporal.require()
         await self._ender.cancel(build_id, request.template_id)
         return Empty()
@@ -183,12 +201,48 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
     async def TemplateBuildDelete(
         self, request: pb.TemplateBuildDeleteRequest, context: Context
     ) -> Empty:
-        """Remove a template, or whatever a build has left; the trailer says if there was any."""
-        build_id = require_build_id(request.build_id)
+        """Remove a template, or whatever a build has left; the trailers say if there was any, and
+        which of its names are gone."""
+        build_id = await self._resolve(request)
         await self._temporal.require()
-        found = await self._ender.delete(build_id, request.template_id)
-        context.set_trailing_metadata((("found", str(found).lower()),))
+        deleted = await self._ender.delete(build_id, request.template_id)
+        names = ",".join(deleted.names[:MAX_NAMES_TOLD]) if deleted else ""
+        found = ("found", str(deleted is not None).lower())
+        context.set_trailing_metadata((found, *((("names", names),) if names else ())))
         return Empty()
+
+    async def TemplateNameReserve(
+        self, request: pb.TemplateNameReserveRequest, context: Context
+    ) -> pb.TemplateNameReserveResponse:
+        """Let a name be a template's, and give its next build an id."""
+        return await self._naming.reserve(request)
+
+    async def TemplateNameGet(
+        self, request: pb.TemplateNameGetRequest, context: Context
+    ) -> pb.TemplateName:
+        """Tell a name and its tags."""
+        return await self._naming.get(request)
+
+    async def TemplateNameList(
+        self, request: pb.TemplateNameListRequest, context: Context
+    ) -> pb.TemplateNameListResponse:
+        """Tell a page of names."""
+        return await self._naming.page(request)
+
+    async def TemplateTagsAssign(
+        self, request: pb.TemplateTagsAssignRequest, context: Context
+    ) -> pb.TemplateName:
+        """Let tags stand for a published build, or roll one back."""
+        if request.roll_back:
+            return await self._naming.roll_back(request)
+        await self._resolve(request)
+        return await self._naming.assign(request, await self._view(request))
+
+    async def TemplateTagsRemove(
+        self, request: pb.TemplateTagsRemoveRequest, context: Context
+    ) -> pb.TemplateName:
+        """Take tags away; tell what is left."""
+        return await self._naming.remove(request)
 
     async def InitLayerFileUpload(
         self, request: pb.InitLayerFileUploadRequest, context: Context
@@ -222,12 +276,22 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         """Whether it is ending, or was told to say another status than Healthy."""
         return self.is_draining or self._status.is_told
 
+    async def _resolve(self, request: AboutABuild) -> str:
+        """Put the build's id in the place of a name:tag, once for the whole call; return it."""
+        request.build_id = await self._naming.build_id(request.build_id)
+        return request.build_id
+
     async def _view(
-        self, request: pb.TemplateStatusRequest | pb.TemplateBuildLogsRequest
+        self,
+        request: pb.TemplateStatusRequest
+        | pb.TemplateBuildLogsRequest
+        | pb.TemplateTagsAssignRequest,
     ) -> BuildView:
-        build_id = require_build_id(request.build_id)
         await self._temporal.require()
-        return await self._finder.view(build_id, request.template_id)
+        template_id = (
+            "" if isinstance(request, pb.TemplateTagsAssignRequest) else request.template_id
+        )
+        return await self._finder.view(request.build_id, template_id)
 
     async def _view_at_end(
         self, view: BuildView, request: pb.TemplateBuildLogsRequest

@@ -48,6 +48,7 @@ from api.server.copied_files import CopiedFiles
 from api.server.ending import BuildEnder
 from api.server.finding import RPC_LIMIT, BuildFinder
 from api.server.history import BuildHistory
+from api.server.naming import TemplateNaming
 from api.server.template_bucket import TemplateBucket
 from api.server.tenant_room import TenantRoom
 from api.server.validation import ValidRequest, config_sha256, options_for, require_same_config
@@ -84,6 +85,7 @@ class BuildStarter:
         finder: BuildFinder,
         ender: BuildEnder,
         room: TenantRoom,
+        naming: TemplateNaming,
     ) -> None:
         self._client = client
         self._settings = settings
@@ -92,6 +94,7 @@ class BuildStarter:
         self._history = BuildHistory(client)
         self._ender = ender
         self._room = room
+        self._naming = naming
 
     async def create(self, valid: ValidRequest) -> StartedBuild:
         """Start a build, or find the one that this request has started before.
@@ -217,6 +220,7 @@ class BuildStarter:
 
     async def _start(self, build: BuildInput) -> StartedBuild:
         config, image = build.config, build.config.source.described
+        await self._naming.await_build(config)
         handle = await self._client.start_workflow(
             BuildTemplate.run,
             build,

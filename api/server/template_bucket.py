@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Container
+from typing import TYPE_CHECKING, TypeVar
 
 from activities.contract.status import BuildStatus, LogEntry
 from activities.store.objects import SentFiles, template_prefix
@@ -14,8 +15,11 @@ if TYPE_CHECKING:  # loading Google's client takes longer than starting the rest
     from activities.store.bucket import Bucket
     from activities.store.files import FilesContent, FilesUpload
     from activities.store.metadata import TemplateMetadata
+    from activities.store.names import NamedTemplate, TenantNames
     from activities.store.stored import Stored
 
+
+T = TypeVar("T")
 
 # Tars that are read through at the same time, whoever asks.
 READERS = 2
@@ -83,6 +87,28 @@ class TemplateBucket:
             return claim(self._connect(), build_id, tenant)
 
         return await asyncio.to_thread(write)
+
+    async def names(self, tenant: str, work: Callable[[TenantNames], T]) -> T:
+        """Do something with the names of a tenant's templates. Raises what `work` does."""
+
+        def do() -> T:
+            from activities.store.names import TenantNames
+
+            return work(TenantNames(self._connect(), tenant))
+
+        return await asyncio.to_thread(do)
+
+    async def list_names(
+        self, tenant: str | None, templates: Container[str] | None = None
+    ) -> list[NamedTemplate]:
+        """Return the names of a tenant, or of all: by default those of all templates."""
+
+        def read() -> list[NamedTemplate]:
+            from activities.store.names import list_names
+
+            return list(list_names(self._connect(), tenant, templates))
+
+        return await asyncio.to_thread(read)
 
     async def stored(self) -> Stored | None:
         """Return how much each tenant has stored, as the last sweep has counted it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -27,6 +27,7 @@ from activities.contract.image_steps import (
     image_step,
 )
 from activities.contract.names import canonical_build_id, tenant_mark
+from activities.contract.references import DEFAULT_TAG, tag_name, template_name
 from activities.contract.registry_logins import (
     MAX_SECRET_CHARS,
     AwsLogin,
@@ -132,6 +133,25 @@ def _wrong_files_hash(sent: SentFiles) -> str:
     return "must be a SHA-256, 64 hex digits in lower case, where there is no cache_scope"
 
 
+def name_violations(name: str, tags: Sequence[str], path: str = "") -> list[Violation]:
+    """Return what is wrong with a template's name and tags of it."""
+    violations = []
+    for field, value, check in (
+        ("name", name, template_name),
+        *((f"tags[{number}]", tag, tag_name) for number, tag in enumerate(tags)),
+    ):
+        try:
+            check(value)
+        except ValueError as error:
+            violations.append(Violation(f"{path}{field}", str(error)))
+    return violations
+
+
+def tags_of(tags: Sequence[str]) -> tuple[str, ...]:
+    """Return the tags that are asked for: `default` where none is told, each once."""
+    return tuple(dict.fromkeys(tags)) or (DEFAULT_TAG,)
+
+
 def options_for(config: TemplateConfig, settings: Settings) -> BuildOptions:
     """Return the limits of a build: the settings' ones, and what its request asks for."""
     seconds = config.ready_timeout_seconds
@@ -172,6 +192,7 @@ class _Validator:
 
     def validate(self) -> ValidRequest:
         self._check_ids()
+        self._check_name()
         self._check_sizes()
         self._check_names()
         self._check_priority()
@@ -208,6 +229,13 @@ class _Validator:
         if len(self._template.team_id) > MAX_TEAM_CHARS:
             chars = len(self._template.team_id)
             self._bad("team_id", f"has {chars} characters; at most {MAX_TEAM_CHARS} are allowed")
+
+    def _check_name(self) -> None:
+        template = self._template
+        if template.name:
+            self._violations += name_violations(template.name, template.tags, "template.")
+        elif template.tags:
+            self._bad("tags", "are those of a name: give it, too")
 
     def _check_sizes(self) -> None:
         template = self._template
@@ -367,6 +395,8 @@ class _Validator:
             tenant=tenant,
             secret_env=self._secret_env(tenant),
             is_batch=template.priority == pb.Batch,
+            name=template.name or None,
+            tags=tags_of(template.tags) if template.name else (),
         )
 
     def _secret_env(self, tenant: str) -> dict[str, Sealed]:

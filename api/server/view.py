@@ -49,6 +49,7 @@ DOING = {
     "upload_artifacts": "uploading",
     "publish_template": "publishing the template",
     "discard_upload": "removing what was uploaded",
+    "move_tags": "moving the tags",
     "archive_log": "archiving the build log",
 }
 WAITING_FOR_HOST = "waiting for a KVM host with a free slot"

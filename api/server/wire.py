@@ -5,7 +5,9 @@ Texts of a build are made readable once more: an old log, or a host of an old ve
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -17,6 +19,9 @@ from api.pb import template_manager_pb2 as pb
 from api.server.listing import ListedBuild
 from api.server.view import BuildView, RunningActivity
 from api.server.waiting import HostSlots, Waiting, Why
+
+if TYPE_CHECKING:  # loads Google's client, see TemplateBucket
+    from activities.store.names import TemplateNames
 
 CANCELLED_REASON = "cancelled"
 
@@ -99,8 +104,8 @@ def e2b_step(step: Step, number: int | None) -> str:
     return "base" if step in _BASE else "finalize"
 
 
-def summary_message(build: ListedBuild) -> pb.TemplateBuildSummary:
-    """Return one row of a list."""
+def summary_message(build: ListedBuild, names: Sequence[str]) -> pb.TemplateBuildSummary:
+    """Return one row of a list, with the tags that stand for the build."""
     vcpu_count, memory_mb, disk_size_mb = build.size
     message = pb.TemplateBuildSummary(
         vcpu_count=vcpu_count,
@@ -116,12 +121,41 @@ def summary_message(build: ListedBuild) -> pb.TemplateBuildSummary:
         workflow_id=build.workflow_id,
         run_id=build.run_id,
         tenant=build.tenant,
+        names=names,
     )
     if build.ended is not None:
         message.ended.CopyFrom(timestamp(build.ended))
     if build.builds_before is not None:
         message.builds_before = build.builds_before
     return message
+
+
+def names_message(tenant: str, names: TemplateNames) -> pb.TemplateName:
+    """Return a template's name with its tags."""
+    awaited = sorted(names.awaited.items(), key=lambda item: item[1].asked, reverse=True)
+    return pb.TemplateName(
+        name=names.name,
+        template_id=names.template_id,
+        tenant=tenant,
+        created=timestamp(names.created),
+        tags=[
+            pb.TemplateTag(
+                tag=name, build_id=tag.build_id, asked=timestamp(tag.asked), previous=tag.previous
+            )
+            for name, tag in sorted(names.tags.items())
+        ],
+        awaited=[
+            pb.AwaitedBuild(
+                build_id=build_id,
+                tags=build.tags,
+                asked=timestamp(build.asked),
+                memory_mb=build.memory_mb,
+                vcpu_count=build.vcpu_count,
+                disk_size_mb=build.disk_size_mb,
+            )
+            for build_id, build in awaited
+        ],
+    )
 
 
 def waiting_message(waiting: Waiting) -> pb.WaitingForHost:

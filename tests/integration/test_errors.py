@@ -137,6 +137,12 @@ PROVOKED = {
     "StorageUnavailableError": (
         "integration/test_bucket.py::test_a_bucket_that_cannot_be_reached_is_unavailable"
     ),
+    "NameTakenError": (
+        "integration/test_names.py::test_a_name_is_one_template_s_and_a_template_has_one_name"
+    ),
+    "NamesBeyondLimitError": (
+        "integration/test_names.py::test_names_tags_and_builds_that_wait_have_limits"
+    ),
     "StorageDeniedError": (
         "integration/test_bucket.py::test_a_bucket_that_does_not_exist_is_named_in_seconds"
     ),

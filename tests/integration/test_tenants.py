@@ -88,6 +88,15 @@ REQUESTS: dict[str, Callable[[str, str], Message]] = {
     "TemplateBuildRetry": lambda build, role: pb.TemplateBuildRetryRequest(build_id=build),
     "TemplateBuildCancel": lambda build, role: pb.TemplateBuildCancelRequest(build_id=build),
     "TemplateBuildDelete": lambda build, role: pb.TemplateBuildDeleteRequest(build_id=build),
+    "TemplateNameReserve": lambda build, role: pb.TemplateNameReserveRequest(name="web"),
+    "TemplateNameGet": lambda build, role: pb.TemplateNameGetRequest(name="acme/web"),
+    "TemplateNameList": lambda build, role: pb.TemplateNameListRequest(),
+    "TemplateTagsAssign": lambda build, role: pb.TemplateTagsAssignRequest(
+        name="web", build_id=build
+    ),
+    "TemplateTagsRemove": lambda build, role: pb.TemplateTagsRemoveRequest(
+        name="acme/web", tags=["default"]
+    ),
     "ServiceInfo": lambda build, role: Empty(),
     "ServiceStatusOverride": lambda build, role: info_pb.ServiceStatusChangeRequest(),
 }
@@ -95,6 +104,7 @@ REQUESTS: dict[str, Callable[[str, str], Message]] = {
 
 OK, PUBLISHED = "", "TEMPLATE_ALREADY_PUBLISHED"
 NO_RIGHT, NO_TOKEN, NO_BUILD = "RIGHT_MISSING", "TOKEN_MISSING", "BUILD_NOT_FOUND"
+NO_NAME = "TEMPLATE_NOT_FOUND"
 NOTHING = "NOTHING_FOUND"
 """Of a delete that succeeds, since there was nothing to remove."""
 # About a completed build of the owner's: what is told to each of ROLES.
@@ -109,6 +119,11 @@ TOLD: dict[str, tuple[str, ...]] = {
     "TemplateBuildRetry": ("BUILD_NOT_FAILED", NO_RIGHT, NO_BUILD, "BUILD_NOT_FAILED", NO_TOKEN),
     "TemplateBuildCancel": (PUBLISHED, NO_RIGHT, NO_BUILD, PUBLISHED, NO_TOKEN),
     "TemplateBuildDelete": (OK, NO_RIGHT, NOTHING, OK, NO_TOKEN),
+    "TemplateNameReserve": (OK, NO_RIGHT, OK, OK, NO_TOKEN),  # each for its own tenant
+    "TemplateNameGet": (OK, OK, NO_NAME, OK, NO_TOKEN),
+    "TemplateNameList": (OK, OK, OK, OK, NO_TOKEN),
+    "TemplateTagsAssign": (OK, NO_RIGHT, NO_BUILD, OK, NO_TOKEN),
+    "TemplateTagsRemove": (OK, NO_RIGHT, NO_NAME, OK, NO_TOKEN),
     "ServiceInfo": (OK, OK, OK, OK, OK),
     "ServiceStatusOverride": (NO_RIGHT, NO_RIGHT, NO_RIGHT, OK, NO_TOKEN),
 }
@@ -118,7 +133,7 @@ BY_BUILD = [name for name, rpc in RPCS.items() if "build_id" in rpc.input_type.f
 
 def test_every_rpc_is_thought_of() -> None:
     assert set(RPCS) == set(REQUESTS) == set(TOLD)
-    assert len(BY_BUILD) == 5
+    assert len(BY_BUILD) == 6
 
 
 class Tenants:
@@ -205,8 +220,10 @@ def rpcs_of(address: str) -> list[str]:
         return sorted(method.full_name for service in found for method in service.methods)
 
 
-async def test_what_each_caller_is_told(tenants: Tenants) -> None:
+async def test_what_each_caller_is_told(tenants: Tenants, empty_bucket: Bucket) -> None:
     build = await tenants.build()
+    told = metadata(build, tenant="acme")  # a tag stands for what is published
+    empty_bucket.write_object(metadata_name(build), told.model_dump_json().encode())
     methods = sorted(TOLD, key=lambda name: name == "TemplateBuildDelete")  # that one last
     for method in methods:
         for role, expected in zip(ROLES, TOLD[method], strict=True):
@@ -238,6 +255,41 @@ async def test_a_list_has_the_caller_s_builds_alone(tenants: Tenants) -> None:
             assert set(await tenants.listed(role)) & all_of_them == builds, role
     finally:
         await tenants.api.temporal.get_workflow_handle(build_workflow_id(before)).terminate()
+
+
+async def test_a_name_is_seen_by_its_tenant_and_an_operator(
+    tenants: Tenants, empty_bucket: Bucket
+) -> None:
+    build = await tenants.build()
+    told = metadata(build, tenant="acme")
+    empty_bucket.write_object(metadata_name(build), told.model_dump_json().encode())
+    assert await tenants.reason("TemplateTagsAssign", build, "owner") == OK
+
+    async def said(role: str, written: str) -> str:
+        request = pb.TemplateStatusRequest(build_id=written)
+        try:
+            [status] = await tenants.call("TemplateBuildStatus", request, role)
+        except CallError as error:
+            return f"{error.reason}: {error.message}"
+        assert isinstance(status, pb.TemplateBuildStatusResponse)
+        return status.state
+
+    assert await said("owner", "web") == await said("owner", "acme/web") == "completed"
+    assert await said("operator", "acme/web") == "completed"
+    # Its own tenant has none, and another's is as one of a tenant that never was.
+    assert await said("operator", "web") == f"{NO_NAME}: there is no template web:default"
+    hidden = await said("stranger", "acme/web")
+    assert hidden == f"{NO_NAME}: there is no template acme/web:default"
+    assert hidden == (await said("stranger", "none/web")).replace("none", "acme")
+
+    async def seen(role: str, tenant: str = "") -> list[str]:
+        request = pb.TemplateNameListRequest(tenant=tenant)
+        [page] = await tenants.call("TemplateNameList", request, role)
+        assert isinstance(page, pb.TemplateNameListResponse)
+        return [f"{name.tenant}/{name.name}" for name in page.names]
+
+    assert await seen("owner") == await seen("operator") == ["acme/web"]
+    assert await seen("stranger") == await seen("stranger", "acme") == []
 
 
 async def test_an_operator_lists_one_tenant_and_another_hears_of_none(tenants: Tenants) -> None:

@@ -28,6 +28,7 @@ from activities.contract.inputs import (
     FindSnapshotInput,
     HoldHostInput,
     ImportTemplateInput,
+    MoveTagsInput,
     PublishTemplateInput,
     PullImageInput,
     RunStepsInput,
@@ -50,6 +51,7 @@ from activities.contract.interface import (
     ImageStepActivities,
     LogActivities,
     MicrovmActivities,
+    NameActivities,
     NetworkActivities,
     RootfsActivities,
     TemplateBaseActivities,
@@ -68,6 +70,7 @@ from activities.contract.results import (
     DeletedTemplate,
     DiscardedUpload,
     FoundHost,
+    MovedTags,
     PublishedTemplate,
     PulledImage,
     StoredObject,
@@ -335,7 +338,11 @@ class RecordingHost(
 
 
 class RecordingLog(
-    LogActivities, DeletionActivities, TenantRemovalActivities, HostFindingActivities
+    LogActivities,
+    NameActivities,
+    DeletionActivities,
+    TenantRemovalActivities,
+    HostFindingActivities,
 ):
     """The activities of the `template-manager` queue."""
 
@@ -361,6 +368,11 @@ class RecordingLog(
     async def delete_objects_of_tenant(self, tenant: str, /) -> int:
         await self.journal.call("delete_objects_of_tenant", tenant)
         return 2
+
+    @activity.defn(name="move_tags")
+    async def move_tags(self, move: MoveTagsInput, /) -> MovedTags:
+        await self.journal.call("move_tags", move)
+        return MovedTags()
 
     @activity.defn(name="archive_log")
     async def archive_log(self, archive: ArchiveLogInput, /) -> StoredObject:
@@ -464,6 +476,7 @@ async def running_stack(
     log = RecordingLog(hosts[0].journal)
     lines = TenantLines(client, describe_with(client), TenantsFile(tenants_file))
     everywhere: list[Callable[..., Any]] = [
+        log.move_tags,
         log.archive_log,
         log.delete_objects,
         log.delete_image_tag,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import pytest
 import pytest_asyncio
@@ -19,6 +20,7 @@ from activities.contract.errors import (
     ImageNotFoundError,
     ImageStepError,
     KernelMissingError,
+    NameTakenError,
     ReadyTimeoutError,
     TemplateManagerError,
     error_type_of,
@@ -593,3 +595,53 @@ async def test_a_host_that_refuses_whatever_its_facts_say_is_not_found_again(
     await failure_cause(await start(client))
     asked = [find.refused for name, find in host.journal.arguments if name == "find_host"]
     assert asked == [(), (host.name,)]
+
+
+# ---- Names
+
+
+async def start_named(client: Client, *tags: str) -> Handle:
+    named = config(name="web", tags=tags)
+    return await start(client, BuildInput(config=named, options=OPTIONS))
+
+
+async def test_tags_move_once_it_is_published_and_not_before(
+    client: Client, host: RecordingHost
+) -> None:
+    handle = await start_named(client, "stable", "v1")
+    await result_of(handle)
+    calls = host.journal.of("publish_template", "move_tags", "archive_log")
+    assert calls == ["publish_template", "move_tags", "archive_log"]
+    [move] = [argument for name, argument in host.journal.arguments if name == "move_tags"]
+    described = await handle.describe()
+    assert (move.name, move.tags) == ("web", ("stable", "v1"))
+    assert abs(move.asked - described.start_time) < timedelta(seconds=5)
+
+
+async def test_a_build_that_fails_moves_no_tag(client: Client, host: RecordingHost) -> None:
+    host.journal.fail("pull_image", ImageNotFoundError("no image"))
+    assert await failure_cause(await start_named(client, "stable"))
+    assert "move_tags" not in host.journal.calls
+
+
+async def test_a_template_whose_tags_cannot_be_moved_is_published_all_the_same(
+    client: Client, host: RecordingHost
+) -> None:
+    host.journal.fail("move_tags", NameTakenError("the name web is that of template api"))
+    handle = await start_named(client, "stable")
+    await result_of(handle)
+    status = await handle.query(BuildTemplate.status)
+    assert status.state is BuildState.COMPLETED
+
+
+async def test_a_build_that_is_cancelled_while_its_tags_move_has_them(
+    client: Client, host: RecordingHost
+) -> None:
+    moving = host.journal.hang("move_tags")
+    handle = await start_named(client, "stable")
+    await asyncio.wait_for(moving.wait(), 60)
+    await handle.cancel()
+    await asyncio.sleep(0.5)
+    host.journal.hanging.clear()
+    await result_of(handle)
+    assert "move_tags stopped" not in host.journal.calls

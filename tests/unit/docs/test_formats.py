@@ -43,6 +43,7 @@ OBJECTS = {
         )
         for tenant in TENANTS
     ],
+    "names_object": [objects.names_object("<tenant>", "<name>")],
     "probe_name": [f"{objects.PROBES}<uuid>"],
     "stored_name": [objects.stored_name()],
 }
@@ -51,6 +52,7 @@ OBJECTS = {
 PREFIXES = {
     "template_prefix": objects.template_prefix(BUILD),
     "parts_prefix": objects.parts_prefix(BUILD),
+    "names_prefix": objects.names_prefix("<tenant>"),
 }
 DATA = DataDir(Path("<data>"))
 FINGERPRINT = "<fingerprint>"
@@ -82,7 +84,11 @@ def column_of(head: str) -> list[str]:
 
 def test_each_object_is_told() -> None:
     functions = {name for name, _ in inspect.getmembers(objects, inspect.isfunction)}
-    assert {name for name in functions if name.endswith("_name")} == {*OBJECTS, "parse_object_name"}
+    assert {name for name in functions if name.endswith(("_name", "_object"))} == {
+        *OBJECTS,
+        "parse_object_name",
+        "parse_names_object",
+    }
     assert sorted(first_column("Bucket")) == sorted(
         name for named in OBJECTS.values() for name in named
     )

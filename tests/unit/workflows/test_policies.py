@@ -32,6 +32,7 @@ NAMES = [
     "upload_artifact",
     "upload_artifacts",
     "publish_template",
+    "move_tags",
     "archive_log",
     "clean_up_rootfs",
     "tear_down_network",

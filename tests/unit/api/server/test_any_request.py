@@ -80,6 +80,8 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "secret_env": st.dictionaries(TEXT, TEXT, max_size=3),
     "ready_timeout_seconds": st.integers(0, 2**32 - 1),
     "priority": INT32,
+    "name": TEXT,
+    "tags": st.lists(TEXT, max_size=3),
 }
 GOOD: dict[str, Any] = {
     "template_id": "web",
