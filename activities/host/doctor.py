@@ -14,8 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from temporalio.api.workflowservice.v1 import GetSystemInfoRequest
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import (
+    GetSystemInfoRequest,
+    ListTaskQueuePartitionsRequest,
+)
 from temporalio.client import Client
+from temporalio.service import RPCError
 
 from activities.contract.errors import (
     FirecrackerMissingError,
@@ -24,6 +29,7 @@ from activities.contract.errors import (
     TemplateManagerError,
     UnsafeToolsError,
 )
+from activities.contract.names import SHARED_HOST_TASK_QUEUE
 from activities.contract.scope import VmShape
 from activities.contract.search_attributes import SEARCH_ATTRIBUTES
 from activities.disk.cgroups import CONTROLLERS, host_trees, missing_controllers
@@ -126,18 +132,41 @@ async def check_temporal(client: Client | None, address: str) -> Finding:
 
 
 async def check_fair_share(client: Client) -> Finding:
-    """Tell whether the server can serve tenants in turns; whether it does, it does not tell."""
+    """Tell whether the server can serve tenants in turns, and in one line; whether it is told to
+    serve them so at all, it does not tell."""
+    what = "fair share"
     told = await client.workflow_service.get_system_info(GetSystemInfoRequest())
     version = told.server_version
     if _numbers(version) < FAIR_SHARE_SINCE:
         needed = ".".join(map(str, FAIR_SHARE_SINCE))
         return Finding(
-            "fair share",
+            what,
             "warning",
             f"Temporal {version} takes builds in the order in which they came, whoever's they are",
             f"Temporal {needed} or newer, with the dynamic config of docs/operations.md",
         )
-    return Finding("fair share", "ok", f"Temporal {version} has it: see docs/operations.md")
+    partitions = await _partitions(client)
+    if partitions > 1:
+        return Finding(
+            what,
+            "warning",
+            f"the task queue {SHARED_HOST_TASK_QUEUE} has {partitions} partitions, and tenants "
+            "have their turns within each: when few builds wait, they are not exact",
+            "Set matching.numTaskqueueReadPartitions and …WritePartitions of this queue to 1, as "
+            "in docs/operations.md",
+        )
+    return Finding(what, "ok", f"Temporal {version} has it: see docs/operations.md")
+
+
+async def _partitions(client: Client) -> int:
+    """Return in how many parts builds wait for hosts; 1 when the server does not tell."""
+    queue = TaskQueue(name=SHARED_HOST_TASK_QUEUE)
+    request = ListTaskQueuePartitionsRequest(namespace=client.namespace, task_queue=queue)
+    try:
+        told = await client.workflow_service.list_task_queue_partitions(request)
+    except RPCError:
+        return 1
+    return len(told.activity_task_queue_partitions)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

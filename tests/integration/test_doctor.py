@@ -9,7 +9,12 @@ import grpc
 import pytest
 from devstack.environment import environment
 from devstack.stack import Stack
-from temporalio.api.workflowservice.v1 import GetSystemInfoResponse
+from google.protobuf.message import Message
+from temporalio.api.taskqueue.v1 import TaskQueuePartitionMetadata
+from temporalio.api.workflowservice.v1 import (
+    GetSystemInfoResponse,
+    ListTaskQueuePartitionsResponse,
+)
 from temporalio.client import Client
 
 from activities.host.doctor import check_fair_share
@@ -108,31 +113,54 @@ async def test_what_is_missing_is_told_with_what_mends_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "state"),
-    [("1.28.3", "warning"), ("1.29.0", "ok"), ("1.32.0", "ok"), ("2.0.0", "ok"), ("", "warning")],
+    ("version", "partitions", "state"),
+    [
+        ("1.28.3", 1, "warning"),
+        ("1.29.0", 1, "ok"),
+        ("1.32.0", 1, "ok"),
+        ("2.0.0", 1, "ok"),
+        ("", 1, "warning"),
+        ("1.32.0", 4, "warning"),
+        ("1.32.0", None, "ok"),
+    ],
 )
 async def test_a_server_that_cannot_serve_tenants_in_turns_is_told(
-    version: str, state: str
+    version: str, partitions: int | None, state: str
 ) -> None:
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers((OldTemporal(version),))
+    server.add_generic_rpc_handlers((SomeTemporal(version, partitions),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
         client = await Client.connect(f"127.0.0.1:{port}")
-        assert (await check_fair_share(client)).state == state
+        finding = await check_fair_share(client)
     finally:
         await server.stop(0)
+    assert finding.state == state
+    assert ("has 4 partitions" in finding.told) is (partitions == 4)
 
 
-class OldTemporal(grpc.GenericRpcHandler):
-    """Answers every call as a server of some version."""
+class SomeTemporal(grpc.GenericRpcHandler):
+    """Answers as a server of some version, with a queue of so many parts, or that tells of none."""
 
-    def __init__(self, version: str) -> None:
-        self._answer = GetSystemInfoResponse(server_version=version)
+    def __init__(self, version: str, partitions: int | None) -> None:
+        parts = [TaskQueuePartitionMetadata()] * (partitions or 0)
+        self._answers: dict[str, Message] = {
+            "GetSystemInfo": GetSystemInfoResponse(server_version=version)
+        }
+        if partitions is not None:
+            self._answers["ListTaskQueuePartitions"] = ListTaskQueuePartitionsResponse(
+                activity_task_queue_partitions=parts
+            )
 
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+    def service(
+        self, details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[bytes, bytes] | None:
+        told = self._answers.get(str(details.method).rpartition("/")[2])
+        if told is None:
+            return None
+
         async def answer(request: bytes, context: object) -> bytes:
-            return self._answer.SerializeToString()
+            return told.SerializeToString()
 
         return grpc.unary_unary_rpc_method_handler(answer)
