@@ -8,6 +8,7 @@ import random
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock, Semaphore
 from typing import Any
@@ -108,7 +109,7 @@ async def publish(
     uploads = uploads or await upload_all(held, bucket, what)
     publishing = PublishTemplateInput(
         scope=held.scope,
-        config=template_config(),
+        config=template_config(tenant=held.scope.tenant),
         image=pulled_image(),
         rootfs=RootfsCheckpoint(fingerprint="f" * 64, host=held.scope.lease.host),
         snapshot=what,
@@ -151,6 +152,15 @@ async def test_a_template_comes_back_byte_for_byte(
         source, target = held.store.file(what, name), tmp_path / "out" / name
         assert target.read_bytes() == source.read_bytes()
     assert (tmp_path / "out" / "memfile").stat().st_blocks * 512 < 20 * MIB
+
+
+async def test_a_template_says_whose_it_is(held: HeldBuild, empty_bucket: Bucket) -> None:
+    theirs = replace(held, scope=held.scope.model_copy(update={"tenant": "acme"}))
+    await publish(theirs, empty_bucket, snapshot(theirs))
+    blobs = list(empty_bucket._bucket.list_blobs(prefix=f"{BUILD}/"))
+    assert {blob.metadata["tenant"] for blob in blobs} == {"acme"}
+    told = read_metadata(empty_bucket, BUILD)
+    assert told is not None and told.config.tenant == "acme"
 
 
 async def test_zero_blocks_are_never_sent(held: HeldBuild, empty_bucket: Bucket) -> None:
