@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import structlog
 from temporalio import activity
@@ -19,7 +20,19 @@ from activities.step.ledger import LeaseLedger, LedgerEntry, boottime
 from activities.step.running_step import MAX_BEAT_SECONDS, MIN_BEAT_SECONDS
 from activities.store.lease_numbers import LeaseObjects
 
+LET_GO_SECONDS = 2.0
+"""So long a release waits until the hold has let go."""
+
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A hold that runs."""
+
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+    """It is to end."""
+    has_let_go: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class KvmHostActivities(HostActivities, HostReleaseActivities):
@@ -39,7 +52,7 @@ class KvmHostActivities(HostActivities, HostReleaseActivities):
         self._objects = lease_objects
         self._admission = admission
         self._require_fit = require_fit
-        self._released: dict[int, asyncio.Event] = {}
+        self._held: dict[int, _Held] = {}
 
     @activity.defn(name="hold_host")
     async def hold_host(self, hold: HoldHostInput, /) -> None:
@@ -53,10 +66,11 @@ class KvmHostActivities(HostActivities, HostReleaseActivities):
             entry = await self._take(hold, memory_mb)
         if admitted:
             self._admission.entered_ledger()
+        held = self._held[entry.number] = _Held()
         try:
             self._require_prompt(started)
             await self._signal(entry)
-            await self._hold(entry)
+            await self._hold(entry, held.released)
             await self._let_go(entry)
         except asyncio.CancelledError:
             if activity.cancellation_details() is None or self._is_shutdown():
@@ -67,15 +81,22 @@ class KvmHostActivities(HostActivities, HostReleaseActivities):
             self._ledger.remove(entry.build_id, entry.number)
             raise
         finally:
+            held.has_let_go.set()
+            if self._held.get(entry.number) is held:  # not one that took it up again meanwhile
+                del self._held[entry.number]
             if admitted:
                 self._admission.left_ledger()
 
     @activity.defn(name="release_host")
     async def release_host(self, scope: BuildScope, /) -> None:
         """End the hold of this lease. Where none runs, the slot is given back all the same."""
-        released = self._released.get(scope.lease.number)
-        if released is not None:
-            released.set()
+        held = self._held.get(scope.lease.number)
+        if held is not None:
+            held.released.set()
+            # The build hears of both ends at once: else it would ask for the other one's.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LET_GO_SECONDS):
+                    await held.has_let_go.wait()
             return
         entry = self._ledger.get(scope.build_id)
         if entry is not None and entry.number == scope.lease.number:
@@ -117,21 +138,17 @@ class KvmHostActivities(HostActivities, HostReleaseActivities):
         lease = HostLease(host=self._host, number=entry.number, whole_steps=True)
         await workflow.signal("lease_granted", lease)
 
-    async def _hold(self, entry: LedgerEntry) -> None:
+    async def _hold(self, entry: LedgerEntry, released: asyncio.Event) -> None:
         timeout = activity.info().heartbeat_timeout
         beat = timeout.total_seconds() / 3 if timeout else MAX_BEAT_SECONDS
         pause = min(max(beat, MIN_BEAT_SECONDS), MAX_BEAT_SECONDS)
-        released = self._released[entry.number] = asyncio.Event()
-        try:
-            while not released.is_set():
-                if self._is_shutdown():
-                    raise HostRestartingError(f"host {self._host} is restarting")
-                activity.heartbeat()
-                await self._renew(entry)
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(released.wait(), pause)
-        finally:
-            del self._released[entry.number]
+        while not released.is_set():
+            if self._is_shutdown():
+                raise HostRestartingError(f"host {self._host} is restarting")
+            activity.heartbeat()
+            await self._renew(entry)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(released.wait(), pause)
 
     async def _renew(self, entry: LedgerEntry) -> None:
         """Extend the deadline; after a freeze, ask the bucket first whether it is still ours."""

@@ -17,7 +17,7 @@ from activities.process.clock import utc_now
 from activities.store.bucket import Bucket
 from activities.store.objects import LEASES, lease_name, parse_object_name
 
-RACES = 3
+RACES = 4
 
 
 class LeaseObjects:
@@ -35,19 +35,18 @@ class LeaseObjects:
         StorageDeniedError.
         """
         body = {"host": host, "workflow_id": workflow_id, "taken": utc_now().isoformat()}
+        name, content = lease_name(build_id), json.dumps(body).encode()
+        # Most builds are held for the first time: that costs one call, for which a slot waits.
+        generation = 0 if held is None else self.current(build_id) or 0
         for _ in range(RACES):
-            current = self._bucket.stat_object(lease_name(build_id))
-            if current is not None and current.generation == held:
-                return held
+            if generation == held:
+                return generation
             try:
-                written = self._bucket.write_object(
-                    lease_name(build_id),
-                    json.dumps(body).encode(),
-                    if_generation_match=current.generation if current else 0,
-                )
+                return self._bucket.write_object(
+                    name, content, if_generation_match=generation
+                ).generation
             except PreconditionFailedError:
-                continue
-            return written.generation
+                generation = self.current(build_id) or 0
         raise LeaseLostError(f"another host is taking build {build_id}")
 
     def current(self, build_id: str) -> int | None:

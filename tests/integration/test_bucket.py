@@ -196,6 +196,12 @@ def test_a_later_lease_has_a_higher_number(empty_bucket: Bucket) -> None:
     assert leases.take(BUILD, "h1", "w", second) > second
 
 
+def test_the_first_lease_of_a_build_costs_one_call(empty_bucket: Bucket, storage: Stack) -> None:
+    storage.traffic(clear=True)
+    LeaseObjects(empty_bucket).take(BUILD, "h1", "w", None)
+    assert len(storage.traffic()["requests"]) == 1
+
+
 def test_a_tombstone_outdates_leases_but_does_not_stop_a_new_one(empty_bucket: Bucket) -> None:
     leases = LeaseObjects(empty_bucket)
     before = leases.take(BUILD, "h1", "w", None)
@@ -221,6 +227,7 @@ def test_of_two_hosts_that_race_for_a_lease_the_loser_looks_again(
     empty_bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leases = LeaseObjects(empty_bucket)
+    leases.take(BUILD, "rival", "w", None)
     stat, rivals = empty_bucket.stat_object, 1
 
     def stat_and_be_overtaken(name: str) -> object:
