@@ -14,8 +14,13 @@ from pathlib import Path
 import pytest
 from devstack.registry import Registry, running_registry
 from devstack.stack import Stack
+from hypothesis import settings
 
 from activities.store.bucket import Bucket
+
+# On a busy machine any example may take long: tests that mind the time measure it themselves.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 HERE = Path(__file__).parent
 COUNT_NOTHING = ("unit", "workflows", "replay")

@@ -27,7 +27,7 @@ def write(path: Path, size: int, pieces: list[tuple[int, bytes]]) -> None:
             file.write(data)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     size=st.integers(0, 3 * MIB),
     pieces=st.lists(st.tuples(st.integers(0, 2 * MIB), st.binary(min_size=1, max_size=9000))),

@@ -395,7 +395,7 @@ async def test_a_line_that_makes_no_sense_is_left_out(log: BuildLog, forged: str
 
 
 @given(data=hostile_bytes)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_whatever_a_guest_writes_is_told_or_left_out(
     tmp_path: Path, log: BuildLog, data: bytes
 ) -> None:
@@ -428,7 +428,7 @@ NUMBERS = st.sampled_from(["", "0", "-1", "127", "abc", "1e9", "٣", "²", "9" *
 
 
 @given(lines=st.lists(st.tuples(KINDS, st.one_of(NUMBERS, hostile_text)), max_size=20))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_what_claims_to_be_ours_is_parsed_strictly(
     log: BuildLog, lines: list[tuple[str, str]]
 ) -> None:

@@ -44,7 +44,7 @@ def look(root: Path, user: str) -> Look | LookError:
 
 
 @given(passwd=FILE, group=FILE, fstab=FILE, user=USER)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_accounts(tmp_path: Path, passwd: bytes, group: bytes, fstab: bytes, user: str) -> None:
     (tmp_path / "etc").mkdir(exist_ok=True)
     for name, content in {"passwd": passwd, "group": group, "fstab": fstab}.items():

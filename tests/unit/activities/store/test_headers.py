@@ -66,7 +66,7 @@ def write_blocks(path: Path, kinds: list[str], block_size: int) -> None:
                 file.write(contents[kind])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(block, max_size=40), st.sampled_from([4096, 8192, 65536]))
 def test_header_and_compacted_data_give_the_file_back(kinds: list[str], block_size: int) -> None:
     with tempfile.TemporaryDirectory() as directory:
@@ -83,7 +83,7 @@ def test_header_and_compacted_data_give_the_file_back(kinds: list[str], block_si
     assert len(stored) == block_size * sum(kind not in ("hole", "zeros") for kind in kinds)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(block, max_size=40))
 def test_neighbouring_blocks_of_a_kind_share_one_record(kinds: list[str]) -> None:
     with tempfile.TemporaryDirectory() as directory:
@@ -95,7 +95,7 @@ def test_neighbouring_blocks_of_a_kind_share_one_record(kinds: list[str]) -> Non
     assert sum(extent.length for extent in extents) == len(kinds) * BLOCK
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(block, min_size=8, max_size=200))
 def test_however_often_it_changes_there_are_few_records(kinds: list[str]) -> None:
     many, hole = 4, 16 * BLOCK

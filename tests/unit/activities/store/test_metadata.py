@@ -4,7 +4,7 @@ import json
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -84,7 +84,6 @@ def places_in(document: object) -> list[tuple[str | int, ...]]:
 
 
 @given(st.data())
-@settings(deadline=None)
 def test_metadata_with_any_value_in_any_place_is_read_or_not_valid(data: st.DataObject) -> None:
     document = json.loads(metadata().model_dump_json())
     *way, last = data.draw(st.sampled_from(places_in(document)))

@@ -59,7 +59,6 @@ def status_of(text: str) -> pb.TemplateBuildStatusResponse:
 
 
 @given(hostile_text)
-@settings(deadline=None)
 def test_what_a_build_says_reaches_a_terminal_as_text_alone(text: str) -> None:
     status = status_of(text)
     entry = pb.TemplateBuildLogEntry(message=text, fields={"pipeline_step": text}, level=pb.Error)
@@ -70,7 +69,7 @@ def test_what_a_build_says_reaches_a_terminal_as_text_alone(text: str) -> None:
 
 
 @given(hostile_text)
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 def test_a_live_view_shows_text_alone(text: str) -> None:
     file = io.StringIO()
     with LiveView(TextConsole(file=file, width=60, force_terminal=True)) as view:

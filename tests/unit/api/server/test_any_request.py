@@ -100,7 +100,7 @@ def test_each_field_is_tried() -> None:
 
 
 @given(st.fixed_dictionaries({}, optional=FIELDS), st.booleans())
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_any_template(fields: dict[str, Any], is_mostly_good: bool) -> None:
     template = pb.TemplateConfig(**((GOOD if is_mostly_good else {}) | fields))
     request = pb.TemplateCreateRequest(template=template)
