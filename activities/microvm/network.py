@@ -15,6 +15,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -36,6 +37,8 @@ from activities.step.ledger import LeaseLedger
 T = TypeVar("T")
 
 NETNS_DIRECTORY = Path("/run/netns")
+NET_SETTINGS = Path("/proc/sys/net")
+"""Of the netns of whoever looks."""
 NAME_PREFIX = "tm-"
 BUSY_SECONDS = 10.0
 THREAD = "netns"
@@ -157,6 +160,20 @@ def _create(name: str) -> None:
     _configure()
 
 
+def _distrust_tap() -> None:
+    """Believe of the guest's addresses only its own, and speak no IPv6 with it.
+
+    The kernel's tables of neighbours are one for the whole machine, and each address that a guest
+    claims to have takes a place in them.
+    """
+    for setting, value in (
+        (f"ipv4/conf/{TAP}/rp_filter", "1"),
+        (f"ipv6/conf/{TAP}/disable_ipv6", "1"),
+    ):
+        with suppress(FileNotFoundError):  # a kernel without IPv6
+            (NET_SETTINGS / setting).write_text(value)
+
+
 def _set_owner(uid: int) -> None:
     tun = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -173,6 +190,7 @@ def _configure() -> None:
         if not found:
             route.link("add", ifname=TAP, kind="tuntap", mode="tap")
             found = route.link_lookup(ifname=TAP)
+        _distrust_tap()
         try:
             route.addr("add", index=found[0], address=HOST_ADDRESS, prefixlen=PREFIX_BITS)
         except NetlinkError as error:

@@ -7,6 +7,7 @@ import json
 import os
 import select
 import shutil
+import socket
 import threading
 import time
 import uuid
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from devstack.registry import Registry
+from pyroute2 import IPRoute
 
 from activities.contract.checkpoints import RootfsCheckpoint, RootfsFacts
 from activities.contract.errors import (
@@ -27,6 +29,7 @@ from activities.contract.errors import (
     ReadyTimeoutError,
     SnapshotNotResumableError,
 )
+from activities.contract.guest_network import GUEST_ADDRESS, HOST_ADDRESS, TAP
 from activities.contract.image_steps import Copy, Run
 from activities.contract.names import VmPurpose
 from activities.disk.ext4 import available_blocks, check_filesystem, used_inodes
@@ -36,7 +39,7 @@ from activities.store.bucket import Bucket
 from tests.support.hostile_disks import DISKS
 from tests.support.published_base import publish_base
 from tests.support.small_disk import small_disk
-from tests.support.standin_vmm import FRAME_BYTES, open_tap, reply_to
+from tests.support.standin_vmm import FRAME_BYTES, GUEST_MAC, open_tap, reply_to
 from tests.support.step_checks import go_on
 from tests.support.step_host import StepHost, base_of, read
 from tests.support.vm_host import vm_host
@@ -232,20 +235,30 @@ async def test_a_ready_command_that_floods_fills_no_memory(
 
 
 @contextmanager
-def guest_that_answers(answer: Callable[[bytes], bytes]) -> Iterator[str]:
-    """Have a network whose guest answers ICMP so; yields its name."""
+def network_with_tap() -> Iterator[tuple[str, int]]:
+    """Have a network; yields its name, and the guest's end of it."""
     name = f"tm-{uuid.uuid4()}-1-boot"
     create_network(name)
-    tap, is_over = in_network(name, open_tap), threading.Event()
-    guest = threading.Thread(target=answer_frames, args=(tap, answer, is_over))
-    guest.start()
+    tap = in_network(name, open_tap)
     try:
-        yield name
+        yield name, tap
     finally:
-        is_over.set()
-        guest.join()
         os.close(tap)
         remove_network(name)
+
+
+@contextmanager
+def guest_that_answers(answer: Callable[[bytes], bytes]) -> Iterator[str]:
+    """Have a network whose guest answers ICMP so; yields its name."""
+    is_over = threading.Event()
+    with network_with_tap() as (name, tap):
+        guest = threading.Thread(target=answer_frames, args=(tap, answer, is_over))
+        guest.start()
+        try:
+            yield name
+        finally:
+            is_over.set()
+            guest.join()
 
 
 def answer_frames(tap: int, answer: Callable[[bytes], bytes], is_over: threading.Event) -> None:
@@ -279,3 +292,37 @@ def test_a_guest_that_answers_nonsense_is_waited_for_no_longer() -> None:
         with pytest.raises(SnapshotNotResumableError):
             ping_until_answered(name, 1, go_on)
         assert time.monotonic() - began < 20
+
+
+def arp_request(sender: bytes) -> bytes:
+    head = b"\xff" * 6 + GUEST_MAC + b"\x08\x06" + b"\0\1\x08\0\6\4\0\1"
+    return head + GUEST_MAC + sender + bytes(6) + socket.inet_aton(HOST_ADDRESS)
+
+
+def is_answered(tap: int, sender: bytes) -> bool:
+    while select.select([tap], [], [], 10)[0]:
+        frame = os.read(tap, FRAME_BYTES)
+        if frame[12:14] == b"\x08\x06" and frame[38:42] == sender:
+            return True
+    return False
+
+
+def known_of_tap() -> tuple[int, int]:
+    """Return how many neighbours it has, and how many IPv6 addresses."""
+    with IPRoute() as route:
+        [tap] = route.link_lookup(ifname=TAP)
+        addresses = route.get_addr(family=socket.AF_INET6, index=tap)
+        return len(list(route.get_neighbours(ifindex=tap))), len(list(addresses))
+
+
+def test_a_guest_that_claims_many_addresses_takes_no_place_in_the_machines_tables() -> None:
+    """They hold 1024 neighbours of all networks together; each address claimed was one."""
+    own = socket.inet_aton(GUEST_ADDRESS)
+    with network_with_tap() as (name, tap):
+        for number in range(300):
+            os.write(tap, arp_request(bytes([10, 9, number >> 8, number & 0xFF])))
+        os.write(tap, arp_request(own))
+        assert is_answered(tap, own)  # after the others
+        neighbours, ipv6_addresses = in_network(name, known_of_tap)
+    assert neighbours <= 1
+    assert ipv6_addresses == 0
