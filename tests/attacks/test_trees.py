@@ -115,12 +115,19 @@ PLACES = (
 )
 
 
-async def build(host: Workbench, registry: Registry, name: str, layer: Layer, **more: Any) -> Path:
+async def build(
+    host: Workbench,
+    registry: Registry,
+    name: str,
+    layer: Layer,
+    seconds: float = SECONDS,
+    **more: Any,
+) -> Path:
     """Build of an image of this layer, in time; returns where the root file system is."""
     config = more.pop("config", {})
     registry.push(name, [layer.tar()], config=config)
     image = await host.pull(f"{registry.address}/{name}")
-    return await asyncio.wait_for(host.build_rootfs(image, **more), SECONDS)
+    return await asyncio.wait_for(host.build_rootfs(image, **more), seconds)
 
 
 def named(*words: str) -> str:
@@ -214,7 +221,7 @@ async def test_a_large_file_of_very_many_names_is_copied(
     layer = Layer().add(files[0], bytes(MIB)).add(files[1], bytes(MIB))
     for number in range(90_000):
         layer.hard_link(f"{number:x}", files[number % 2])
-    rootfs = await build(host, registry, "names", layer)
+    rootfs = await build(host, registry, "names", layer, seconds=900)
     tree = await asyncio.to_thread(tree_of_ext4, rootfs, tmp_path / "mounted")
     assert {len(tree[f"/{name}"].links) for name in files} == {45_001}
 
