@@ -13,10 +13,11 @@ UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
 MAX_MESSAGE_CHARS = 4_096
 
 # Of terminals (ECMA-48), in their forms of 7 and 8 bits: control sequences, strings such as titles
-# and clipboards, and other escapes.
+# and clipboards, and other escapes. A string ends at any other escape, as in terminals: else one
+# whose end does not come would be looked for again from each further beginning within it.
 _ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
-    r"|(?:\x1b[PX^_\]]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c|\Z)"
+    r"|(?:\x1b[PX^_\]]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c|(?=\x1b)|\Z)"
     r"|\x1b[ -/]*[0-~]"
 )
 

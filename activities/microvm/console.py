@@ -39,6 +39,7 @@ GOODBYE = re.compile(
 # systemd's words when it waits for a person instead of going on, and on what has failed.
 GIVEN_UP = re.compile(r"You are in (?P<mode>emergency|rescue) mode")
 UNIT_FAILED = re.compile(r"\[(?:FAILED| TIME )\] (?P<what>.+)")
+SYSTEMD_CHARS = 512  # its lines are shorter
 JOB_RUNS = re.compile(r"(?P<what>A \w+ job is running for .+?|Job \S+ running) \(")
 INIT_ENDED = re.compile(r"Attempted to kill init! exitcode=0x(?P<status>[0-9a-f]+)")
 EXIT_MEANINGS = {126: " (not executable)", 127: " (not found)"}
@@ -275,7 +276,7 @@ class GuestReadiness:
         )
 
     def _hear_console(self, line: str) -> None:
-        job = JOB_RUNS.search(line)
+        job = JOB_RUNS.search(line, 0, SYSTEMD_CHARS)
         if not line.strip() or (job and job["what"] == self.holdup):  # said twice a second
             return
         if not self.panic:  # after it a long trace follows, and nobody's last words
@@ -290,7 +291,8 @@ class GuestReadiness:
 
     def _hear_boot(self, line: str) -> None:
         """Take a line of an init that has not come to the start command yet."""
-        if found := UNIT_FAILED.search(line) or JOB_RUNS.search(line):
+        of_job = JOB_RUNS.search(line, 0, SYSTEMD_CHARS)
+        if found := UNIT_FAILED.search(line, 0, SYSTEMD_CHARS) or of_job:
             self.holdup = found["what"].strip()
         given_up = GIVEN_UP.search(line)
         if given_up and self.failure is None:

@@ -48,14 +48,19 @@ class Redaction:
 
 
 def _without_beginning(text: str, secret: str) -> str:
-    for length in range(len(secret) - 1, SHORTEST_LINE - 1, -1):
+    for length in _lengths(text, secret):
         if text.startswith(secret[-length:]):
             return REDACTED + text[length:]
     return text
 
 
 def _without_end(text: str, secret: str) -> str:
-    for length in range(len(secret) - 1, SHORTEST_LINE - 1, -1):
+    for length in _lengths(text, secret):
         if text.endswith(secret[:length]):
             return text[:-length] + REDACTED
     return text
+
+
+def _lengths(text: str, secret: str) -> range:
+    """Return how long a piece of a secret may be that stands at an end of a text."""
+    return range(min(len(secret) - 1, len(text)), SHORTEST_LINE - 1, -1)

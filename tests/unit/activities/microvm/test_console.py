@@ -451,7 +451,16 @@ async def test_a_panics_status_is_a_claim_too(log: BuildLog, status: str) -> Non
     assert "its init" in guest.ended("exit code 0", []).message
 
 
-@pytest.mark.parametrize("part", [b"x", b"\r", b"\n", b"\x1b", b"\x1b[", b"@tm@ out ", b"@tm@ "])
+@pytest.mark.parametrize(
+    "part",
+    [
+        *(b"x", b"\r", b"\n", b"\x1b", b"\x1b[", b"@tm@ out ", b"@tm@ "),
+        # Lines that were looked through again from each of their characters.
+        b"\xc2\x9d" * 8000 + b"\x1bA\n",
+        b"A b job is running for " * 600 + b"\n",
+    ],
+    ids=lambda part: ascii(part[:12]),
+)
 async def test_a_console_full_of_anything_takes_time_by_its_length(
     log: BuildLog, console: Path, part: bytes
 ) -> None:
