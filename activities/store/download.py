@@ -62,7 +62,7 @@ def pull_template(
             }
             for name in ArtifactName:
                 _fetch(bucket, metadata.artifacts[name], parts[name], progress)
-            parts[METADATA].write_text(metadata.model_dump_json(indent=2))
+            parts[METADATA].write_text(metadata.to_json())
             _move_in(directory, parts)
     return metadata
 

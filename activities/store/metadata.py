@@ -6,6 +6,7 @@ while every object that it names is there with the generation, size and CRC32C t
 
 from __future__ import annotations
 
+import json
 import operator
 from datetime import datetime
 
@@ -24,10 +25,18 @@ from activities.contract.results import (
     UploadedArtifact,
     Verification,
 )
+from activities.contract.sources import FromTemplate
 from activities.contract.status import StepRecord
 from activities.contract.units import MIB
 from activities.process.clock import utc_now
 from activities.store.bucket import Bucket
+from activities.store.e2b_metadata import (
+    E2bKeys,
+    TemplateKeys,
+    base_keys,
+    context_of,
+    start_of,
+)
 from activities.store.objects import metadata_name, template_prefix
 
 FORMAT_VERSION = 1
@@ -84,6 +93,27 @@ class TemplateMetadata(Model):
     def commands(self) -> Commands:
         """What it runs."""
         return self.inherited or self.config.commands_on(None)
+
+    def to_json(self) -> str:
+        """Return the object's content: ours, and what E2B's orchestrator reads beside it."""
+        keys = self.model_dump(mode="json") | self._e2b_keys().model_dump(mode="json")
+        return json.dumps(keys, indent=2)
+
+    def _e2b_keys(self) -> E2bKeys:
+        config, image = self.config, self.image.config
+        context = context_of(image, config.env)
+        base = config.source if isinstance(config.source, FromTemplate) else None
+        return E2bKeys(
+            template=TemplateKeys(
+                build_id=self.build_id,
+                kernel_version=config.kernel_version,
+                firecracker_version=config.firecracker_version,
+            ),
+            context=context,
+            start=start_of(self.commands, image, context),
+            from_image=None if base else config.source.described,
+            from_template=base_keys(base) if base else None,
+        )
 
     def objects(self) -> list[StoredObject]:
         """Return every object of the template but this one."""

@@ -306,7 +306,7 @@ class BucketArtifactActivities(ArtifactActivities):
                 f"{', '.join(wrong)} changed after the upload", step=Step.UPLOAD
             )
         self._require_current(publish.scope, running)
-        body = metadata.model_dump_json(indent=2).encode()
+        body = metadata.to_json().encode()
         # Whether it is there, and is ours or a twin's, is read back and not taken from the answer.
         with contextlib.suppress(PreconditionFailedError, StorageCorruptionError):
             self._bucket.write_object(

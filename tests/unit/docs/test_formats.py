@@ -13,6 +13,7 @@ from activities.contract.names import ArtifactName, Step
 from activities.contract.search_attributes import SEARCH_ATTRIBUTES
 from activities.disk.data_dir import DataDir
 from activities.store import objects
+from activities.store.e2b_metadata import E2bKeys
 from activities.store.metadata import TemplateMetadata
 from activities.template.artifacts import WITHOUT_HEADER
 from tests.support.pages import DOCS, code_in, table_under, tables
@@ -95,7 +96,8 @@ def test_each_object_is_told() -> None:
 
 
 def test_each_field_of_the_metadata_is_told() -> None:
-    assert sorted(first_column("metadata.json")) == sorted(TemplateMetadata.model_fields)
+    fields = [*TemplateMetadata.model_fields, *E2bKeys.model_fields]
+    assert sorted(first_column("metadata.json")) == sorted(fields)
 
 
 def test_each_path_of_a_host_is_told() -> None:
