@@ -298,7 +298,10 @@ class HostTooSmallError(TemplateManagerError):
 class AgentMissingError(TemplateManagerError):
     """The configured guest agent is not on the host, or does not run there."""
 
-    hint = "Put the agent at the configured path, or unset TEMPLATE_MANAGER_GUEST_AGENT_PATH."
+    hint = (
+        "Put the agent at TEMPLATE_MANAGER_GUEST_AGENT_PATH of each host, or unset that and "
+        "TEMPLATE_MANAGER_REQUIRE_GUEST_AGENT."
+    )
 
 
 class JailUnusableError(HostFaultError):

@@ -127,6 +127,8 @@ class HostFacts(Model):
     """Of template-manager."""
     machine: MachineFacts | None = None
     """None from a host of an earlier version."""
+    has_agent: bool | None = None
+    """Whether it has a guest agent; None from a host of an earlier version."""
     lacks: str = ""
     """Which room it lacks to take any build; '' when it has it."""
 

@@ -67,6 +67,7 @@ class KvmHostFactsActivities(HostFactsActivities):
             firecracker_versions=_versions(settings.firecracker_dir, "firecracker"),
             version=importlib.metadata.version("template-manager"),
             machine=tell_machine(),
+            has_agent=settings.guest_agent_path is not None and settings.guest_agent_path.exists(),
         )
 
 

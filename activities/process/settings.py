@@ -105,6 +105,8 @@ class Settings(BaseSettings):
     kernels_dir: Path = Path("/fc-kernels")
     firecracker_dir: Path = Path("/fc-versions")
     guest_agent_path: Path | None = None
+    require_guest_agent: bool = False
+    """Of the API and the hosts: without an agent, and its version, nothing is built."""
     busybox_path: Path = Path("/bin/busybox")
     """A static busybox; Debian's package busybox-static has it."""
     dns_server: Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f.:]+$")] = "8.8.8.8"

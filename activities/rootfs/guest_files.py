@@ -154,7 +154,7 @@ def agent_version(settings: Settings, check: Callable[[], None]) -> str:
     """Return the first line that the configured agent's `-version` prints; '' without an agent.
 
     It runs on this host: it is the operator's, and static. Raises AgentMissingError when it is not
-    there or does not run.
+    there, does not run, or tells no version where that is required.
     """
     agent = settings.guest_agent_path
     if agent is None:
@@ -167,7 +167,10 @@ def agent_version(settings: Settings, check: Callable[[], None]) -> str:
     said = (end.output + end.errors).decode(errors="replace").strip()
     if end.code != 0:
         raise AgentMissingError(f"the agent does not run: {said[-400:]} (exit code {end.code})")
-    return said.partition("\n")[0]
+    version = said.partition("\n")[0]
+    if settings.require_guest_agent and not version:
+        raise AgentMissingError("the agent tells no version, which is required")
+    return version
 
 
 def guest_environment(image: ImageConfig, extra: dict[str, str], home: str) -> dict[str, str]:

@@ -37,6 +37,8 @@ def require_parts(settings: Settings, shape: VmShape, log: BuildLog) -> None:
     agent = settings.guest_agent_path
     if agent is not None and not agent.exists():
         raise AgentMissingError(f"host {settings.host} has no guest agent at {agent}")
+    if agent is None and settings.require_guest_agent:
+        raise AgentMissingError(f"host {settings.host} has no guest agent, which is required")
 
 
 def require_host(settings: Settings, shape: VmShape) -> Path:

@@ -41,6 +41,7 @@ from api.server.listing import BuildListing
 from api.server.logs import BuildLogs
 from api.server.naming import TemplateNaming
 from api.server.request_limits import MAX_REQUEST_BYTES
+from api.server.required_agent import RequiredAgent
 from api.server.service import TemplateService
 from api.server.starting import BuildStarter
 from api.server.template_bucket import TemplateBucket
@@ -109,6 +110,7 @@ class ApiServer:
             line=line,
             logs=self.logs,
             naming=naming,
+            agent=RequiredAgent(settings, hosts),
             bucket=bucket,
             temporal=self._temporal,
             status=status,

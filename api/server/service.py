@@ -27,6 +27,7 @@ from api.server.last_known import LastKnown
 from api.server.listing import BuildListing, list_query
 from api.server.logs import BuildLogs
 from api.server.naming import TemplateNaming
+from api.server.required_agent import RequiredAgent
 from api.server.starting import BuildStarter, StartedBuild
 from api.server.template_bucket import TemplateBucket
 from api.server.temporal_health import TemporalHealth
@@ -70,6 +71,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         line: WaitingLine,
         logs: BuildLogs,
         naming: TemplateNaming,
+        agent: RequiredAgent,
         bucket: TemplateBucket,
         temporal: TemporalHealth,
         status: ServiceStatus,
@@ -83,6 +85,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         self._line = line
         self._logs = logs
         self._naming = naming
+        self._agent = agent
         self._bucket = bucket
         self._temporal = temporal
         self._status = status
@@ -103,6 +106,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         await self._naming.complete(request)
         valid = validate(request, self._settings, self._sealer)
         await self._temporal.require()
+        await self._agent.require()
         await self._listing.require_room(self._settings.max_running_builds)
         await _send_headers(context, await self._starter.create(valid))
         return Empty()

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -33,6 +34,7 @@ from activities.contract.errors import (
     TemplateNotFoundError,
     VmmEndedError,
 )
+from activities.contract.guest_network import GUEST_ADDRESS
 from activities.contract.inputs import (
     FindSnapshotInput,
     StartVmInput,
@@ -56,7 +58,7 @@ from activities.process.settings import Settings
 from tests.support.local_http import HTTPD, HTTPD_ANSWERS, HTTPD_LISTENS, get_page
 from tests.support.real_firecracker import JAILED, STAND_IN, config_for, host_of, on_both
 from tests.support.small_disk import filled, small_disk
-from tests.support.vm_host import VmHost, run, until
+from tests.support.vm_host import VmHost, run, until, vm_host
 
 pytestmark = pytest.mark.counts_host
 
@@ -203,6 +205,50 @@ async def test_a_resumed_guest_reads_the_metadata_that_it_is_given(
                 assert config["drives"][0]["path_on_host"] == "/fc-vm/rootfs.ext4"
                 client._call("PUT", "/mmds", {"who": who})
             await until_page(name, who)
+
+
+# As E2B's agent, envd: it takes a while to listen, then answers POST /init with 204.
+AGENT = """\
+#!/bin/sh
+case ${1-} in
+    -version) echo 0.2.4 && exit ;;
+    answer) printf 'HTTP/1.1 204 No Content\\r\\nConnection: close\\r\\n\\r\\n' && exit ;;
+esac
+/bin/busybox sleep 4
+exec /bin/busybox nc -ll -p 49983 -e /.template/agent answer
+"""
+
+
+def init_agent() -> bytes:
+    """Ask it once, as an orchestrator does when it has resumed a snapshot."""
+    with socket.create_connection((GUEST_ADDRESS, 49983), timeout=20) as connection:
+        connection.sendall(b"POST /init HTTP/1.1\r\nHost: agent\r\nContent-Length: 2\r\n\r\n{}")
+        with connection.makefile("rb") as answer:
+            return answer.readline()
+
+
+async def test_the_snapshot_waits_for_the_agent_which_answers_at_once_after_a_resume(
+    tmp_path: Path, registry: Registry
+) -> None:
+    agent = tmp_path / "agent"
+    agent.write_text(AGENT)
+    agent.chmod(0o755)
+    layer = Layer().directory("bin").busybox().symlink("bin/sh", "busybox")
+    registry.push("with-agent", [layer.tar()])
+    async with vm_host(tmp_path / "data", guest_agent_path=agent) as host:
+        image = await host.bench.pull(f"{registry.address}/with-agent")
+        vm, rootfs = await host.boot(image)
+        assert rootfs.facts.agent_version == "0.2.4"
+        snapshot = await host.snapshot(vm, rootfs)
+        async with host.resumed(vm, snapshot) as name:
+            began = time.monotonic()
+            answer = await asyncio.to_thread(in_network, name, init_agent)
+            print(f"the agent answered {time.monotonic() - began:.3f} s after the resume")
+        assert answer == b"HTTP/1.1 204 No Content\r\n"
+        # One that ends is told, and not what else may be wrong.
+        agent.write_text('#!/bin/sh\n[ -z "${1-}" ] || echo 0.2.5\n')
+        with pytest.raises(StartCommandError, match="the guest agent has ended"):
+            await host.boot(image)
 
 
 async def until_page(network: str, told: str) -> None:

@@ -13,6 +13,7 @@ FLOOD_CHUNKS=64
 FLOOD_SECONDS=2
 TELLINGS=60
 ready_out=$state/ready/out
+AGENT_PORT=C33F # 49983
 
 # Says what comes when it comes: a prompt has no newline, and a program may wait for ever after it.
 relay() { # kind
@@ -192,6 +193,24 @@ require_devices() {
         keep_saying failed "the image's init has mounted something over /dev that has no devices"
 }
 
+# In the snapshot it must be able to answer at once: whoever resumes one speaks to it first.
+await_agent() {
+    [ "$agent" ] || return 0
+    why='the guest agent has ended, and nothing listens on port 49983'
+    tries=0
+    until agent_listens; do
+        [ -e /proc/$agent/root/. ] || tries=$((tries + 1))
+        [ $tries -lt 50 ] || return 1
+        $bb usleep 100000
+    done
+}
+
+# It may listen on an address of either kind, in whatever state the others are (0A is LISTEN).
+agent_listens() {
+    $bb cat /proc/net/tcp /proc/net/tcp6 2>/dev/null |
+        $bb grep -q "^ *[0-9]*: [0-9A-F]*:$AGENT_PORT [0-9A-F:]* 0A "
+}
+
 settle_boot "$1"
 # Held open, so that closing it after a line does not wait for the line to be sent.
 exec 3>$console
@@ -206,12 +225,17 @@ if has_start_command; then
     run_start_command
     await_end &
 fi
-if [ -x $t/agent ]; then $bb setsid $t/agent </dev/null >/dev/null 2>&1 & fi
-if get_ready; then
+agent=
+if [ -x $t/agent ]; then
+    $bb setsid $t/agent </dev/null >/dev/null 2>&1 &
+    agent=$!
+fi
+why='the start command ended before the guest was ready'
+if get_ready && await_agent; then
     : >$state/is-ready
     $bb sync
     keep_saying ready "$attempt $by"
 else
-    keep_saying failed 'the start command ended before the guest was ready'
+    keep_saying failed "$why"
 fi
 stay

@@ -49,6 +49,9 @@ def test_what_a_host_lacks_is_named(settings: Settings, tmp_path: Path) -> None:
     no_agent = settings.model_copy(update={"guest_agent_path": tmp_path / "agent"})
     with pytest.raises(AgentMissingError, match="no guest agent at"):
         require_parts(no_agent, shape(), log)
+    required = settings.model_copy(update={"require_guest_agent": True})
+    with pytest.raises(AgentMissingError, match="no guest agent, which is required"):
+        require_parts(required, shape(), log)
     with pytest.raises(HostTooSmallError, match="MiB of memory; 1073741824 are asked for"):
         require_parts(settings, shape(memory_mb=2**30), log)
     settings.kernel_path("vmlinux-6.1").unlink()
