@@ -12,6 +12,7 @@ from temporalio.exceptions import ActivityError
 
 from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint
 from activities.contract.errors import EarlierWorkerError, TemplateTooLargeError, error_type_of
+from activities.contract.image_steps import Meaning
 from activities.contract.inputs import (
     BuildImageInput,
     BuildInput,
@@ -182,7 +183,7 @@ class BuildSteps:
         try:
             return await self._run_steps(host, image, bare)
         except ActivityError as error:
-            if error_type_of(error) != NOT_SERVED or self._config.secret_env:
+            if error_type_of(error) != NOT_SERVED or self._needs_vms():
                 raise
         self._telling.warn("the host is of an earlier version: it runs steps in containers")
         made = await self._with_steps_in_containers(host, image)
@@ -231,6 +232,7 @@ class BuildSteps:
                 env=self._config.env,
                 force=self._config.force,
                 secret_env=self._config.secret_env,
+                meaning=self._config.meaning,
             )
             return await host.run(
                 DiskStepActivities.run_steps, build, f"{len(steps)} steps on {image.digest[:19]}"
@@ -244,8 +246,12 @@ class BuildSteps:
             return True
         return bool(self._config.steps) and not image.base_reference
 
+    def _needs_vms(self) -> bool:
+        """Whether containers of an earlier version's host would do other things."""
+        return bool(self._config.secret_env) or self._config.meaning is Meaning.E2B
+
     def _steps_in_vms(self) -> bool:
-        return bool(self._config.steps) and workflow.patched(STEPS_IN_VMS)
+        return self._config.has_steps and workflow.patched(STEPS_IN_VMS)
 
     # ---- The snapshot
 
@@ -369,7 +375,7 @@ class BuildSteps:
             return image
         if image.base is None and not self._has_steps_to_run(image):
             return image
-        config = config_after(image.config, self._config.steps)
+        config = config_after(image, self._config.steps, self._config.meaning)
         return image.model_copy(update={"config": config, "tenant": self._config.tenant})
 
     async def _discard_upload(self, scope: BuildScope) -> None:

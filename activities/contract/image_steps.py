@@ -1,4 +1,6 @@
-"""What is done to a base image, as in a Dockerfile: `Run`, `Copy`, `Env`, `Arg`, `Workdir`, `User`.
+"""What is done to a base image, as in a Dockerfile.
+
+`Run`, `Copy`, `Add`, `Env`, `Arg`, `Workdir`, `User`.
 
 The persisted form is `PersistedStep` for all of them, with the arguments by position as E2B's
 clients send them. An argument that was left out is None and one that was sent empty is '': both
@@ -8,6 +10,7 @@ mean the same, but the identity of a config and the keys of kept images tell the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter, model_serializer, model_validator
@@ -17,6 +20,13 @@ from activities.contract.model import Model
 MAX_STEP_CHARS = 100
 
 
+class Meaning(StrEnum):
+    """Whose words the steps of a request are: some of them mean other things to E2B."""
+
+    DOCKER = "docker"
+    E2B = "e2b"
+
+
 class PersistedStep(Model):
     """A step as it stands in histories, in the bucket and in the keys of what it has made."""
 
@@ -24,7 +34,7 @@ class PersistedStep(Model):
     args: tuple[str, ...]
     force: bool = False
     files_sha256: str = ""
-    """Only a COPY has it."""
+    """Only a COPY and an ADD have it."""
 
 
 class _Step(Model):
@@ -91,7 +101,7 @@ class _Variables(_Step):
 
 
 class Run(_Step):
-    """Run a command by the image's `/bin/sh -c`."""
+    """Run a command by the image's `/bin/sh -c`; by its `bash -l -c`, as E2B means it."""
 
     ARGUMENTS = ("command", "user")
 
@@ -101,18 +111,17 @@ class Run(_Step):
     """Instead of the `User` so far."""
 
 
-class Copy(_Step):
-    """Put files into the image, as Docker's COPY does."""
+class _FilesStep(_Step):
+    """Base of the steps that put files into the image."""
 
     ARGUMENTS = ("source", "destination", "owner", "mode")
 
-    kind: Literal["COPY"] = "COPY"
     source: str
     """A path or glob in the tar."""
     destination: str
     """Relative to the working directory."""
     owner: str | None = None
-    """`user[:group]`, names or numbers; root if not told."""
+    """`user[:group]`, names or numbers; root if not told, as E2B means it the `User` so far."""
     mode: str | None = None
     """Octal; as in the tar if not told."""
     files_sha256: str
@@ -121,6 +130,18 @@ class Copy(_Step):
     def persisted(self) -> PersistedStep:
         """Return its persisted form."""
         return super().persisted().model_copy(update={"files_sha256": self.files_sha256})
+
+
+class Copy(_FilesStep):
+    """Put files into the image."""
+
+    kind: Literal["COPY"] = "COPY"
+
+
+class Add(_FilesStep):
+    """Put files into the image: what of them is a tar, unpacked. To E2B it is as `Copy`."""
+
+    kind: Literal["ADD"] = "ADD"
 
 
 class Env(_Variables):
@@ -145,15 +166,18 @@ class Workdir(_Step):
 
 
 class User(_Step):
-    """Change the user of later `Run`s and of the template."""
+    """Change the user of later `Run`s and of the template; as E2B means it, one that is made if the
+    image lacks it."""
 
-    ARGUMENTS = ("name",)
+    ARGUMENTS = ("name", "sudo")
 
     kind: Literal["USER"] = "USER"
     name: str
+    sudo: Literal["", "true", "false"] | None = None
+    """Whether `sudo` asks the user for no password, in an image that has it."""
 
 
-ImageStep = Annotated[Run | Copy | Env | Arg | Workdir | User, Field(discriminator="kind")]
+ImageStep = Annotated[Run | Copy | Add | Env | Arg | Workdir | User, Field(discriminator="kind")]
 _IMAGE_STEP: TypeAdapter[ImageStep] = TypeAdapter(ImageStep)
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from pydantic import Field
 
 from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint
-from activities.contract.image_steps import ImageStep
+from activities.contract.image_steps import ImageStep, Meaning
 from activities.contract.line import TenantTerms
 from activities.contract.model import Model
 from activities.contract.names import (
@@ -151,6 +151,9 @@ class RunStepsInput(Model):
     force: bool = False
     secret_env: dict[str, Sealed] = Field(default_factory=dict, exclude_if=lambda env: not env)
     """Variables of each `Run`, each sealed for this build and its name."""
+    meaning: Meaning = Field(
+        default=Meaning.DOCKER, exclude_if=lambda meaning: meaning is Meaning.DOCKER
+    )
 
 
 class ImportTemplateInput(Model):

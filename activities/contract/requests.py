@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from activities.contract.image_steps import ImageStep
+from activities.contract.image_steps import ImageStep, Meaning
 from activities.contract.model import Model
 from activities.contract.names import (
     DEFAULT_TENANT,
@@ -67,6 +67,10 @@ class TemplateConfig(Model):
     """The template's; None is none."""
     tags: tuple[TagName, ...] = Field(default=(), exclude_if=lambda tags: not tags)
     """Of the name: they move to this build when it is published."""
+    meaning: Meaning = Field(
+        default=Meaning.DOCKER, exclude_if=lambda meaning: meaning is Meaning.DOCKER
+    )
+    """Whose words its steps and commands are."""
 
     @property
     def shape(self) -> VmShape:
@@ -88,7 +92,12 @@ class TemplateConfig(Model):
     @property
     def runs_steps(self) -> bool:
         """Whether VMs do something to its disk before it is booted."""
-        return bool(self.steps) or isinstance(self.source, FromTemplate)
+        return self.has_steps or isinstance(self.source, FromTemplate)
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether something is done to its image: to have E2B's user in it, too."""
+        return bool(self.steps) or self.meaning is Meaning.E2B
 
     @property
     def has_secrets(self) -> bool:

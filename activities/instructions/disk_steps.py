@@ -23,7 +23,7 @@ from activities.contract.errors import (
     ProvisioningError,
     RootfsTooLargeError,
 )
-from activities.contract.image_steps import Copy, Run
+from activities.contract.image_steps import Add, Copy, Run
 from activities.contract.inputs import RunStepsInput
 from activities.contract.interface import DiskStepActivities
 from activities.contract.names import ArtifactName, Step, tenant_mark
@@ -100,7 +100,7 @@ class VmDiskStepActivities(DiskStepActivities):
             with running.step_of_request(work.number):
                 running.log.info(f"{work.name}: an earlier build's is used again")
         if not build.start_command:
-            running.log.info(unstarted(config_after(build.image.config, build.steps)))
+            running.log.info(unstarted(config_after(build.image, build.steps, build.meaning)))
         for number, work in enumerate(todo[done:], done + 1):
             running.progress(f"{number} of {len(todo)}: {work.name}")
             with running.step_of_request(work.number):
@@ -228,7 +228,7 @@ class VmDiskStepActivities(DiskStepActivities):
     ) -> None:
         with working_in(self._data_dir, build.vm.scope, "step", work.key[:12]) as place:
             tar, values, unpacked_mb = None, values_of(build, work), 0
-            if isinstance(work.step, Copy):
+            if isinstance(work.step, Copy | Add):
                 tar = place / "files.tar"
                 sha256, most = work.step.files_sha256, self._settings.max_files_mb * MIB
                 tenant = build.vm.scope.tenant
@@ -242,7 +242,7 @@ class VmDiskStepActivities(DiskStepActivities):
                     room=self._room,
                 )
                 if _is_gzip(tar):  # more than the template has room for it cannot take anyway
-                    values["copy.gzip"], unpacked_mb = "", build.disk_size_mb
+                    unpacked_mb = build.disk_size_mb
             what = work.step.kind if work.step else "finish"
             running.check()
             files = StepFiles(what, values, tar, unpacked_mb, grows)
@@ -267,7 +267,7 @@ class VmDiskStepActivities(DiskStepActivities):
     def _check(self, running: RunningStep, work: Work) -> None:
         """Go on or not: what files unpack to is known when they have been unpacked."""
         running.check()
-        if isinstance(work.step, Copy):
+        if isinstance(work.step, Copy | Add):
             self._room.require(f"unpack the files of {work.name}")
 
     def _why(self, build: RunStepsInput, talk: StepTalk) -> str:

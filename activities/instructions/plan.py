@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from activities.contract.image_steps import Copy, ImageStep, Run, Workdir
+from activities.contract.errors import ImageStepError
+from activities.contract.image_steps import Add, Copy, ImageStep, Meaning, Run, User, Workdir
 from activities.contract.inputs import RunStepsInput
 from activities.contract.names import Step, tenant_mark
 from activities.contract.requests import IMAGE_COMMAND
-from activities.contract.step_context import StepContext, config_after
+from activities.contract.step_context import (
+    E2B_USER,
+    StepContext,
+    TooLongError,
+    config_after,
+)
 from activities.image.containers import DEFAULT_PATH
 from activities.process.settings import Settings
 from activities.rootfs.guest_files import (
@@ -24,8 +31,31 @@ INITS = frozenset(
     {"/sbin/init", "/usr/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd"}
 )
 # Raise it when the same step gives another disk than before.
-STEPS_VERSION = 1
+STEPS_VERSION = 2
 NOT_OF_A_STEP = {"entrypoint", "cmd", "healthcheck"}
+
+
+@dataclass(frozen=True)
+class MadeUser:
+    """A user that is made if the image lacks it."""
+
+    name: str
+    is_made: bool
+    """Else it must be there."""
+    has_sudo: bool
+    """Whether `sudo`, where it is, asks it for no password."""
+
+
+@dataclass(frozen=True)
+class MadeDirectory:
+    """A directory that is made if it is not there, with those above it."""
+
+    path: str
+    owner: str
+    """As USER tells one."""
+
+
+Made = MadeUser | MadeDirectory
 
 
 @dataclass(frozen=True)
@@ -38,44 +68,83 @@ class Work:
     """As users read it."""
     number: int | None
     """The step's in the request, from 1 on."""
-    step: Run | Copy | None
-    """None is the end: the template's own files are put on the disk."""
+    step: Run | Copy | Add | None
+    """With what its variables stand for; None is the end: the template's own files are put on the
+    disk."""
     context: StepContext
     """What holds before it."""
-    directories: tuple[str, ...] = ()
-    """Working directories of steps before it that have not been made yet."""
+    made: tuple[Made, ...] = ()
+    """What steps before it, or E2B's defaults, ask for, and is not on the disk yet."""
 
 
 def plan(settings: Settings, build: RunStepsInput) -> list[Work]:
     """Return what is to be done to the disk, in order.
 
-    Raises AgentMissingError when the configured agent is not on the host, and StartCommandError
-    when the image's own command is asked for and it has none.
+    Raises ImageStepError when variables become too long, AgentMissingError when the configured
+    agent is not on the host, and StartCommandError when the image's own command is asked for and it
+    has none.
     """
-    context = StepContext.of_image(build.image.config)
+    context = StepContext.of_image(build.image, build.meaning)
+    made = _of_e2b(build, context)
     key, forced, todo = build.disk.fingerprint, build.force, list[Work]()
-    directories: tuple[str, ...] = ()
     for number, step in enumerate(build.steps, 1):
         forced = forced or step.force
         key = _key_after(build, key, step, forced)
-        if isinstance(step, Run | Copy):
-            todo.append(Work(key, f"step {number}: {step}", number, step, context, directories))
-            directories = ()
-        context = context.after(step)
-        if isinstance(step, Workdir):
-            directories = (*directories, context.working_dir)
+        try:
+            if isinstance(step, Run | Copy | Add):
+                made = (*made, *_users_of(build, step, context))
+                done = context.resolved(step)
+                todo.append(Work(key, f"step {number}: {step}", number, done, context, made))
+                made = ()
+            made = (*made, *_made_by(build, step, context))
+            context = context.after(step)
+        except TooLongError as error:
+            raise ImageStepError(f"step {number}: {error}", step_number=number) from None
     values = _template_values(build, context)
     key = fingerprint(
         Step.ROOTFS,
         **_private(build),
+        **_meaning(build),
         version=STEPS_VERSION,
         finishes=key,
         values=values,
         disk_size_mb=build.disk_size_mb,
         guest_files=guest_files_sha256(settings),
     )
-    directories = (*directories, context.working_dir)
-    return [*todo, Work(key, "the template's own files", None, None, context, directories)]
+    if build.meaning is Meaning.E2B and context.user == E2B_USER:
+        made = (*made, _e2b_user())  # once more: a step may have brought sudo
+    made = (*made, MadeDirectory(context.working_dir, ""))  # root's, as when a container starts
+    return [*todo, Work(key, "the template's own files", None, None, context, made)]
+
+
+def _of_e2b(build: RunStepsInput, context: StepContext) -> tuple[Made, ...]:
+    """Return what E2B's steps find in any image."""
+    if build.meaning is not Meaning.E2B or build.image.base is not None:
+        return ()
+    return _e2b_user(), MadeDirectory(context.working_dir, context.user)
+
+
+def _e2b_user() -> MadeUser:
+    return MadeUser(E2B_USER, is_made=True, has_sudo=True)
+
+
+def _users_of(
+    build: RunStepsInput, step: Run | Copy | Add, context: StepContext
+) -> Iterator[MadeUser]:
+    """Yield E2B's user where a step names it, in a template that may lack it."""
+    named = step.user if isinstance(step, Run) else step.owner
+    if build.meaning is Meaning.E2B and named == E2B_USER != context.user:
+        yield _e2b_user()
+
+
+def _made_by(build: RunStepsInput, step: ImageStep, context: StepContext) -> Iterator[Made]:
+    match step:
+        case Workdir():
+            yield MadeDirectory(context.path(step.path), context.user)
+        case User() if build.meaning is Meaning.E2B or step.sudo == "true":
+            name = context.expanded(step.name)
+            has_sudo = step.sudo == "true" or name == E2B_USER
+            yield MadeUser(name, is_made=build.meaning is Meaning.E2B, has_sudo=has_sudo)
 
 
 def _key_after(build: RunStepsInput, key: str, step: ImageStep, forced: bool) -> str:
@@ -85,6 +154,7 @@ def _key_after(build: RunStepsInput, key: str, step: ImageStep, forced: bool) ->
         Step.ROOTFS,
         **own,
         **_private(build),
+        **_meaning(build),
         version=STEPS_VERSION,
         after=key,
         kind=told.kind,
@@ -105,38 +175,62 @@ def _private(build: RunStepsInput) -> dict[str, str]:
     return {"tenant": mark} if mark else {}
 
 
+def _meaning(build: RunStepsInput) -> dict[str, str]:
+    return {} if build.meaning is Meaning.DOCKER else {"meaning": build.meaning}
+
+
 def values_of(build: RunStepsInput, work: Work) -> dict[str, str]:
     """Return the files that the guest finds in its `/.template` for a piece of work, by name."""
     if work.step:
-        values = _step_values(work.step, work.context)
+        values = {"image.user": work.context.user, "workdir": work.context.working_dir}
+        if isinstance(work.step, Run):
+            values |= _run_values(build, work.step, work.context)
+        else:
+            values |= _copy_values(build, work.step, work.context.user)
     else:
         values = _template_values(build, work.context)
-    made = {f"workdir.{number}": path for number, path in enumerate(work.directories, 1)}
-    return values | made
-
-
-def _step_values(step: Run | Copy, context: StepContext) -> dict[str, str]:
-    values = {"image.user": context.user, "workdir": context.working_dir}
-    match step:
-        case Run():
-            if step.user:
-                values["image.user"] = step.user
-            values["start.command"] = step.command
-            values["env"] = _as_environment({"PATH": DEFAULT_PATH, **context.variables})
-            if "HOME" in context.variables:
-                values["home-is-given"] = ""
-        case Copy():
-            values["copy.source"] = step.source
-            values["copy.destination"] = context.path(step.destination)
-            values["copy.owner"] = step.owner or ""
-            values["copy.mode"] = step.mode or ""
+    for number, made in enumerate(work.made, 1):
+        values |= {f"make.{number}.{name}": value for name, value in _values_of_made(made).items()}
     return values
 
 
+def _values_of_made(made: Made) -> dict[str, str]:
+    if isinstance(made, MadeDirectory):
+        return {"directory": made.path, "owner": made.owner}
+    marks = {"may-be-made": made.is_made, "has-sudo": made.has_sudo}
+    return {"user": made.name} | {name: "" for name, is_so in marks.items() if is_so}
+
+
+def _run_values(build: RunStepsInput, step: Run, context: StepContext) -> dict[str, str]:
+    values = {"start.command": step.command, **_shell(build)}
+    if step.user:
+        values["image.user"] = step.user
+    values["env"] = _as_environment({"PATH": DEFAULT_PATH, **context.variables})
+    if "HOME" in context.variables:
+        values["home-is-given"] = ""
+    return values
+
+
+def _copy_values(build: RunStepsInput, step: Copy | Add, user: str) -> dict[str, str]:
+    values = {
+        "copy.source": step.source,
+        "copy.destination": step.destination,
+        "copy.owner": step.owner or "",
+        "copy.mode": step.mode or "",
+    }
+    if build.meaning is Meaning.E2B:
+        return {**values, "copy.by-e2b": "", "copy.owner": step.owner or user}
+    return {**values, "copy.unpacks": ""} if isinstance(step, Add) else values
+
+
+def _shell(build: RunStepsInput) -> dict[str, str]:
+    return {"login-shell": ""} if build.meaning is Meaning.E2B else {}
+
+
 def _template_values(build: RunStepsInput, context: StepContext) -> dict[str, str]:
-    config = config_after(build.image.config, build.steps)
+    config = config_after(build.image, build.steps, build.meaning)
     variables = guest_environment(config, build.env, "")
-    values = {"image.user": context.user, "workdir": context.working_dir}
+    values = {"image.user": context.user, "workdir": context.working_dir, **_shell(build)}
     values["ready.command"] = build.ready_command
     if variables["HOME"]:
         values["home-is-given"] = ""

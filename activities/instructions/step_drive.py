@@ -36,11 +36,11 @@ class StepFiles:
     """What the guest is given for one step."""
 
     what: str
-    """`RUN`, `COPY` or `finish`."""
+    """`RUN`, `COPY`, `ADD` or `finish`."""
     values: dict[str, str] = field(default_factory=dict)
     """Files in the guest's `/.template`, by their names there."""
     tar: Path | None = None
-    """The files of a COPY."""
+    """The files of a COPY or an ADD."""
     unpacked_mb: int = 0
     """What they may take at least when they are unpacked, in MiB, if the tar does not say more."""
     grows: bool = False
@@ -86,8 +86,8 @@ def _stage_template(directory: Path, settings: Settings, step: StepFiles) -> Non
     stage_programs(directory, settings)
     if step.what != "finish":
         (directory / "agent").unlink(missing_ok=True)
-    scripts = {name: name for name in ("look.sh", "make-directories.sh")}
-    if step.what == "COPY":
+    scripts = {name: name for name in ("look.sh", "accounts.sh", "make.sh")}
+    if step.what in ("COPY", "ADD"):
         scripts["copy.sh"] = "copy.sh"
     if step.what == "RUN":
         scripts |= {"step.sh": "start.sh", "template-start.service": "template-start.service"}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from activities.contract.image_steps import Copy
+from activities.contract.image_steps import Add, Copy
 from activities.contract.requests import TemplateConfig
 from activities.contract.units import MIB
 from activities.process.settings import Settings
@@ -34,7 +34,7 @@ class CopiedFiles:
         Without a scope that is what they are called already. Raises ApiError NOT_FOUND when its
         tenant has not sent them, INVALID_ARGUMENT when they are more than a host takes.
         """
-        copies = {n: step for n, step in enumerate(config.steps) if isinstance(step, Copy)}
+        copies = {n: step for n, step in enumerate(config.steps) if isinstance(step, Copy | Add)}
         if not copies:
             return config
         most = self._settings.max_files_mb * MIB

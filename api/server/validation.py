@@ -16,10 +16,12 @@ import grpc
 
 from activities.contract.image_reference import ImageReference, ImageReferenceError
 from activities.contract.image_steps import (
+    Add,
     Arg,
     Copy,
     Env,
     ImageStep,
+    Meaning,
     PersistedStep,
     Run,
     User,
@@ -70,10 +72,11 @@ MAX_STEP_ARGUMENTS = 200
 STEP_ARGUMENTS = {
     "RUN": (1, 2),
     "COPY": (2, 4),
+    "ADD": (2, 4),
     "ENV": (2, MAX_STEP_ARGUMENTS),
     "ARG": (2, MAX_STEP_ARGUMENTS),
     "WORKDIR": (1, 1),
-    "USER": (1, 1),
+    "USER": (1, 2),
 }
 AWS_KEY = re.compile(r"[A-Za-z0-9_]{1,128}")
 AWS_REGION = re.compile(r"[a-z0-9-]{1,32}")
@@ -98,6 +101,12 @@ def validate(request: pb.TemplateCreateRequest, settings: Settings, sealer: Seal
     if not request.HasField("template"):
         raise invalid_argument([Violation("template", "must be given")])
     return _Validator(request, settings, sealer).validate()
+
+
+def meaning_of(request: pb.TemplateCreateRequest) -> Meaning:
+    """Tell whose words a request is in: E2B's control plane says its version, or a cache scope."""
+    is_e2b = request.HasField("version") or request.HasField("cache_scope")
+    return Meaning.E2B if is_e2b else Meaning.DOCKER
 
 
 def require_build_id(value: str, field: str = "build_id") -> str:
@@ -182,6 +191,7 @@ class _Validator:
         template = request.template
         self._template = template
         self._scope = request.cache_scope
+        self._meaning = meaning_of(request)
         self._settings = settings
         self._sealer = sealer
         self._violations: list[Violation] = []
@@ -397,6 +407,7 @@ class _Validator:
             is_batch=template.priority == pb.Batch,
             name=template.name or None,
             tags=tags_of(template.tags) if template.name else (),
+            meaning=self._meaning,
         )
 
     def _secret_env(self, tenant: str) -> dict[str, Sealed]:
@@ -504,6 +515,8 @@ def _require_arguments(step: pb.TemplateStep, kind: str) -> None:
         raise WrongStepError(f"{kind} needs its first argument")
     if kind in ("ENV", "ARG") and len(step.args) % 2:
         raise WrongStepError(f"{kind} takes pairs of name and value")
+    if kind == "USER" and step.args[1:] not in ([], [""], ["true"], ["false"]):
+        raise WrongStepError("USER's second argument says whether it has sudo: true or false")
 
 
 def _require_sense(step: ImageStep, scope: str) -> None:
@@ -512,11 +525,13 @@ def _require_sense(step: ImageStep, scope: str) -> None:
             for name, _ in step.variables:
                 if not ENV_NAME.fullmatch(name):
                     raise WrongStepError(f"{step.kind} {name[:64]!r}: {WRONG_ENV_NAME}")
-        case Copy():
+        case Copy() | Add():
             if wrong := _wrong_files_hash(SentFiles(step.files_sha256, scope)):
-                raise WrongStepError(f"COPY needs files_hash, the name of its tar: it {wrong}")
+                raise WrongStepError(
+                    f"{step.kind} needs files_hash, the name of its tar: it {wrong}"
+                )
             if step.mode and not OCTAL.fullmatch(step.mode):
-                raise WrongStepError("COPY's mode must be octal, such as 0755")
+                raise WrongStepError(f"{step.kind}'s mode must be octal, such as 0755")
         case Run() | Workdir() | User():
             pass
         case _:

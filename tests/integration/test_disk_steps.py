@@ -58,7 +58,7 @@ async def test_steps_make_a_disk(host: StepHost, registry: Registry) -> None:
     tell = 'echo "$A|$B|$VERSION|$KEPT|$HOME|$(pwd)" >made; busybox chmod 640 made'
     made = await host.build(
         base,
-        Env(variables=(("A", "it's $HOME"), ("B", "2"))),
+        Env(variables=(("A", "it's \\$HOME"), ("B", "2"))),
         Arg(variables=(("VERSION", "7"),)),
         Workdir(path="/srv"),
         Workdir(path="app"),

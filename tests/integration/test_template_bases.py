@@ -59,7 +59,7 @@ async def test_a_template_is_gone_on_from(host: StepHost, registry: Registry) ->
     snapshot = await host.host.snapshot(vm, parent)
     disk = host.host.bench.store.file(snapshot, ArtifactName.ROOTFS)
     made = publish_base(host.bucket, disk.read_bytes(), env={"C": "request"})
-    config = config_after(image.config, steps)
+    config = config_after(image, steps)
     of_image = made.image.model_copy(update={"config": config})
     write_metadata(host.bucket, made.model_copy(update={"image": of_image}))
 

@@ -40,14 +40,14 @@ def upload_as_e2b(bucket: Bucket, place: Path, contents: Mapping[str, str]) -> s
     return sha256
 
 
-def uploaded_files(bucket: Bucket, place: Path, contents: Mapping[str, str]) -> str:
+def uploaded_files(bucket: Bucket, place: Path, contents: Mapping[str, str | bytes]) -> str:
     """Upload files of these names (`__` is a slash) and contents; returns their tar's SHA-256."""
     root = place / uuid.uuid4().hex
     names = []
     for name, content in contents.items():
         path = root / name.replace("__", "/")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
         names.append(str(path.relative_to(root)))
     sha256 = tar_of_files(root, names, place / "files.tar")
     bucket.write_object(files_name(sha256), (place / "files.tar").read_bytes())

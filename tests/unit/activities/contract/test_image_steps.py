@@ -27,7 +27,8 @@ def test_a_mode_without_an_owner_keeps_its_place() -> None:
 @pytest.mark.parametrize(
     ("kind", "args"),
     [
-        ("ADD", ("a", "b")),
+        ("VOLUME", ("/data",)),
+        ("USER", ("web", "maybe")),
         ("RUN", ()),
         ("RUN", ("a", "b", "c")),
         ("ENV", ("A",)),

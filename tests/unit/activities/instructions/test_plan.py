@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 
 from activities.contract.checkpoints import RootfsCheckpoint
-from activities.contract.image_steps import Copy, Env, ImageStep, Run, User, Workdir
+from activities.contract.errors import ImageStepError
+from activities.contract.image_steps import Add, Copy, Env, ImageStep, Meaning, Run, User, Workdir
 from activities.contract.inputs import RunStepsInput
 from activities.contract.names import VmPurpose
 from activities.contract.results import ImageConfig
 from activities.contract.scope import BuildScope, HostLease, VmRef, VmShape
-from activities.instructions.plan import plan, values_of
+from activities.instructions.plan import MadeDirectory, MadeUser, plan, values_of
 from activities.process.settings import Settings
 from tests.support.example_template import pulled_image
 
@@ -89,10 +90,12 @@ def test_what_is_forced_is_the_builds_own(settings: Settings) -> None:
 def test_working_directories_are_made_before_what_follows(settings: Settings) -> None:
     steps = (Workdir(path="/a"), Workdir(path="b"), FIRST, User(name="web"), Workdir(path="/c"))
     run, end = plan(settings, asked(*steps))
-    assert (run.name, run.directories) == ("step 3: RUN make", ("/a", "/a/b"))
-    assert end.directories == ("/c", "/c")
+    assert run.name == "step 3: RUN make"
+    assert run.made == (MadeDirectory("/a", ""), MadeDirectory("/a/b", ""))
+    assert end.made == (MadeDirectory("/c", "web"), MadeDirectory("/c", ""))
     values = values_of(asked(*steps), run)
-    assert (values["workdir.1"], values["workdir.2"], values["workdir"]) == ("/a", "/a/b", "/a/b")
+    assert (values["make.1.directory"], values["make.2.directory"]) == ("/a", "/a/b")
+    assert (values["make.1.owner"], values["workdir"]) == ("", "/a/b")
     assert values["image.user"] == pulled_image().config.user
 
 
@@ -105,6 +108,61 @@ def test_a_run_is_given_its_user_and_environment(settings: Settings) -> None:
     assert values["home-is-given"] == ""
     assert "HOME=/h\0" in values_of(build, end)["env"]
     assert "home-is-given" not in values_of(asked(FIRST), plan(settings, asked(FIRST))[0])
+
+
+def of_e2b(*steps: ImageStep, **more: Any) -> RunStepsInput:
+    return asked(*steps, meaning=Meaning.E2B, **more)
+
+
+def values(settings: Settings, build: RunStepsInput) -> list[dict[str, str]]:
+    return [values_of(build, work) for work in plan(settings, build)]
+
+
+E2B_USER = MadeUser("user", is_made=True, has_sudo=True)
+
+
+def test_to_e2b_a_step_finds_the_user_that_it_is_run_as(settings: Settings) -> None:
+    run, end = plan(settings, of_e2b(FIRST))
+    assert run.made == (E2B_USER, MadeDirectory("/home/user", "user"))
+    assert end.made == (E2B_USER, MadeDirectory("/home/user", ""))
+    [run_values, end_values] = values(settings, of_e2b(FIRST))
+    assert (run_values["image.user"], run_values["workdir"]) == ("user", "/home/user")
+    assert run_values["login-shell"] == end_values["login-shell"] == ""
+    assert not {"login-shell", "make.1.user"} & {*values(settings, asked(FIRST))[0]}
+
+
+def test_users_are_made_for_e2b_alone_and_have_sudo_where_it_is_asked(settings: Settings) -> None:
+    steps = (User(name="web"), User(name="app", sudo="true"), FIRST)
+    [made, _] = [work.made for work in plan(settings, of_e2b(*steps))]
+    assert made[2:] == (MadeUser("web", True, False), MadeUser("app", True, True))
+    [made, _] = [work.made for work in plan(settings, asked(*steps))]
+    assert made == (MadeUser("app", False, True),)
+
+
+def test_a_copy_is_the_users_to_e2b_and_an_add_is_the_same(settings: Settings) -> None:
+    add = Add(source="a", destination="b", files_sha256="0" * 64)
+    owned = COPY.model_copy(update={"owner": "web"})
+    copied, added, own, _ = values(settings, of_e2b(User(name="me"), COPY, add, owned))
+    assert copied["copy.owner"] == added["copy.owner"] == "me"
+    assert own["copy.owner"] == "web"
+    assert "copy.by-e2b" in copied
+    assert "copy.unpacks" not in added
+    copied, added, _ = values(settings, asked(User(name="me"), COPY, add))
+    assert copied["copy.owner"] == added["copy.owner"] == ""
+    assert "copy.by-e2b" not in copied
+    assert ["copy.unpacks" in each for each in (copied, added)] == [False, True]
+
+
+def test_the_two_meanings_share_no_disk_of_a_step(settings: Settings) -> None:
+    ours = {work.key for work in plan(settings, asked(FIRST, COPY))}
+    assert ours.isdisjoint(work.key for work in plan(settings, of_e2b(FIRST, COPY)))
+
+
+def test_variables_that_are_too_long_are_told_by_their_step(settings: Settings) -> None:
+    double = Env(variables=(("A", "x$A$A"),))
+    with pytest.raises(ImageStepError, match=r"^step 16: .*limit is") as error:
+        plan(settings, asked(*[double] * 30))
+    assert error.value.step_number == 16
 
 
 @pytest.mark.parametrize(("command", "is_init"), [("/sbin/init", True), ("/bin/serve", False)])

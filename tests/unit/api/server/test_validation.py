@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from activities.contract.errors import SealedSecretError
-from activities.contract.image_steps import Copy, Env, Run, User, Workdir
+from activities.contract.image_steps import Add, Copy, Env, Meaning, Run, User, Workdir
 from activities.contract.registry_logins import (
     AwsLogin,
     GoogleDefaultLogin,
@@ -229,6 +229,8 @@ def test_steps_are_taken_as_e2b_sends_them() -> None:
         pb.TemplateStep(type="ENV", args=["A", "1", "B", "2"], force=True),
         pb.TemplateStep(type="WORKDIR", args=["/app"]),
         pb.TemplateStep(type="USER", args=["web"]),
+        pb.TemplateStep(type="USER", args=["web", "true"]),
+        pb.TemplateStep(type="ADD", args=["a.tar", "/app"], files_hash="a" * 64),
     ]
     found = checked(template(steps=steps)).steps
     assert found == (
@@ -237,6 +239,8 @@ def test_steps_are_taken_as_e2b_sends_them() -> None:
         Env(variables=(("A", "1"), ("B", "2")), force=True),
         Workdir(path="/app"),
         User(name="web"),
+        User(name="web", sudo="true"),
+        Add(source="a.tar", destination="/app", files_sha256="a" * 64),
     )
 
 
@@ -255,10 +259,21 @@ def test_files_in_a_scope_are_called_what_the_client_likes() -> None:
     assert [violation.field for violation in caught.value.violations] == ["template.steps[0]"]
 
 
+def test_e2bs_control_plane_is_known_by_its_version_or_cache_scope() -> None:
+    asked = pb.TemplateCreateRequest(template=template())
+    sealer = Sealer(SETTINGS.secret_keys)
+    assert validate(asked, SETTINGS, sealer).config.meaning is Meaning.DOCKER
+    for of_e2b in ({"version": "2.0.0"}, {"cache_scope": "team"}, {"version": ""}):
+        asked = pb.TemplateCreateRequest(template=template(), **of_e2b)
+        assert validate(asked, SETTINGS, sealer).config.meaning is Meaning.E2B
+
+
 @pytest.mark.parametrize(
     ("step", "told"),
     [
-        (pb.TemplateStep(type="ADD", args=["a", "b"]), "must be one of RUN, COPY"),
+        (pb.TemplateStep(type="VOLUME", args=["a"]), "must be one of RUN, COPY"),
+        (pb.TemplateStep(type="ADD", args=["a", "b"]), "ADD needs files_hash"),
+        (pb.TemplateStep(type="USER", args=["web", "yes"]), "true or false"),
         (pb.TemplateStep(type="RUN"), "takes 1 to 2"),
         (pb.TemplateStep(type="RUN", args=[""]), "first argument"),
         (pb.TemplateStep(type="RUN", args=["a\0b"]), "NUL"),
