@@ -1,18 +1,20 @@
 """Where the time goes: `make bench`.
 
-Five parts, each beside a peer or the machine's own limit, measured in the same run:
+Six parts, each beside a peer or the machine's own limit, measured in the same run:
 
 - `build`: one build of the busybox image, split into Docker, copying, booting, storage, and the
   product's own overhead, beside the disk's speed;
 - `rootfs`: image to ext4 for four kinds of images, beside `cp -a` into a loop mount, `mke2fs -d`
   and `docker export | tar -x`, with the peak of extra disk;
 - `pull`: an image of this machine's own files through our checks, beside `docker pull` of it;
+- `steps`: what a step costs that does nothing, and a changed one of ten; `pip install` in a RUN,
+  beside a container;
 - `upload`: a sparse file to the bucket, by phases, beside one plain stream and parallel PUTs;
 - `fleet`: 200 builds of three tenants on 20 hosts whose steps sleep, beside what they would take if
   no slot ever waited; with `--whole` 1,000 builds on 100 hosts.
 
-`python temporal-dev/bench.py [--small] [--whole] [build] [rootfs] [pull] [upload] [fleet]`. Times
-are wall time in seconds; machines are noisy, so ratios are what counts.
+`python temporal-dev/bench.py [--small] [--whole] [build] [rootfs] [pull] [steps] [upload] [fleet]`.
+Times are wall time in seconds; machines are noisy, so ratios are what counts.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from typing import Any
 import docker
 import fleet
 import images
+import steps_bench
 from devstack.environment import REPOSITORY, environment
 from devstack.services import ALL_PARTS
 from devstack.stack import APPS, Stack, borrowed
@@ -72,7 +75,7 @@ from activities.template.artifacts import BucketArtifactActivities
 from activities.template.upload import scan
 
 MIB = 1024 * 1024
-PARTS = ("build", "rootfs", "pull", "upload", "fleet")
+PARTS = ("build", "rootfs", "pull", "steps", "upload", "fleet")
 CLI = str(Path(sys.executable).with_name("template-manager"))
 SAMPLE_SECONDS = 0.05
 # Which activity is whose work; what is in none of them is the product's own.
@@ -706,6 +709,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             bench_rootfs(Path(place), asked.small, asked.workloads.split(","))
         if "pull" in parts:
             bench_pull(Path(place), asked.small)
+        if "steps" in parts:
+            steps_bench.bench_steps(console, asked.small, say)
         if "upload" in parts:
             bench_upload(Path(place), asked.small)
     return 0
