@@ -16,9 +16,7 @@ TRIES = 6  # at hitting a step that may be over before we see it
 def test_a_killed_process(product: ChaosProduct, cell: Cell, record_property: Any) -> None:
     for _ in range(TRIES):
         with nothing_left(product):
-            if cell.step == "pull":
-                product.forget_image()
-            build_id = product.new_build()
+            build_id = product.new_build_for(cell.step)
             hit = product.hit(build_id, cell.step, lambda: product.kill(cell.process))
             if hit:
                 product.bring_back(cell.process)

@@ -29,9 +29,7 @@ def test_cancel(product: ChaosProduct, step: str) -> None:
     """It stops within seconds, all is undone, and the same id can be built again at once."""
     with nothing_left(product):
         for _ in range(TRIES):
-            if step == "pull":
-                product.forget_image()
-            build_id = product.new_build()
+            build_id = product.new_build_for(step)
             took: list[float] = []
             if product.hit(build_id, step, lambda: took.append(_cancel(product, build_id))):  # noqa: B023 # called before the next round
                 break

@@ -21,6 +21,7 @@ from devstack.processes import ServiceError
 from devstack.stack import APPS, Stack, start_services
 
 from activities.image.docker_daemon import make_docker_client
+from api.pb import template_manager_pb2 as pb
 from tests.support.real_stack import ENDED, PARTS, Product
 
 OPTIONS = {
@@ -37,6 +38,7 @@ STEPS = {
     "lease": "hold_host",
     "pull": "pull_image",
     "rootfs": "build_rootfs",
+    "steps": "run_steps",
     "start": "start_vm",
     "ready": "wait_until_ready",
     "snapshot": "snapshot_vm",
@@ -55,7 +57,7 @@ PROCESSES = (
     "registry",
     "temporal",
 )
-STEPS_WITH_A_VM = ("ready", "snapshot", "verify")
+STEPS_WITH_A_VM = ("steps", "ready", "snapshot", "verify")
 SHORT = {
     ("host", "ready"),
     ("temporal", "ready"),
@@ -109,6 +111,30 @@ class ChaosProduct(Product):
     def new_build(self, *more: str, **commands: str) -> str:
         """Start a build that no earlier checkpoint fits."""
         return self.build(self.image, "--env", f"CASE={uuid.uuid4()}", *more, **commands)
+
+    def new_build_for(self, step: str) -> str:
+        """Start a build that comes by this step of the table, and fits no earlier checkpoint."""
+        if step == "pull":
+            self.forget_image()
+        if step != "steps":
+            return self.new_build()
+        run = pb.TemplateStep(type="RUN", args=["sleep 3; echo $CASE >/made"])
+        return self.build_with_steps(run)
+
+    def build_with_steps(self, *steps: pb.TemplateStep) -> str:
+        """Start a build with steps, on an image with a shell, that fits no earlier checkpoint."""
+        image = images.make_and_push("alpine-like", self.registry, lambda _: None)
+        case = pb.TemplateStep(type="ENV", args=["CASE", str(uuid.uuid4())])
+        template = pb.TemplateConfig(
+            template_id="steps",
+            build_id=str(uuid.uuid4()),
+            from_image=image,
+            steps=[case, *steps],
+            memory_mb=256,
+            vcpu_count=1,
+            disk_size_mb=32,
+        )
+        return self.create(template, {})
 
     def forget_image(self) -> None:
         """Remove the image from dockerd, so that it must be pulled."""
