@@ -367,7 +367,7 @@ def _places_of(product: Product, build_id: str, text: bytes) -> list[str]:
     files = [path for path in product.data_dir.rglob("*") if path.is_file()]
     files += [product.stack.environment.files(app).log for app in ("api", "worker", "host")]
     found = [str(path) for path in files if _has(path, text)]
-    for name in product.objects(build_id):
+    for name in product.objects(""):
         data = product.bucket.read_object(name)
         found += [name] if data is not None and text in data[0] else []
     return found + (["history"] if text.decode() in _history(product, build_id) else [])
