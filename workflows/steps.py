@@ -233,6 +233,7 @@ class BuildSteps:
                 force=self._config.force,
                 secret_env=self._config.secret_env,
                 meaning=self._config.meaning,
+                keep_failed=self._config.keep_failed,
             )
             return await host.run(
                 DiskStepActivities.run_steps, build, f"{len(steps)} steps on {image.digest[:19]}"

@@ -154,6 +154,8 @@ class RunStepsInput(Model):
     meaning: Meaning = Field(
         default=Meaning.DOCKER, exclude_if=lambda meaning: meaning is Meaning.DOCKER
     )
+    keep_failed: bool = Field(default=False, exclude_if=lambda keep: not keep)
+    """Whether the disk of a step that fails stays on the host, to be looked at."""
 
 
 class ImportTemplateInput(Model):

@@ -71,6 +71,8 @@ class TemplateConfig(Model):
         default=Meaning.DOCKER, exclude_if=lambda meaning: meaning is Meaning.DOCKER
     )
     """Whose words its steps and commands are."""
+    keep_failed: bool = Field(default=False, exclude_if=lambda keep: not keep)
+    """Whether the disk of a step that fails is kept; it says nothing of the template."""
 
     @property
     def shape(self) -> VmShape:

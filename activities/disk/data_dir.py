@@ -6,6 +6,7 @@ earlier versions have run on: it stays.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,15 @@ class DataDir:
     def checkpoint(self, step: Step, fingerprint: str) -> Path:
         """Return the directory of a finished checkpoint."""
         return self.steps / step / fingerprint
+
+    def failed_step(self, build_id: str) -> Path:
+        """Return where the disk of a build's failed step is kept, in the form of a checkpoint."""
+        return self.steps / "failed" / hashlib.sha256(build_id.encode()).hexdigest()
+
+    def unfinished_failed_step(self, scope: BuildScope) -> Path:
+        """Return the directory in which that is made, see `maker_of`."""
+        kept = self.failed_step(scope.build_id)
+        return kept.with_name(f"{kept.name}{_mark(scope.build_id)}{scope.lease.number}.0")
 
     def unfinished_checkpoint(
         self, step: Step, fingerprint: str, scope: BuildScope, attempt: int

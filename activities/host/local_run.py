@@ -109,7 +109,7 @@ def local_template(directory: Path, settings: Settings) -> LocalTemplate:
     KernelMissingError and FirecrackerMissingError.
     """
     metadata = _read(directory)
-    _require_rights()
+    require_rights("resuming a template")
     shape = VmShape(
         memory_mb=metadata.vmm.memory_mb,
         vcpu_count=metadata.vmm.vcpu_count,
@@ -162,10 +162,11 @@ def _damaged(directory: Path, name: str, how: str) -> TemplateDamagedError:
     )
 
 
-def _require_rights() -> None:
+def require_rights(what: str) -> None:
+    """Check that this process may do `what`. Raises MachineUnfitError."""
     if os.geteuid() != 0:
         raise MachineUnfitError(
-            "resuming a template takes root: its guest gets a network namespace of its own",
+            f"{what} takes root: its guest gets a network namespace of its own",
             hint="Run it as root.",
         )
 

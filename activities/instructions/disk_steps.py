@@ -51,7 +51,7 @@ from activities.process.sealing import SealedFor, Sealer
 from activities.process.settings import Settings
 from activities.rootfs.guest_files import agent_version
 from activities.rootfs.rootfs import unstarted
-from activities.step.checkpoints import CheckpointStore
+from activities.step.checkpoints import CheckpointStore, FailedStep
 from activities.step.ledger import LeaseLedger
 from activities.step.running_step import RunningStep, running_step
 from activities.step.vm_requirements import require_host
@@ -94,6 +94,7 @@ class VmDiskStepActivities(DiskStepActivities):
             return disk
 
     def _run(self, running: RunningStep, build: RunStepsInput, attempt: int) -> RootfsCheckpoint:
+        self._store.forget_failed(build.vm.scope.build_id)
         todo = plan(self._settings, build)
         disk, done = self._last_left(running, build, todo)
         for work in todo[:done]:
@@ -171,12 +172,44 @@ class VmDiskStepActivities(DiskStepActivities):
                 put_secrets(vm, self._open_secrets(running, build))
             started = start_step_vm(vm, self._settings, firecracker, shape, running.check)
             tell_limits(running, started)
-            self._follow(running, build, work, vm, talk)
+            try:
+                self._follow(running, build, work, vm, talk)
+            except ImageStepError as error:
+                self._keep_failed(running, build, work, vm, error)
+                raise
             vm.kill()
             vm.take_back(ArtifactName.ROOTFS).rename(target)
         finally:
             vm.remove()
         return self._facts(running, target, talk)
+
+    def _keep_failed(
+        self,
+        running: RunningStep,
+        build: RunStepsInput,
+        work: Work,
+        vm: VmProcess,
+        error: ImageStepError,
+    ) -> None:
+        """Keep the disk as the step has left it, if that was asked for; say how to look at it."""
+        if not build.keep_failed:
+            return
+        scope, context = build.vm.scope, work.context
+        user = work.step.user if isinstance(work.step, Run) and work.step.user else context.user
+        failed = FailedStep(
+            what=error.message,
+            user=user,
+            working_dir=context.working_dir,
+            variables=context.variables,
+            shape=build.shape.model_copy(update={"memory_mb": self._memory_mb(build)}),
+        )
+        vm.kill()
+        running.check()
+        self._store.keep_failed(vm.take_back(ArtifactName.ROOTFS), failed, scope)
+        error.hint = (
+            f"Look at its disk on host {self._settings.host}: template-manager run --disk "
+            f"{scope.build_id}. {error.hint}"
+        )
 
     def _facts(self, running: RunningStep, disk: Path, talk: StepTalk) -> RootfsFacts:
         return RootfsFacts(
@@ -244,6 +277,8 @@ class VmDiskStepActivities(DiskStepActivities):
                 if _is_gzip(tar):  # more than the template has room for it cannot take anyway
                     unpacked_mb = build.disk_size_mb
             what = work.step.kind if work.step else "finish"
+            if build.keep_failed:
+                values["disk-is-kept"] = ""
             running.check()
             files = StepFiles(what, values, tar, unpacked_mb, grows)
             made = make_drive(place, self._settings, files, self._room, running.check)

@@ -24,6 +24,8 @@ GUEST = Path(__file__).resolve().parent / "guest"
 DRIVE = "step.ext4"
 EMPTY_DIRECTORIES = ("dev", "proc", "sys", "run", "disk")
 TOOLS = (("e2fsck", "e2fsprogs"), ("resize2fs", "e2fsprogs"), ("tar", "tar"))
+# What is started by the image's own init, in the place of a template's command.
+STARTS = {"RUN": "step.sh", "shell": "serve-shell.sh"}
 SPARE_BYTES = 8 * MIB
 # To unpack the files of a COPY, for each byte of their tar: an empty directory is 512 bytes there,
 # and a block with an inode here. The drive is sparse: no more is taken of the host than is written.
@@ -36,7 +38,7 @@ class StepFiles:
     """What the guest is given for one step."""
 
     what: str
-    """`RUN`, `COPY`, `ADD` or `finish`."""
+    """`RUN`, `COPY`, `ADD`, `finish`, or `shell` for one on a disk that is looked at."""
     values: dict[str, str] = field(default_factory=dict)
     """Files in the guest's `/.template`, by their names there."""
     tar: Path | None = None
@@ -89,8 +91,13 @@ def _stage_template(directory: Path, settings: Settings, step: StepFiles) -> Non
     scripts = {name: name for name in ("look.sh", "accounts.sh", "make.sh")}
     if step.what in ("COPY", "ADD"):
         scripts["copy.sh"] = "copy.sh"
-    if step.what == "RUN":
-        scripts |= {"step.sh": "start.sh", "template-start.service": "template-start.service"}
+    if step.what in STARTS:
+        scripts |= {
+            STARTS[step.what]: "start.sh",
+            "template-start.service": "template-start.service",
+        }
+    if step.what == "shell":
+        copy_in(GUEST / "shell", directory / "shell", 0o755)
     for source, name in scripts.items():
         (directory / name).unlink(missing_ok=True)  # it may be a name of the host's own file
         copy_in(GUEST / source, directory / name, 0o644)

@@ -2,7 +2,8 @@
 
 `<data>/steps/<step>/<fingerprint>/` holds the files, `manifest.json` (a `Checkpoint`) and
 `refs/<build_id>` for each build that uses it. It appears by rename after fsync, so it exists whole
-or not at all. The fingerprint is a SHA-256 over the step's inputs.
+or not at all. The fingerprint is a SHA-256 over the step's inputs. What is kept of a failed step is
+beside them, in `failed`, with `step.json` (a `FailedStep`) in the place of a manifest.
 """
 
 from __future__ import annotations
@@ -22,19 +23,33 @@ from typing import TypeVar
 
 from activities.contract.checkpoints import Checkpoint, StoredFile
 from activities.contract.errors import CheckpointLostError
+from activities.contract.model import Model
 from activities.contract.names import ArtifactName, HostName, Step
-from activities.contract.scope import BuildScope
+from activities.contract.scope import BuildScope, VmShape
 from activities.disk.data_dir import DataDir, is_made_by, maker_of
 from activities.disk.leftovers import Leftover, disk_bytes, entries, made_at, renamed_at
 from activities.disk.locks import locked
 from activities.disk.sparse_files import allocated_bytes, sha256_of, sync_directory
 
 MANIFEST = "manifest.json"
+FAILED_STEP = "step.json"
 REFERENCES = "refs"
 CONDEMNED = "unusable"
 EVICTED = ".evicted"
 FINGERPRINT = re.compile("[0-9a-f]{64}")
 C = TypeVar("C", bound=Checkpoint)
+
+
+class FailedStep(Model):
+    """Which step has left a disk that is kept to look at, and what it was given."""
+
+    what: str
+    """As users read it, and how it ended."""
+    user: str
+    working_dir: str
+    variables: dict[str, str]
+    """Without secret ones."""
+    shape: VmShape
 
 
 @dataclass(frozen=True)
@@ -166,8 +181,36 @@ class CheckpointStore:
         self._move_in(work, self.path(made.step, made.fingerprint))
         return checkpoint
 
+    def keep_failed(self, disk: Path, failed: FailedStep, scope: BuildScope) -> None:
+        """Keep the disk of a step that has failed, in the place of an earlier one of its build.
+
+        It is evicted as a checkpoint is, and goes when its build is released. The file is moved.
+        """
+        work = self._data_dir.unfinished_failed_step(scope)
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        disk.rename(work / ArtifactName.ROOTFS)
+        (work / ArtifactName.ROOTFS).chmod(0o600)
+        (work / FAILED_STEP).write_text(failed.model_dump_json(indent=2))
+        self._reference(work, scope.build_id)
+        self._move_in(work, self._data_dir.failed_step(scope.build_id))
+
+    def failed(self, build_id: str) -> tuple[Path, FailedStep] | None:
+        """Return the disk of a build's failed step, and which that was; None if it is not kept."""
+        directory = self._data_dir.failed_step(build_id)
+        try:
+            failed = FailedStep.model_validate_json((directory / FAILED_STEP).read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return directory / ArtifactName.ROOTFS, failed
+
+    def forget_failed(self, build_id: str) -> None:
+        """Remove what is kept of a failed step."""
+        shutil.rmtree(self._data_dir.failed_step(build_id), ignore_errors=True)
+
     def release(self, build_id: str) -> None:
-        """Drop the build's references and its unfinished work."""
+        """Drop the build's references, its failed step and its unfinished work."""
+        self.forget_failed(build_id)
         for entry in self._in_steps():
             if is_made_by(build_id, entry.name):
                 shutil.rmtree(entry, ignore_errors=True)

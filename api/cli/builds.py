@@ -201,6 +201,13 @@ def build(
         bool,
         typer.Option("--batch", help="Nobody waits for it: let your other builds go before it."),
     ] = False,
+    keep_failed: Annotated[
+        bool,
+        typer.Option(
+            "--keep-failed",
+            help="Keep the disk of a step that fails on its host, to look at with run --disk.",
+        ),
+    ] = False,
     registry_user: Annotated[
         str, typer.Option(metavar="NAME", help="User of the image's registry.")
     ] = "",
@@ -309,6 +316,7 @@ def build(
             priority=pb.Batch if batch else pb.Interactive,
             name=name,
             tags=tag,
+            keep_failed=keep_failed,
         )
     except (OptionError, ValueError) as error:  # ValueError: too large for the wire
         fail(str(error), "See template-manager build --help.", Exit.USAGE, as_json=as_json)

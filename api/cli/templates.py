@@ -13,8 +13,10 @@ from api.cli.console import (
     BUILDS,
     EXAMPLE_BUILD,
     AsJson,
+    Exit,
     build_id_argument,
     err,
+    fail,
     given_path,
     out,
     print_json,
@@ -65,9 +67,18 @@ def pull(
 @app.command(rich_help_panel=BUILDS, epilog="Example: template-manager run ./template")
 def run(
     directory: Annotated[
-        Path, typer.Argument(parser=given_path, metavar="DIR", help="Where `pull` has put it.")
-    ],
+        Path | None,
+        typer.Argument(parser=given_path, metavar="DIR", help="Where `pull` has put it."),
+    ] = None,
     *,
+    disk: Annotated[
+        str,
+        typer.Option(
+            metavar="BUILD_ID|PATH",
+            help="Instead of a template, a shell on the disk of a build's failed step "
+            "(build --keep-failed) on this host, or on that of a file: on a copy, in a VM.",
+        ),
+    ] = "",
     check: Annotated[
         bool,
         typer.Option(
@@ -78,6 +89,17 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Resume a template on this machine and say where it answers. Ctrl-C ends it."""
+    if (directory is None) == (not disk):
+        fail(
+            "give either DIR or --disk",
+            "See template-manager run --help.",
+            Exit.USAGE,
+            as_json=as_json,
+        )
+    if directory is None:
+        with template_errors(as_json):
+            _look_at_disk(disk)
+        return
     with template_errors(as_json):
         from activities.host.local_run import LocalRun, local_template
 
@@ -96,3 +118,12 @@ def run(
             with transfer_bars() as tell:
                 template.check(tell)
         template.run(show)
+
+
+def _look_at_disk(disk: str) -> None:
+    from activities.host.disk_look import disk_to_look_at
+
+    def tell(what: str) -> None:
+        err.print(f"{what}; exit ends it", soft_wrap=True)
+
+    disk_to_look_at(disk, read_settings()).look(tell)

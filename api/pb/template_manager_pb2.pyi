@@ -72,7 +72,7 @@ Forward: LogsDirection
 Backward: LogsDirection
 
 class TemplateConfig(_message.Message):
-    __slots__ = ("template_id", "build_id", "memory_mb", "vcpu_count", "disk_size_mb", "kernel_version", "firecracker_version", "start_command", "huge_pages", "ready_command", "force", "steps", "from_image", "from_template", "from_image_registry", "team_id", "env", "ready_timeout_seconds", "secret_env", "priority", "name", "tags")
+    __slots__ = ("template_id", "build_id", "memory_mb", "vcpu_count", "disk_size_mb", "kernel_version", "firecracker_version", "start_command", "huge_pages", "ready_command", "force", "steps", "from_image", "from_template", "from_image_registry", "team_id", "env", "ready_timeout_seconds", "secret_env", "priority", "name", "tags", "keep_failed")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -109,6 +109,7 @@ class TemplateConfig(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FAILED_FIELD_NUMBER: _ClassVar[int]
     template_id: str
     build_id: str
     memory_mb: int
@@ -131,7 +132,8 @@ class TemplateConfig(_message.Message):
     priority: BuildPriority
     name: str
     tags: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, template_id: _Optional[str] = ..., build_id: _Optional[str] = ..., memory_mb: _Optional[int] = ..., vcpu_count: _Optional[int] = ..., disk_size_mb: _Optional[int] = ..., kernel_version: _Optional[str] = ..., firecracker_version: _Optional[str] = ..., start_command: _Optional[str] = ..., huge_pages: _Optional[bool] = ..., ready_command: _Optional[str] = ..., force: _Optional[bool] = ..., steps: _Optional[_Iterable[_Union[TemplateStep, _Mapping]]] = ..., from_image: _Optional[str] = ..., from_template: _Optional[_Union[FromTemplateConfig, _Mapping]] = ..., from_image_registry: _Optional[_Union[FromImageRegistry, _Mapping]] = ..., team_id: _Optional[str] = ..., env: _Optional[_Mapping[str, str]] = ..., ready_timeout_seconds: _Optional[int] = ..., secret_env: _Optional[_Mapping[str, str]] = ..., priority: _Optional[_Union[BuildPriority, str]] = ..., name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ...) -> None: ...
+    keep_failed: bool
+    def __init__(self, template_id: _Optional[str] = ..., build_id: _Optional[str] = ..., memory_mb: _Optional[int] = ..., vcpu_count: _Optional[int] = ..., disk_size_mb: _Optional[int] = ..., kernel_version: _Optional[str] = ..., firecracker_version: _Optional[str] = ..., start_command: _Optional[str] = ..., huge_pages: _Optional[bool] = ..., ready_command: _Optional[str] = ..., force: _Optional[bool] = ..., steps: _Optional[_Iterable[_Union[TemplateStep, _Mapping]]] = ..., from_image: _Optional[str] = ..., from_template: _Optional[_Union[FromTemplateConfig, _Mapping]] = ..., from_image_registry: _Optional[_Union[FromImageRegistry, _Mapping]] = ..., team_id: _Optional[str] = ..., env: _Optional[_Mapping[str, str]] = ..., ready_timeout_seconds: _Optional[int] = ..., secret_env: _Optional[_Mapping[str, str]] = ..., priority: _Optional[_Union[BuildPriority, str]] = ..., name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., keep_failed: _Optional[bool] = ...) -> None: ...
 
 class TemplateStep(_message.Message):
     __slots__ = ("type", "args", "force", "files_hash")

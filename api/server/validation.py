@@ -173,9 +173,10 @@ def config_sha256(config: TemplateConfig) -> str:
     """Return the identity of a config: two requests for one build id must agree in it.
 
     Left out are the registry's credentials: they are secret, sealed anew each time, may be
-    rotated, and say nothing about the template; and its place among those that wait.
+    rotated, and say nothing about the template; so do its place among those that wait, and whether
+    the disk of a failed step is kept.
     """
-    same = config.without_secrets().model_copy(update={"is_batch": False})
+    same = config.without_secrets().model_copy(update={"is_batch": False, "keep_failed": False})
     # Without defaults, so that a field that is added later changes no identity.
     plain = same.model_dump(mode="json", exclude_defaults=True)
     canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
@@ -408,6 +409,7 @@ class _Validator:
             name=template.name or None,
             tags=tags_of(template.tags) if template.name else (),
             meaning=self._meaning,
+            keep_failed=template.keep_failed,
         )
 
     def _secret_env(self, tenant: str) -> dict[str, Sealed]:

@@ -29,6 +29,7 @@ from activities.disk.ext4 import check_filesystem
 from activities.microvm.network import in_network
 from activities.store.bucket import Bucket
 from activities.store.objects import files_name
+from tests.support.command_line import cli, on_terminal
 from tests.support.copied_files import upload_as_e2b
 from tests.support.local_http import HTTPD, HTTPD_ANSWERS, get_page
 from tests.support.step_checks import go_on
@@ -357,6 +358,100 @@ async def test_a_run_finds_its_secrets_and_nothing_tells_them(
     env = read(host.disk(made), "/.template/env").split("\0")
     assert "TOKEN=of an ENV" in env
     assert not any(name.startswith("/.template/secrets") for name in host.tree(made))
+
+
+def settings_of(host: StepHost) -> dict[str, str]:
+    """Return the host's settings as the environment of a command."""
+    settings, shape = host.host.settings, host.host.shape
+    return {
+        "TEMPLATE_MANAGER_DATA_DIR": str(settings.data_dir),
+        "TEMPLATE_MANAGER_KERNELS_DIR": str(settings.kernels_dir),
+        "TEMPLATE_MANAGER_FIRECRACKER_DIR": str(settings.firecracker_dir),
+        "TEMPLATE_MANAGER_DEFAULT_KERNEL_VERSION": shape.kernel_version,
+        "TEMPLATE_MANAGER_DEFAULT_FIRECRACKER_VERSION": shape.firecracker_version,
+    }
+
+
+async def test_the_disk_of_a_failed_step_can_be_looked_at(
+    host: StepHost, registry: Registry
+) -> None:
+    """With a shell where the step was, on a copy of the disk; and only while it is kept."""
+    base = await base_of(host, registry)
+    vm = host.host.vm(purpose=VmPurpose.BOOT)
+    build_id = vm.scope.build_id
+    steps: list[ImageStep] = [
+        Env(variables=(("A", "of an ENV"),)),
+        Workdir(path="/srv"),
+        Run(command="echo left >file; exit 3"),
+    ]
+    with pytest.raises(ImageStepError) as error:
+        await host.build(base, *steps, vm=vm, keep_failed=True)
+    assert f"template-manager run --disk {build_id}. " in error.value.hint
+    kept = host.host.bench.store.failed(build_id)
+    assert kept is not None
+    before = kept[0].read_bytes()
+
+    typed = 'echo "<$A|$(cat file)|$(pwd)|$(id -u)>"; echo changed >file; exit\n'
+    code, shown = await on_terminal(
+        "run", "--disk", build_id, columns=200, env=settings_of(host), typed=typed
+    )
+    assert "<of an ENV|left|/srv|0>" in shown
+    assert "RUN echo left >file; exit 3: ended with exit code 3" in shown
+    assert code == 0
+    assert kept[0].read_bytes() == before
+
+    host.host.bench.store.release(build_id)
+    ended = await cli("run", "--disk", build_id, env=settings_of(host))
+    assert ended.code == 2
+    assert "no disk of a failed step" in ended.err
+
+
+@pytest.mark.whole
+async def test_any_disk_can_be_looked_at(host: StepHost, registry: Registry) -> None:
+    """That of a COPY that failed; a file; and what is no disk is told."""
+    registry.push("steps-bare", [Layer().add("static", b"x").tar()])
+    base = await host.host.bench.pull(f"{registry.address}/steps-bare")
+    vm = host.host.vm(purpose=VmPurpose.BOOT)
+    files = host.files(one="1")
+    copies = [
+        Copy(source=name, destination=f"/{name}", files_sha256=files) for name in ("one", "two")
+    ]
+    with pytest.raises(ImageStepError, match="no such file"):
+        await host.build(base, *copies, vm=vm, keep_failed=True)
+    kept = host.host.bench.store.failed(vm.scope.build_id)
+    assert kept is not None
+    look = 'echo "<$(cat /one)|$(pwd)>"; exit\n'  # the image has no shell: it is ours
+    for disk in (vm.scope.build_id, str(kept[0])):
+        code, shown = await on_terminal(
+            "run", "--disk", disk, columns=200, env=settings_of(host), typed=look
+        )
+        assert (code, "<1|/>" in shown) == (0, True), shown
+    (host.place / "no-disk").write_bytes(bytes(4096 * 100))
+    for disk, why in [
+        ("no-disk", "the guest cannot use the disk: the disk is damaged"),
+        ("none", "is neither a build's id nor the file of a disk"),
+    ]:
+        ended = await cli("run", "--disk", str(host.place / disk), env=settings_of(host))
+        assert (ended.code in (1, 2), why in ended.err) == (True, True), ended
+
+
+@pytest.mark.whole
+async def test_a_disk_is_kept_where_it_is_asked_for_alone(
+    host: StepHost, registry: Registry
+) -> None:
+    base = await base_of(host, registry)
+    vm = host.host.vm(purpose=VmPurpose.BOOT)
+    store, build_id = host.host.bench.store, vm.scope.build_id
+    hanging = Run(command="echo x >/tmp/x; busybox sync; busybox sleep 600")
+    with pytest.raises(ImageStepError, match="did not end within 5 s"):
+        await host.build(base, hanging, vm=vm, keep_failed=True, timeout_seconds=5)
+    kept = store.failed(build_id)
+    assert kept is not None
+    assert read(kept[0], "/tmp/x") == "x\n"
+    with pytest.raises(ImageStepError) as error:
+        await host.build(base, Run(command="exit 1"), vm=vm)
+    assert "run --disk" not in error.value.hint
+    assert store.failed(build_id) is None
 
 
 async def test_a_cancelled_step_ends_within_five_seconds(

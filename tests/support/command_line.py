@@ -46,10 +46,14 @@ async def started(
 
 
 async def on_terminal(
-    *arguments: str, columns: int, env: Mapping[str, str] | None = None
+    *arguments: str, columns: int, env: Mapping[str, str] | None = None, typed: str = ""
 ) -> tuple[int, str]:
-    """Run a command on a terminal of that width; returns its exit code and all that it showed."""
+    """Run a command on a terminal of that width; returns its exit code and all that it showed.
+
+    `typed` is what somebody has typed before it reads.
+    """
     leader, follower = pty.openpty()
+    os.write(leader, typed.encode())
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",

@@ -160,6 +160,8 @@ if [ "$code" = 0 ]; then
     $bb sync
     $bb fsfreeze --freeze / && say done ''
 else
-    say exit "$code $(ran_out_of)"
+    why=$(ran_out_of)
+    [ ! -e $t/disk-is-kept ] || $bb sync
+    say exit "$code $why"
 fi
 stay

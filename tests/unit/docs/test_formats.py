@@ -62,6 +62,8 @@ HOST_PATHS: dict[str, Path | None] = {
     "lease": DATA.lease(BUILD),
     "checkpoint": DATA.checkpoint(Step.ROOTFS, FINGERPRINT),
     "unfinished_checkpoint": None,
+    "failed_step": None,  # the name is a hash
+    "unfinished_failed_step": None,
     "vm": DATA.vm("tm-<build_id>-<lease>-<purpose>"),
     "network_mark": DATA.network_mark("<name>"),
     "work_of": DATA.work_of(BUILD),

@@ -8,9 +8,9 @@ import pytest
 from activities.contract.checkpoints import RootfsCheckpoint, RootfsFacts
 from activities.contract.errors import CheckpointLostError
 from activities.contract.names import ArtifactName, Step
-from activities.contract.scope import BuildScope, HostLease
+from activities.contract.scope import BuildScope, HostLease, VmShape
 from activities.disk.data_dir import DataDir
-from activities.step.checkpoints import CheckpointStore, fingerprint
+from activities.step.checkpoints import CheckpointStore, FailedStep, fingerprint
 from tests.support.step_checks import go_on
 
 BUILD = "11111111-1111-4111-8111-111111111111"
@@ -134,3 +134,54 @@ def test_a_fenced_attempt_publishes_nothing(store: CheckpointStore) -> None:
                 hashes={ArtifactName.ROOTFS: "0" * 64},
             )
     assert not store.path(Step.ROOTFS, KEY).exists()
+
+
+FAILED = FailedStep(
+    what="step 1: RUN false: ended with exit code 1",
+    user="web",
+    working_dir="/srv",
+    variables={"A": "1"},
+    shape=VmShape(memory_mb=1, vcpu_count=1, kernel_version="k", firecracker_version="f"),
+)
+
+
+def keep_failed(store: CheckpointStore, place: Path, content: bytes = b"left") -> None:
+    disk = place / "disk"
+    disk.write_bytes(content)
+    store.keep_failed(disk, FAILED, scope())
+
+
+def test_the_disk_of_a_failed_step_is_kept_for_its_build(
+    store: CheckpointStore, tmp_path: Path
+) -> None:
+    assert store.failed(BUILD) is None
+    for content in (b"left", b"left by another run of the build"):
+        keep_failed(store, tmp_path, content)
+        kept = store.failed(BUILD)
+        assert kept is not None
+        assert (kept[0].read_bytes(), kept[1]) == (content, FAILED)
+        assert kept[0].stat().st_mode & 0o777 == 0o600
+    assert store.failed(OTHER) is None
+    assert list(store.unfinished()) == []
+    store.forget_failed(BUILD)
+    assert store.failed(BUILD) is None
+
+
+def test_the_disk_of_a_failed_step_goes_with_its_build_or_by_its_age(
+    store: CheckpointStore, tmp_path: Path
+) -> None:
+    keep_failed(store, tmp_path)
+    store.release(OTHER)
+    assert store.failed(BUILD) is not None
+    store.release(BUILD)
+    assert store.failed(BUILD) is None
+    keep_failed(store, tmp_path)
+    [kept] = store.all()
+    assert kept.users == (BUILD,)
+    far = kept.used_at + 1
+    assert list(store.evictable([kept], [], max_bytes=1 << 30, unused_since=kept.used_at)) == []
+    assert list(store.evictable([kept], [BUILD], max_bytes=0, unused_since=far)) == []
+    [leftover] = store.evictable([kept], [], max_bytes=1 << 30, unused_since=far)
+    leftover.remove()
+    assert store.failed(BUILD) is None
+    assert store.all() == []
