@@ -6,6 +6,8 @@ Sizes say their unit in their name: `_mb` is MiB (as E2B's API means it), `_byte
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from pydantic import Field
 
 from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint
@@ -66,6 +68,15 @@ class PulledImage(Model):
         return self.base_reference or self.reference
 
 
+class UsedBlocks(NamedTuple):
+    """A stretch of the guest's memory, in blocks of 4096 bytes, and whether it was written."""
+
+    first: int
+    length: int
+    access: str
+    """`r` or `w`."""
+
+
 class Verification(Model):
     """What resuming the snapshot showed."""
 
@@ -75,6 +86,9 @@ class Verification(Model):
     clock_skew_ms: float
     """Guest clock minus host clock; negative when the guest is behind."""
     seconds_since_snapshot: float
+    prefetch: tuple[UsedBlocks, ...] = Field(default=(), exclude_if=lambda used: not used)
+    """What the guest had used of its memory when it had answered; () where the VMM tells nothing.
+    Whoever resumes the snapshot may read it before the guest asks for it."""
 
 
 class StoredObject(Model):

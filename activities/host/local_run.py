@@ -91,7 +91,13 @@ class LocalTemplate:
     def _resume(self, vm: VmProcess) -> Resumed:
         """Resume; if that fails, find out whether the files are to blame."""
         try:
-            return resume(vm, self.directory.resolve(), self.launch, lambda: None)
+            return resume(
+                vm,
+                self.directory.resolve(),
+                self.launch,
+                lambda: None,
+                prefetch=self.metadata.verification.prefetch,
+            )
         except SnapshotNotResumableError as error:
             self.check()
             raise SnapshotNotResumableError(

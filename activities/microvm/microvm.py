@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +41,7 @@ from activities.contract.inputs import (
 )
 from activities.contract.interface import MicrovmActivities
 from activities.contract.names import ArtifactName, Step, tenant_mark
-from activities.contract.results import Verification
+from activities.contract.results import UsedBlocks, Verification
 from activities.contract.scope import VmRef, VmShape
 from activities.contract.units import MIB
 from activities.disk.cgroups import Limits
@@ -61,6 +61,7 @@ from activities.microvm.resumable import (
     snapshot_format,
     traits_here,
 )
+from activities.microvm.used_memory import BLOCK_BYTES, read_ahead
 from activities.microvm.vm_process import VmProcess, remove_vms_until
 from activities.microvm.whole_steps import make_network_if_whole, remove_vm_if_whole
 from activities.process.settings import Settings
@@ -305,6 +306,7 @@ class HostMicrovmActivities(MicrovmActivities):
             resumed = resume(vm, snapshot, launch, running.check, _teller(running))
             clock = read_clock(vm.name, running.check)
             _require_right_clock(resumed, clock, verify.snapshot.facts.clock_skew_ms)
+            used = vm.used_memory(snapshot / ArtifactName.MEMFILE)
         except SnapshotNotResumableError as error:
             self._store.condemn(verify.snapshot)  # a retry must boot again, not find this one
             error.log_tail = tuple(vm.tail())
@@ -313,11 +315,13 @@ class HostMicrovmActivities(MicrovmActivities):
             vm.remove()
         since = resumed.at - verify.snapshot.facts.snapshot_at
         _tell(running, resumed.answer_ms, clock, since)
+        _tell_used(running, used)
         return Verification(
             resume_ms=round(resumed.answer_ms, 1),
             load_ms=round(resumed.load_ms, 1),
             clock_skew_ms=round(clock.skew_ms, 1) if clock else 0.0,
             seconds_since_snapshot=round(since, 3),
+            prefetch=used,
         )
 
 
@@ -365,13 +369,16 @@ def resume(
     launch: Launch,
     check: Callable[[], None],
     tell: Tell = lambda what, done, total: None,
+    *,
+    prefetch: Sequence[UsedBlocks] = (),
 ) -> Resumed:
     """Resume the snapshot in `template` in the VM's own directory and netns.
 
-    The disk is a private copy; memory and state are only read. `tell` is told what it does. Raises
-    SnapshotNotResumableError; VmmError when the VMM does not even start, which is not the
-    snapshot's fault.
+    The disk is a private copy; memory and state are only read. `tell` is told what it does; what
+    `prefetch` names of the memory the kernel reads meanwhile. Raises SnapshotNotResumableError;
+    VmmError when the VMM does not even start, which is not the snapshot's fault.
     """
+    read_ahead(template / ArtifactName.MEMFILE, prefetch)
     _copy(template / ArtifactName.ROOTFS, vm.files / ArtifactName.ROOTFS, check, tell)
     read: dict[str, Path] = {
         name: template / name for name in (ArtifactName.MEMFILE, ArtifactName.SNAPFILE)
@@ -550,6 +557,12 @@ def _require_right_clock(
             f"the resumed guest's clock is {change_ms / 1000:+.1f} s off although Firecracker was "
             "told to set it: the guest kernel needs the clock source kvm-clock"
         )
+
+
+def _tell_used(running: RunningStep, used: Sequence[UsedBlocks]) -> None:
+    if used:
+        size = sum(stretch.length for stretch in used) * BLOCK_BYTES
+        running.log.info(f"the guest had used {size / MIB:.1f} MiB of its memory by then")
 
 
 def _tell(running: RunningStep, answer_ms: float, clock: ClockReading | None, since: float) -> None:

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import psutil
 
 from activities.contract.errors import HostDiskFullError, VmmError
+from activities.contract.results import UsedBlocks
 from activities.contract.scope import VmRef
 from activities.contract.text import readable
 from activities.disk.cgroups import remove_cgroup
@@ -46,6 +47,7 @@ from activities.microvm.launching import (
     remove_cgroups_by_name,
 )
 from activities.microvm.network import give_tap
+from activities.microvm.used_memory import used_blocks
 from activities.microvm.vm_names import is_left_by_passing, is_superseded, leftover_of_vm
 from activities.microvm.vm_supervisor import start_ticks
 from activities.microvm.vm_users import free_user
@@ -148,6 +150,11 @@ class VmProcess:
         vmm, _ = self._pids()["vmm"]
         jailer = read_plan(self.directory).get("jailer")  # an earlier version did not write it
         return held(vmm, jailer if isinstance(jailer, str) else None)
+
+    def used_memory(self, memory: Path) -> tuple[UsedBlocks, ...]:
+        """Return what its guest has used of the memory file that it was resumed from."""
+        vmm, _ = self._pids()["vmm"]
+        return used_blocks(vmm, memory)
 
     def exit_reason(self) -> str:
         """Say how the VMM ended."""

@@ -48,6 +48,10 @@ async def test_from_boot_to_a_verified_snapshot(
     if firecracker.version >= (1, 16):  # which is told to move the clock on
         assert abs(verified.clock_skew_ms - before) < 1000
     assert "the snapshot resumes" in host.bench.log_of(vm.scope)
+    used = sum(stretch.length for stretch in verified.prefetch) * 4096
+    assert 0 < used < memory.size_bytes
+    assert {stretch.access for stretch in verified.prefetch} == {"r", "w"}
+    assert "of its memory by then" in host.bench.log_of(vm.scope)
 
     # Another Firecracker does not even try: here the stand-in, whose format is another.
     installed = host.settings.firecracker_path(host.shape.firecracker_version)

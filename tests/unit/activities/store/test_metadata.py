@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from activities.contract.results import UsedBlocks
 from activities.contract.sources import FromImage
 from activities.store.metadata import FORMAT_VERSION, TemplateMetadata
 from tests.support.example_template import BUILD, metadata
@@ -38,6 +39,15 @@ def test_metadata_says_everything_that_a_consumer_needs() -> None:
     data = found["artifacts"]["memfile"]["objects"]["data"]
     assert (data["generation"], data["size_bytes"], data["crc32c"]) == (7, 3, "AAAAAA==")
     assert found["artifacts"]["memfile"]["sha256"] == "c" * 64
+
+
+def test_what_a_guest_uses_first_is_told_where_it_is_known() -> None:
+    made = metadata()
+    assert "prefetch" not in json.loads(made.model_dump_json())["verification"]
+    told = made.verification.model_copy(update={"prefetch": (UsedBlocks(7, 2, "w"),)})
+    text = made.model_copy(update={"verification": told}).model_dump_json()
+    assert json.loads(text)["verification"]["prefetch"] == [[7, 2, "w"]]
+    assert TemplateMetadata.model_validate_json(text).verification == told
 
 
 def test_metadata_has_no_secret_not_even_sealed() -> None:
