@@ -34,7 +34,8 @@ test-guest: setup-tests  ## Compare guests with containers: all images and comma
 	@$(PYTHON) temporal-dev/devstack run --only docker,kernel,firecracker -- \
 	  pytest --whole tests/guest
 
-test-e2b: setup-tests  ## Build templates by E2B's SDK, with each version that is pinned (minutes)
+test-e2b:  ## Build templates by E2B's SDK, with each version that is pinned (minutes)
+	@temporal-dev/install e2b
 	@$(PYTHON) temporal-dev/devstack run --only docker,kernel,firecracker -- \
 	  pytest --whole tests/e2b
 

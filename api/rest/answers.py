@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from api.pb import template_manager_pb2 as pb
@@ -22,21 +22,34 @@ Json = dict[str, object]
 
 
 @dataclass(frozen=True)
-class ListedTemplate:
-    """A template with its builds, latest first; there is at least one."""
+class NamedTemplate:
+    """A template's name, and the builds of it that Temporal remembers, latest first."""
 
-    template_id: str
-    builds: Sequence[pb.TemplateBuildSummary]
-
-    @property
-    def latest(self) -> pb.TemplateBuildSummary:
-        """The build that was started last."""
-        return self.builds[0]
+    name: pb.TemplateName
+    builds: Sequence[pb.TemplateBuildSummary] = ()
 
     @property
-    def published(self) -> pb.TemplateBuildSummary | None:
-        """The last build that has succeeded."""
-        return next((each for each in self.builds if each.state == "completed"), None)
+    def place(self) -> str:
+        """Where it is in lists: those of an operator have names of several tenants."""
+        return f"{self.name.tenant}/{self.name.name}"
+
+    @property
+    def tagged(self) -> Mapping[str, str]:
+        """The builds that its tags stand for."""
+        return {each.tag: each.build_id for each in self.name.tags}
+
+    @property
+    def published(self) -> str:
+        """The build that a sandbox of it is made of."""
+        done = (each.build_id for each in self.builds if each.state == "completed")
+        return self.tagged.get("default") or next(done, NO_BUILD)
+
+    @property
+    def status(self) -> str:
+        """How its last build is; that of one that Temporal has forgotten is known by its tags."""
+        if self.builds:
+            return STATUSES[self.builds[0].state]
+        return READY if self.name.tags else WAITING
 
 
 def status_answer(build_id: str, template_id: str, status: pb.TemplateBuildStatusResponse) -> Json:
@@ -58,27 +71,34 @@ def log_entries(status: pb.TemplateBuildStatusResponse) -> list[Json]:
     return [_log_entry(entry) for entry in status.log_entries]
 
 
-def template_answer(template: ListedTemplate) -> Json:
+def template_answer(template: NamedTemplate) -> Json:
     """Return a template as lists have it. Nobody is told of as its author, nor its use counted."""
-    shown = template.published or template.latest
+    name, builds = template.name, template.builds
+    published = (each for each in builds if each.build_id == template.published)
+    shown = next(published, builds[0] if builds else pb.TemplateBuildSummary())
     return {
-        "templateID": template.template_id,
-        "buildID": template.published.build_id if template.published else NO_BUILD,
+        "templateID": name.template_id,
+        "buildID": template.published,
         "cpuCount": shown.vcpu_count,
         "memoryMB": shown.memory_mb,
         "diskSizeMB": shown.disk_size_mb,
         "public": False,
-        "aliases": [template.template_id],
-        "names": [template.template_id],
-        "createdAt": template.builds[-1].started.ToJsonString(),
-        "updatedAt": _last_change(template.latest),
+        "aliases": [name.name],
+        "names": [name.name],
+        "createdAt": name.created.ToJsonString(),
+        "updatedAt": _last_change(builds[0]) if builds else name.created.ToJsonString(),
         "createdBy": None,
         "lastSpawnedAt": None,
         "spawnCount": 0,
-        "buildCount": len(template.builds),
+        "buildCount": len(builds),
         "envdVersion": "",
-        "buildStatus": STATUSES[template.latest.state],
+        "buildStatus": template.status,
     }
+
+
+def tag_answer(tag: pb.TemplateTag) -> Json:
+    """Return a tag and what it stands for."""
+    return {"tag": tag.tag, "buildID": tag.build_id, "createdAt": tag.asked.ToJsonString()}
 
 
 def build_answer(build: pb.TemplateBuildSummary) -> Json:

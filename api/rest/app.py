@@ -17,25 +17,33 @@ from starlette.routing import Route
 from api.client.client import CallError
 from api.pb import template_manager_pb2 as pb
 from api.rest.answers import (
-    ListedTemplate,
     build_answer,
     log_entries,
     status_answer,
+    tag_answer,
     template_answer,
 )
-from api.rest.build_ids import new_build_id
 from api.rest.calls import Calls, Upstream
 from api.rest.errors import RestError, error_response
-from api.rest.requests import BuildStart, Change, NewBuild, body_of, number_in
-from api.rest.starting import CACHE_SCOPE, create_request, size_of
+from api.rest.requests import (
+    BuildStart,
+    Change,
+    NewBuild,
+    TagsOfBuild,
+    TagsOfName,
+    body_of,
+    number_in,
+)
+from api.rest.starting import CACHE_SCOPE, create_request, reserve_request
 from api.rest.templates import (
     all_templates,
-    builds_of,
+    base_of,
     delete_template,
     logs_of,
-    published_build,
-    require_template,
+    name_of,
     status_of,
+    tag_build,
+    template_of,
 )
 
 MAX_PAGE = 100
@@ -78,6 +86,9 @@ def rest_app(upstream: Upstream, observe: Observe) -> Starlette:
         route("GET", "/templates", _list),
         route("GET", "/v2/templates", _list_page),
         route("GET", "/templates/aliases/{template_id}", _alias),
+        route("POST", "/templates/tags", _assign_tags),
+        route("DELETE", "/templates/tags", _remove_tags),
+        route("GET", "/templates/{template_id}/tags", _tags),
         route("GET", "/templates/{template_id}", _template),
         route("PATCH", "/templates/{template_id}", _change),
         route("PATCH", "/v2/templates/{template_id}", _change_v2),
@@ -121,21 +132,14 @@ async def _not_here(request: Request, error: Exception) -> Response:
 
 
 async def _ask_for_build(request: Request, calls: Calls) -> Response:
-    asked = await body_of(request, NewBuild)
-    template_id = (asked.name or asked.alias or "").lower()
-    if not template_id:
-        raise RestError(400, "INVALID_REQUEST", "name: must be given")
-    if asked.tags or ":" in template_id:
-        raise RestError(501, "NOT_SERVED", "tags: this service keeps none")
-    # Says at once when the name or the token is wrong.
-    await calls.builds(pb.TemplateBuildListRequest(template_id=template_id, page_size=1))
+    reserved = await calls.reserve(reserve_request(await body_of(request, NewBuild)))
     answer = {
-        "templateID": template_id,
-        "buildID": new_build_id(size_of(asked)),
+        "templateID": reserved.template_id,
+        "buildID": reserved.build_id,
         "public": False,
-        "names": [template_id],
-        "tags": [],
-        "aliases": [template_id],
+        "names": [reserved.name],
+        "tags": list(reserved.tags),
+        "aliases": [reserved.name],
     }
     return JSONResponse(answer, 202)
 
@@ -154,11 +158,10 @@ async def _files(request: Request, calls: Calls) -> Response:
 
 async def _start_build(request: Request, calls: Calls) -> Response:
     start = await body_of(request, BuildStart)
-    params = request.path_params
-    asked = create_request(params["template_id"], params["build_id"], start)
+    name = await name_of(calls, request.path_params["template_id"])
+    asked = create_request(name, request.path_params["build_id"], start)
     if start.from_template:
-        base = await published_build(calls, start.from_template)
-        asked.template.from_template.build_id = base
+        asked.template.from_template.CopyFrom(await base_of(calls, start.from_template))
     await calls.create(asked)
     return Response(status_code=202)
 
@@ -178,29 +181,22 @@ async def _list(request: Request, calls: Calls) -> Response:
 
 async def _list_page(request: Request, calls: Calls) -> Response:
     """Tell a page. Its token is the template with which the page before has ended."""
-    templates = await all_templates(calls)
-    after = request.query_params.get("nextToken")
-    ids = [each.template_id for each in templates]
-    if after and after not in ids:
-        raise RestError(400, "INVALID_REQUEST", "nextToken: must be the one of the page before")
-    start = ids.index(after) + 1 if after else 0
-    page = templates[start:][: max(1, number_in(request, "limit", MAX_PAGE, MAX_PAGE))]
-    more = start + len(page) < len(templates)
-    headers = {NEXT_PAGE: page[-1].template_id} if more else {}
+    after = request.query_params.get("nextToken", "")
+    templates = [each for each in await all_templates(calls) if each.place > after]
+    page = templates[: max(1, number_in(request, "limit", MAX_PAGE, MAX_PAGE))]
+    headers = {NEXT_PAGE: page[-1].place} if len(page) < len(templates) else {}
     return JSONResponse([template_answer(each) for each in page], headers=headers)
 
 
 async def _alias(request: Request, calls: Calls) -> Response:
-    template_id = request.path_params["template_id"].lower()
-    await require_template(calls, template_id)
-    return JSONResponse({"templateID": template_id, "public": False})
+    name = await name_of(calls, request.path_params["template_id"].partition(":")[0])
+    return JSONResponse({"templateID": name.template_id, "public": False})
 
 
 async def _template(request: Request, calls: Calls) -> Response:
-    template_id = request.path_params["template_id"]
-    builds = await builds_of(calls, template_id)
-    answer = template_answer(ListedTemplate(template_id, builds))
-    return JSONResponse(answer | {"builds": [build_answer(build) for build in builds]})
+    template = await template_of(calls, request.path_params["template_id"])
+    builds = [build_answer(build) for build in template.builds]
+    return JSONResponse(template_answer(template) | {"builds": builds})
 
 
 async def _change(request: Request, calls: Calls) -> Response:
@@ -214,15 +210,32 @@ async def _change_v2(request: Request, calls: Calls) -> Response:
 
 async def _changed(request: Request, calls: Calls) -> str:
     """Return the template whose change was asked for. All there is to change is `public`."""
-    template_id = request.path_params["template_id"]
     change = await body_of(request, Change)
-    await require_template(calls, template_id)
+    name = await name_of(calls, request.path_params["template_id"])
     if change.public:
         told = "public: a template of this service is its tenant's alone"
         raise RestError(501, "NOT_SERVED", told)
-    return str(template_id)
+    return name.name
 
 
 async def _delete(request: Request, calls: Calls) -> Response:
     await delete_template(calls, request.path_params["template_id"])
+    return Response(status_code=204)
+
+
+async def _tags(request: Request, calls: Calls) -> Response:
+    name = await name_of(calls, request.path_params["template_id"])
+    return JSONResponse([tag_answer(tag) for tag in name.tags])
+
+
+async def _assign_tags(request: Request, calls: Calls) -> Response:
+    asked = await body_of(request, TagsOfBuild)
+    build_id = await tag_build(calls, asked.target, asked.tags)
+    return JSONResponse({"tags": asked.tags, "buildID": build_id}, 201)
+
+
+async def _remove_tags(request: Request, calls: Calls) -> Response:
+    asked = await body_of(request, TagsOfName)
+    name = await name_of(calls, asked.name)
+    await calls.remove(pb.TemplateTagsRemoveRequest(name=name.name, tags=asked.tags))
     return Response(status_code=204)

@@ -56,6 +56,38 @@ class Calls:
             self._stub.TemplateBuildDelete(request, timeout=UNDO_SECONDS, metadata=self._metadata)
         )
 
+    async def reserve(
+        self, request: pb.TemplateNameReserveRequest
+    ) -> pb.TemplateNameReserveResponse:
+        """Let a name be a template's, and give its next build an id."""
+        return await self._told(
+            self._stub.TemplateNameReserve(request, timeout=CALL_SECONDS, metadata=self._metadata)
+        )
+
+    async def name(self, request: pb.TemplateNameGetRequest) -> pb.TemplateName:
+        """Return a template's name with its tags."""
+        return await self._told(
+            self._stub.TemplateNameGet(request, timeout=CALL_SECONDS, metadata=self._metadata)
+        )
+
+    async def names(self, request: pb.TemplateNameListRequest) -> pb.TemplateNameListResponse:
+        """Return a page of names, in order."""
+        return await self._told(
+            self._stub.TemplateNameList(request, timeout=CALL_SECONDS, metadata=self._metadata)
+        )
+
+    async def assign(self, request: pb.TemplateTagsAssignRequest) -> pb.TemplateName:
+        """Let tags stand for a build."""
+        return await self._told(
+            self._stub.TemplateTagsAssign(request, timeout=CALL_SECONDS, metadata=self._metadata)
+        )
+
+    async def remove(self, request: pb.TemplateTagsRemoveRequest) -> pb.TemplateName:
+        """Take tags away."""
+        return await self._told(
+            self._stub.TemplateTagsRemove(request, timeout=CALL_SECONDS, metadata=self._metadata)
+        )
+
     async def files(self, request: pb.InitLayerFileUploadRequest) -> pb.InitLayerFileUploadResponse:
         """Return where to send the files of a COPY, and whether they are there."""
         return await self._told(

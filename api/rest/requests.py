@@ -25,6 +25,9 @@ Int32 = Annotated[int, Field(ge=0, lt=2**31)]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=256)]
 
 
+Tags = Annotated[list[str], Field(min_length=1)]
+
+
 class Body(BaseModel):
     """A body. Its fields are spelled as in JavaScript."""
 
@@ -91,6 +94,21 @@ class BuildStart(Body):
     steps: list[Step] = []
     start_cmd: str = ""
     ready_cmd: str = ""
+
+
+class TagsOfBuild(Body):
+    """Let tags stand for what another stands for."""
+
+    target: Name
+    """`name:tag`."""
+    tags: Tags
+
+
+class TagsOfName(Body):
+    """Take tags away."""
+
+    name: Name
+    tags: Tags
 
 
 class Change(Body):

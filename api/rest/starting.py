@@ -1,9 +1,8 @@
-"""From what the SDK asks for to a request to the gRPC API."""
+"""From what the SDK asks for to requests to the gRPC API."""
 
 from __future__ import annotations
 
 from api.pb import template_manager_pb2 as pb
-from api.rest.build_ids import VmSize, size_in
 from api.rest.errors import RestError
 from api.rest.requests import AwsLogin, BuildStart, GeneralLogin, GoogleLogin, NewBuild, Step
 
@@ -17,33 +16,42 @@ STEPS_VERSION = "v2"
 """Tells the gRPC API that the steps mean what E2B's do."""
 
 
-def size_of(asked: NewBuild) -> VmSize:
-    """Return how large a VM is asked for. Raises RestError."""
-    size = VmSize(
-        DEFAULT_CPU_COUNT if asked.cpu_count is None else asked.cpu_count,
-        DEFAULT_MEMORY_MB if asked.memory_mb is None else asked.memory_mb,
-        DEFAULT_FREE_DISK_MB if asked.min_free_disk_mb is None else asked.min_free_disk_mb,
+def reserve_request(asked: NewBuild) -> pb.TemplateNameReserveRequest:
+    """Return the request for a build's id. Raises RestError."""
+    name, _, tag = (asked.name or asked.alias or "").partition(":")
+    if not name:
+        raise RestError(400, "INVALID_REQUEST", "name: must be given")
+    return pb.TemplateNameReserveRequest(
+        name=name.lower(),
+        tags=dict.fromkeys([*([tag] if tag else []), *asked.tags]),
+        vcpu_count=DEFAULT_CPU_COUNT if asked.cpu_count is None else asked.cpu_count,
+        memory_mb=DEFAULT_MEMORY_MB if asked.memory_mb is None else asked.memory_mb,
+        disk_size_mb=DEFAULT_FREE_DISK_MB
+        if asked.min_free_disk_mb is None
+        else asked.min_free_disk_mb,
     )
-    if not size.is_tellable:
-        told = "cpuCount, memoryMB, minFreeDiskMB: more than any VM may have"
-        raise RestError(400, "INVALID_REQUEST", told)
-    return size
 
 
-def create_request(template_id: str, build_id: str, start: BuildStart) -> pb.TemplateCreateRequest:
-    """Return the request for a build that was asked for before. Raises RestError."""
-    size = size_in(build_id)
-    if size is None:
-        told = f"build {build_id} was not asked for: POST /v3/templates gives an id"
+def create_request(
+    name: pb.TemplateName, build_id: str, start: BuildStart
+) -> pb.TemplateCreateRequest:
+    """Return the request for a build that this name waits for. Raises RestError."""
+    awaited = next((each for each in name.awaited if each.build_id == build_id), None)
+    if awaited is None:
+        told = (
+            f"template {name.name} waits for no build {build_id}: POST /v3/templates asks for one"
+        )
         raise RestError(404, "BUILD_NOT_FOUND", told)
     if bool(start.from_image) == bool(start.from_template):
         raise RestError(400, "INVALID_REQUEST", "give one of fromImage and fromTemplate")
     template = pb.TemplateConfig(
-        template_id=template_id,
+        name=name.name,
+        tags=awaited.tags,
+        template_id=name.template_id,
         build_id=build_id,
-        vcpu_count=size.vcpu_count,
-        memory_mb=size.memory_mb,
-        disk_size_mb=size.free_disk_mb,
+        vcpu_count=awaited.vcpu_count,
+        memory_mb=awaited.memory_mb,
+        disk_size_mb=awaited.disk_size_mb,
         start_command=start.start_cmd,
         ready_command=start.ready_cmd,
         force=bool(start.force),

@@ -3,75 +3,96 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
+import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 from starlette.requests import Request
 
+from api.client.client import CallError
 from api.pb import template_manager_pb2 as pb
-from api.rest.answers import ListedTemplate
+from api.rest.answers import NamedTemplate
 from api.rest.calls import Calls
 from api.rest.errors import RestError
 from api.rest.requests import number_in
 
-PAGE_BUILDS = 100
+PAGE = 100
 MAX_LISTED_BUILDS = 2_000
 """So many builds, latest first, are looked at for a list of templates."""
+MAX_LISTED_NAMES = 2_000
 MAX_LOG_LINES = 100
 LEVELS = {"debug": pb.Debug, "info": pb.Info, "warn": pb.Warn, "error": pb.Error}
 DELETES_AT_ONCE = 8
 
 
-async def builds_of(calls: Calls, template_id: str) -> list[pb.TemplateBuildSummary]:
-    """Return the builds of a template, latest first; there is at least one."""
-    request = pb.TemplateBuildListRequest(template_id=template_id)
-    found = [build async for build in _builds(calls, request)]
-    if not found:
-        raise no_template(template_id)
-    return found
-
-
-async def require_template(calls: Calls, template_id: str) -> None:
-    """Raise RestError 404 when there is no build of a template."""
-    request = pb.TemplateBuildListRequest(template_id=template_id, page_size=1)
-    if not (await calls.builds(request)).builds:
-        raise no_template(template_id)
-
-
-async def published_build(calls: Calls, template: str) -> str:
-    """Return the build that a template stands for: the last that has succeeded, or it is an id."""
+async def name_of(calls: Calls, template: str) -> pb.TemplateName:
+    """Return the name of a template that is called by it, or by the template's id."""
+    template = template.lower()
+    with contextlib.suppress(_NotFound), _not_found():
+        return await calls.name(pb.TemplateNameGetRequest(name=template))
     try:
-        return str(uuid.UUID(template))
-    except ValueError:
-        pass
-    request = pb.TemplateBuildListRequest(template_id=template, states=["completed"], page_size=1)
-    found = await calls.builds(request)
-    if not found.builds:
-        raise no_template(template)
-    return found.builds[0].build_id
+        with _not_found():
+            return await calls.name(pb.TemplateNameGetRequest(template_id=template))
+    except _NotFound:
+        told = f"there is no template {template[:100]!r}"
+        raise RestError(404, "TEMPLATE_NOT_FOUND", told) from None
 
 
-async def all_templates(calls: Calls) -> list[ListedTemplate]:
-    """Return the templates that the caller sees, the one with the latest build first."""
-    found: dict[str, list[pb.TemplateBuildSummary]] = {}
+async def base_of(calls: Calls, template: str) -> pb.FromTemplateConfig:
+    """Return the build that `fromTemplate` means: its id, a name or a template's id, with a tag."""
+    with contextlib.suppress(ValueError):
+        return pb.FromTemplateConfig(build_id=str(uuid.UUID(template)))
+    called, has_tag, tag = template.partition(":")
+    name = (await name_of(calls, called)).name
+    return pb.FromTemplateConfig(alias=f"{name}:{tag}" if has_tag else name)
+
+
+async def template_of(calls: Calls, template: str) -> NamedTemplate:
+    """Return a template with its builds."""
+    name = await name_of(calls, template)
+    request = pb.TemplateBuildListRequest(template_id=name.template_id)
+    return NamedTemplate(name, [build async for build in _builds(calls, request)])
+
+
+async def all_templates(calls: Calls) -> list[NamedTemplate]:
+    """Return the templates that have a name and that the caller sees, in the order of names."""
+    builds: dict[str, list[pb.TemplateBuildSummary]] = {}
     async for build in _builds(calls, pb.TemplateBuildListRequest()):
-        found.setdefault(build.template_id, []).append(build)
-    return [ListedTemplate(template_id, builds) for template_id, builds in found.items()]
+        builds.setdefault(f"{build.tenant}/{build.template_id}", []).append(build)
+    return [
+        NamedTemplate(name, builds.get(f"{name.tenant}/{name.template_id}", ()))
+        async for name in _names(calls)
+    ]
 
 
-async def delete_template(calls: Calls, template_id: str) -> None:
-    """Delete all builds of a template; returns when they are gone."""
+async def tag_build(calls: Calls, target: str, tags: list[str]) -> str:
+    """Let tags stand for what `name:tag` stands for; return the build."""
+    called, _, tag = target.partition(":")
+    name = await name_of(calls, called)
+    build_id = next((each.build_id for each in name.tags if each.tag == (tag or "default")), "")
+    if not build_id:
+        raise RestError(404, "TAG_NOT_FOUND", f"there is no {target[:200]!r}")
+    request = pb.TemplateTagsAssignRequest(name=name.name, tags=tags, build_id=build_id)
+    await calls.assign(request)
+    return build_id
+
+
+async def delete_template(calls: Calls, template: str) -> None:
+    """Delete all builds of a template, and its name; returns when they are gone."""
+    found = await template_of(calls, template)
     at_once = asyncio.Semaphore(DELETES_AT_ONCE)
 
     async def delete(build_id: str) -> None:
         async with at_once:
-            await calls.delete(
-                pb.TemplateBuildDeleteRequest(build_id=build_id, template_id=template_id)
-            )
+            await calls.delete(pb.TemplateBuildDeleteRequest(build_id=build_id))
 
-    builds = await builds_of(calls, template_id)
-    await asyncio.gather(*(delete(build.build_id) for build in builds))
+    builds = {*(build.build_id for build in found.builds), *found.tagged.values()}
+    await asyncio.gather(*map(delete, builds))
+    with contextlib.suppress(_NotFound), _not_found():  # it may have gone with its last build
+        await calls.remove(pb.TemplateTagsRemoveRequest(name=found.name.name))
 
 
 async def status_of(calls: Calls, request: Request) -> pb.TemplateBuildStatusResponse:
@@ -105,9 +126,19 @@ async def logs_of(calls: Calls, request: Request) -> pb.TemplateBuildStatusRespo
     return await calls.status(asked)
 
 
-def no_template(template_id: str) -> RestError:
-    """Return the error for a template that is not there, or not for this caller."""
-    return RestError(404, "TEMPLATE_NOT_FOUND", f"there is no template {template_id[:100]!r}")
+class _NotFound(Exception):
+    """There is none, or none for this caller."""
+
+
+@contextmanager
+def _not_found() -> Iterator[None]:
+    """Raise _NotFound where the gRPC API says so, or that such a thing can have no such name."""
+    try:
+        yield
+    except CallError as error:
+        if error.code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
+            raise _NotFound from error
+        raise
 
 
 def _level(request: Request) -> pb.LogLevel | None:
@@ -122,11 +153,22 @@ def _level(request: Request) -> pb.LogLevel | None:
 async def _builds(
     calls: Calls, request: pb.TemplateBuildListRequest
 ) -> AsyncIterator[pb.TemplateBuildSummary]:
-    request.page_size = PAGE_BUILDS
-    for _ in range(MAX_LISTED_BUILDS // PAGE_BUILDS):
+    request.page_size = PAGE
+    for _ in range(MAX_LISTED_BUILDS // PAGE):
         page = await calls.builds(request)
         for build in page.builds:
             yield build
+        if not page.next_page_token:
+            return
+        request.page_token = page.next_page_token
+
+
+async def _names(calls: Calls) -> AsyncIterator[pb.TemplateName]:
+    request = pb.TemplateNameListRequest(page_size=PAGE)
+    for _ in range(MAX_LISTED_NAMES // PAGE):
+        page = await calls.names(request)
+        for name in page.names:
+            yield name
         if not page.next_page_token:
             return
         request.page_token = page.next_page_token

@@ -300,3 +300,43 @@ async def test_many_at_once_by_the_asynchronous_sdk(
     )
     assert [each["there"] for each in told] == [True] * 3
     assert {product.status(each["build"])["state"] for each in told} == {"completed"}
+
+
+@whole
+@both
+async def test_names_and_tags(
+    product: Product, image: str, name: str, version: str, tmp_path: Path
+) -> None:
+    told = await sdk_of(product, version).run(
+        tmp_path,
+        f"""
+        def build(name, tags, line):
+            template = Template().from_image("{image}").set_user("root").run_cmd(line)
+            return Template.build(template, name, tags=tags, **SMALL).build_id
+
+        def tags():
+            return {{each.tag: str(each.build_id) for each in Template.get_tags("{name}")}}
+
+        one = build("{name}:v1", None, "echo 1 >/made")
+        tell(one=one, tags=tags())
+        two = build("{name}", ["v2", "stable"], "echo 2 >/made")
+        tell(two=two, tags=tags())
+        Template.assign_tags("{name}:v1", ["stable", "old"])
+        tell(tags=tags())
+        Template.remove_tags("{name}", ["old"])
+        tell(tags=tags())
+        stable = Template().from_template("{name}:stable").set_user("root")
+        Template.build(stable.run_cmd("grep 1 /made"), "{name}-2", **SMALL)
+        tell(exists=[Template.exists(each) for each in ("{name}", "{name}-2", "{name}-3")])
+        """,
+        seconds=600,
+    )
+    first, second, moved, taken, there = told
+    one, two = first["one"], second["two"]
+    assert first["tags"] == {"v1": one}
+    assert second["tags"] == {"v1": one, "v2": two, "stable": two}
+    assert moved["tags"] == {"v1": one, "v2": two, "stable": one, "old": one}
+    assert taken["tags"] == {"v1": one, "v2": two, "stable": one}
+    assert there["exists"] == [True, True, False]
+    pulled = product.cli("pull", f"{name}:v2", str(tmp_path / "pulled"))
+    assert pulled.code == 0, pulled.err

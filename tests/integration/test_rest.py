@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import grpc
 import pytest
 import pytest_asyncio
 
 from activities.contract.errors import ImageStepError
 from activities.store.bucket import Bucket
+from api.pb import template_manager_pb2 as pb
+from api.pb import template_manager_pb2_grpc as pb_grpc
 from api.rest.requests import MAX_BODY_BYTES
 from api.rest.server import Listening
 from tests.support.e2b_sdk import VERSIONS, Sdk
@@ -78,7 +81,7 @@ async def test_the_sdk_builds_a_template_and_says_which_line_has_failed(
     assert (status.state, status.template_id) == ("completed", name)
 
 
-async def test_the_sdk_builds_on_a_template_by_its_name(
+async def test_the_sdk_builds_on_a_template(
     api: Api, rest: Rest, empty_bucket: Bucket, name: str, tmp_path: Path
 ) -> None:
     sdk = Sdk(VERSIONS[-1], rest.url, KEY)
@@ -89,7 +92,7 @@ async def test_the_sdk_builds_on_a_template_by_its_name(
         tmp_path,
         f"""
         async def build():
-            template = AsyncTemplate().from_template("{name}").run_cmd("more")
+            template = AsyncTemplate().from_template("{build_id}").run_cmd("more")
             info = await AsyncTemplate.build_in_background(template, "more", **SMALL)
             tell(build=info.build_id)
             try:
@@ -155,9 +158,8 @@ async def test_templates_come_in_pages(api: Api, rest: Rest, name: str) -> None:
             async with session.get(f"{rest.url}/v2/templates", params=query) as answer:
                 seen += [each["templateID"] for each in await answer.json()]
                 token = answer.headers.get("X-Next-Token")
-    assert [each for each in seen if each.startswith(name)] == [name + each for each in "cba"]
+    assert [each for each in seen if each.startswith(name)] == [name + each for each in "abc"]
     assert len(seen) == len({*seen})
-    assert (await rest.ask("GET", "/v2/templates?nextToken=z"))[0] == 400
 
 
 async def test_log_lines_are_told_from_an_offset_and_from_a_moment_on(api: Api, rest: Rest) -> None:
@@ -182,6 +184,34 @@ async def test_log_lines_are_told_from_an_offset_and_from_a_moment_on(api: Api, 
         assert (await rest.ask("GET", f"{path}/status?{query}"))[0] == 400, query
 
 
+async def test_tags_are_told_moved_and_taken_away(
+    api: Api, rest: Rest, empty_bucket: Bucket, name: str
+) -> None:
+    build_id, _ = await rest.build(name)
+    await api.ended(build_id)
+    write_metadata(empty_bucket, metadata(build_id, template_id=name))
+    async with grpc.aio.insecure_channel(api.server.address) as channel:
+        assign = pb_grpc.TemplateServiceStub(channel).TemplateTagsAssign
+        await assign(pb.TemplateTagsAssignRequest(name=name, tags=["v1"], build_id=build_id))
+    move = {"target": f"{name}:v1", "tags": ["stable", "default"]}
+    told = await rest.ask("POST", "/templates/tags", json=move)
+    assert told == (201, {"tags": ["stable", "default"], "buildID": build_id})
+    take = {"name": name, "tags": ["stable"]}
+    assert await rest.ask("DELETE", "/templates/tags", json=take) == (204, None)
+    _, tags = await rest.ask("GET", f"/templates/{name}/tags")
+    assert {(each["tag"], each["buildID"]) for each in tags} == {
+        ("v1", build_id),
+        ("default", build_id),
+    }
+    # Nothing is taken for all.
+    for body in ({"name": name}, {"name": name, "tags": []}):
+        assert (await rest.ask("DELETE", "/templates/tags", json=body))[0] == 400
+    for target in (f"{name}:none", "none", "a:b:c", ""):
+        body = {"target": target, "tags": ["x"]}
+        assert (await rest.ask("POST", "/templates/tags", json=body))[0] in (400, 404), target
+    assert (await rest.ask("GET", "/templates/none/tags"))[0] == 404
+
+
 # ---- What is refused
 
 
@@ -203,7 +233,8 @@ async def test_bad_requests_are_told_in_the_callers_words(rest: Rest) -> None:
 
     assert "name" in await told("/v3/templates", {"memoryMB": 256})
     assert "name" in await told("/v3/templates", {"name": "Not/a/name"})
-    assert "memoryMB" in await told("/v3/templates", {"name": "web", "memoryMB": 1 << 30})
+    assert "tags[1]" in await told("/v3/templates", {"name": "web", "tags": ["v1", "a b"]})
+    assert "memoryMB" in await told("/v3/templates", {"name": "web", "memoryMB": 1 << 40})
     assert "cpuCount" in await told("/v3/templates", {"name": "web", "cpuCount": "many"})
     asked = {"name": "web", "cpuCount": 3, "memoryMB": 1}
     _, build = await rest.ask("POST", "/v3/templates", json=asked)
