@@ -52,6 +52,8 @@ from api.server.tls import server_credentials
 from api.server.waiting import WaitingLine
 
 KEEPALIVE_MS = 30_000
+# E2B's control planes ping every 10 s, also while they ask nothing.
+MIN_PING_MS = 5_000
 # While draining: so long no call may be running before the server stops.
 IDLE_SECONDS = 0.5
 OPTIONS = (
@@ -61,7 +63,7 @@ OPTIONS = (
     ),  # a second process on the same port must fail, not take half the calls
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-    ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
+    ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_MS),
     ("grpc.keepalive_permit_without_calls", 1),
 )
 

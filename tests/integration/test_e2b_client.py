@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 import sys
 import uuid
 from pathlib import Path
@@ -38,9 +39,51 @@ async def test_an_e2b_client_creates_asks_and_deletes(api: Api) -> None:
             "statuses": [1, 0],
         },
         "health": 0,
+        "present": [False, True],
         "status": "Completed",
         "rootfs_size": 1,
+        "made_for": ["vmlinux-6.1", "v1.13.1"],
+        "log": {
+            "lines": True,
+            "steps": ["base", "finalize"],
+            "backward": True,
+            "warnings": True,
+            "late": True,
+            "nothing": 0,
+        },
         "after_delete": "NOT_FOUND",
     }
     [pull] = [argument for name, argument in api.journal.arguments if name == "pull_image"]
     assert pull.image == f"{api.settings.registry}/e2b-template:{build_id}"
+
+
+def frame(kind: int, payload: bytes = b"", flags: int = 0) -> bytes:
+    """Return a frame of HTTP/2 for the connection as a whole (RFC 9113, section 4.1)."""
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, 0) + payload
+
+
+@pytest.mark.whole
+async def test_a_connection_that_is_kept_alive_for_minutes_is_kept(api: Api) -> None:
+    """E2B's control plane pings every 10 s while it asks nothing, for as long as it runs."""
+    settings, ping, goaway, acknowledged = 4, 6, 7, 1
+    host, _, port = api.server.address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(settings))
+    answered = 0
+    for _ in range(13):
+        await asyncio.sleep(10)
+        writer.write(frame(ping, b"as E2B's"))
+        while True:
+            head = await asyncio.wait_for(reader.readexactly(9), 60)
+            length, kind, flags = int.from_bytes(head[:3], "big"), head[3], head[4]
+            payload = await reader.readexactly(length)
+            assert kind != goaway, payload
+            if kind == settings and not flags:
+                writer.write(frame(settings, flags=acknowledged))
+            if kind == ping and flags & acknowledged:
+                answered += 1
+                break
+            if kind == ping:  # its own
+                writer.write(frame(ping, payload, acknowledged))
+    assert answered == 13
+    writer.close()

@@ -1,4 +1,7 @@
-"""A client with E2B's own stubs, as of April 2025 (discovery: of August 2026): the same numbers.
+"""A client with E2B's own stubs, as of August 2026: the same names and numbers.
+
+It does what the control plane does, field by field: looks for the service, has files sent, starts a
+build with huge pages, follows its log by offset with limit and direction, and deletes it.
 
 It runs in a process of its own, since two descriptions of the same messages clash in one.
 `python e2b_client.py ADDRESS TEMPLATE_ID BUILD_ID` prints what it sees as JSON.
@@ -6,11 +9,14 @@ It runs in a process of its own, since two descriptions of the same messages cla
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import importlib
 import json
 import sys
 import tempfile
 import time
+import urllib.request
 import uuid
 from importlib.resources import files
 from pathlib import Path
@@ -36,16 +42,63 @@ message TemplateConfig {
   string startCommand = 8;
   bool hugePages = 9;
   string readyCommand = 10;
+  string fromImage = 11;
+  optional bool force = 12;
+  repeated TemplateStep steps = 13;
+  FromTemplateConfig fromTemplate = 14;
+  string teamID = 16;
 }
-message TemplateCreateRequest { TemplateConfig template = 1; }
-message TemplateStatusRequest { string templateID = 1; string buildID = 2; }
+message TemplateStep {
+  string type = 1;
+  repeated string args = 2;
+  optional bool force = 3;
+  optional string filesHash = 4;
+}
+message FromTemplateConfig { string alias = 1; string buildID = 2; }
+message TemplateCreateRequest {
+  TemplateConfig template = 1;
+  optional string cacheScope = 2;
+  optional string version = 3;
+}
+message TemplateStatusRequest {
+  string templateID = 1;
+  string buildID = 2;
+  optional int32 offset = 3;
+  optional LogLevel level = 4;
+  optional uint32 limit = 5;
+  optional google.protobuf.Timestamp start = 6;
+  optional google.protobuf.Timestamp end = 7;
+  optional LogsDirection direction = 8;
+}
+enum LogLevel { Debug = 0; Info = 1; Warn = 2; Error = 3; }
+enum LogsDirection { Forward = 0; Backward = 1; }
 message TemplateBuildDeleteRequest { string buildID = 1; string templateID = 2; }
-message TemplateBuildMetadata { int32 rootfsSizeKey = 1; string envdVersionKey = 2; }
+message TemplateBuildMetadata {
+  int32 rootfsSizeKey = 1;
+  string envdVersionKey = 2;
+  string kernelVersion = 3;
+  string firecrackerVersion = 4;
+}
 enum TemplateBuildState { Building = 0; Failed = 1; Completed = 2; }
+message TemplateBuildLogEntry {
+  google.protobuf.Timestamp timestamp = 1;
+  string message = 2;
+  LogLevel level = 3;
+  map<string, string> fields = 4;
+}
+message TemplateBuildStatusReason { string message = 1; optional string step = 2; }
 message TemplateBuildStatusResponse {
   TemplateBuildState status = 1;
   TemplateBuildMetadata metadata = 2;
+  repeated TemplateBuildLogEntry logEntries = 5;
+  optional TemplateBuildStatusReason reason = 6;
 }
+message InitLayerFileUploadRequest {
+  string templateID = 1;
+  string hash = 2;
+  optional string cacheScope = 3;
+}
+message InitLayerFileUploadResponse { bool present = 1; optional string url = 2; }
 enum HealthState { Healthy = 0; Draining = 1; }
 enum ServiceInfoRole { TemplateBuilder = 0; Orchestrator = 1; }
 message MachineInfo { string cpu_architecture = 1; repeated string cpu_flags = 5; }
@@ -69,8 +122,19 @@ service TemplateService {
   rpc TemplateBuildStatus(TemplateStatusRequest) returns (TemplateBuildStatusResponse);
   rpc TemplateBuildDelete(TemplateBuildDeleteRequest) returns (google.protobuf.Empty);
   rpc HealthStatus(google.protobuf.Empty) returns (HealthStatusResponse);
+  rpc InitLayerFileUpload(InitLayerFileUploadRequest) returns (InitLayerFileUploadResponse);
 }
 """
+SCOPE = "11111111-2222-4333-8444-555555555555"
+"""A team's id, as E2B's control plane has it."""
+FILES_HASH = hashlib.sha256(b"COPY src /app").hexdigest()
+# As E2B's Go client sets them; it pings also while it asks nothing.
+KEEPALIVE = (
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+)
 
 
 def stubs() -> tuple[Any, Any]:
@@ -100,11 +164,50 @@ def find(pb: Any, info: Any) -> dict[str, Any]:
     }
 
 
+def send_files(pb: Any, service: Any, template_id: str) -> list[bool]:
+    """Have the files of a COPY sent, as the SDKs do; return whether they were there, twice."""
+    asked = pb.InitLayerFileUploadRequest(templateID=template_id, hash=FILES_HASH, cacheScope=SCOPE)
+    first = service.InitLayerFileUpload(asked)
+    tar = gzip.compress(b"\0" * 10_240)
+    request = urllib.request.Request(first.url, data=tar, method="PUT")
+    with urllib.request.urlopen(request, timeout=30) as response:
+        assert response.status == 200
+    again = service.InitLayerFileUpload(asked)
+    assert again.url
+    return [first.present, again.present]
+
+
+def read_log(pb: Any, service: Any, **asked: Any) -> dict[str, Any]:
+    """Read the log by offset, page after page, and its end backwards."""
+    lines: list[Any] = []
+    while True:
+        request = pb.TemplateStatusRequest(offset=len(lines), limit=3, level=pb.Debug, **asked)
+        page = service.TemplateBuildStatus(request).logEntries
+        assert len(page) <= 3
+        lines.extend(page)
+        if not page:
+            break
+    backward = pb.TemplateStatusRequest(limit=2, direction=pb.Backward, **asked)
+    last = service.TemplateBuildStatus(backward).logEntries
+    warnings = pb.TemplateStatusRequest(limit=100, level=pb.Warn, **asked)
+    late = pb.TemplateStatusRequest(limit=100, start=lines[-1].timestamp, **asked)
+    nothing = pb.TemplateStatusRequest(limit=0, **asked)
+    return {
+        "lines": len(lines) > 6,
+        "steps": sorted({line.fields["step"] for line in lines if "step" in line.fields}),
+        "backward": [line.message for line in last] == [x.message for x in lines[:-3:-1]],
+        "warnings": {line.level for line in service.TemplateBuildStatus(warnings).logEntries}
+        <= {pb.Warn, pb.Error},
+        "late": service.TemplateBuildStatus(late).logEntries[-1].message == lines[-1].message,
+        "nothing": len(service.TemplateBuildStatus(nothing).logEntries),
+    }
+
+
 def main(address: str, template_id: str, build_id: str) -> None:
     """Create, ask until it is completed, delete."""
     pb, pb_grpc = stubs()
     seen: dict[str, Any] = {}
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, options=KEEPALIVE) as channel:
         service = pb_grpc.TemplateServiceStub(channel)
         seen["found"] = find(pb, pb_grpc.InfoServiceStub(channel))
         seen["health"] = service.HealthStatus(Empty()).status
@@ -113,6 +216,12 @@ def main(address: str, template_id: str, build_id: str) -> None:
             buildID=build_id,
             memoryMB=512,
             vCpuCount=2,
+            teamID=SCOPE,
+            force=False,
+            steps=[
+                pb.TemplateStep(type="RUN", args=["true", "root"]),
+                pb.TemplateStep(type="COPY", args=["src", "/app", "", ""], filesHash=FILES_HASH),
+            ],
             diskSizeMB=512,
             kernelVersion="vmlinux-6.1",
             firecrackerVersion="v1.13.1",
@@ -120,12 +229,17 @@ def main(address: str, template_id: str, build_id: str) -> None:
             hugePages=True,  # both control planes set it for every Firecracker since 1.7
             readyCommand="check",
         )
-        service.TemplateCreate(pb.TemplateCreateRequest(template=config))
-        request = pb.TemplateStatusRequest(templateID=template_id, buildID=build_id)
+        seen["present"] = send_files(pb, service, template_id)
+        create = pb.TemplateCreateRequest(template=config, cacheScope=SCOPE, version="1.1.0")
+        service.TemplateCreate(create)
+        asked = {"templateID": template_id, "buildID": build_id}
+        request = pb.TemplateStatusRequest(**asked)
         while (answer := service.TemplateBuildStatus(request)).status == pb.Building:
             time.sleep(0.2)
         seen["status"] = pb.TemplateBuildState.Name(answer.status)
         seen["rootfs_size"] = answer.metadata.rootfsSizeKey
+        seen["made_for"] = [answer.metadata.kernelVersion, answer.metadata.firecrackerVersion]
+        seen["log"] = read_log(pb, service, **asked)
         delete = pb.TemplateBuildDeleteRequest(templateID=template_id, buildID=build_id)
         for _ in range(2):  # an unknown build is deleted, too
             service.TemplateBuildDelete(delete)
