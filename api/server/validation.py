@@ -29,7 +29,12 @@ from activities.contract.image_steps import (
     image_step,
 )
 from activities.contract.names import canonical_build_id, tenant_mark
-from activities.contract.references import DEFAULT_TAG, tag_name, template_name
+from activities.contract.references import (
+    DEFAULT_TAG,
+    WRONG_REFERENCE,
+    tag_name,
+    template_name,
+)
 from activities.contract.registry_logins import (
     MAX_SECRET_CHARS,
     AwsLogin,
@@ -361,8 +366,8 @@ class _Validator:
             return
         try:
             self._base_id = canonical_build_id(self._template.from_template.build_id)
-        except ValueError as error:
-            self._bad("from_template.build_id", str(error))
+        except ValueError:
+            self._bad("from_template.build_id", WRONG_REFERENCE)
 
     def _check_steps(self) -> None:
         steps = self._template.steps

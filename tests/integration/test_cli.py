@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import signal
 import sys
@@ -17,7 +18,10 @@ from activities.contract.errors import StartCommandError
 from activities.contract.image_reference import ImageReference
 from activities.contract.status import LogLevel
 from activities.process.sealing import SealedFor, Sealer
+from activities.store.bucket import Bucket
+from activities.store.objects import metadata_name
 from tests.support.command_line import cli, on_terminal, started
+from tests.support.example_template import metadata
 from tests.support.running_api import Api, publish, serving
 
 pytestmark = pytest.mark.counts_nothing
@@ -136,9 +140,39 @@ async def test_an_unknown_build_exits_2(api: Api) -> None:
     for command in ("status", "logs", "cancel", "delete"):
         ended = await cli(command, str(uuid.uuid4()), *at(api))
         assert (ended.code, "there is no build" in ended.err) == (2, True)
-    ended = await cli("status", "not-a-uuid", "--json", *at(api))
+    ended = await cli("status", "no/id/nor name", "--json", *at(api))
     assert ended.code == 2
     assert ended.json["error"]["reason"] == "INVALID_REQUEST"
+
+
+async def test_names_are_given_moved_listed_pulled_and_taken_away(
+    api: Api, empty_bucket: Bucket, tmp_path: Path
+) -> None:
+    build_id = await api.completed()
+    told = metadata(build_id)
+    empty_bucket.write_object(metadata_name(build_id), told.model_dump_json().encode())
+    tagged = await cli("tag", build_id, "web:candidate", *at(api))
+    assert (tagged.code, tagged.out) == (0, f"web:candidate is {build_id}\n"), tagged.err
+    promoted = await cli("tag", "web:candidate", "web", "--json", *at(api))
+    assert [tag["tag"] for tag in promoted.json["tags"]] == ["candidate", "default"]
+    listed = await cli("names", *at(api))
+    assert [line.split("\t")[:3] for line in listed.out.splitlines()] == [
+        ["web:candidate", build_id, "web"],
+        ["web:default", build_id, "web"],
+    ]
+    assert (await cli("status", "web", "--json", *at(api))).json["state"] == "completed"
+    env = {"STORAGE_EMULATOR_HOST": os.environ["STORAGE_EMULATOR_HOST"]}
+    place = ("--bucket", empty_bucket.name)
+    for written, said in (("web", build_id), ("web:none", "there is no template web:none")):
+        pulled = await cli("pull", written, str(tmp_path / "out"), *place, env=env)
+        assert pulled.code != 0  # of its objects there is but the metadata
+        assert said in pulled.err
+    back = await cli("tag", "--roll-back", "web:candidate", *at(api))
+    assert (back.code, "has stood for no other build" in back.err) == (2, True)
+    removed = await cli("tag", "--remove", "web:candidate", *at(api))
+    assert (removed.code, removed.out) == (0, "web:candidate is gone\n")
+    assert (await cli("tag", "web:candidate", *at(api))).code == 2
+    assert (await cli("names", *at(api))).out.startswith("web:default\t")
 
 
 async def test_an_absent_api_exits_3() -> None:
@@ -260,7 +294,7 @@ async def test_a_list_in_a_pipe_has_whole_values(api: Api) -> None:
         ([*BUILD, "--ready-timeout", "999999"], "--ready-timeout: is 999999"),
         ([*BUILD, "--disk", "99999999"], "--disk: is 99999999"),
         (["build", "--image", "A b"], "--image: is not an image reference"),
-        (["build", "--from-template", "x"], "--from-template: must be a UUID"),
+        (["build", "--from-template", "X"], "--from-template: must be a build's id, a UUID, or"),
     ],
 )
 async def test_a_refused_value_is_named_by_its_option(
