@@ -569,7 +569,7 @@ async def test_a_disk_that_fills_at_any_step_of_a_snapshot_is_told_and_nothing_s
             await require_full(host, host.start(vm, rootfs), disk, "cannot copy rootfs.ext4", MIB)
             if kind == JAILED:  # the jailer copies Firecracker
                 left_bytes = rootfs.files[ArtifactName.ROOTFS].allocated_bytes + 2 * MIB
-                told = "the VMM ended at once: .* No space left on device"
+                told = "the VMM ended at once: .*No space left on device"
                 await require_full(host, host.start(vm, rootfs), disk, told, left_bytes)
             await host.start(vm, rootfs)
             await host.wait(vm)
