@@ -6,20 +6,28 @@ What both show is in tests/integration, where real Firecracker has its jailer.
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import re
+import signal
 import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from devstack.environment import environment
 from devstack.registry import Layer, Registry
 
 from activities.contract.errors import CheckpointLostError, TemplateManagerError
 from activities.contract.results import PulledImage
+from activities.contract.scope import VmRef
 from activities.disk.data_dir import DataDir
 from activities.host.passing_vm import passing_vm
+from activities.microvm.console import ConsoleReader
 from activities.microvm.trial_boot import boot_kernel
 from activities.microvm.vm_process import VmProcess
 from tests.support.local_http import HTTPD, HTTPD_LISTENS
@@ -28,7 +36,7 @@ from tests.support.real_firecracker import (
     MEMORY_MB,
     RealFirecracker,
 )
-from tests.support.vm_host import VmHost
+from tests.support.vm_host import VmHost, until
 
 
 async def test_from_boot_to_a_verified_snapshot(
@@ -91,6 +99,13 @@ def _rate_limiter(vm: VmProcess) -> object:
     return drive["rate_limiter"]
 
 
+LINES = 100_000
+STOPPED_SECONDS = 10
+PLACE = 16 << 20
+# mov dx, 0x3f8; again: lodsb; out dx, al; loop again; forever: cli; hlt; jmp forever
+SAY = b"\x66\xba\xf8\x03\xac\xee\xe2\xfc\xfa\xf4\xeb\xfc"
+# From boot_params, which rsi points to: mov eax, [rsi+0x218]; mov ecx, [rsi+0x21c]; mov esi, eax
+TAKE_INITRD = b"\x8b\x86\x18\x02\x00\x00\x8b\x8e\x1c\x02\x00\x00\x89\xc6"
 KERNELS = {
     # xsave: where KVM emulates kernels it does not know that; elsewhere nothing is set up for it.
     # The code is 0, as when a guest ends; of 1.13.1 now and then 1.
@@ -106,10 +121,7 @@ async def test_a_kernel_that_does_not_run_here_is_told(
 ) -> None:
     """Firecracker ends with code 0 also when KVM cannot go on."""
     instructions, told = KERNELS[kernel]
-    kernels = tmp_path / "kernel"
-    kernels.mkdir()
-    (kernels / "vmlinux.bin").write_bytes(kernel_of(instructions))
-    async with replace(firecracker, kernel_dir=kernels).host(tmp_path) as host:
+    async with bare_host(firecracker, tmp_path, {"vmlinux.bin": kernel_of(instructions)}) as host:
         installed = host.settings.firecracker_path(host.shape.firecracker_version)
         vms = DataDir(host.settings.data_dir)
         with passing_vm(vms) as vm, pytest.raises(TemplateManagerError, match=told) as error:
@@ -118,10 +130,75 @@ async def test_a_kernel_that_does_not_run_here_is_told(
 
 
 def kernel_of(instructions: bytes) -> bytes:
-    """Return an ELF (elf(5)) that is loaded at 16 MiB and begins with them."""
-    place, offset = 16 << 20, 64 + 56
-    head = (b"\x7fELF\x02\x01\x01", 2, 62, 1, place, 64, 0, 0, 64, 56, 1, 0, 0, 0)
-    segment = (1, 5, offset, place, place, len(instructions), len(instructions), 4096)
-    return (
-        struct.pack("<16sHHIQQQIHHHHHH", *head) + struct.pack("<IIQQQQQQ", *segment) + instructions
-    )
+    """Return an ELF (elf(5)) that is loaded at PLACE and begins with them."""
+    offset, size = 64 + 56, len(instructions)
+    head = (b"\x7fELF\x02\x01\x01", 2, 62, 1, PLACE, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    segment = (1, 5, offset, PLACE, PLACE, size, size, 4096)
+    packed = struct.pack("<16sHHIQQQIHHHHHH", *head) + struct.pack("<IIQQQQQQ", *segment)
+    return packed + instructions
+
+
+def kernel_that_says(text: bytes) -> bytes:
+    """Return one that says a text, a byte at a time as Linux does, and stands still."""
+    take = b"\x48\xbe%b\x48\xb9%b"  # mov rsi, …; mov rcx, …
+    start = PLACE + len(take % (bytes(8), bytes(8)) + SAY)
+    return kernel_of(take % (struct.pack("<Q", start), struct.pack("<Q", len(text))) + SAY + text)
+
+
+async def test_no_line_of_a_guest_is_lost_while_nobody_listens(
+    firecracker: RealFirecracker, registry: Registry, tmp_path: Path
+) -> None:
+    """Not even while the VMM's supervisor stands still. The guest is paused until it does; that it
+    is ready is the last that it says."""
+    lines = [f"@tm@ out {number}" for number in range(LINES)]
+    said = "\n".join([*lines, "@tm@ ready 1", ""]).encode()
+    async with bare_host(firecracker, tmp_path, {"vmlinux.bin": kernel_that_says(said)}) as host:
+        vm = await started(host, registry)
+        process = host.process(vm)
+        with process.client() as client:
+            client.pause()
+            [supervisor, _] = json.loads((process.directory / "vmm.json").read_text())["supervisor"]
+            os.kill(supervisor, signal.SIGSTOP)
+            await until(lambda: psutil.Process(supervisor).status() == psutil.STATUS_STOPPED)
+            client._call("PATCH", "/vm", {"state": "Resumed"})
+        heard = process.console.stat().st_size
+        assert heard < len(said)
+        await asyncio.sleep(STOPPED_SECONDS)
+        assert process.console.stat().st_size == heard
+        os.kill(supervisor, signal.SIGCONT)
+        await host.wait(vm)
+        assert process.console.read_bytes() == said
+        assert str(ConsoleReader(process.console).lost()) == ""
+
+
+async def test_an_initrd_beside_the_kernel_is_booted_with_it(
+    firecracker: RealFirecracker, registry: Registry, tmp_path: Path
+) -> None:
+    """The kernel says what is in it."""
+    files = {"vmlinux.bin": kernel_of(TAKE_INITRD + SAY), "initrd.img": b"@tm@ ready 1\n"}
+    async with bare_host(firecracker, tmp_path, files) as host:
+        vm = await started(host, registry)
+        await host.wait(vm)
+        assert host.process(vm).console.read_bytes() == files["initrd.img"]
+
+
+@asynccontextmanager
+async def bare_host(
+    firecracker: RealFirecracker, place: Path, files: dict[str, bytes]
+) -> AsyncIterator[VmHost]:
+    """Have a host whose guests' kernel is a few instructions, with what lies beside it."""
+    kernels = place / "kernel"
+    kernels.mkdir()
+    for name, content in files.items():
+        (kernels / name).write_bytes(content)
+    async with replace(firecracker, kernel_dir=kernels).host(place) as host:
+        yield host
+
+
+async def started(host: VmHost, registry: Registry) -> VmRef:
+    """A VM whose guest does not look at its disk."""
+    registry.push("real-bare", [Layer().directory("bin").busybox().tar()], config=IMAGE_CONFIG)
+    vm = host.vm()
+    rootfs = await host.rootfs(await host.bench.pull(f"{registry.address}/real-bare"), vm)
+    await host.start(vm, rootfs)
+    return vm
