@@ -50,7 +50,7 @@ class BuildTemplate:
         self._config, self._options = build.config, build.options
         self._kept = Kept(build.done)
         self._stream = WorkflowStream()
-        self._telling = Telling(build.config, self._stream, self._host_name)
+        self._telling = Telling(build, self._stream, self._host_name)
         self._undos = Compensations(self._telling.undo_failed)
         self._steps = BuildSteps(build, self._kept, self._telling, self._undos)
         self._hosts = HostLoop(build, self._kept, self._telling, self._undos)

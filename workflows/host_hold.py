@@ -25,6 +25,7 @@ from temporalio.exceptions import (
 )
 
 from activities.contract.errors import (
+    EgressMissingError,
     FirecrackerMissingError,
     HostDrainingError,
     HostRestartingError,
@@ -47,14 +48,20 @@ from activities.contract.names import (
 )
 from activities.contract.requests import BuildOptions, TemplateConfig
 from activities.contract.results import FoundHost
-from activities.contract.scope import HostLease
+from activities.contract.scope import HostLease, VmShape
 from workflows.calling import call
 from workflows.telling import LEAN
 from workflows.turn import Turn
 
 # What a host says that cannot run the build; another may.
 UNFIT = frozenset(
-    error.__name__ for error in (KernelMissingError, FirecrackerMissingError, HostTooSmallError)
+    error.__name__
+    for error in (
+        KernelMissingError,
+        FirecrackerMissingError,
+        HostTooSmallError,
+        EgressMissingError,
+    )
 )
 # So often a build asks again, each time after a longer wait, where a host that does not answer
 # might be able to run it: ten minutes by the default options. Where one that is drained can: a day.
@@ -72,17 +79,20 @@ class HostHold:
         lost: Callable[[str, str], None],
         *,
         preferred_host: str | None,
+        shape: VmShape | None = None,
         weight: float = 1,
         turn: Turn | None = None,
         refused: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`preferred_host` has what an earlier run of the build left; it is asked first. `weight`
-        is the tenant's, among those that wait for a host. `turn` is waited for before any host.
-        `refused` is told why a host cannot run the build.
+        """`preferred_host` has what an earlier run of the build left; it is asked first. `shape`
+        is that of the VM which is to boot; by default as the request alone says. `weight` is the
+        tenant's, among those that wait for a host. `turn` is waited for before any host. `refused`
+        is told why a host cannot run the build.
         """
         self.lease: HostLease | None = None
         self._turn = turn
         self._config = config
+        self._shape = shape or config.shape
         self._options = options
         self._lost = lost
         self._refused = refused
@@ -185,7 +195,7 @@ class HostHold:
                 template_id=self._config.template_id,
                 retaken_from=retake_from,
                 lifetime_seconds=options.heartbeat_timeout_seconds + options.lease_grace_seconds,
-                shape=self._config.shape,
+                shape=self._shape,
                 runs_steps=self._config.runs_steps,
             ),
             queue=lease_task_queue(retake_from) if retake_from else SHARED_HOST_TASK_QUEUE,
@@ -220,7 +230,7 @@ class HostHold:
         try:
             return await call(
                 HostFindingActivities.find_host,
-                FindHostInput(shape=self._config.shape, refused=tuple(self._refused_by)),
+                FindHostInput(shape=self._shape, refused=tuple(self._refused_by)),
                 queue=WORKFLOW_TASK_QUEUE,
                 summary="find a host that can run it",
                 options=self._options,

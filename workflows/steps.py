@@ -74,6 +74,7 @@ class BuildSteps:
         self, build: BuildInput, kept: Kept, telling: Telling, undos: Compensations
     ) -> None:
         self._config = build.config
+        self._shape = build.shape
         self._options = build.options
         self._terms = build.terms
         self._kept = kept
@@ -108,9 +109,7 @@ class BuildSteps:
     async def _import(self, host: LeasedHost, source: FromTemplate) -> PulledImage:
         image = await host.run(
             TemplateBaseActivities.import_template,
-            ImportTemplateInput(
-                scope=host.scope, build_id=source.build_id, shape=self._config.shape
-            ),
+            ImportTemplateInput(scope=host.scope, build_id=source.build_id, shape=self._shape),
             f"take {source.described}",
         )
         if workflow.patched(TEMPLATES_AS_DISKS):
@@ -126,7 +125,7 @@ class BuildSteps:
                 image=known.reference_to_pull if known else source.reference,
                 auth=source.login,
                 timeout_seconds=self._options.pull_timeout_seconds,
-                shape=self._config.shape,
+                shape=self._shape,
             ),
             f"pull {source.described}",
         )
@@ -224,7 +223,7 @@ class BuildSteps:
                 disk=disk,
                 image=image,
                 steps=steps,
-                shape=self._config.shape,
+                shape=self._shape,
                 disk_size_mb=self._config.disk_size_mb,
                 timeout_seconds=self._options.image_step_timeout_seconds,
                 start_command=commands.start,
@@ -258,7 +257,7 @@ class BuildSteps:
 
     async def boot(self, host: LeasedHost, rootfs: RootfsCheckpoint) -> SnapshotCheckpoint:
         """Find a snapshot of the same inputs, or boot the disk and take one."""
-        shape = self._config.shape
+        shape = self._shape
         snapshot = None
         if not self._config.force:
             snapshot = await host.run(
@@ -296,7 +295,7 @@ class BuildSteps:
         async with host.network_for(VmPurpose.VERIFY) as vm:
             verification = await host.run(
                 MicrovmActivities.verify_snapshot,
-                VerifySnapshotInput(vm=vm, snapshot=snapshot, shape=self._config.shape),
+                VerifySnapshotInput(vm=vm, snapshot=snapshot, shape=self._shape),
                 "resume the snapshot and ping the guest",
             )
         self._kept.keep(verification=verification)
@@ -366,6 +365,7 @@ class BuildSteps:
                 verification=verification,
                 uploads=self._kept.done.uploads,
                 timeline=self._telling.timeline.records,
+                network=self._shape.network,
             ),
             "publish metadata.json",
         )

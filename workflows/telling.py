@@ -9,8 +9,8 @@ from temporalio.common import SearchAttributeUpdate
 from temporalio.contrib.workflow_streams import WorkflowStream
 
 from activities.contract.errors import failure_of
+from activities.contract.inputs import BuildInput
 from activities.contract.names import LOG_TOPIC, Step
-from activities.contract.requests import TemplateConfig
 from activities.contract.search_attributes import BUILD_STATE, BUILD_STEP, KVM_HOST
 from activities.contract.status import BuildFailure, BuildState, LogEntry, LogLevel, StepRecord
 from workflows.markdown import block, code, escaped
@@ -24,12 +24,12 @@ class Telling:
     """Tells of one build. `host` says which host holds it now, if one does."""
 
     def __init__(
-        self, config: TemplateConfig, stream: WorkflowStream, host: Callable[[], str | None]
+        self, build: BuildInput, stream: WorkflowStream, host: Callable[[], str | None]
     ) -> None:
         self.state = BuildState.BUILDING
         self.failure: BuildFailure | None = None
         self.timeline = Timeline()
-        self._config = config
+        self._build = build
         self._host = host
         self._values: list[SearchAttributeUpdate[str]] = []
         self._log = stream.topic(LOG_TOPIC, type=LogEntry)
@@ -120,23 +120,25 @@ class Telling:
     def _show(self) -> None:
         host, timeline = self._host(), self.timeline
         workflow.set_current_details(
-            details_markdown(self._config, self.state, host, timeline, self.failure)
+            details_markdown(self._build, self.state, host, timeline, self.failure)
         )
 
 
 def details_markdown(
-    config: TemplateConfig,
+    build: BuildInput,
     state: BuildState,
     host: str | None,
     timeline: Timeline,
     failure: BuildFailure | None,
 ) -> str:
     """Return what the Temporal Web UI shows as the workflow's current details."""
+    config = build.config
     lines = [
         f"**{config.template_id}** · {code(config.source.described)} · {state}",
         "",
         f"Build `{config.build_id}` · {config.vcpu_count} vCPU · {config.memory_mb} MiB memory · "
-        f"{config.disk_size_mb} MiB free disk · host {host or '(waiting)'}",
+        f"{config.disk_size_mb} MiB free disk · network {code(str(build.network))} · "
+        f"host {host or '(waiting)'}",
         "",
         "| step | outcome | since | seconds | host |",
         "| --- | --- | --- | --- | --- |",

@@ -295,6 +295,21 @@ class HostTooSmallError(TemplateManagerError):
     hint = "Ask for less memory (template-manager hosts --json tells what hosts have)."
 
 
+class EgressMissingError(TemplateManagerError):
+    """The build wants a network, and the host has not what leads its guests out."""
+
+    hint = (
+        "On the host: apt-get install slirp4netns nftables; or build with --network none, which is "
+        "every request's default with TEMPLATE_MANAGER_DEFAULT_NETWORK=none."
+    )
+
+
+class NetworkNameError(TemplateManagerError):
+    """A host name of the build's network has no IPv4 address."""
+
+    hint = "Correct the name, or give a network instead (203.0.113.0/24)."
+
+
 class AgentMissingError(TemplateManagerError):
     """The configured guest agent is not on the host, or does not run there."""
 

@@ -18,6 +18,7 @@ from activities.contract.names import (
     TemplateId,
     TenantName,
 )
+from activities.contract.network_policy import NO_NETWORK, NetworkPolicy
 from activities.contract.references import TagName, TemplateName
 from activities.contract.registry_logins import RegistryLogin, Sealed
 from activities.contract.requests import BuildOptions, TemplateConfig
@@ -43,6 +44,16 @@ class BuildInput(Model):
     terms: TenantTerms = Field(
         default=TenantTerms(), exclude_if=lambda terms: terms == TenantTerms()
     )
+    network: NetworkPolicy = Field(
+        default=NO_NETWORK, exclude_if=lambda network: network == NO_NETWORK
+    )
+    """What its guests may reach: what the request asks for or, where it does not say, the service's
+    default as far as its tenant may. None in older histories."""
+
+    @property
+    def shape(self) -> VmShape:
+        """The VM that is to boot."""
+        return self.config.shape.model_copy(update={"network": self.network})
 
 
 class HoldHostInput(Model):
@@ -226,6 +237,10 @@ class PublishTemplateInput(Model):
     verification: Verification
     uploads: dict[str, UploadedArtifact]
     timeline: tuple[StepRecord, ...]
+    network: NetworkPolicy = Field(
+        default=NO_NETWORK, exclude_if=lambda network: network == NO_NETWORK
+    )
+    """What its guest could reach until it was snapshotted."""
 
 
 class DiscardUploadInput(Model):

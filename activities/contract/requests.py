@@ -13,6 +13,7 @@ from activities.contract.names import (
     TemplateId,
     TenantName,
 )
+from activities.contract.network_policy import NetworkPolicy
 from activities.contract.references import TagName, TemplateName
 from activities.contract.registry_logins import Sealed
 from activities.contract.scope import BuildScope, HostLease, VmShape
@@ -74,9 +75,12 @@ class TemplateConfig(Model):
     keep_failed: bool = Field(default=False, exclude_if=lambda keep: not keep)
     """Whether the disk of a step that fails is kept; it says nothing of the template."""
 
+    network: NetworkPolicy | None = Field(default=None, exclude_if=lambda network: network is None)
+    """What steps and start command may reach; None is what the service gives by default."""
+
     @property
     def shape(self) -> VmShape:
-        """The VM that is to boot."""
+        """The VM that is to boot, without what it may reach."""
         return VmShape(
             memory_mb=self.memory_mb,
             vcpu_count=self.vcpu_count,

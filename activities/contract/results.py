@@ -143,6 +143,8 @@ class HostFacts(Model):
     """None from a host of an earlier version."""
     has_agent: bool | None = None
     """Whether it has a guest agent; None from a host of an earlier version."""
+    leads_out: bool = False
+    """Whether its guests can be led to the internet; those of an earlier version cannot."""
     lacks: str = ""
     """Which room it lacks to take any build; '' when it has it."""
 

@@ -16,6 +16,7 @@ from activities.contract.names import (
     lease_task_queue,
     step_task_queue,
 )
+from activities.contract.network_policy import NO_NETWORK, NetworkPolicy
 
 
 class HostLease(Model):
@@ -74,3 +75,7 @@ class VmShape(Model):
     kernel_version: PlainName
     firecracker_version: PlainName
     huge_pages: bool = False
+    network: NetworkPolicy = Field(
+        default=NO_NETWORK, exclude_if=lambda network: network == NO_NETWORK
+    )
+    """What it may reach while steps run and its start command starts; a resumed one: nothing."""

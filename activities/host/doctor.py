@@ -40,6 +40,7 @@ from activities.host.passing_vm import passing_vm
 from activities.host.tool_versions import holes_of, installed_tools, refusals
 from activities.image.docker_daemon import make_docker_client
 from activities.microvm.confinement import Held
+from activities.microvm.egress import Egress, open_egress
 from activities.microvm.guest_kernel import INITRD, judge_kernel
 from activities.microvm.launching import JAILER, SECCOMP_FILTER, require_jail_works
 from activities.microvm.microvm import jailer_of
@@ -50,7 +51,7 @@ from activities.microvm.vm_names import passing_name
 from activities.process.sealing import Sealer
 from activities.process.settings import Settings
 from activities.process.temporal import missing_search_attributes
-from activities.step.vm_requirements import require_host
+from activities.step.vm_requirements import missing_for_egress, require_host
 from activities.store.bucket import Bucket
 from activities.store.probe import probe_bucket
 
@@ -103,6 +104,7 @@ def check_host(settings: Settings) -> list[Finding]:
         _versions,
         _busybox,
         _network,
+        _egress,
         _kernel,
         _firecracker,
     ]
@@ -272,6 +274,26 @@ def _network(settings: Settings) -> Finding:
     except (TemplateManagerError, OSError) as error:
         return Finding("network", "wrong", f"no netns with a TAP: {error}", "modprobe tun")
     return Finding("network", "ok", "a netns with a TAP can be made")
+
+
+def _egress(settings: Settings) -> Finding:
+    what = "internet"
+    told = "builds that want a network go to other hosts"
+    if missing := missing_for_egress():
+        packages = " ".join(missing)
+        return Finding(
+            what, "warning", f"missing: {packages}; {told}", f"apt-get install {packages}"
+        )
+    name = passing_name()
+    try:
+        create_network(name)
+        try:
+            open_egress(name, Egress(denied=()))
+        finally:
+            remove_network(name)
+    except (TemplateManagerError, OSError) as error:
+        return Finding(what, "wrong", f"no guest can be led there: {error}", "modprobe nf_tables")
+    return Finding(what, "ok", "a guest's way there can be made")
 
 
 def _kernel(settings: Settings) -> Finding:

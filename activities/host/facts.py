@@ -18,6 +18,7 @@ from activities.host.machine import tell_machine
 from activities.process.settings import Settings
 from activities.step.checkpoints import CheckpointStore
 from activities.step.ledger import LeaseLedger
+from activities.step.vm_requirements import missing_for_egress
 
 
 class KvmHostFactsActivities(HostFactsActivities):
@@ -65,6 +66,7 @@ class KvmHostFactsActivities(HostFactsActivities):
             checkpoint_bytes=sum(kept.bytes for kept in self._store.all()),
             kernel_versions=_versions(settings.kernels_dir, "vmlinux.bin"),
             firecracker_versions=_versions(settings.firecracker_dir, "firecracker"),
+            leads_out=not missing_for_egress(),
             version=importlib.metadata.version("template-manager"),
             machine=tell_machine(),
             has_agent=settings.guest_agent_path is not None and settings.guest_agent_path.exists(),

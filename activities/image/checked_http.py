@@ -29,7 +29,7 @@ from urllib3.exceptions import HTTPError, LocationParseError
 from urllib3.util import parse_url
 
 from activities.contract.errors import RegistryRefusedError
-from activities.image.addresses import (
+from activities.process.addresses import (
     Address,
     InternalRegistries,
     is_inner_name,

@@ -32,7 +32,6 @@ from activities.contract.errors import (
 )
 from activities.contract.image_reference import DOCKER_HUB, DOCKER_HUB_API, ImageReference
 from activities.contract.model import Model
-from activities.image.addresses import InternalRegistries
 from activities.image.checked_http import CheckedHttp, Origin
 from activities.image.manifests import (
     DIGEST,
@@ -44,6 +43,7 @@ from activities.image.manifests import (
     Token,
 )
 from activities.image.platform_search import PlatformSearch
+from activities.process.addresses import InternalRegistries
 from activities.process.settings import Settings
 
 M = TypeVar("M", bound=Model)

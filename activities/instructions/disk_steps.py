@@ -27,6 +27,7 @@ from activities.contract.image_steps import Add, Copy, Run
 from activities.contract.inputs import RunStepsInput
 from activities.contract.interface import DiskStepActivities
 from activities.contract.names import ArtifactName, Step, tenant_mark
+from activities.contract.network_policy import NO_NETWORK
 from activities.contract.step_context import config_after
 from activities.contract.units import MIB
 from activities.disk import ext4
@@ -36,6 +37,7 @@ from activities.disk.sparse_files import copy_private
 from activities.disk.tree_content import BLOCK
 from activities.instructions.plan import Work, plan, values_of
 from activities.instructions.step_drive import DRIVE, StepFiles, make_drive
+from activities.microvm.egress import Egress, egress_of
 from activities.microvm.microvm import tell_limits
 from activities.microvm.step_vm import (
     StepGuestEnded,
@@ -100,6 +102,8 @@ class VmDiskStepActivities(DiskStepActivities):
         for work in todo[:done]:
             with running.step_of_request(work.number):
                 running.log.info(f"{work.name}: an earlier build's is used again")
+        if any(isinstance(work.step, Run) for work in todo[done:]):
+            running.log.info(f"network of the steps: {build.shape.network}")
         if not build.start_command:
             running.log.info(unstarted(config_after(build.image, build.steps, build.meaning)))
         for number, work in enumerate(todo[done:], done + 1):
@@ -170,7 +174,10 @@ class VmDiskStepActivities(DiskStepActivities):
             self._put_drive(running, build, work, grows, vm.files / DRIVE)
             if build.secret_env and isinstance(work.step, Run):
                 put_secrets(vm, self._open_secrets(running, build))
-            started = start_step_vm(vm, self._settings, firecracker, shape, running.check)
+            egress = self._egress(running, build, work)
+            started = start_step_vm(
+                vm, self._settings, firecracker, shape, running.check, egress=egress
+            )
             tell_limits(running, started)
             try:
                 self._follow(running, build, work, vm, talk)
@@ -201,7 +208,10 @@ class VmDiskStepActivities(DiskStepActivities):
             user=user,
             working_dir=context.working_dir,
             variables=context.variables,
-            shape=build.shape.model_copy(update={"memory_mb": self._memory_mb(build)}),
+            # Who looks at it needs no network.
+            shape=build.shape.model_copy(
+                update={"memory_mb": self._memory_mb(build), "network": NO_NETWORK}
+            ),
         )
         vm.kill()
         running.check()
@@ -210,6 +220,12 @@ class VmDiskStepActivities(DiskStepActivities):
             f"Look at its disk on host {self._settings.host}: template-manager run --disk "
             f"{scope.build_id}. {error.hint}"
         )
+
+    def _egress(self, running: RunningStep, build: RunStepsInput, work: Work) -> Egress | None:
+        """Return what a step may reach: nothing, unless it runs a command of the request."""
+        if not isinstance(work.step, Run):
+            return None
+        return egress_of(self._settings, build.shape.network, running.check)
 
     def _facts(self, running: RunningStep, disk: Path, talk: StepTalk) -> RootfsFacts:
         return RootfsFacts(

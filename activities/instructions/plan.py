@@ -164,9 +164,18 @@ def _key_after(build: RunStepsInput, key: str, step: ImageStep, forced: bool) ->
         config=build.image.config.model_dump(mode="json", exclude=NOT_OF_A_STEP),
         disk_size_mb=build.disk_size_mb,
         kernel=build.shape.kernel_version,
+        **_network(build, step),
         # Their names alone: a value that is renewed changes nothing, and must not be guessed.
         **({"secret_env": sorted(build.secret_env)} if build.secret_env else {}),
     )
+
+
+def _network(build: RunStepsInput, step: ImageStep) -> dict[str, object]:
+    """What a command could reach may be in what it has left."""
+    network = build.shape.network
+    if not isinstance(step, Run) or not network.leads_out:
+        return {}
+    return {"network": network.model_dump(mode="json")}
 
 
 def _private(build: RunStepsInput) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -28,12 +28,18 @@ from activities.disk.cgroups import (
 )
 from activities.disk.programs import require_program
 from activities.disk.sparse_files import copy_private
+from activities.microvm.egress import LIMITS as EGRESS_LIMITS
+from activities.microvm.egress import Egress, resolver_file
+from activities.microvm.egress import command as egress_command
+from activities.microvm.vm_supervisor import EGRESS_PLAN
 
 INSIDE = "/fc-vm"
 """Where the VMM has the VM's files: a path that is frozen into snapshots."""
 OWN = "run"
 SOCKET = "api.sock"
 PLAN = "launch.json"
+DEVICES = ("null", "zero", "full", "random", "urandom", "kvm", "net/tun")
+EGRESS_DEVICES = ("null", "urandom", "net/tun")
 PROGRAM = "vmm"
 LOG_PIPE = "vmm.log.pipe"
 JAILER = "jailer"
@@ -76,6 +82,8 @@ class Launch:
     """Names of files that the VMM may write to; those that are not there are made."""
     shared: Mapping[str, Path] = field(default_factory=dict)
     """Files that it may only read, by their names in its directory."""
+    egress: Egress | None = None
+    """What its guest may reach; None is nothing."""
 
 
 class Confinement(NamedTuple):
@@ -110,14 +118,22 @@ class Launching:
             "jailer": str(self._launch.jailer or ""),
             "root": str(self._root or ""),
             "mounts": mounts,
-            "hidden": [str(path) for path in self._launch.hidden if path.is_dir()],
+            "devices": DEVICES,
+            "hidden": self._hidden(),
+            "alone": {},
             "directory": INSIDE,
             "command": self._command(),
             "pid_file": f"{self._root}/{self._program.name}.pid" if self._root else "",
         }
-        self._write(plan)  # before the cgroups are made: whoever removes the VM finds them
+        # Before the cgroups are made: whoever removes the VM finds them.
+        _write(self._directory / PLAN, plan)
         unlimited = _limit(self._directory.name, self._launch.limits, trees)
+        if self._launch.egress:
+            unlimited = prepare_egress(self._directory, self._hidden()) or unlimited
         return Confinement(self._root is not None, unlimited)
+
+    def _hidden(self) -> list[str]:
+        return [str(path) for path in self._launch.hidden if path.is_dir()]
 
     @property
     def _program(self) -> Path:
@@ -129,9 +145,6 @@ class Launching:
         if self._launch.jailer is None:
             return None
         return self._directory.resolve() / JAIL / self._program.name / self._id / "root"
-
-    def _write(self, plan: Mapping[str, object]) -> None:
-        (self._directory / PLAN).write_text(json.dumps(plan))
 
     # ---- Files
 
@@ -207,6 +220,28 @@ class Launching:
         return [_setpriv(), *become, "--", *jailer, "--"]
 
 
+def prepare_egress(directory: Path, hidden: Sequence[str]) -> str:
+    """Write a VM's `egress.json`, and make the cgroups that it names.
+
+    Returns what is wrong with these, '' if nothing is. Raises OSError, HostFaultError.
+    """
+    name, trees, resolver = egress_name(directory.name), host_trees(), resolver_file()
+    etc = {"resolv.conf": resolver.read_text(errors="replace")} if resolver else {}
+    plan = {
+        "user": 0,
+        "cgroups": [str(cgroup_of(tree, name)) for tree in trees],
+        "root": "",
+        "mounts": (),
+        "devices": EGRESS_DEVICES,
+        "hidden": hidden,
+        "alone": {"/etc": etc, "/run": {}},
+        "directory": "/",
+        "command": egress_command(),
+    }
+    _write(directory / EGRESS_PLAN, plan)
+    return _limit(name, EGRESS_LIMITS, trees)
+
+
 def require_jail_works(directory: Path) -> None:
     """Check that the jailer can make a jail in a directory. Raises JailUnusableError."""
     flags = os.statvfs(directory).f_flag
@@ -223,10 +258,15 @@ def _mount_point(directory: Path) -> Path:
     return next(each for each in (path, *path.parents) if each.is_mount())
 
 
-def read_plan(directory: Path) -> dict[str, object]:
+def egress_name(name: str) -> str:
+    """Return the name of the cgroup of what leads a VM's guest out."""
+    return f"{name}.egress"
+
+
+def read_plan(directory: Path, name: str = PLAN) -> dict[str, object]:
     """Return what a VM was started by; nothing of one that an earlier version has started."""
     try:
-        plan = json.loads((directory / PLAN).read_text())
+        plan = json.loads((directory / name).read_text())
     except (FileNotFoundError, ValueError):
         return {}
     return plan if isinstance(plan, dict) else {}
@@ -234,14 +274,15 @@ def read_plan(directory: Path) -> dict[str, object]:
 
 def cgroups_of(directory: Path) -> list[Path]:
     """Return the cgroups that were made for a VM, or were about to be."""
-    found = read_plan(directory).get("cgroups")
-    return [Path(path) for path in found] if isinstance(found, list) else []
+    found = (read_plan(directory, name).get("cgroups") for name in (PLAN, EGRESS_PLAN))
+    return [Path(path) for paths in found if isinstance(paths, list) for path in paths]
 
 
 def remove_cgroups_by_name(name: str) -> None:
     """Remove the cgroups of a VM that has no directory any more."""
     for tree in host_trees():
-        remove_cgroup(cgroup_of(tree, name))
+        for own in (name, egress_name(name)):
+            remove_cgroup(cgroup_of(tree, own))
 
 
 def _limit(name: str, limits: Limits, trees: list[Tree]) -> str:
@@ -251,6 +292,10 @@ def _limit(name: str, limits: Limits, trees: list[Tree]) -> str:
     except OSError as error:
         return f"no cgroup can be made: {error}"
     return missing_controllers(trees)
+
+
+def _write(path: Path, plan: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(plan))
 
 
 def _setpriv() -> str:

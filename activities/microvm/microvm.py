@@ -52,6 +52,7 @@ from activities.disk.sparse_files import allocated_bytes, copy_private, dig_hole
 from activities.microvm.client import NO_LIMITS, DriveLimits, FirecrackerClient
 from activities.microvm.clock import ClockReading, ping_until_answered, read_clock
 from activities.microvm.console import ConsoleReader, GuestReadiness
+from activities.microvm.egress import egress_of
 from activities.microvm.guest_kernel import INITRD, initrd_of
 from activities.microvm.launching import JAILER, Confinement, Launch
 from activities.microvm.resumable import (
@@ -163,12 +164,14 @@ class HostMicrovmActivities(MicrovmActivities):
         running.progress("starting the VMM")
         launch = launch_of(self._settings, firecracker, start.shape)
         kernel = self._settings.kernel_path(start.shape.kernel_version)
-        launch = replace(launch, own=tuple(ArtifactName), shared=kernel_files(kernel))
+        egress = egress_of(self._settings, start.shape.network, running.check)
+        own = tuple(ArtifactName)
+        launch = replace(launch, own=own, shared=kernel_files(kernel), egress=egress)
         tell_limits(running, vm.start(launch, running.check))
         self._configure(vm, start.shape)
         running.log.info(
             f"VM started: {start.shape.vcpu_count} vCPU, {start.shape.memory_mb} MiB, "
-            f"kernel {start.shape.kernel_version}"
+            f"kernel {start.shape.kernel_version}, network {start.shape.network}"
         )
 
     def _configure(self, vm: VmProcess, shape: VmShape) -> None:

@@ -20,6 +20,7 @@ from activities.contract.names import ArtifactName
 from activities.contract.scope import VmShape
 from activities.contract.text import readable
 from activities.microvm.console import GOODBYE, PANIC, PREFIX, ConsoleReader, LineParts
+from activities.microvm.egress import Egress
 from activities.microvm.launching import Confinement
 from activities.microvm.microvm import (
     drive_limits,
@@ -145,6 +146,8 @@ def start_step_vm(
     firecracker: Path,
     shape: VmShape,
     check: Callable[[], None],
+    *,
+    egress: Egress | None = None,
 ) -> Confinement:
     """Boot the drive `step.ext4` beside the template's disk, both among the VM's files; and beside
     them the drive `secrets`, if it is there.
@@ -157,7 +160,8 @@ def start_step_vm(
     drives = {"rootfs": ArtifactName.ROOTFS, "step": DRIVE}
     if (vm.files / SECRETS).exists():
         drives["secrets"] = SECRETS
-    launch = replace(launch, own=tuple(drives.values()), shared=kernel_files(kernel))
+    own = tuple(drives.values())
+    launch = replace(launch, own=own, shared=kernel_files(kernel), egress=egress)
     confinement = vm.start(launch, check)
     with vm.client() as client:
         set_boot_source(vm, client, kernel, _kernel_arguments(settings))

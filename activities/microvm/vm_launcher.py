@@ -1,10 +1,12 @@
 """From root to the VMM's own small world, and into the VMM: between its supervisor and itself.
 
-Usage: `vm_launcher.py`, in the VM's own directory, whose `launch.json` says what to do (see
-`launch`). It joins the VM's cgroups and makes a mount namespace of its own, in which `/fc-vm` is
-the VM's files, `/dev` has what a VMM needs and nothing else, and `/proc` shows the VMM's own
+Usage: `vm_launcher.py PLAN [ARGUMENT…]`, in the VM's own directory, whose file PLAN says what to do
+(see `launch`). It joins the VM's cgroups and makes a mount namespace of its own, in which `/fc-vm`
+is the VM's files, `/dev` has what a VMM needs and nothing else, and `/proc` shows the VMM's own
 processes. Then it becomes the VMM, by setpriv: another user, no capability, no way to any. The host
 sees nothing of this but an empty `/fc-vm`, and all of it ends with the VMM.
+
+So begins also what carries the VM's way to the internet; its world is smaller still.
 
 Standard library only, as its supervisor.
 """
@@ -70,33 +72,43 @@ def bind(source: str, target: str, flags: int) -> None:
     mount("none", target, "", MS_REMOUNT | MS_BIND | flags)
 
 
-def make_devices(user: int) -> None:
-    """Mount a `/dev` with what a VMM needs, owned by its user."""
+def make_devices(user: int, names: list[str]) -> None:
+    """Mount a `/dev` with these alone, owned by a user."""
     mount("dev", "/dev", "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=0755,size=64k")
     make_directory("/dev/net")
-    for name, numbers in DEVICES.items():
+    for name in names:
+        numbers = DEVICES[name]
         os.mknod(f"/dev/{name}", stat.S_IFCHR | 0o600, os.makedev(*numbers))
         os.chown(f"/dev/{name}", user, user)
 
 
-def close_world(user: int, hidden: list[str]) -> None:
+def close_world(user: int, devices: list[str], hidden: list[str]) -> None:
     """Leave what is not the VMM's business out of the host's root, which is its own, too."""
     plain = MS_NOSUID | MS_NODEV | MS_NOEXEC
     mount("proc", "/proc", "proc", plain, "hidepid=2")
-    make_devices(user)
+    make_devices(user, devices)
     for directory in hidden:
         mount("none", directory, "tmpfs", MS_RDONLY | plain, "mode=0,size=4k")
 
 
-def launch() -> None:
+def show_alone(directory: str, files: dict[str, str]) -> None:
+    """Cover a directory; of its files these alone are seen, as they are now: name and content."""
+    mount("none", directory, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0755,size=1m")
+    for name, content in files.items():
+        with open(f"{directory}/{name}", "w", encoding="utf-8") as file:
+            file.write(content)
+
+
+def launch(plan_file: str, arguments: list[str]) -> None:
     """Become the VMM. Raises OSError.
 
-    `launch.json` has `user` (its uid and gid), `cgroups` (directories), `mounts` (source, target,
-    `FLAGS`), `directory` (where the VMM begins) and `command`, whose first word is a path. `root`
-    is the jail that the command is about to enter: it has a world of its own; '' is none, and then
-    the directories `hidden` are not to be seen.
+    The plan has `user` (its uid and gid), `cgroups` (directories), `mounts` (source, target,
+    `FLAGS`), `directory` (where the VMM begins) and `command`, whose first word is a path; the
+    arguments follow it. `root` is the jail that the command is about to enter: it has a world of
+    its own; '' is none, and then it sees of `/dev` the `devices` alone, of directories in `alone`
+    their files there alone, and nothing of the directories `hidden`.
     """
-    with open("launch.json", encoding="utf-8") as file:
+    with open(plan_file, encoding="utf-8") as file:
         plan = json.load(file)
     os.umask(0o022)
     join_cgroups(plan["cgroups"])
@@ -105,15 +117,17 @@ def launch() -> None:
     for source, target, flags in plan["mounts"]:
         bind(source, target, sum(FLAGS[flag] for flag in flags))
     if not plan["root"]:
-        close_world(plan["user"], plan["hidden"])
+        close_world(plan["user"], plan["devices"], plan["hidden"])
+        for directory, files in plan["alone"].items():
+            show_alone(directory, files)
         os.chdir(plan["directory"])
     os.umask(UMASK)
-    command = plan["command"]
+    command = [*plan["command"], *arguments]
     os.execve(command[0], command, {})  # noqa: S606 # no shell is wanted
 
 
 if __name__ == "__main__":
     try:
-        launch()
+        launch(sys.argv[1], sys.argv[2:])
     except OSError as error:
-        sys.exit(f"the VMM cannot be started: {error}")
+        sys.exit(f"it cannot be started: {error}")

@@ -35,9 +35,11 @@ from activities.disk.leftovers import Leftover, disk_bytes, entries, made_at
 from activities.disk.room import NO_ROOM_TOLD
 from activities.microvm.client import FirecrackerClient
 from activities.microvm.confinement import Held, held
+from activities.microvm.egress import open_egress
 from activities.microvm.launching import (
     INSIDE,
     OWN,
+    PLAN,
     SOCKET,
     Confinement,
     Launch,
@@ -96,6 +98,8 @@ class VmProcess:
         """
         with free_user(launch.users) as user:
             give_tap(self.name, user.uid)
+            if launch.egress:
+                open_egress(self.name, launch.egress)
             launching = Launching(self.directory, self.files, launch, user.uid)
             confinement = launching.prepare(check)
             self._supervise(user.lock, launch.console_bytes)
@@ -113,7 +117,7 @@ class VmProcess:
                 [
                     *OWN_PROCESSES,
                     *(*python, str(SUPERVISOR), self.name, str(console_bytes)),
-                    *(*python, str(LAUNCHER)),
+                    *(*python, str(LAUNCHER), PLAN),
                 ],
                 cwd=self.directory,
                 env={},

@@ -1,7 +1,8 @@
 """The parent of one VMM process. Runs alone and detached, outlives the worker that started it.
 
-Usage: `vm_supervisor.py NETNS CONSOLE_BYTES VMM [ARGUMENT…]`, in the VM's own directory. It enters
-the netns, starts the VMM, and writes
+Usage: `vm_supervisor.py NETNS CONSOLE_BYTES VMM [ARGUMENT…]`, in the VM's own directory. Where that
+has an `egress.json`, it starts what leads the guest out, while it is still in the host's network;
+when that ends, so does the VMM. It enters the netns, starts the VMM, and writes
 
 - `vmm.json`: pids and start times;
 - `console`: what the guest says on its serial console, in whole lines. Of lines that are not of our
@@ -9,6 +10,7 @@ the netns, starts the VMM, and writes
   build (`DECIDING`) has room of its own. The rest is read and dropped: the guest never waits.
   Until it is read it is in memory, of which the VMM's cgroup counts it;
 - `console.lost`: how much that was;
+- `egress.log`: what leads the guest out says;
 - `vmm.log`: the end of what the VMM itself says. It comes by the FIFO `vmm.log.pipe`, if that is
   there, which is also the VMM's standard error;
 - at the end `exit.json`.
@@ -44,6 +46,12 @@ LOG_PIPE_BYTES = 1 << 20  # more takes CAP_SYS_RESOURCE
 LOOK_MS = (20, 200)
 """So often the console is looked at: while the guest talks, and when it has been quiet."""
 LOST_WRITE = b"Failed the write to serial"
+EGRESS_PLAN, EGRESS_LOG = "egress.json", "egress.log"
+# Of a pid namespace of its own: it sees neither us nor the VMM.
+EGRESS_PROCESSES = ("unshare", "--pid", "--fork", "--kill-child", "--")
+EGRESS_DEVICE = "out0"
+EGRESS_SECONDS = 30
+EGRESS_ENDED = "what led the guest to the internet has ended"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -220,8 +228,49 @@ class Log:
             file.write(data)
 
 
-def supervise(command: list[str], console_bytes: int) -> int:
-    """Run the VMM to its end; returns its exit code, negative for a signal."""
+def start_egress(network: str) -> "subprocess.Popen[bytes] | None":
+    """Start what leads the guest out, if there is a plan for it, and wait until it does.
+
+    Raises OSError.
+    """
+    if not os.path.exists(EGRESS_PLAN):  # noqa: PTH110 # pathlib would double the start-up time
+        return None
+    launcher = f"{__file__.rpartition('/')[0]}/vm_launcher.py"
+    inner = os.open(f"/run/netns/{network}", os.O_RDONLY)
+    ready, tell_ready = os.pipe()
+    told = [f"--ready-fd={tell_ready}", f"/proc/self/fd/{inner}", EGRESS_DEVICE]
+    with open(EGRESS_LOG, "ab") as log:
+        egress = subprocess.Popen(
+            [*EGRESS_PROCESSES, sys.executable, "-I", "-S", launcher, EGRESS_PLAN, *told],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={"PATH": os.defpath},
+            pass_fds=(inner, tell_ready),
+        )
+    os.close(inner)
+    os.close(tell_ready)
+    is_told, _, _ = select.select([ready], [], [], EGRESS_SECONDS)
+    if not is_told or not os.read(ready, 1):
+        raise OSError(f"the guest cannot be led to the internet: {last_line(EGRESS_LOG)}")
+    os.close(ready)
+    return egress
+
+
+def last_line(path: str) -> str:
+    """Return the last line of a small file."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        lines = [line.strip() for line in file if line.strip()]
+    return lines[-1] if lines else "it says nothing"
+
+
+def supervise(
+    command: list[str], console_bytes: int, egress: "subprocess.Popen[bytes] | None" = None
+) -> int:
+    """Run the VMM to its end; returns its exit code, negative for a signal.
+
+    Raises OSError when what leads the guest out has ended before it.
+    """
     log, spool = Log(), Spool()
     vmm = subprocess.Popen(
         command,
@@ -236,17 +285,29 @@ def supervise(command: list[str], console_bytes: int) -> int:
         signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))
         pids = {"vmm": host_pid(pid), "supervisor": host_pid(os.getpid())}
         write_whole("vmm.json", {name: [pid, start_ticks(pid)] for name, pid in pids.items()})
-    follow(os.pidfd_open(pid) if pid else -1, spool, log, Console(console_bytes))
+    is_cut_off = follow(
+        os.pidfd_open(pid) if pid else -1, spool, log, Console(console_bytes), egress
+    )
+    if is_cut_off:
+        raise OSError(EGRESS_ENDED)
     if pid in (0, vmm.pid):
         return vmm.wait()
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def follow(vmm: int, spool: Spool, log: Log, console: Console) -> None:
+def follow(
+    vmm: int,
+    spool: Spool,
+    log: Log,
+    console: Console,
+    egress: "subprocess.Popen[bytes] | None" = None,
+) -> bool:
     """Move what guest and VMM say to their files until the VMM has ended.
 
-    `vmm` is its pidfd, -1 if it has not even started.
+    `vmm` is its pidfd, -1 if it has not even started. The VMM is ended when `egress` ends: what its
+    guest does from then on would fail for no reason of its own. Returns whether that was so.
     """
+    is_cut_off = False
     poll = select.poll()
     for descriptor in (vmm, log.pipe):
         if descriptor >= 0:
@@ -255,6 +316,9 @@ def follow(vmm: int, spool: Spool, log: Log, console: Console) -> None:
     while is_alive:
         ready = {descriptor for descriptor, _ in poll.poll(pause)}
         is_alive = vmm >= 0 and vmm not in ready
+        if is_alive and not is_cut_off and egress and egress.poll() is not None:
+            is_cut_off = True
+            signal.pidfd_send_signal(vmm, signal.SIGKILL)
         pause = min(2 * pause, LOOK_MS[1])
         while data := spool.take():
             console.take(data)
@@ -264,14 +328,16 @@ def follow(vmm: int, spool: Spool, log: Log, console: Console) -> None:
         console.tell()
     console.take(b"")
     console.tell()
+    return is_cut_off
 
 
 def main() -> int:
     """Run; the exit status of the VMM is on disk, ours says only whether that worked."""
     network, console_bytes, *command = sys.argv[1:]
     try:
+        egress = start_egress(network)
         enter_network(network)
-        code = supervise(command, int(console_bytes))
+        code = supervise(command, int(console_bytes), egress)
         write_whole("exit.json", {"code": code})
     except OSError as error:
         write_whole("exit.json", {"code": None, "error": str(error)})

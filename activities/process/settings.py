@@ -86,6 +86,9 @@ class Settings(BaseSettings):
     """A create or retry above it is RESOURCE_EXHAUSTED; 0 is no limit."""
     registry: str = "127.0.0.1:5000"
     """Where images without `from_image` are: `<registry>/<template_id>:<build_id>`."""
+    default_network: Literal["internet", "none"] = "internet"
+    """What steps and start commands may reach whose requests do not say; less where the tenant may
+    not so much."""
     default_kernel_version: PlainName = "vmlinux-6.1"
     default_firecracker_version: PlainName = "v1.13.1"
     rest_address: str = "127.0.0.1:5009"
@@ -110,6 +113,8 @@ class Settings(BaseSettings):
     busybox_path: Path = Path("/bin/busybox")
     """A static busybox; Debian's package busybox-static has it."""
     dns_server: Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f.:]+$")] = "8.8.8.8"
+    denied_networks: tuple[IPv4Network, ...] = ()
+    """What no guest may reach besides the host and what is not public, as a JSON list."""
     kernel_arguments: Annotated[str, StringConstraints(pattern=r"^[ -~]*$", max_length=1000)] = ""
     """What guest kernels are given besides what we say; of two words for a thing the last holds."""
     use_jailer: bool = True

@@ -15,7 +15,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -53,6 +53,8 @@ class TenantLimits(BaseModel):
     """How long one build may take, from the moment when a host takes it."""
     template_mb: Count | None = None
     """Disk and memory of one template."""
+    network: Literal["internet", "none"] = "internet"
+    """What its guests may reach; a create or retry that asks for more is refused."""
     stored_mb: Count | None = None
     """Of all its templates in the bucket; a create or retry above it is refused."""
     calls_per_second: Annotated[float, Field(gt=0)] | None = None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import psutil
 
 from activities.contract.errors import (
     AgentMissingError,
+    EgressMissingError,
     FirecrackerMissingError,
     HostTooSmallError,
     KernelMissingError,
@@ -18,6 +20,8 @@ from activities.contract.units import MIB
 from activities.process.settings import Settings
 from activities.step.build_log import BuildLog
 
+# What leads a guest to the internet: program, and the Debian package that has it.
+EGRESS_PROGRAMS = {"slirp4netns": "slirp4netns", "nft": "nftables"}
 NO_HUGE_PAGES = (
     "huge pages were asked for; this template's memory is of ordinary pages: Firecracker loads a "
     "snapshot with huge pages only through a page-fault handler"
@@ -44,7 +48,7 @@ def require_parts(settings: Settings, shape: VmShape, log: BuildLog) -> None:
 def require_host(settings: Settings, shape: VmShape) -> Path:
     """Check that this host can run such a VM; returns Firecracker's path.
 
-    Raises KernelMissingError, FirecrackerMissingError or HostTooSmallError.
+    Raises KernelMissingError, FirecrackerMissingError, HostTooSmallError or EgressMissingError.
     """
     kernel = settings.kernel_path(shape.kernel_version)
     if not kernel.exists():
@@ -57,4 +61,15 @@ def require_host(settings: Settings, shape: VmShape) -> Path:
         raise HostTooSmallError(
             f"host {settings.host} has {memory_mb} MiB of memory; {shape.memory_mb} are asked for"
         )
+    missing = missing_for_egress()
+    if shape.network.leads_out and missing:
+        raise EgressMissingError(
+            f"host {settings.host} has no {' and no '.join(missing)}: its guests reach no network; "
+            f"the build's is {shape.network}"
+        )
     return firecracker
+
+
+def missing_for_egress() -> list[str]:
+    """Return the Debian packages that this machine lacks to lead a guest to the internet."""
+    return sorted(pkg for name, pkg in EGRESS_PROGRAMS.items() if shutil.which(name) is None)

@@ -17,6 +17,7 @@ from activities.contract.errors import TemplateDamagedError
 from activities.contract.inputs import PublishTemplateInput
 from activities.contract.model import Model
 from activities.contract.names import ArtifactName, BuildId, ImageDigest, TemplateId
+from activities.contract.network_policy import NO_NETWORK, NetworkPolicy
 from activities.contract.requests import Commands, TemplateConfig
 from activities.contract.results import (
     ImageConfig,
@@ -86,6 +87,10 @@ class TemplateMetadata(Model):
     snapshot_facts: SnapshotFacts
     verification: Verification
     timeline: tuple[StepRecord, ...]
+    network: NetworkPolicy = Field(
+        default=NO_NETWORK, exclude_if=lambda network: network == NO_NETWORK
+    )
+    """What its guest could reach until it was snapshotted."""
     inherited: Commands | None = Field(default=None, exclude_if=lambda commands: commands is None)
     """What it runs, where its base has had a say in that."""
 
@@ -163,6 +168,7 @@ def metadata_of(publish: PublishTemplateInput, build_log: StoredObject) -> Templ
         snapshot_facts=snapshot,
         verification=publish.verification,
         timeline=publish.timeline,
+        network=publish.network,
         inherited=config.commands_on(base.commands) if base else None,
     )
 

@@ -76,6 +76,15 @@ def environment_of(assignments: Sequence[str]) -> dict[str, str]:
     return env
 
 
+def network_of(text: str) -> pb.TemplateNetwork | None:
+    """Return what `--network` asks for: `none`, `internet`, or a list; None is the default."""
+    access = {"none": pb.NoNetwork, "internet": pb.Internet}.get(text)
+    if access is not None:
+        return pb.TemplateNetwork(access=access)
+    allowed = [part.strip() for part in text.split(",") if part.strip()]
+    return pb.TemplateNetwork(access=pb.AllowedOnly, allowed=allowed) if allowed else None
+
+
 def registry_of(
     options: RegistryOptions, environ: Mapping[str, str] = os.environ
 ) -> pb.FromImageRegistry | None:

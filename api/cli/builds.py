@@ -208,6 +208,14 @@ def build(
             help="Keep the disk of a step that fails on its host, to look at with run --disk.",
         ),
     ] = False,
+    network: Annotated[
+        str,
+        typer.Option(
+            metavar="none|internet|LIST",
+            help="What steps and start command may reach: LIST is networks and host names, with "
+            "commas. By default the server's.",
+        ),
+    ] = "",
     registry_user: Annotated[
         str, typer.Option(metavar="NAME", help="User of the image's registry.")
     ] = "",
@@ -251,6 +259,7 @@ def build(
         OptionError,
         RegistryOptions,
         environment_of,
+        network_of,
         new_build_id,
         registry_of,
         require_one_source,
@@ -317,6 +326,7 @@ def build(
             name=name,
             tags=tag,
             keep_failed=keep_failed,
+            network=network_of(network),
         )
     except (OptionError, ValueError) as error:  # ValueError: too large for the wire
         fail(str(error), "See template-manager build --help.", Exit.USAGE, as_json=as_json)

@@ -21,6 +21,8 @@ OPTIONS = {
     "template.priority": "--batch",
     "template.name": "--name",
     "template.tags": "--tag",
+    "template.network.access": "--network",
+    "template.network.allowed": "--network",
     "template.ready_timeout_seconds": "--ready-timeout",
     "template.env": "--env",
     "template.steps": "--dockerfile",

@@ -33,6 +33,13 @@ class BuildPriority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     Interactive: _ClassVar[BuildPriority]
     Batch: _ClassVar[BuildPriority]
 
+class NetworkAccess(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ServerDefault: _ClassVar[NetworkAccess]
+    NoNetwork: _ClassVar[NetworkAccess]
+    Internet: _ClassVar[NetworkAccess]
+    AllowedOnly: _ClassVar[NetworkAccess]
+
 class HealthState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     Healthy: _ClassVar[HealthState]
@@ -62,6 +69,10 @@ TenantLimit: WaitReason
 NoRoom: WaitReason
 Interactive: BuildPriority
 Batch: BuildPriority
+ServerDefault: NetworkAccess
+NoNetwork: NetworkAccess
+Internet: NetworkAccess
+AllowedOnly: NetworkAccess
 Healthy: HealthState
 Draining: HealthState
 Debug: LogLevel
@@ -72,7 +83,7 @@ Forward: LogsDirection
 Backward: LogsDirection
 
 class TemplateConfig(_message.Message):
-    __slots__ = ("template_id", "build_id", "memory_mb", "vcpu_count", "disk_size_mb", "kernel_version", "firecracker_version", "start_command", "huge_pages", "ready_command", "force", "steps", "from_image", "from_template", "from_image_registry", "team_id", "env", "ready_timeout_seconds", "secret_env", "priority", "name", "tags", "keep_failed")
+    __slots__ = ("template_id", "build_id", "memory_mb", "vcpu_count", "disk_size_mb", "kernel_version", "firecracker_version", "start_command", "huge_pages", "ready_command", "force", "steps", "from_image", "from_template", "from_image_registry", "team_id", "env", "ready_timeout_seconds", "secret_env", "priority", "name", "tags", "keep_failed", "network")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -110,6 +121,7 @@ class TemplateConfig(_message.Message):
     NAME_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
     KEEP_FAILED_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_FIELD_NUMBER: _ClassVar[int]
     template_id: str
     build_id: str
     memory_mb: int
@@ -133,7 +145,16 @@ class TemplateConfig(_message.Message):
     name: str
     tags: _containers.RepeatedScalarFieldContainer[str]
     keep_failed: bool
-    def __init__(self, template_id: _Optional[str] = ..., build_id: _Optional[str] = ..., memory_mb: _Optional[int] = ..., vcpu_count: _Optional[int] = ..., disk_size_mb: _Optional[int] = ..., kernel_version: _Optional[str] = ..., firecracker_version: _Optional[str] = ..., start_command: _Optional[str] = ..., huge_pages: _Optional[bool] = ..., ready_command: _Optional[str] = ..., force: _Optional[bool] = ..., steps: _Optional[_Iterable[_Union[TemplateStep, _Mapping]]] = ..., from_image: _Optional[str] = ..., from_template: _Optional[_Union[FromTemplateConfig, _Mapping]] = ..., from_image_registry: _Optional[_Union[FromImageRegistry, _Mapping]] = ..., team_id: _Optional[str] = ..., env: _Optional[_Mapping[str, str]] = ..., ready_timeout_seconds: _Optional[int] = ..., secret_env: _Optional[_Mapping[str, str]] = ..., priority: _Optional[_Union[BuildPriority, str]] = ..., name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., keep_failed: _Optional[bool] = ...) -> None: ...
+    network: TemplateNetwork
+    def __init__(self, template_id: _Optional[str] = ..., build_id: _Optional[str] = ..., memory_mb: _Optional[int] = ..., vcpu_count: _Optional[int] = ..., disk_size_mb: _Optional[int] = ..., kernel_version: _Optional[str] = ..., firecracker_version: _Optional[str] = ..., start_command: _Optional[str] = ..., huge_pages: _Optional[bool] = ..., ready_command: _Optional[str] = ..., force: _Optional[bool] = ..., steps: _Optional[_Iterable[_Union[TemplateStep, _Mapping]]] = ..., from_image: _Optional[str] = ..., from_template: _Optional[_Union[FromTemplateConfig, _Mapping]] = ..., from_image_registry: _Optional[_Union[FromImageRegistry, _Mapping]] = ..., team_id: _Optional[str] = ..., env: _Optional[_Mapping[str, str]] = ..., ready_timeout_seconds: _Optional[int] = ..., secret_env: _Optional[_Mapping[str, str]] = ..., priority: _Optional[_Union[BuildPriority, str]] = ..., name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., keep_failed: _Optional[bool] = ..., network: _Optional[_Union[TemplateNetwork, _Mapping]] = ...) -> None: ...
+
+class TemplateNetwork(_message.Message):
+    __slots__ = ("access", "allowed")
+    ACCESS_FIELD_NUMBER: _ClassVar[int]
+    ALLOWED_FIELD_NUMBER: _ClassVar[int]
+    access: NetworkAccess
+    allowed: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, access: _Optional[_Union[NetworkAccess, str]] = ..., allowed: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TemplateStep(_message.Message):
     __slots__ = ("type", "args", "force", "files_hash")

@@ -44,9 +44,10 @@ def choose(find: FindHostInput, facts: Mapping[str, HostFacts | None]) -> FoundH
 
 
 def is_fit(told: HostFacts, shape: VmShape) -> bool:
-    """Whether a host can run such a VM: kernel, Firecracker and memory."""
+    """Whether a host can run such a VM: kernel, Firecracker, memory and network."""
     return (
         shape.kernel_version in told.kernel_versions
         and shape.firecracker_version in told.firecracker_versions
+        and (told.leads_out or not shape.network.leads_out)
         and (told.machine is None or shape.memory_mb <= told.machine.memory_total_bytes // MIB)
     )

@@ -13,6 +13,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from activities.contract.network_policy import MAX_ALLOWED
 from activities.contract.registry_logins import MAX_SECRET_CHARS
 from activities.contract.requests import MAX_IMAGE_STEPS
 from api.errors import Violation, invalid_argument
@@ -49,6 +50,7 @@ ENTRIES: Mapping[str, int] = {
     "TemplateConfig.env": MAX_ENV_ENTRIES,
     "TemplateConfig.secret_env": 100,
     "TemplateConfig.steps": MAX_IMAGE_STEPS,
+    "TemplateNetwork.allowed": MAX_ALLOWED,
     "TemplateStep.args": MAX_STEP_ARGUMENTS,
 }
 

@@ -102,8 +102,8 @@ class BuildStarter:
         Raises ApiError ALREADY_EXISTS when the build id has another config or is another tenant's,
         FAILED_PRECONDITION while the earlier build is being cancelled or the base is not published
         yet, NOT_FOUND when there is no such base or files of a COPY, INVALID_ARGUMENT when these
-        are more than a host takes, PERMISSION_DENIED when the caller may not use the image,
-        RESOURCE_EXHAUSTED when its tenant has no room for it.
+        are more than a host takes, PERMISSION_DENIED when the caller may not use the image or its
+        tenant not the network, RESOURCE_EXHAUSTED when its tenant has no room for it.
         """
         source = valid.config.source
         if isinstance(source, FromImage):
@@ -118,6 +118,7 @@ class BuildStarter:
             if isinstance(source, FromTemplate):
                 await self._require_base(source.build_id, valid.config.tenant)
             await self._files.found(valid.config)
+            network = self._room.network_of(valid.config, self._settings.default_network)
             terms = await self._room.require(valid.config)
             await self._finder.claim_id(valid.config.build_id, valid.config.tenant)
             build = BuildInput(
@@ -125,6 +126,7 @@ class BuildStarter:
                 options=valid.options,
                 terms=terms,
                 fairness_weight=self._room.weight_of(valid.config.tenant),
+                network=network,
             )
             with contextlib.suppress(WorkflowAlreadyStartedError):  # another call was quicker
                 return await self._start(build)
@@ -136,7 +138,8 @@ class BuildStarter:
         Its limits are the settings' of now, but for those that its request asked for.
 
         Raises ApiError FAILED_PRECONDITION when it has not failed, or when its registry's login is
-        not known any more, RESOURCE_EXHAUSTED when its tenant has no room for it.
+        not known any more, PERMISSION_DENIED when its tenant may not use its network any more,
+        RESOURCE_EXHAUSTED when its tenant has no room for it.
         """
         view = await self._finder.view(build_id, template_id)
         if view.state is not BuildState.FAILED:
@@ -148,6 +151,7 @@ class BuildStarter:
             done=await self._done_of(view),
             terms=await self._room.require(config),
             fairness_weight=self._room.weight_of(config.tenant),
+            network=self._room.network_of(config, self._settings.default_network),
         )
         try:
             return await self._start(again)

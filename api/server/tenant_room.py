@@ -6,10 +6,17 @@ What is above the limit of running builds is not refused: it waits in the tenant
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
+import grpc
 from temporalio.client import Client
 
 from activities.contract.line import MAX_IN_LINE, LinedBuild, TenantTerms
+from activities.contract.network_policy import (
+    INTERNET,
+    NO_NETWORK,
+    NetworkPolicy,
+)
 from activities.contract.requests import TemplateConfig
 from activities.contract.units import MIB
 from activities.process.tenants_file import TenantLimits, TenantsFile
@@ -36,6 +43,23 @@ class TenantRoom:
     def weight_of(self, tenant: str) -> float:
         """Return how often a tenant gets a host, against others that wait."""
         return self._tenants.limits_of(tenant).fairness_weight
+
+    def network_of(
+        self, config: TemplateConfig, default: Literal["internet", "none"]
+    ) -> NetworkPolicy:
+        """Return what a build's guests may reach: what it asks for, or as much of the default as
+        its tenant may.
+
+        Raises ApiError PERMISSION_DENIED when it asks for more than that.
+        """
+        may_reach_out = self._tenants.limits_of(config.tenant).network != "none"
+        asked = config.network
+        if asked is None:
+            leads_out = may_reach_out and default != "none"
+            return INTERNET if leads_out else NO_NETWORK
+        if asked.leads_out and not may_reach_out:
+            raise _no_network(config.tenant, asked)
+        return asked
 
     async def require(self, config: TemplateConfig) -> TenantTerms:
         """Return what the limits of a build's tenant mean for it.
@@ -91,6 +115,16 @@ class TenantRoom:
                 used_mb,
                 retry_after_seconds=SWEEP_RETRY_SECONDS,
             )
+
+
+def _no_network(tenant: str, asked: NetworkPolicy) -> ApiError:
+    return ApiError(
+        grpc.StatusCode.PERMISSION_DENIED,
+        "NETWORK_NOT_ALLOWED",
+        f"network of tenant {tenant}: {asked.access}, of none that is allowed",
+        hint="Ask for none (CLI: --network none); an operator sets the limits.",
+        metadata={"limit": "network", "allowed": "none", "used": asked.access},
+    )
 
 
 def terms_of(limits: TenantLimits) -> TenantTerms:

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 from typing import assert_never
 
 import grpc
@@ -29,6 +30,7 @@ from activities.contract.image_steps import (
     image_step,
 )
 from activities.contract.names import canonical_build_id, tenant_mark
+from activities.contract.network_policy import NetworkAccess, NetworkPolicy
 from activities.contract.references import (
     DEFAULT_TAG,
     WRONG_REFERENCE,
@@ -50,6 +52,7 @@ from activities.contract.requests import (
     TemplateConfig,
 )
 from activities.contract.sources import FromImage, FromTemplate, Source
+from activities.process.addresses import INSIDE, is_inner_name, literal_address
 from activities.process.sealing import SealedFor, Sealer
 from activities.process.settings import Settings
 from activities.store.objects import SentFiles
@@ -82,6 +85,14 @@ STEP_ARGUMENTS = {
     "ARG": (2, MAX_STEP_ARGUMENTS),
     "WORKDIR": (1, 1),
     "USER": (1, 2),
+}
+# As the DNS has it (RFC 1123).
+_LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+HOST_NAME = re.compile(rf"(?=.{{1,253}}$)(?:{_LABEL}\.)*{_LABEL}")
+ACCESS = {
+    pb.NoNetwork: NetworkAccess.NONE,
+    pb.Internet: NetworkAccess.INTERNET,
+    pb.AllowedOnly: NetworkAccess.ALLOW,
 }
 AWS_KEY = re.compile(r"[A-Za-z0-9_]{1,128}")
 AWS_REGION = re.compile(r"[a-z0-9-]{1,32}")
@@ -219,6 +230,7 @@ class _Validator:
         self._check_registry()
         self._check_base()
         self._check_steps()
+        self._check_network()
         if self._template.secret_env and not any(isinstance(step, Run) for step in self._steps):
             self._bad("secret_env", "is for the steps of type RUN alone, and there is none")
         if self._violations:
@@ -379,6 +391,25 @@ class _Validator:
             except WrongStepError as error:
                 self._bad(f"steps[{number}]", str(error))
 
+    def _check_network(self) -> None:
+        network = self._template.network
+        known = pb.NetworkAccess.values()
+        if network.access not in known:
+            self._bad("network.access", f"is {network.access}; must be one of {known}")
+        if network.access == pb.AllowedOnly and not network.allowed:
+            self._bad("network.allowed", "must name what may be reached")
+        if network.access != pb.AllowedOnly and network.allowed:
+            self._bad("network.allowed", "is for the access AllowedOnly alone")
+        for number, entry in enumerate(network.allowed):
+            if wrong := _wrong_destination(entry):
+                self._bad(f"network.allowed[{number}]", wrong)
+
+    def _network(self) -> NetworkPolicy | None:
+        network = self._template.network
+        if network.access == pb.ServerDefault:
+            return None
+        return NetworkPolicy(access=ACCESS[network.access], allowed=tuple(network.allowed))
+
     def _check_preconditions(self) -> None:
         if (self._secret() or self._template.secret_env) and not self._sealer.can_seal:
             raise failed_precondition(
@@ -415,6 +446,7 @@ class _Validator:
             tags=tags_of(template.tags) if template.name else (),
             meaning=self._meaning,
             keep_failed=template.keep_failed,
+            network=self._network(),
         )
 
     def _secret_env(self, tenant: str) -> dict[str, Sealed]:
@@ -476,6 +508,19 @@ class _Validator:
                 return GoogleDefaultLogin()
             case _:
                 return None
+
+
+def _wrong_destination(entry: str) -> str:
+    """Say what is wrong with what a guest is to be led to; '' if nothing is."""
+    try:
+        network = IPv4Network(entry)
+    except ValueError:
+        if not HOST_NAME.fullmatch(entry) or literal_address(entry):
+            return "must be an IPv4 network, such as 203.0.113.0/24, or a host name"
+        return "is a name of the inside" if is_inner_name(entry) else ""
+    inside = [each for each in INSIDE if isinstance(each, IPv4Network)]
+    is_inner = any(network.subnet_of(each) for each in inside)
+    return "is of the inside, which no guest reaches" if is_inner else ""
 
 
 def _is_reference(image: str) -> bool:

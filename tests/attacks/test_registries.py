@@ -26,8 +26,8 @@ from activities.contract.errors import (
 )
 from activities.contract.image_reference import ImageReference
 from activities.image import registry
-from activities.image.addresses import InternalRegistries
 from activities.image.registry import Credentials, RegistryAccess, resolve
+from activities.process.addresses import InternalRegistries
 from tests.support.local_http import QuietHandler, serving
 
 pytestmark = pytest.mark.counts_nothing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import math
 import re
 import uuid
@@ -25,6 +26,7 @@ from activities.contract.names import (
     build_workflow_id,
     tenant_line_workflow_id,
 )
+from activities.contract.network_policy import INTERNET, NO_NETWORK, NetworkPolicy
 from activities.contract.units import MIB
 from activities.process.metrics import runtime_for
 from activities.process.settings import Settings
@@ -58,8 +60,8 @@ class LimitedTenant:
     client: TemplateClient
     file: Path
 
-    def limit(self, **limits: float) -> None:
-        lines = [f"{name} = {value}" for name, value in limits.items()]
+    def limit(self, **limits: float | str) -> None:
+        lines = [f"{name} = {json.dumps(value)}" for name, value in limits.items()]
         self.file.write_text("\n".join([f"[tenants.{self.name}]", *lines, ""]))
 
     async def create(self, **changes: Any) -> str:
@@ -166,6 +168,38 @@ async def test_a_build_that_waits_for_its_turn_uses_no_machine(tenant: LimitedTe
         assert (await tenant.api.ended(build_id)).state == "completed"
 
 
+async def test_a_tenant_s_network(tenant: LimitedTenant) -> None:
+    """What is asked for above it is refused by name; where nothing is asked for there is less."""
+    internet = pb.TemplateNetwork(access=pb.Internet)
+    assert await network_of(tenant) == INTERNET
+    tenant.limit(network="none")
+    assert await network_of(tenant) == NO_NETWORK
+    with pytest.raises(CallError) as caught:
+        await tenant.client.create(tenant.template(network=internet))
+    assert caught.value.code is grpc.StatusCode.PERMISSION_DENIED
+    assert caught.value.reason == "NETWORK_NOT_ALLOWED"
+    assert numbers(caught.value) == ("network", "none", "internet")
+    tenant.limit()
+    assert await network_of(tenant, network=pb.TemplateNetwork(access=pb.NoNetwork)) == NO_NETWORK
+    assert await network_of(tenant, network=internet) == INTERNET
+
+
+async def network_of(tenant: LimitedTenant, **changes: Any) -> NetworkPolicy:
+    """Return what the guests of a new build may reach."""
+    build_id = await tenant.create(**changes)
+    assert (await tenant.api.ended(build_id)).state == "completed"
+    return (await started_with(tenant, build_id)).network
+
+
+async def started_with(tenant: LimitedTenant, build_id: str) -> BuildInput:
+    handle = tenant.api.temporal.get_workflow_handle(build_workflow_id(build_id))
+    first = (await handle.fetch_history()).events[0]
+    payloads = first.workflow_execution_started_event_attributes.input.payloads
+    [build] = await tenant.api.temporal.data_converter.decode(payloads, [BuildInput])
+    assert isinstance(build, BuildInput)
+    return build
+
+
 async def test_the_tenant_s_weight_and_the_build_s_priority_reach_the_build(
     tenant: LimitedTenant,
 ) -> None:
@@ -174,8 +208,7 @@ async def test_the_tenant_s_weight_and_the_build_s_priority_reach_the_build(
     await tenant.api.ended(build_id)
     handle = tenant.api.temporal.get_workflow_handle(build_workflow_id(build_id))
     history = await handle.fetch_history()
-    started = history.events[0].workflow_execution_started_event_attributes.input
-    [build] = await tenant.api.temporal.data_converter.decode(started.payloads, [BuildInput])
+    build = await started_with(tenant, build_id)
     assert (build.fairness_weight, build.config.is_batch) == (2.5, True)
     weights = [
         event.activity_task_scheduled_event_attributes.priority

@@ -17,7 +17,7 @@ from activities.disk.child_cgroups import NAMES, leftover_child_cgroups
 from activities.disk.data_dir import DataDir
 from activities.image.docker_daemon import make_docker_client
 
-VM_PROGRAMS = ("qemu-system", "firecracker", "vm_supervisor")
+VM_PROGRAMS = ("qemu-system", "firecracker", "vm_supervisor", "slirp4netns")
 SETTLE_SECONDS = 10.0
 NOT_COUNTED = ("/var/lib/docker/", f"{state_dir()}/")
 # It has VMs of its own, and runs beside tests that count.

@@ -8,6 +8,7 @@ from hypothesis import given
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from activities.contract.inputs import BuildInput
 from activities.contract.status import BuildFailure, BuildState
 from tests.support.example_template import template_config
 from tests.support.hostile_text import hostile_text
@@ -66,7 +67,8 @@ def test_a_failed_builds_page_is_inert(message: str, line: str) -> None:
     failure = BuildFailure(
         error_type="StartCommandError", message=message, hint="Do <this>.", log_tail=(line, message)
     )
-    page = details_markdown(template_config(), BuildState.FAILED, "kvm-1", Timeline(), failure)
+    build = BuildInput(config=template_config())
+    page = details_markdown(build, BuildState.FAILED, "kvm-1", Timeline(), failure)
     assert not active(page)
     found = [token.type for token in tokens(page)]
     assert found.count("fence") == 1

@@ -20,10 +20,10 @@ from activities.contract.errors import (
     WrongArchitectureError,
 )
 from activities.contract.image_reference import ImageReference
-from activities.image.addresses import InternalRegistries
 from activities.image.platform_search import MAX_DEPTH, MAX_LOOKED_INTO
 from activities.image.pull import require_taken
 from activities.image.registry import RegistryAccess, RemoteImage, RemoteLayer, resolve
+from activities.process.addresses import InternalRegistries
 from tests.support.served_images import ServedImages, digest_of, serving_images
 
 

@@ -10,6 +10,7 @@ from activities.contract.errors import ImageStepError
 from activities.contract.image_steps import Add, Copy, Env, ImageStep, Meaning, Run, User, Workdir
 from activities.contract.inputs import RunStepsInput
 from activities.contract.names import VmPurpose
+from activities.contract.network_policy import INTERNET, NO_NETWORK, NetworkPolicy
 from activities.contract.results import ImageConfig
 from activities.contract.scope import BuildScope, HostLease, VmRef, VmShape
 from activities.instructions.plan import MadeDirectory, MadeUser, plan, values_of
@@ -194,3 +195,16 @@ def test_how_a_command_starts_the_init_is_told(
     [end] = plan(settings, build)
     marks = {"start.wraps-init", "start.is-init"}
     assert values_of(build, end).keys() & marks == {mark}
+
+
+def test_what_a_run_could_reach_is_part_of_it(settings: Settings) -> None:
+    """Of a COPY it is not; and nothing to reach is as it was before there was a network."""
+
+    def with_network(network: NetworkPolicy) -> list[str]:
+        shape = asked().shape.model_copy(update={"network": network})
+        return keys(settings, COPY, FIRST, SECOND, shape=shape)
+
+    before = keys(settings, COPY, FIRST, SECOND)
+    assert with_network(NO_NETWORK) == before
+    online = with_network(INTERNET)
+    assert [a == b for a, b in zip(before, online, strict=True)] == [True, False, False, False]

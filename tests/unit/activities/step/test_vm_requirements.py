@@ -4,13 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from activities.contract.errors import AgentMissingError, HostTooSmallError, KernelMissingError
+from activities.contract.errors import (
+    AgentMissingError,
+    EgressMissingError,
+    HostTooSmallError,
+    KernelMissingError,
+)
 from activities.contract.names import Step
+from activities.contract.network_policy import INTERNET
 from activities.contract.scope import VmShape
 from activities.contract.status import LogLevel
 from activities.process.settings import Settings
 from activities.step.build_log import BuildLog, read_entries
-from activities.step.vm_requirements import NO_HUGE_PAGES, require_parts
+from activities.step.vm_requirements import NO_HUGE_PAGES, require_host, require_parts
 
 
 def shape(*, huge_pages: bool = False, memory_mb: int = 512) -> VmShape:
@@ -57,3 +63,12 @@ def test_what_a_host_lacks_is_named(settings: Settings, tmp_path: Path) -> None:
     settings.kernel_path("vmlinux-6.1").unlink()
     with pytest.raises(KernelMissingError, match=r"vmlinux-6\.1/vmlinux\.bin"):
         require_parts(settings, shape(), log)
+
+
+def test_a_network_takes_programs_and_none_takes_none(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    require_host(settings, shape())
+    with pytest.raises(EgressMissingError, match="no nftables and no slirp4netns"):
+        require_host(settings, shape().model_copy(update={"network": INTERNET}))

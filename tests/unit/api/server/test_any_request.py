@@ -42,6 +42,7 @@ TEXT = st.one_of(
     hostile_text.map(lambda text: text.encode(errors="replace").decode()),
 )
 INT32 = st.one_of(st.sampled_from([0, 1, 2, 512, 1024]), st.integers(-(2**31), 2**31 - 1))
+ADDRESS = st.one_of(st.ip_addresses().map(str), st.ip_addresses().map(lambda one: f"{one}/24"))
 STEP = st.builds(
     pb.TemplateStep,
     type=TEXT,
@@ -82,6 +83,9 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "priority": INT32,
     "name": TEXT,
     "tags": st.lists(TEXT, max_size=3),
+    "network": st.builds(
+        pb.TemplateNetwork, access=INT32, allowed=st.lists(st.one_of(ADDRESS, TEXT), max_size=3)
+    ),
 }
 GOOD: dict[str, Any] = {
     "template_id": "web",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from activities.contract.inputs import FindHostInput
+from activities.contract.network_policy import INTERNET
 from activities.contract.results import FoundHost, HostBuild, HostFacts, MachineFacts
 from activities.contract.scope import VmShape
 from activities.contract.units import MIB
@@ -43,6 +44,12 @@ def facts(host: str = "a", *, memory_mb: int = 2048, builds: int = 0, **changes:
 )
 def test_kernel_firecracker_and_memory_decide(told: HostFacts, fit: bool) -> None:
     assert is_fit(told, SHAPE) is fit
+
+
+def test_a_network_takes_a_host_that_leads_out() -> None:
+    shape = SHAPE.model_copy(update={"network": INTERNET})
+    assert not is_fit(facts(), shape)  # of an earlier version, or without the programs
+    assert is_fit(facts(leads_out=True), shape)
 
 
 def test_the_one_with_the_most_free_slots_is_chosen() -> None:

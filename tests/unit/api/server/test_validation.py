@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from activities.contract.errors import SealedSecretError
 from activities.contract.image_steps import Add, Copy, Env, Meaning, Run, User, Workdir
+from activities.contract.network_policy import INTERNET, NO_NETWORK
 from activities.contract.registry_logins import (
     AwsLogin,
     GoogleDefaultLogin,
@@ -540,3 +541,42 @@ def test_a_build_s_place_in_the_line_says_nothing_about_the_template() -> None:
     first, batch = check().config, check(priority=pb.Batch).config
     assert (first.is_batch, batch.is_batch) == (False, True)
     assert config_sha256(first) == config_sha256(batch)
+
+
+def network(access: pb.NetworkAccess, *allowed: str) -> pb.TemplateNetwork:
+    return pb.TemplateNetwork(access=access, allowed=allowed)
+
+
+def test_a_network_that_is_not_said_is_left_to_the_service() -> None:
+    assert check().config.network is None
+    assert check(network=network(pb.ServerDefault)).config.network is None
+    assert config_sha256(check().config) == config_sha256(check(network=None).config)
+
+
+def test_networks() -> None:
+    assert check(network=network(pb.NoNetwork)).config.network == NO_NETWORK
+    assert check(network=network(pb.Internet)).config.network == INTERNET
+    named = check(network=network(pb.AllowedOnly, "pypi.org", "203.0.113.0/24")).config.network
+    assert str(named) == "only pypi.org, 203.0.113.0/24"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        (network(pb.AllowedOnly), "allowed"),
+        (network(pb.Internet, "pypi.org"), "allowed"),
+        (network(9), "access"),  # type: ignore[arg-type] # what a later client may send
+        (network(pb.AllowedOnly, "pypi.org", "10.1.0.0/16"), "allowed[1]"),
+        (network(pb.AllowedOnly, "169.254.169.254"), "allowed[0]"),
+        (network(pb.AllowedOnly, "2001:db8::/32"), "allowed[0]"),
+        (network(pb.AllowedOnly, "203.0.113.7/24"), "allowed[0]"),
+        (network(pb.AllowedOnly, "0x7f000001"), "allowed[0]"),
+        (network(pb.AllowedOnly, "metadata.google.internal"), "allowed[0]"),
+        (network(pb.AllowedOnly, "localhost"), "allowed[0]"),
+        (network(pb.AllowedOnly, "a b.example"), "allowed[0]"),
+        (network(pb.AllowedOnly, ""), "allowed[0]"),
+    ],
+)
+def test_networks_that_make_no_sense(wrong: pb.TemplateNetwork, field: str) -> None:
+    found = refused(network=wrong)
+    assert [each.field for each in found.violations] == [f"template.network.{field}"]

@@ -1,4 +1,4 @@
-"""Which addresses a registry may have: those of the outside, and those that an operator allows."""
+"""Which addresses are of the outside, for registries and guests, and what an operator allows."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activities.image.addresses import (
+from activities.process.addresses import (
     INSIDE,
     Address,
     InternalRegistries,
