@@ -1,6 +1,6 @@
 """Where the time goes: `make bench`.
 
-Six parts, each beside a peer or the machine's own limit, measured in the same run:
+Seven parts, each beside a peer or the machine's own limit, measured in the same run:
 
 - `build`: one build of the busybox image, split into Docker, copying, booting, storage, and the
   product's own overhead, beside the disk's speed;
@@ -10,11 +10,12 @@ Six parts, each beside a peer or the machine's own limit, measured in the same r
 - `steps`: what a step costs that does nothing, and a changed one of ten; `pip install` in a RUN,
   beside a container;
 - `upload`: a sparse file to the bucket, by phases, beside one plain stream and parallel PUTs;
+- `network`: a guest's way to the internet, beside the host's own;
 - `fleet`: 200 builds of three tenants on 20 hosts whose steps sleep, beside what they would take if
   no slot ever waited; with `--whole` 1,000 builds on 100 hosts.
 
-`python temporal-dev/bench.py [--small] [--whole] [build] [rootfs] [pull] [steps] [upload] [fleet]`.
-Times are wall time in seconds; machines are noisy, so ratios are what counts.
+`python temporal-dev/bench.py [--small] [--whole] [PART…]`. Times are wall time in seconds; machines
+are noisy, so ratios are what counts.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from typing import Any
 import docker
 import fleet
 import images
+import network_bench
 import steps_bench
 from devstack.environment import REPOSITORY, environment
 from devstack.services import ALL_PARTS
@@ -75,7 +77,7 @@ from activities.template.artifacts import BucketArtifactActivities
 from activities.template.upload import scan
 
 MIB = 1024 * 1024
-PARTS = ("build", "rootfs", "pull", "steps", "upload", "fleet")
+PARTS = ("build", "rootfs", "pull", "steps", "upload", "network", "fleet")
 CLI = str(Path(sys.executable).with_name("template-manager"))
 SAMPLE_SECONDS = 0.05
 # Which activity is whose work; what is in none of them is the product's own.
@@ -713,6 +715,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             steps_bench.bench_steps(console, asked.small, say)
         if "upload" in parts:
             bench_upload(Path(place), asked.small)
+        if "network" in parts:
+            network_bench.bench_network(Path(place), asked.small, console)
     return 0
 
 
