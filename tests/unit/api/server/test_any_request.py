@@ -99,7 +99,7 @@ KNOWN = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION}
 
 
 def test_each_field_is_tried() -> None:
-    untried = {"huge_pages", "force", "from_template"}  # yes or no, or the other source
+    untried = {"huge_pages", "force", "keep_failed", "from_template"}  # yes or no, another source
     assert {*FIELDS} | untried == {field.name for field in pb.TemplateConfig.DESCRIPTOR.fields}
 
 
