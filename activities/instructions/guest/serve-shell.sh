@@ -6,5 +6,6 @@ set -u
 
 settle_boot "$1"
 say start "$*"
-$bb telnetd -F -K -p "$($bb cat $t/port)" -l $t/shell &
+# Not with -K: that closes the connection when the shell ends, before what it said last is sent.
+$bb telnetd -F -p "$($bb cat $t/port)" -l $t/shell &
 stay
