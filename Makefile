@@ -30,9 +30,9 @@ check: lint types  ## What needs no root and no service: lint, types, docs, quic
 test: setup-tests  ## Lint, types, stubs and all tests, on real parts
 	@temporal-dev/run-tests
 
-test-guest: setup-tests  ## Compare guests with containers: all images and commands (minutes)
+test-guest: setup-tests  ## Guests: images, commands and steps beside what Docker and E2B mean
 	@$(PYTHON) temporal-dev/devstack run --only docker,kernel,firecracker -- \
-	  pytest --whole tests/guest
+	  pytest --whole tests/guest tests/integration/test_step_meaning.py
 
 test-e2b:  ## Build templates by E2B's SDK, with each version that is pinned (minutes)
 	@temporal-dev/install e2b
