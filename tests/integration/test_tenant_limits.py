@@ -19,7 +19,7 @@ import pytest_asyncio
 import requests
 from pydantic import SecretStr
 
-from activities.contract.inputs import BuildInput
+from activities.contract.inputs import BuildInput, StartVmInput
 from activities.contract.names import (
     DEFAULT_TENANT,
     ArtifactName,
@@ -185,10 +185,17 @@ async def test_a_tenant_s_network(tenant: LimitedTenant) -> None:
 
 
 async def network_of(tenant: LimitedTenant, **changes: Any) -> NetworkPolicy:
-    """Return what the guests of a new build may reach."""
+    """Return what the guests of a new build may reach, as its host is told."""
     build_id = await tenant.create(**changes)
     assert (await tenant.api.ended(build_id)).state == "completed"
-    return (await started_with(tenant, build_id)).network
+    history = await tenant.api.temporal.get_workflow_handle(
+        build_workflow_id(build_id)
+    ).fetch_history()
+    scheduled = [event.activity_task_scheduled_event_attributes for event in history.events]
+    [boot] = [each.input for each in scheduled if each.activity_type.name == "start_vm"]
+    [start] = await tenant.api.temporal.data_converter.decode(boot.payloads, [StartVmInput])
+    assert isinstance(start, StartVmInput)
+    return start.shape.network
 
 
 async def started_with(tenant: LimitedTenant, build_id: str) -> BuildInput:
