@@ -100,7 +100,7 @@ def test_an_image_becomes_a_template_that_resumes(
     with nothing_left(product):
         build_id = product.build(
             *(image, "--force"),  # another test may have built the same
-            *("--vcpu", str(vcpus)),
+            *("--vcpu", str(vcpus), "--name", f"site_{name}", "--tag", "stable"),
             ready=f'[ "$(nproc)" = {vcpus} ] && {HTTPD_ANSWERS}',
         )
         status = product.ended(build_id, 200)
@@ -108,7 +108,7 @@ def test_an_image_becomes_a_template_that_resumes(
         assert status["image_digest"].startswith("sha256:")
         steps = [row["step"] for row in status["timeline"]]
         assert steps == STEPS
-        pulled = product.cli("pull", build_id, str(tmp_path / "template"))
+        pulled = product.cli("pull", f"site_{name}:stable", str(tmp_path / "template"))
         assert pulled.code == 0, pulled.err
         _require_same_files(product, image, tmp_path, written)
         _require_served_page(product, tmp_path / "template", name)
@@ -118,7 +118,8 @@ def test_an_image_becomes_a_template_that_resumes(
         log = product.log(build_id)
         assert "guest is ready" in log
         assert product.objects(build_id)
-        assert product.cli("delete", build_id).code == 0
+        deleted = product.cli("delete", f"site_{name}:stable")
+        assert (deleted.code, f"with site_{name}:stable, site_{name}" in deleted.out) == (0, True)
         assert product.cli("delete", build_id).code == 0  # twice is fine
         assert product.cli("status", build_id).code == 2
 
