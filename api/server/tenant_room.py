@@ -5,7 +5,7 @@ What is above the limit of running builds is not refused: it waits in the tenant
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import grpc
@@ -144,20 +144,23 @@ def most_waiting(limits: TenantLimits) -> int | None:
 
 
 def _above_use(
-    config: TemplateConfig, limits: TenantLimits, running: Iterable[LinedBuild]
+    config: TemplateConfig, limits: TenantLimits, running: Sequence[LinedBuild]
 ) -> ApiError | None:
     """Return what refuses a build for which the running ones leave no room."""
-    together = list(running)
-    vcpus = sum(build.vcpu_count for build in together)
-    memory_mb = sum(build.memory_mb for build in together)
+    vcpus = sum(build.vcpu_count for build in running)
+    memory_mb = sum(build.memory_mb for build in running)
     for limit, most, used, asked in (
         ("vcpus", limits.vcpus, vcpus, config.vcpu_count),
         ("memory_mb", limits.memory_mb, memory_mb, config.memory_mb),
     ):
         if most is not None and used + asked > most:
-            retry = RETRY_SECONDS
             return tenant_limit(
-                config.tenant, limit, most, used, asked=asked, retry_after_seconds=retry
+                config.tenant,
+                limit,
+                most,
+                used,
+                asked=asked,
+                retry_after_seconds=RETRY_SECONDS,
             )
     return None
 
