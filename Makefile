@@ -46,8 +46,9 @@ test-firecracker: setup-tests  ## API, VMs and a build on each Firecracker of FI
 chaos: setup-tests  ## Kill everything in every step of a build; prints a table (under an hour)
 	@$(PYTHON) temporal-dev/devstack run --only docker,kernel,firecracker -- \
 	  pytest --whole tests/attacks tests/chaos --chaos=full
-	@$(PYTHON) temporal-dev/devstack run --only docker -- \
-	  pytest --whole tests/integration/test_fair_share.py tests/workflows/test_tenant_line.py
+	@$(PYTHON) temporal-dev/devstack run --only docker,kernel,firecracker -- \
+	  pytest --whole tests/integration/test_fair_share.py tests/workflows/test_tenant_line.py \
+	  tests/integration/test_side_by_side.py
 
 lint: venv  ## ruff, and the walls between rooms
 	@ruff check . && ruff format --check . && lint-imports
