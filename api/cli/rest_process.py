@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import structlog
+from temporalio.runtime import Runtime
 
 from activities.process.health import health_endpoint
 from activities.process.metrics import count_request, runtime_for
@@ -54,5 +55,13 @@ def _observer(settings: Settings) -> Observe:
     runtime = runtime_for(settings)
     if runtime is None:
         return lambda method, path, status, seconds: None
-    meter = runtime.metric_meter
-    return lambda method, path, status, seconds: count_request(meter, method, path, status, seconds)
+    return _counting(runtime)
+
+
+def _counting(runtime: Runtime) -> Observe:
+    """Return what counts requests. Prometheus is served as long as somebody has the runtime."""
+
+    def observe(method: str, path: str, status: int, seconds: float) -> None:
+        count_request(runtime.metric_meter, method, path, status, seconds)
+
+    return observe

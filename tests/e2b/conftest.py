@@ -6,14 +6,22 @@ from collections.abc import Iterator
 
 import images
 import pytest
-from devstack.stack import ALL_APPS
+from devstack.ports import free_port
 
 from tests.support.real_stack import Product, running_product
 
 
 @pytest.fixture(scope="session")
 def product() -> Iterator[Product]:
-    with running_product(ALL_APPS) as running:
+    metrics, health = free_port(), free_port()
+    with running_product() as running:
+        running.stack.start_app(
+            "rest",
+            TEMPLATE_MANAGER_METRICS_ADDRESS=f"127.0.0.1:{metrics}",
+            TEMPLATE_MANAGER_HEALTH_ADDRESS=f"127.0.0.1:{health}",
+        )
+        running.metrics.append(f"http://127.0.0.1:{metrics}/metrics")
+        running.health.append(f"127.0.0.1:{health}")
         yield running
 
 
