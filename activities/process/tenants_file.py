@@ -63,6 +63,12 @@ class TenantLimits(BaseModel):
     """How many of them at once; by default those of four seconds."""
 
     @property
+    def numbers(self) -> dict[str, float | None]:
+        """What is a number, by name; None is no limit."""
+        values: dict[str, float | str | None] = self.model_dump()
+        return {name: value for name, value in values.items() if not isinstance(value, str)}
+
+    @property
     def running(self) -> RunningLimits:
         """What decides which builds run and which wait."""
         return RunningLimits(builds=self.running_builds, vcpus=self.vcpus, memory_mb=self.memory_mb)

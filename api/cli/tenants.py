@@ -88,7 +88,7 @@ class UseJson(TypedDict):
     memory_mb: int | None
     templates: int | None
     stored_bytes: int | None
-    limits: dict[str, float]
+    limits: dict[str, float | str]
 
 
 def use_json(use: TenantUse) -> UseJson:

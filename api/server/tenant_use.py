@@ -167,7 +167,7 @@ def _show(meter: MetricMeter, name: str, use: TenantUse) -> None:
         name,
         builds={state: len(builds) for state, builds in zip(STATES, groups, strict=True)},
         stored_bytes=use.stored.bytes if use.stored else None,
-        limits=use.limits.model_dump(),
+        limits=use.limits.numbers,
     )
 
 

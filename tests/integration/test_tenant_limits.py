@@ -244,7 +244,8 @@ async def test_running_builds_wait_and_too_many_waiting_ones_are_refused(
     use = await used(tenant)
     assert (use["on_hosts"], use["wait_for_host"]) == ([], [])
     assert use["wait_for_turn"] == builds
-    assert use["limits"] == {"fairness_weight": 1, "running_builds": 0, "waiting_builds": 2}
+    limits = {"fairness_weight": 1, "running_builds": 0, "waiting_builds": 2}
+    assert use["limits"] == {**limits, "network": "internet"}
     tenant.limit(running_builds=1)
     last = await tenant.create()  # brings the new limits along
     for build_id in (*builds, last):
