@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: help venv setup setup-tests demo demo-down check test test-guest test-e2b test-firecracker \
-  chaos lint types docs proto proto-check bench
+  test-attacks chaos lint types docs proto proto-check bench
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/\t/' | expand -t 18
@@ -38,6 +38,10 @@ test-e2b:  ## Build templates by E2B's SDK, with each version that is pinned (mi
 	@temporal-dev/install e2b
 	@$(PYTHON) temporal-dev/devstack run --only docker,kernel,firecracker -- \
 	  pytest --whole tests/e2b
+
+test-attacks: setup-tests  ## Attack hosts, API and guests in all ways known (minutes)
+	@$(PYTHON) temporal-dev/devstack run --only docker,kernel,firecracker -- \
+	  pytest --whole tests/attacks
 
 test-firecracker: setup-tests  ## API, VMs and a build on each Firecracker of FIRECRACKER_BINARY
 	@$(PYTHON) temporal-dev/devstack run --only docker,kernel,firecracker -- \
