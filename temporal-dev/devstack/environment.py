@@ -73,8 +73,9 @@ class StackEnvironment:
             f"{prefix}BUCKET": self.bucket,
             f"{prefix}DATA_DIR": str(self.state_dir / "data"),
             f"{prefix}DEFAULT_FIRECRACKER_VERSION": FIRECRACKER_VERSION,
-            # Guests send nothing off this machine unless a build asks (`--network internet`).
-            f"{prefix}DEFAULT_NETWORK": "none",
+            # Guests send nothing off this machine unless a build asks (`--network internet`)
+            # or whoever starts the stack wants it so for all of them.
+            f"{prefix}DEFAULT_NETWORK": os.environ.get(f"{prefix}DEFAULT_NETWORK", "none"),
             f"{prefix}FIRECRACKER_DIR": str(self.firecracker.parent.parent),
             # Registries of this machine: the stack's own, and those that tests run.
             f"{prefix}INTERNAL_REGISTRIES": '["127.0.0.0/8"]',
