@@ -9,7 +9,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
+from temporalio.client import (
+    Client,
+    WorkflowExecutionStatus,
+    WorkflowFailureError,
+    WorkflowQueryFailedError,
+)
 from temporalio.service import RPCError
 
 from activities.contract.errors import failure_of
@@ -80,7 +85,7 @@ class Tenant:
                     state = await handle.query(TenantLine.state)
                     if is_right(state):
                         return state
-                except RPCError:  # it has not begun
+                except (RPCError, WorkflowQueryFailedError):  # not begun, or too busy to tell
                     pass
                 await asyncio.sleep(0.1)
 
