@@ -48,6 +48,11 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert fragment in map(anchor, headings(target)), link
 
 
+def test_each_decision_has_a_number_of_its_own() -> None:
+    numbers = [path.name.split("-")[0] for path in (ROOT / "docs" / "decisions").glob("*.md")]
+    assert [number for number in sorted(set(numbers)) if numbers.count(number) > 1] == []
+
+
 @EVERY_PAGE_OF_TODAY
 def test_named_paths_exist(page: Path) -> None:
     named = {path for text in code(page) for path in PATH.findall(text)}
