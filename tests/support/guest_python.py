@@ -18,8 +18,10 @@ HOME = "python"
 COMMAND = f"PYTHONHOME=/{HOME} /{HOME}/{LOADER} --library-path /{HOME} /{HOME}/python -S -u"
 LIBRARY = f"{HOME}/lib/python{sys.version_info.major}.{sys.version_info.minor}"
 # Prints what an interpreter has loaded for these modules, and what each start of one takes.
+# Without OpenSSL's hashes, whose libraries do not come along: with them it would load no others.
 LIST = (
     "import importlib, json, sys\n"
+    "sys.modules['_hashlib'] = None\n"
     "for name in sys.argv[1:]: importlib.import_module(name)\n"
     "found = {n: getattr(m, '__file__', None) for n, m in [*sys.modules.items()]}\n"
     "packages = [n for n, m in sys.modules.items() if hasattr(m, '__path__')]\n"
