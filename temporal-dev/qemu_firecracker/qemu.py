@@ -27,6 +27,9 @@ _TCG_BOOT_ARGS = "tsc=reliable lpj=10000000 no_timer_check"
 
 
 _ACCELERATOR_VARIABLE = "TEMPLATE_MANAGER_QEMU_ACCEL"
+# Of guest code that is translated: QEMU's own default of 1 GiB is more than a VMM may take besides
+# its guest's memory (`VM_OVERHEAD_MB`), and a guest that runs for a minute filled as much.
+_TCG_CODE_MB = 96
 # CPU model and kernel arguments. With x2apic a guest on `-cpu max` hangs.
 _ACCELERATORS = {"tcg": ("max,-x2apic", _TCG_BOOT_ARGS), "kvm": ("host", "")}
 
@@ -46,6 +49,11 @@ class Accelerator:
         if name not in _ACCELERATORS:
             raise ValueError(f"{_ACCELERATOR_VARIABLE}={name}: use one of {list(_ACCELERATORS)}")
         return cls(name, *_ACCELERATORS[name])
+
+    @property
+    def options(self) -> str:
+        """What `-accel` says."""
+        return f"tcg,tb-size={_TCG_CODE_MB}" if self.name == "tcg" else self.name
 
     def traits(self, qemu_version: str) -> HostTraits:
         """What a snapshot that is made here depends on."""
@@ -131,7 +139,7 @@ def machine_arguments(
     arguments = ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-S"]
     # `xen-save-devices-state` writes no configuration section, so the loading side expects none.
     arguments += ["-global", "migration.send-configuration=off"]
-    arguments += ["-M", f"microvm,accel={accelerator.name},memory-backend=memory"]
+    arguments += ["-M", "microvm,memory-backend=memory", "-accel", accelerator.options]
     arguments += ["-object", backend, "-m", f"{machine['mem_size_mib']}M"]
     arguments += ["-cpu", accelerator.cpu, "-smp", f"{machine['vcpu_count']},threads={threads}"]
     arguments += ["-chardev", f"socket,id=serial,fd={serial_fd}", "-serial", "chardev:serial"]
