@@ -36,7 +36,7 @@ class DeleteTenant:
     def __init__(self, removal: TenantRemoval) -> None:
         """Go on with what an earlier run has removed."""
         self._removal = removal
-        self._tries: Counter[str] = Counter()
+        self._tries: Counter[str] = Counter(removal.tries)
 
     @workflow.query
     def removed(self) -> TenantRemoval:
@@ -50,7 +50,8 @@ class DeleteTenant:
             for start in range(0, len(builds), AT_ONCE):
                 await asyncio.gather(*map(self._delete, builds[start : start + AT_ONCE]))
             if workflow.info().is_continue_as_new_suggested():
-                workflow.continue_as_new(self._removal)
+                tries = {build_id: self._tries[build_id] for build_id in builds}
+                workflow.continue_as_new(self._removal.model_copy(update={"tries": tries}))
         objects = await call(
             TenantRemovalActivities.delete_objects_of_tenant,
             removal.tenant,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from activities.contract.model import Model
 from activities.contract.names import BuildId, TenantName
 
@@ -38,3 +40,5 @@ class TenantRemoval(Model):
     """Besides: files of COPY steps, and logs that no build was found for."""
     left: tuple[BuildId, ...] = ()
     """Builds that could not be deleted; the activities that failed say why."""
+    tries: dict[BuildId, int] = Field(default_factory=dict)
+    """How often each of those found last was deleted, where a run goes on from another."""
