@@ -18,6 +18,7 @@ from activities.contract.errors import (
     FilesTooLargeError,
     PreconditionFailedError,
     StorageCorruptionError,
+    StorageDeniedError,
     StorageUnavailableError,
 )
 from activities.contract.results import StoredObject
@@ -131,7 +132,13 @@ def content_of(
 
 
 def _put_under_its_sha256(bucket: Bucket, sent: StoredObject, tenant: str) -> None:
-    sha256 = _sha256_of(bucket, sent, lambda _: None)
+    try:
+        sha256 = _sha256_of(bucket, sent, lambda _: None)
+    except (StorageCorruptionError, StorageDeniedError):
+        now = bucket.stat_object(sent.name)
+        if now is not None and now.generation == sent.generation:
+            raise
+        raise PreconditionFailedError(f"{sent.name} was replaced while it was read") from None
     name = files_name(sha256, tenant)
     there = bucket.stat_object(name)
     if there is None or not _is_young(bucket, name):
