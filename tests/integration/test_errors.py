@@ -115,6 +115,10 @@ PROVOKED = {
         "integration/test_microvm.py::test_what_the_host_lacks_is_named_before_any_work"
     ),
     "AgentMissingError": ("integration/test_rootfs.py::test_a_missing_agent_fails_before_any_work"),
+    "EgressMissingError": (
+        "unit/activities/step/test_vm_requirements.py::test_a_network_takes_programs_and_none_takes_none"
+    ),
+    "NetworkNameError": "attacks/test_egress.py::test_what_is_named_and_nothing_else",
     "JailUnusableError": (
         "integration/test_confinement.py::test_where_no_jail_can_be_made_the_build_and_the_doctor_say_so"
     ),
