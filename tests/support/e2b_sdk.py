@@ -57,7 +57,7 @@ class Sdk:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-        assert process.returncode == 0, err.decode()
+        assert process.returncode == 0, (process.returncode, err.decode(), out.decode())
         return [json.loads(line) for line in out.splitlines() if line.startswith(b"{")]
 
 
