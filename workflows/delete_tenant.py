@@ -58,7 +58,7 @@ class DeleteTenant:
             queue=WORKFLOW_TASK_QUEUE,
             summary="delete files and logs",
         )
-        return self._removal.model_copy(update={"objects": objects})
+        return self._removal.model_copy(update={"objects": objects, "tries": {}})
 
     async def _find(self) -> TenantBuilds:
         return await call(

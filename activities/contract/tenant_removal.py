@@ -40,5 +40,5 @@ class TenantRemoval(Model):
     """Besides: files of COPY steps, and logs that no build was found for."""
     left: tuple[BuildId, ...] = ()
     """Builds that could not be deleted; the activities that failed say why."""
-    tries: dict[BuildId, int] = Field(default_factory=dict)
+    tries: dict[BuildId, int] = Field(default_factory=dict, exclude_if=lambda tries: not tries)
     """How often each of those found last was deleted, where a run goes on from another."""
