@@ -24,44 +24,52 @@ NOBODY_ELSE = 0o077
 """The umask of what holds tenants' files and secrets."""
 
 
+# Of a server.
+Listen = Annotated[
+    str, typer.Option(metavar="HOST:PORT", help="Where to listen; by default the settings'.")
+]
+TlsCert = Annotated[
+    Path | None,
+    typer.Option(
+        parser=given_path,
+        metavar="FILE",
+        help="Certificate chain (PEM); with --tls-key it speaks TLS.",
+    ),
+]
+TlsKey = Annotated[
+    Path | None,
+    typer.Option(parser=given_path, metavar="FILE", help="The certificate's key (PEM)."),
+]
+TlsClientCa = Annotated[
+    Path | None,
+    typer.Option(
+        parser=given_path,
+        metavar="FILE",
+        help="Take only clients with a certificate of this authority.",
+    ),
+]
+Insecure = Annotated[
+    bool,
+    typer.Option("--insecure", help="Allow an address that others can reach, without TLS."),
+]
+
+
 @app.command(
     rich_help_panel=PROCESSES, epilog="Example: template-manager api --listen 127.0.0.1:5008"
 )
 def api(
     *,
-    listen: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Where to listen; by default the settings'.")
-    ] = "",
-    tls_cert: Annotated[
-        Path | None,
-        typer.Option(
-            parser=given_path,
-            metavar="FILE",
-            help="Certificate chain (PEM); with --tls-key it speaks TLS.",
-        ),
-    ] = None,
-    tls_key: Annotated[
-        Path | None,
-        typer.Option(parser=given_path, metavar="FILE", help="The certificate's key (PEM)."),
-    ] = None,
-    tls_client_ca: Annotated[
-        Path | None,
-        typer.Option(
-            parser=given_path,
-            metavar="FILE",
-            help="Take only clients with a certificate of this authority.",
-        ),
-    ] = None,
+    listen: Listen = "",
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_client_ca: TlsClientCa = None,
     tokens_file: Annotated[
         Path | None,
         typer.Option(
             parser=given_path, metavar="FILE", help="Bearer tokens and their rights; see `token`."
         ),
     ] = None,
-    insecure: Annotated[
-        bool,
-        typer.Option("--insecure", help="Allow an address that others can reach, without TLS."),
-    ] = False,
+    insecure: Insecure = False,
     no_authentication: Annotated[
         bool,
         typer.Option(
@@ -95,34 +103,12 @@ def api(
 )
 def rest(
     *,
-    listen: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Where to listen; by default the settings'.")
-    ] = "",
+    listen: Listen = "",
     api_address: ApiAddress = DEFAULT_API_ADDRESS,
-    tls_cert: Annotated[
-        Path | None,
-        typer.Option(
-            parser=given_path,
-            metavar="FILE",
-            help="Certificate chain (PEM); with --tls-key it speaks TLS.",
-        ),
-    ] = None,
-    tls_key: Annotated[
-        Path | None,
-        typer.Option(parser=given_path, metavar="FILE", help="The certificate's key (PEM)."),
-    ] = None,
-    tls_client_ca: Annotated[
-        Path | None,
-        typer.Option(
-            parser=given_path,
-            metavar="FILE",
-            help="Take only clients with a certificate of this authority.",
-        ),
-    ] = None,
-    insecure: Annotated[
-        bool,
-        typer.Option("--insecure", help="Allow an address that others can reach, without TLS."),
-    ] = False,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_client_ca: TlsClientCa = None,
+    insecure: Insecure = False,
     no_authentication: Annotated[
         bool,
         typer.Option(
