@@ -34,6 +34,11 @@ class ImageConfig(Model):
     healthcheck: tuple[str, ...] = Field(default=(), exclude_if=lambda test: not test)
     """Its test: `CMD` or `CMD-SHELL`, and words or a line; `NONE`, or nothing at all."""
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """What `env` sets, by name; a word without a value sets nothing."""
+        return dict(each.split("=", 1) for each in self.env if "=" in each)
+
 
 class TemplateBase(Model):
     """What a template that is built upon gives besides what an image has."""

@@ -54,7 +54,7 @@ class StepContext(Model):
         """Return what holds before the first step."""
         config = image.config
         context = cls(
-            environment=dict(v.split("=", 1) for v in config.env if "=" in v),
+            environment=config.variables,
             user=config.user,
             working_dir=config.working_dir or "/",
         )

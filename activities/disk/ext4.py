@@ -20,6 +20,7 @@ from activities.contract.errors import (
 )
 from activities.contract.units import MIB
 from activities.disk.limited_child import READS_ANY, ChildLimits, ChildTimeoutError, run_limited
+from activities.disk.room import NO_ROOM_TOLD
 from activities.disk.tree_content import BLOCK, Content, blocks_of
 
 INODE_BYTES = 256
@@ -36,7 +37,6 @@ MIN_INODES = 1024
 BYTES_PER_INODE = 16384  # mke2fs's usual ratio, so that the free space can be used for files too
 SPARE_INODES = 256
 MIN_BYTES = 8 * MIB
-NO_ROOM = "No space left on device"  # in the tools' words
 MAX_RESERVED_CLUSTERS = 4096  # ext4_calculate_resv_clusters: 2 % of the blocks, at most this
 
 
@@ -183,7 +183,7 @@ def _change(
             raise FilesystemToolError(str(error)) from None
     if end.code != 0:
         said = " ".join(end.last_lines)[-400:]
-        kind = HostDiskFullError if NO_ROOM in said else FilesystemToolError
+        kind = HostDiskFullError if NO_ROOM_TOLD in said else FilesystemToolError
         raise kind(f"{command[0]} failed: {said}")
 
 

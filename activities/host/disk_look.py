@@ -25,6 +25,7 @@ from activities.disk.data_dir import DataDir
 from activities.disk.programs import child_environment
 from activities.disk.room import Room
 from activities.disk.sparse_files import allocated_bytes, copy_private
+from activities.disk.tree_content import BLOCK
 from activities.host.local_run import POLL_SECONDS, require_rights, stop_signal
 from activities.host.passing_vm import passing_vm
 from activities.image.containers import DEFAULT_PATH
@@ -40,7 +41,6 @@ from activities.step.vm_requirements import require_host
 PORT = 22023
 CONNECT_SECONDS = 30.0
 MEMORY_MB = 512
-BLOCK = 4096
 
 
 @dataclass(frozen=True)

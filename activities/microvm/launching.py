@@ -28,6 +28,7 @@ from activities.disk.cgroups import (
 )
 from activities.disk.programs import require_program
 from activities.disk.sparse_files import copy_private
+from activities.microvm import vm_launcher
 from activities.microvm.egress import LIMITS as EGRESS_LIMITS
 from activities.microvm.egress import Egress, resolver_file
 from activities.microvm.egress import command as egress_command
@@ -38,7 +39,7 @@ INSIDE = "/fc-vm"
 OWN = "run"
 SOCKET = "api.sock"
 PLAN = "launch.json"
-DEVICES = ("null", "zero", "full", "random", "urandom", "kvm", "net/tun")
+DEVICES = tuple(vm_launcher.DEVICES)
 EGRESS_DEVICES = ("null", "urandom", "net/tun")
 PROGRAM = "vmm"
 LOG_PIPE = "vmm.log.pipe"

@@ -176,8 +176,7 @@ def agent_version(settings: Settings, check: Callable[[], None]) -> str:
 def guest_environment(image: ImageConfig, extra: dict[str, str], home: str) -> dict[str, str]:
     """Return the commands' environment: Docker's defaults, the image's ENV, the request's."""
     defaults = {"PATH": DEFAULT_PATH, "HOME": home, "HOSTNAME": HOST_NAME}
-    own = dict(variable.split("=", 1) for variable in image.env if "=" in variable)
-    return defaults | own | extra
+    return defaults | image.variables | extra
 
 
 def _own_files() -> list[Path]:

@@ -68,11 +68,10 @@ def context_of(image: ImageConfig, env: dict[str, str]) -> ContextKeys:
 
     The group of a `user:group` is left out: E2B's agent looks the whole word up.
     """
-    variables = dict(each.split("=", 1) for each in image.env if "=" in each)
     return ContextKeys(
         user=image.user.partition(":")[0] or ROOT,
         workdir=image.working_dir or "/",
-        env_vars=variables | env,
+        env_vars=image.variables | env,
     )
 
 
