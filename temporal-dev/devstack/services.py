@@ -169,6 +169,8 @@ FAIR_SHARE = (
     "matching.numTaskqueueReadPartitions=1",
     "matching.numTaskqueueWritePartitions=1",
 )
+# Its own default is a rollback journal: four waits for the disk a transaction, one after the other.
+PRAGMAS = ("journal_mode=wal", "synchronous=normal")
 
 
 def _temporal_command(stack: StackEnvironment) -> list[str]:
@@ -178,6 +180,7 @@ def _temporal_command(stack: StackEnvironment) -> list[str]:
     command += ["--port", str(stack.ports.temporal), "--ui-port", str(stack.ports.temporal_ui)]
     command += ["--metrics-port", str(stack.ports.temporal_metrics)]
     command += [word for value in FAIR_SHARE for word in ("--dynamic-config-value", value)]
+    command += [word for value in PRAGMAS for word in ("--sqlite-pragma", value)]
     return [*command, "--db-filename", str(data / "temporal.db"), "--log-level", "warn"]
 
 
