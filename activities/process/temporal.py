@@ -24,6 +24,7 @@ from temporalio.worker import (
     ActivityInboundInterceptor,
     ExecuteActivityInput,
     Interceptor,
+    PollerBehaviorSimpleMaximum,
     Worker,
     WorkerTuner,
     WorkflowRunner,
@@ -44,6 +45,9 @@ from activities.process.tracing import client_interceptors
 # long; and a stopping worker gives its activities this long to let go.
 MAX_HEARTBEAT_THROTTLE = timedelta(seconds=2)
 GRACEFUL_SHUTDOWN = timedelta(seconds=10)
+# A fifth of them are for workflows that are new to the worker. The SDK's own default, 5, has tasks
+# wait for each other when steps of many builds end at once.
+WORKFLOW_TASK_POLLS = 20
 
 # What only a mistake in this program raises, and how often its activity is tried all the same.
 MISTAKES = (
@@ -155,6 +159,7 @@ def make_worker(
         workflow_runner=workflow_runner or SandboxedWorkflowRunner(),
         interceptors=[ErrorInterceptor(), *interceptors],
         tuner=tuner,
+        workflow_task_poller_behavior=PollerBehaviorSimpleMaximum(WORKFLOW_TASK_POLLS),
         max_heartbeat_throttle_interval=MAX_HEARTBEAT_THROTTLE,
         graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
     )
