@@ -188,6 +188,13 @@ class SweepReport(Model):
         return sum(item.bytes for item in self.items if not item.error)
 
 
+class LayerReference(Model):
+    """A layer in the bucket that a disk needs: its data and header, as those of an artifact."""
+
+    layer_id: BuildId
+    objects: dict[str, StoredObject]
+
+
 class UploadedArtifact(Model):
     """An artifact in the bucket: its data, and its header where it has one."""
 
@@ -197,6 +204,14 @@ class UploadedArtifact(Model):
     """The size of the file it stands for, holes included."""
     sent_bytes: int
     sha256: str
+    layers: tuple[LayerReference, ...] = Field(default=(), exclude_if=lambda layers: not layers)
+    """Those that have the blocks which its own data lack, the lowest first."""
+
+    @property
+    def stored(self) -> list[StoredObject]:
+        """Every object that it needs."""
+        of_layers = (stored for layer in self.layers for stored in layer.objects.values())
+        return [*self.objects.values(), *of_layers]
 
 
 class PublishedTemplate(Model):

@@ -54,6 +54,7 @@ one within `SEND_TIMEOUT`: 0.5 MiB/s.
 """
 CONNECTIONS = 64
 DELETERS = 8
+LOOKERS = 8
 REPLACED_TRIES = 20
 # Google answers 403 both for what is forbidden for good and for what passes.
 PASSING_REASONS = frozenset({"rateLimitExceeded", "userRateLimitExceeded"})
@@ -218,6 +219,16 @@ class Bucket:
         with _errors(f"look at {name}"):
             blob = self._bucket.get_blob(name, timeout=TIMEOUT, retry=_retry())
             return None if blob is None else _stored(blob)
+
+    def changed_objects(self, objects: Iterable[StoredObject]) -> list[StoredObject]:
+        """Return those that are gone, or are not what they were; several are looked at at a time.
+
+        Each by its name: beside it there may be any number of others, of which a listing tells.
+        """
+        with ThreadPoolExecutor(LOOKERS, thread_name_prefix="look") as pool:
+            known = list(objects)
+            found = pool.map(lambda stored: self.stat_object(stored.name), known)
+            return [was for was, now in zip(known, found, strict=True) if was != now]
 
     def delete_object(self, name: str, generation: int) -> bool:
         """Delete exactly that generation; False when it is not there (any more)."""

@@ -6,8 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -26,11 +25,10 @@ from activities.contract.units import MIB
 from activities.disk.room import NO_ROOM
 from activities.disk.sparse_files import sha256_of, sync_directory
 from activities.store.bucket import Bucket
-from activities.store.headers import Extent, HeaderError, parse_header
 from activities.store.metadata import TemplateMetadata, read_metadata, wrong_objects
 from activities.store.objects import METADATA
+from activities.store.stacks import StoredRange, stored_ranges
 
-RANGE_BYTES = 8 * MIB
 WORKERS = 4
 
 ProgressCallback = Callable[[str, int, int], None]
@@ -54,14 +52,15 @@ def pull_template(
         raise TemplateDamagedError(f"template {build_id} is damaged: {', '.join(wrong)}")
     with _written_to(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        _require_room(directory, metadata.artifacts.values())
+        ranges = {name: stored_ranges(bucket, metadata.artifacts[name]) for name in ArtifactName}
+        _require_room(directory, [wanted for some in ranges.values() for wanted in some])
         with contextlib.ExitStack() as stack:
             parts = {
                 name: stack.enter_context(_part(directory / name))
                 for name in (*ArtifactName, METADATA)
             }
             for name in ArtifactName:
-                _fetch(bucket, metadata.artifacts[name], parts[name], progress)
+                _fetch(bucket, metadata.artifacts[name], ranges[name], parts[name], progress)
             parts[METADATA].write_text(metadata.to_json())
             _move_in(directory, parts)
     return metadata
@@ -77,8 +76,8 @@ def _move_in(directory: Path, parts: Mapping[str, Path]) -> None:
     sync_directory(directory)
 
 
-def _require_room(directory: Path, artifacts: Iterable[UploadedArtifact]) -> None:
-    needed = sum(artifact.objects["data"].size_bytes for artifact in artifacts)
+def _require_room(directory: Path, ranges: Sequence[StoredRange]) -> None:
+    needed = sum(extent.length for wanted in ranges for extent in wanted.extents)
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise _disk_full(
@@ -105,29 +104,32 @@ def _disk_full(directory: Path, why: str) -> HostDiskFullError:
     )
 
 
-def pull_rootfs(
-    bucket: Bucket, metadata: TemplateMetadata, target: Path, progress: ProgressCallback
+def pull_artifact(
+    bucket: Bucket, artifact: UploadedArtifact, target: Path, progress: ProgressCallback
 ) -> None:
-    """Write a template's `rootfs.ext4` alone to `target`. Blocking; raises as `pull_template`.
+    """Write one file of a template, or the disk of a layer, to `target`.
 
-    What `progress` raises ends it.
+    Blocking; raises as `pull_template`. What `progress` raises ends it.
     """
-    artifact = metadata.artifacts[ArtifactName.ROOTFS]
     with _written_to(target.parent), _part(target) as temporary:
-        _require_room(target.parent, [artifact])
-        _fetch(bucket, artifact, temporary, progress)
+        ranges = stored_ranges(bucket, artifact)
+        _require_room(target.parent, ranges)
+        _fetch(bucket, artifact, ranges, temporary, progress)
         temporary.replace(target)
 
 
 def _fetch(
-    bucket: Bucket, artifact: UploadedArtifact, target: Path, progress: ProgressCallback
+    bucket: Bucket,
+    artifact: UploadedArtifact,
+    ranges: Sequence[StoredRange],
+    target: Path,
+    progress: ProgressCallback,
 ) -> None:
-    extents = _stored_extents(bucket, artifact)
     with target.open("wb") as file:
         file.truncate(artifact.size_bytes)
-        _fill(bucket, artifact, extents, file.fileno(), progress)
+        _fill(bucket, artifact.name, ranges, file.fileno(), progress)
         os.fsync(file.fileno())
-    size_bytes = artifact.objects["data"].size_bytes
+    size_bytes = _bytes_of(ranges)
     sha256 = sha256_of(target, lambda: progress(artifact.name, size_bytes, size_bytes))
     if sha256 != artifact.sha256:
         raise StorageCorruptionError(f"{artifact.name} did not arrive as it was built")
@@ -146,55 +148,33 @@ def _part(target: Path) -> Iterator[Path]:
 
 def _fill(
     bucket: Bucket,
-    artifact: UploadedArtifact,
-    extents: list[Extent],
+    name: str,
+    ranges: Sequence[StoredRange],
     descriptor: int,
     progress: ProgressCallback,
 ) -> None:
-    data = artifact.objects["data"]
-    starts = [extent.storage_offset or 0 for extent in extents]
+    def fetch(wanted: StoredRange) -> int:
+        content = memoryview(bucket.read_range(wanted.stored, wanted.start, wanted.length))
+        for extent in wanted.extents:
+            begin = (extent.storage_offset or 0) - wanted.start
+            _write(descriptor, content[begin : begin + extent.length], extent.offset)
+        return wanted.length
 
-    def fetch(start: int) -> int:
-        content = bucket.read_range(data, start, min(RANGE_BYTES, data.size_bytes - start))
-        for extent in extents[bisect_right(starts, start) - 1 :]:
-            if not _write_overlap(descriptor, extent, start, content):
-                break
-        return len(content)
-
-    done = 0
-    ranges = iter(range(0, data.size_bytes, RANGE_BYTES))
-    progress(artifact.name, 0, data.size_bytes)
+    done, total = 0, _bytes_of(ranges)
+    left = iter(ranges)
+    progress(name, 0, total)
     with ThreadPoolExecutor(WORKERS, thread_name_prefix="download") as pool:
-        while batch := list(islice(ranges, WORKERS * 2)):  # bounded: not all futures at once
+        while batch := list(islice(left, WORKERS * 2)):  # bounded: not all futures at once
             for size_bytes in pool.map(fetch, batch):
                 done += size_bytes
-                progress(artifact.name, done, data.size_bytes)
+                progress(name, done, total)
 
 
-def _write_overlap(descriptor: int, extent: Extent, start: int, content: bytes) -> bool:
-    """Write what of `content` (stored from `start` on) is of this extent; False if nothing is."""
-    stored = extent.storage_offset or 0
-    begin, end = max(start, stored), min(start + len(content), stored + extent.length)
-    if begin >= end:
-        return False
-    piece = memoryview(content)[begin - start : end - start]
-    position = extent.offset + begin - stored
+def _bytes_of(ranges: Sequence[StoredRange]) -> int:
+    return sum(wanted.length for wanted in ranges)
+
+
+def _write(descriptor: int, piece: memoryview, position: int) -> None:
     while piece:
         written = os.pwrite(descriptor, piece, position)
         piece, position = piece[written:], position + written
-    return True
-
-
-def _stored_extents(bucket: Bucket, artifact: UploadedArtifact) -> list[Extent]:
-    """Return where the stored bytes belong, in the order in which they are stored."""
-    header = artifact.objects.get("header")
-    if header is None:
-        return [Extent(0, artifact.size_bytes, 0)] if artifact.size_bytes else []
-    try:
-        parsed = parse_header(bucket.read_range(header, 0, header.size_bytes))
-    except HeaderError as error:
-        raise TemplateDamagedError(f"{header.name} is not a header: {error}") from error
-    stored = [extent for extent in parsed.extents if extent.storage_offset is not None]
-    if any(extent.build_id is not None for extent in stored):
-        raise TemplateDamagedError(f"{header.name} names blocks of other builds")
-    return sorted(stored, key=lambda extent: extent.storage_offset or 0)

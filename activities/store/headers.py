@@ -12,10 +12,14 @@ from __future__ import annotations
 
 import struct
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 
 HEADER = struct.Struct("<QQQQ16s16s")
 RECORD = struct.Struct("<QQ16sQ")
@@ -43,6 +47,18 @@ class Extent:
     build_id: uuid.UUID | None = None
     """Of the build below that has it; None is the header's own."""
 
+    @property
+    def storage_end(self) -> int | None:
+        """Where the stored bytes end; None of zeros."""
+        return None if self.storage_offset is None else self.storage_offset + self.length
+
+    def part(self, begin: int, end: int) -> Extent:
+        """Return what of it lies between two offsets of the file."""
+        begin, end = max(begin, self.offset), min(end, self.offset + self.length)
+        stored = self.storage_offset
+        moved = None if stored is None else stored + begin - self.offset
+        return Extent(begin, end - begin, moved, self.build_id)
+
 
 @dataclass(frozen=True)
 class Header:
@@ -60,6 +76,15 @@ class Header:
         ids = (self.build_id.bytes, self.base_build_id.bytes)
         head = HEADER.pack(VERSION, self.block_size, self.size, self.generation, *ids)
         return head + b"".join(self._record(extent) for extent in self.extents)
+
+    def parts(self, begin: int, end: int) -> Iterator[Extent]:
+        """Yield the extents between two offsets of the file, each naming the build that has it."""
+        first = bisect_right(self.extents, begin, key=lambda extent: extent.offset) - 1
+        for number in range(max(first, 0), len(self.extents)):
+            extent = self.extents[number]
+            if extent.offset >= end:
+                return
+            yield replace(extent, build_id=extent.build_id or self.build_id).part(begin, end)
 
     def _record(self, extent: Extent) -> bytes:
         if extent.storage_offset is None:
@@ -99,14 +124,36 @@ def _require_cover(extents: Sequence[Extent], block_size: int, size: int) -> Non
         raise HeaderError(f"the records cover {position} of {size} bytes")
 
 
-def nonzero_blocks(data: bytes | memoryview, block_size: int) -> list[bool]:
-    """Tell for each whole block of `data` whether any of its bytes is not zero.
+class BlockKind(IntEnum):
+    """What a block is, compared with that of the disk below."""
 
-    `len(data)` must be a multiple of `block_size`, and that of 8: words are compared, not bytes.
+    ZEROS = 0
+    OWN = 1
+    SHARED = 2
+    """As below, and not zeros."""
+
+
+def block_runs(
+    data: bytes, block_size: int, below: bytes | None = None
+) -> Iterator[tuple[BlockKind, int, int]]:
+    """Yield the stretches of blocks of one kind in `data`: kind, begin and end in bytes.
+
+    `below` is what the disk below has in the same place, if there is one; where it ends, zeros
+    follow. `len(data)` must be a multiple of `block_size`, and that of 8: words are compared.
     """
-    words = np.frombuffer(data, dtype=np.uint64).reshape(-1, block_size // 8)
-    flags: list[bool] = np.any(words, axis=1).tolist()
-    return flags
+    words = _words(data, block_size)
+    kinds = np.any(words, axis=1).astype(np.int8)
+    if below:
+        lower = _words(below + bytes(len(data) - len(below)), block_size)
+        kinds[(kinds != 0) & ~np.any(words != lower, axis=1)] = BlockKind.SHARED
+    changes = (np.flatnonzero(np.diff(kinds)) + 1).tolist()
+    for begin, end in pairwise([0, *changes, len(kinds)]):
+        if end > begin:
+            yield BlockKind(int(kinds[begin])), begin * block_size, end * block_size
+
+
+def _words(data: bytes, block_size: int) -> npt.NDArray[np.uint64]:
+    return np.frombuffer(data, dtype=np.uint64).reshape(-1, block_size // 8)
 
 
 class ExtentBuilder:
@@ -115,36 +162,38 @@ class ExtentBuilder:
     There are at most MANY_EXTENTS, and two more for each MIN_HOLE_BYTES of the file.
     """
 
-    def __init__(self, block_size: int) -> None:
-        self._block_size = block_size
+    def __init__(self) -> None:
         self._extents: list[Extent] = []
         self._position = 0
         self.stored_bytes = 0
 
-    def has_room_for_hole(self, length: int) -> bool:
-        """Whether a stretch of zeros may be left out; else it is to be added as data."""
+    def may_leave_out(self, length: int) -> bool:
+        """Whether a stretch may be left out of what is stored; else it is to be added as data."""
         return length >= MIN_HOLE_BYTES or len(self._extents) < MANY_EXTENTS
 
     def zeros(self, length: int) -> None:
         """Add a stretch of zeros that is left out."""
-        self._add(length, stored=False)
+        self._add(length, None, None)
 
     def data(self, length: int) -> None:
         """Add a stretch of data."""
-        self._add(length, stored=True)
+        self._add(length, self.stored_bytes, None)
+        self.stored_bytes += length
+
+    def shared(self, length: int, storage_offset: int, build_id: uuid.UUID) -> None:
+        """Add a stretch that a build below has, stored there at that offset."""
+        self._add(length, storage_offset, build_id)
 
     def extents(self) -> tuple[Extent, ...]:
         """Return what was added so far."""
         return tuple(self._extents)
 
-    def _add(self, length: int, *, stored: bool) -> None:
+    def _add(self, length: int, where: int | None, owner: uuid.UUID | None) -> None:
         if length == 0:
             return
         last = self._extents[-1] if self._extents else None
-        if last is not None and (last.storage_offset is not None) == stored:
-            self._extents[-1] = Extent(last.offset, last.length + length, last.storage_offset)
+        if last is not None and last.build_id == owner and last.storage_end == where:
+            self._extents[-1] = replace(last, length=last.length + length)
         else:
-            where = self.stored_bytes if stored else None
-            self._extents.append(Extent(self._position, length, where))
+            self._extents.append(Extent(self._position, length, where, owner))
         self._position += length
-        self.stored_bytes += length if stored else 0

@@ -21,6 +21,7 @@ from activities.contract.network_policy import NO_NETWORK, NetworkPolicy
 from activities.contract.requests import Commands, TemplateConfig
 from activities.contract.results import (
     ImageConfig,
+    LayerReference,
     PublishedTemplate,
     StoredObject,
     UploadedArtifact,
@@ -95,6 +96,11 @@ class TemplateMetadata(Model):
     """What it runs, where its base has had a say in that."""
 
     @property
+    def layers(self) -> tuple[LayerReference, ...]:
+        """The layers that have blocks of its disk, the lowest first."""
+        return self.artifacts[ArtifactName.ROOTFS].layers
+
+    @property
     def commands(self) -> Commands:
         """What it runs."""
         return self.inherited or self.config.commands_on(None)
@@ -122,7 +128,7 @@ class TemplateMetadata(Model):
 
     def objects(self) -> list[StoredObject]:
         """Return every object of the template but this one."""
-        parts = [stored for artifact in self.artifacts.values() for stored in _all(artifact)]
+        parts = [stored for artifact in self.artifacts.values() for stored in artifact.stored]
         return [*parts, self.build_log]
 
     def published(self, bucket_name: str, stored: StoredObject) -> PublishedTemplate:
@@ -189,9 +195,10 @@ def read_metadata(bucket: Bucket, build_id: str) -> TemplateMetadata | None:
 
 def wrong_objects(bucket: Bucket, metadata: TemplateMetadata) -> list[str]:
     """Return the names of objects that are gone or are not what the metadata says."""
-    listed = bucket.list_objects(template_prefix(metadata.build_id))
-    there = {stored.name: stored for stored in listed}
-    return [stored.name for stored in metadata.objects() if there.get(stored.name) != stored]
+    listed = set(bucket.list_objects(template_prefix(metadata.build_id)))
+    of_layers = [stored for layer in metadata.layers for stored in layer.objects.values()]
+    there = listed.union(of_layers).difference(bucket.changed_objects(of_layers))
+    return [stored.name for stored in metadata.objects() if stored not in there]
 
 
 def published_template(bucket: Bucket, build_id: str) -> PublishedTemplate | None:
@@ -206,7 +213,3 @@ def published_template(bucket: Bucket, build_id: str) -> PublishedTemplate | Non
     if metadata is None or wrong_objects(bucket, metadata):
         return None
     return metadata.published(bucket.name, stored)
-
-
-def _all(artifact: UploadedArtifact) -> list[StoredObject]:
-    return list(artifact.objects.values())

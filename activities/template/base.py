@@ -23,7 +23,7 @@ from activities.step.ledger import LeaseLedger
 from activities.step.running_step import RunningStep, running_step
 from activities.step.vm_requirements import require_parts
 from activities.store.bucket import Bucket
-from activities.store.download import pull_rootfs
+from activities.store.download import pull_artifact
 from activities.store.metadata import TemplateMetadata, read_metadata
 
 
@@ -72,7 +72,8 @@ class BucketBaseActivities(TemplateBaseActivities):
                 step.log.info(f"the disk of template {take.build_id} is on the host already")
                 return found
             self._room.require(
-                f"take the disk of template {take.build_id}", artifact.objects["data"].size_bytes
+                f"take the disk of template {take.build_id}",
+                min(artifact.size_bytes, sum(stored.size_bytes for stored in artifact.stored)),
             )
             step.log.info(f"taking the disk of template {take.build_id}")
 
@@ -80,7 +81,7 @@ class BucketBaseActivities(TemplateBaseActivities):
                 step.check()
                 step.progress("downloading the disk", done, total, "bytes")
 
-            pull_rootfs(self._bucket, metadata, place / ArtifactName.ROOTFS, tell)
+            pull_artifact(self._bucket, artifact, place / ArtifactName.ROOTFS, tell)
             made = RootfsCheckpoint(
                 fingerprint=key,
                 host=self._settings.host,

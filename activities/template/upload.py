@@ -27,7 +27,7 @@ from activities.store.bucket import (
     Crc32c,
     crc32c_of,
 )
-from activities.store.headers import Extent, ExtentBuilder, nonzero_blocks
+from activities.store.headers import BlockKind, Extent, ExtentBuilder, Header, block_runs
 from activities.store.objects import PARTS_GLOB, ObjectKind, composed_part_name, part_name
 
 PART_TRIES = 3  # at a part whose checksum is wrong
@@ -44,80 +44,125 @@ class Scan:
     stored_crc32c: str
 
 
-def scan(
-    path: Path, block_size: int, emit: Callable[[bytes], None], check: Check, *, dense: bool = False
-) -> Scan:
-    """Read a file once: hash it whole, and hand its non-zero blocks to `emit`, in order.
+@dataclass(frozen=True)
+class Below:
+    """The disk below one: what of it is the same need not be sent again."""
 
-    With `dense` everything is handed on; where there are very many short holes, the later ones are,
-    too. The size must be of whole blocks unless `dense`. `check` is called about every 4 MiB.
-    Raises OSError.
+    path: Path
+    """On this host, with the very bytes that the bucket has of it."""
+    header: Header
+    """Where in the bucket they are."""
+
+
+def scan(
+    path: Path,
+    block_size: int,
+    emit: Callable[[bytes], None],
+    check: Check,
+    *,
+    dense: bool = False,
+    below: Below | None = None,
+) -> Scan:
+    """Read a file once: hash it whole, and hand on the blocks that are to be stored, in order.
+
+    Those are the ones that are neither zeros nor the same as `below`; with `dense` all, and where
+    there are very many short stretches of others, the later of these, too. The size must be of
+    whole blocks unless `dense`. `check` is called about every 4 MiB. Raises OSError.
     """
-    digest, crc, builder = hashlib.sha256(), Crc32c(), ExtentBuilder(block_size)
-    with path.open("rb") as file:
+    digest, crc, sorter = hashlib.sha256(), Crc32c(), _Sorter(block_size, below, dense=dense)
+    with path.open("rb") as file, sorter:
         size = os.fstat(file.fileno()).st_size
-        for piece in _pieces(file.fileno(), size, block_size, check, dense=dense):
-            if isinstance(piece, int) and builder.has_room_for_hole(piece):
-                _add_zeros(piece, digest, builder)
+        for position, piece in _pieces(file.fileno(), size, block_size, check, dense=dense):
+            if isinstance(piece, int) and sorter.extents.may_leave_out(piece):
+                sorter.extents.zeros(piece)
+                _hash_zeros(piece, digest)
                 continue
             data = ZEROS[:piece] if isinstance(piece, int) else piece
             digest.update(data)
-            for run in _all_of(data, builder) if dense else _runs(data, block_size, builder):
+            for run in sorter.stored_of(data, position):
                 crc.update(run)
                 emit(run)
-    return Scan(size, digest.hexdigest(), builder.extents(), builder.stored_bytes, crc.value())
+    extents = sorter.extents
+    return Scan(size, digest.hexdigest(), extents.extents(), extents.stored_bytes, crc.value())
 
 
 def _pieces(
     descriptor: int, size: int, block_size: int, check: Check, *, dense: bool
-) -> Iterator[bytes | int]:
-    """Yield data in chunks, and the lengths of the holes between them (none when `dense`)."""
+) -> Iterator[tuple[int, bytes | int]]:
+    """Yield data in chunks, and the lengths of the holes between them (none when `dense`).
+
+    Each comes with its position.
+    """
     position = 0
     for start, length in [(0, size)] if dense else data_extents(descriptor, size):
         start_block = max(position, start - start % block_size)
         end = min(size, -(-(start + length) // block_size) * block_size)
         if start_block > position:
-            yield start_block - position
+            yield position, start_block - position
         position = start_block
         while position < end:
             check()
             data = os.pread(descriptor, min(CHUNK_BYTES, end - position), position)
             if not data:
                 raise OSError("the file became shorter while it was read")
+            yield position, data
             position += len(data)
-            yield data
     if position < size:
-        yield size - position
+        yield position, size - position
 
 
-def _add_zeros(length: int, digest: hashlib._Hash, builder: ExtentBuilder) -> None:
-    builder.zeros(length)
+def _hash_zeros(length: int, digest: hashlib._Hash) -> None:
     while length > 0:
         step = min(len(ZEROS), length)
         digest.update(ZEROS[:step] if step < len(ZEROS) else ZEROS)
         length -= step
 
 
-def _all_of(data: bytes, builder: ExtentBuilder) -> Iterator[bytes]:
-    builder.data(len(data))
-    yield data
+class _Sorter:
+    """Tells the blocks of a file that are stored from those that are left out."""
 
+    def __init__(self, block_size: int, below: Below | None, *, dense: bool) -> None:
+        self._block_size = block_size
+        self._below = below
+        self._dense = dense
+        self._stack = contextlib.ExitStack()
+        self._lower = self._stack.enter_context(below.path.open("rb")) if below else None
+        self.extents = ExtentBuilder()
 
-def _runs(data: bytes, block_size: int, builder: ExtentBuilder) -> Iterator[bytes]:
-    """Yield the stretches of non-zero blocks, telling the builder of both kinds."""
-    flags = nonzero_blocks(data, block_size)
-    start = 0
-    while start < len(flags):
-        end = start
-        while end < len(flags) and flags[end] == flags[start]:
-            end += 1
-        length = (end - start) * block_size
-        if flags[start] or not builder.has_room_for_hole(length):
-            builder.data(length)
-            yield data[start * block_size : end * block_size]
+    def __enter__(self) -> _Sorter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def stored_of(self, data: bytes, position: int) -> Iterator[bytes]:
+        """Yield the stretches of `data` that are to be stored, and note where all of them are."""
+        if self._dense:
+            self.extents.data(len(data))
+            yield data
+            return
+        lower = os.pread(self._lower.fileno(), len(data), position) if self._lower else None
+        for kind, begin, end in block_runs(data, self._block_size, lower):
+            for first, last in self._left_over(kind, position + begin, position + end):
+                self.extents.data(last - first)
+                yield data[first - position : last - position]
+
+    def _left_over(self, kind: BlockKind, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield what of a stretch of one kind is stored; note the rest, which is not."""
+        if kind is BlockKind.SHARED and self._below is not None:
+            for extent in self._below.header.parts(begin, end):
+                yield from self._shared(extent)
+        elif kind is BlockKind.ZEROS and self.extents.may_leave_out(end - begin):
+            self.extents.zeros(end - begin)
         else:
-            builder.zeros(length)
-        start = end
+            yield begin, end
+
+    def _shared(self, extent: Extent) -> Iterator[tuple[int, int]]:
+        where, owner = extent.storage_offset, extent.build_id
+        if where is None or owner is None or not self.extents.may_leave_out(extent.length):
+            yield extent.offset, extent.offset + extent.length
+        else:
+            self.extents.shared(extent.length, where, owner)
 
 
 class PartSender:

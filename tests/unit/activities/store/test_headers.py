@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import struct
 import tempfile
 import time
 import uuid
@@ -17,15 +18,16 @@ from activities.store.bucket import crc32c_of
 from activities.store.headers import (
     HEADER,
     RECORD,
+    BlockKind,
     Extent,
     ExtentBuilder,
     Header,
     HeaderError,
-    nonzero_blocks,
+    block_runs,
     parse_header,
 )
 from activities.store.objects import NAME_SAFE, part_name
-from activities.template.upload import Scan, scan
+from activities.template.upload import Below, Scan, scan
 from tests.support.step_checks import go_on
 
 BUILD = uuid.UUID("11111111-2222-4333-8444-555555555555")
@@ -150,6 +152,88 @@ def test_a_header_of_layers_is_e2bs_own() -> None:
     header = Header(BLOCK, 3 * BLOCK, own, base, extents, generation=1)
     assert header.to_bytes() == TWO_LAYERS
     assert parse_header(TWO_LAYERS) == header
+    stored = {base.bytes: b"-" * BLOCK + b"b" * BLOCK, own.bytes: b"o" * BLOCK}
+    assert read_as_e2b(TWO_LAYERS, stored) == b"b" * BLOCK + b"o" * BLOCK + bytes(BLOCK)
+
+
+BLOCKS = {"z": bytes(BLOCK), "a": b"a" * BLOCK, "b": b"b" * BLOCK, "c": bytes(BLOCK - 1) + b"c"}
+
+
+def read_as_e2b(header: bytes, stored: dict[bytes, bytes]) -> bytes:
+    """Put a disk together as E2B's orchestrator does, by the format alone.
+
+    `stored` is what each build's object has, by the build's 16 bytes.
+    """
+    version, block_size, size, generation, own, base = struct.unpack_from("<QQQQ16s16s", header)
+    assert (version, block_size) == (3, BLOCK)
+    assert (generation == 0) == (own == base) and own in stored and base in stored
+    whole = bytearray()
+    for at in range(64, len(header), 40):
+        offset, length, owner, where = struct.unpack_from("<QQ16sQ", header, at)
+        assert (offset, length % BLOCK) == (len(whole), 0)
+        piece = bytes(length) if owner == bytes(16) else stored[owner][where : where + length]
+        assert len(piece) == length and (owner != bytes(16) or where == 0)
+        whole += piece
+    assert len(whole) == size
+    return bytes(whole)
+
+
+def stack_of(directory: Path, disks: list[list[str]]) -> tuple[list[bytes], dict[bytes, bytes]]:
+    """Scan disks, each on top of the one before; returns headers, and what each build stores."""
+    below: Below | None = None
+    written, stored = list[bytes](), dict[bytes, bytes]()
+    for number, kinds in enumerate(disks):
+        path, own = directory / f"disk-{number}", uuid.UUID(int=number + 1)
+        path.write_bytes(b"".join(BLOCKS[kind] for kind in kinds))
+        data = bytearray()
+        found = scan(path, BLOCK, data.extend, go_on, below=below)
+        assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert (found.stored_bytes, found.stored_crc32c) == (len(data), crc32c_of(bytes(data)))
+        stored[own.bytes] = bytes(data)
+        base = uuid.UUID(int=1)
+        header = Header(BLOCK, found.size_bytes, own, base, found.extents, generation=number)
+        assert parse_header(header.to_bytes()) == header
+        written.append(header.to_bytes())
+        below = Below(path, header)
+    return written, stored
+
+
+disk = st.lists(st.sampled_from(sorted(BLOCKS)), max_size=24)
+
+
+@settings(max_examples=80)
+@given(st.lists(disk, min_size=1, max_size=4))
+def test_each_disk_of_a_stack_is_read_from_its_layers(disks: list[list[str]]) -> None:
+    """Disks grow, shrink, become zeros and get back what they had."""
+    with tempfile.TemporaryDirectory() as directory:
+        written, stored = stack_of(Path(directory), disks)
+    for header, kinds in zip(written, disks, strict=True):
+        assert read_as_e2b(header, stored) == b"".join(BLOCKS[kind] for kind in kinds)
+
+
+@settings(max_examples=40)
+@given(st.lists(disk, min_size=2, max_size=4))
+def test_a_layer_stores_only_what_is_not_the_same_below(disks: list[list[str]]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        _, stored = stack_of(Path(directory), disks)
+    for number, (lower, upper) in enumerate(itertools.pairwise(disks), 2):
+        below = [*lower, *"z" * len(upper)]
+        own = [kind for kind, was in zip(upper, below, strict=False) if kind not in ("z", was)]
+        assert stored[uuid.UUID(int=number).bytes] == b"".join(BLOCKS[kind] for kind in own)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.lists(st.sampled_from("ab"), min_size=40, max_size=40), min_size=3, max_size=3))
+def test_however_mixed_a_stack_is_there_are_few_records(disks: list[list[str]]) -> None:
+    many, hole = 4, 16 * BLOCK
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        mock.patch.multiple(headers, MANY_EXTENTS=many, MIN_HOLE_BYTES=hole),
+    ):
+        written, stored = stack_of(Path(directory), disks)
+    for header, kinds in zip(written, disks, strict=True):
+        assert len(parse_header(header).extents) <= many + 2 * -(-len(kinds) * BLOCK // hole)
+        assert read_as_e2b(header, stored) == b"".join(BLOCKS[kind] for kind in kinds)
 
 
 def test_headers_of_version_1_are_read() -> None:
@@ -189,11 +273,24 @@ def test_what_breaks_the_format_is_refused(data: bytes, why: str) -> None:
 
 def test_one_byte_makes_a_block_nonzero() -> None:
     data = bytes(BLOCK) + bytes(BLOCK - 1) + b"\1" + b"\1" + bytes(BLOCK - 1)
-    assert nonzero_blocks(data, BLOCK) == [False, True, True]
+    runs = list(block_runs(data, BLOCK))
+    assert runs == [(BlockKind.ZEROS, 0, BLOCK), (BlockKind.OWN, BLOCK, 3 * BLOCK)]
+
+
+def test_one_byte_makes_a_block_another_than_below() -> None:
+    data = b"x" * 3 * BLOCK + bytes(BLOCK)
+    below = b"x" * BLOCK + b"x" * (BLOCK - 1) + b"y"  # and then it ends
+    assert list(block_runs(data, BLOCK, below)) == [
+        (BlockKind.SHARED, 0, BLOCK),
+        (BlockKind.OWN, BLOCK, 3 * BLOCK),
+        (BlockKind.ZEROS, 3 * BLOCK, 4 * BLOCK),
+    ]
+    assert next(iter(block_runs(data, BLOCK, b""))) == (BlockKind.OWN, 0, 3 * BLOCK)
 
 
 def test_an_empty_file_has_a_header_without_records() -> None:
-    assert ExtentBuilder(BLOCK).extents() == ()
+    assert list(block_runs(b"", BLOCK)) == []
+    assert ExtentBuilder().extents() == ()
     assert parse_header(head(0)).size == 0
 
 

@@ -1,0 +1,96 @@
+"""Disks that lie in the bucket as layers, put together from a real emulator of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from devstack.stack import Stack
+
+from activities.contract.errors import (
+    StorageCorruptionError,
+    TemplateDamagedError,
+    TemplateManagerError,
+)
+from activities.contract.names import ArtifactName
+from activities.contract.results import UploadedArtifact
+from activities.store.bucket import Bucket
+from activities.store.download import pull_artifact
+from activities.store.headers import parse_header
+from activities.store.metadata import wrong_objects
+from activities.store.stacks import GAP_BYTES, RANGE_BYTES, stored_ranges
+from tests.support.example_template import metadata
+from tests.support.stacked_disks import changed_disks, store_stack
+
+pytestmark = pytest.mark.counts_nothing
+
+
+def pull(bucket: Bucket, artifact: UploadedArtifact, target: Path) -> bytes:
+    told = [(0, 0)]
+    pull_artifact(bucket, artifact, target, lambda _, done, total: told.append((done, total)))
+    assert told[-1][0] == told[-1][1] > 0
+    return target.read_bytes()
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_a_disk_is_put_together_from_its_layers(
+    empty_bucket: Bucket, tmp_path: Path, layers: int
+) -> None:
+    disks = changed_disks(tmp_path, layers)
+    top = store_stack(empty_bucket, disks)
+    assert len(top.layers) == layers - 1
+    assert pull(empty_bucket, top, tmp_path / "pulled") == disks[-1].read_bytes()
+    assert (tmp_path / "pulled").stat().st_blocks * 512 < disks[-1].stat().st_size
+
+
+def test_only_what_the_disk_needs_is_fetched_and_none_of_it_twice(
+    empty_bucket: Bucket, tmp_path: Path, storage: Stack
+) -> None:
+    top = store_stack(empty_bucket, changed_disks(tmp_path, 4))
+    ranges = stored_ranges(empty_bucket, top)
+    header = empty_bucket.read_object(top.objects["header"].name)
+    assert header is not None
+    records = [e for e in parse_header(header[0]).extents if e.storage_offset is not None]
+    pieces = sorted((e for r in ranges for e in r.extents), key=lambda piece: piece.offset)
+    assert sum(piece.length for piece in pieces) == sum(record.length for record in records)
+    assert all(r.length <= RANGE_BYTES for r in ranges)
+    wanted = sum(r.length for r in ranges)
+    assert wanted <= sum(piece.length for piece in pieces) + GAP_BYTES * len(pieces)
+    storage.traffic(clear=True)
+    pull(empty_bucket, top, tmp_path / "pulled")
+    assert storage.traffic()["operations"]["download"]["requests"] == len(ranges) + 1
+
+
+def test_what_a_layer_lacks_is_told_and_nothing_is_left(
+    empty_bucket: Bucket, tmp_path: Path
+) -> None:
+    top = store_stack(empty_bucket, changed_disks(tmp_path, 3))
+    (tmp_path / "out").mkdir()
+    lowest = top.layers[0]
+    short = lowest.objects["data"].model_copy(update={"size_bytes": 4096})
+    cut = lowest.model_copy(update={"objects": {**lowest.objects, "data": short}})
+    other = top.objects | {"data": top.layers[1].objects["data"]}
+    cases: list[tuple[dict[str, object], type[TemplateManagerError], str]] = [
+        ({"layers": top.layers[1:]}, TemplateDamagedError, "blocks of other builds"),
+        ({"layers": (cut, *top.layers[1:])}, TemplateDamagedError, "ends before a block"),
+        ({"size_bytes": top.size_bytes + 4096}, TemplateDamagedError, "not of"),
+        ({"objects": other}, TemplateManagerError, "."),
+        ({"sha256": "0" * 64}, StorageCorruptionError, "did not arrive"),
+    ]
+    for changes, kind, why in cases:
+        with pytest.raises(kind, match=why):
+            pull(empty_bucket, top.model_copy(update=changes), tmp_path / "out" / "pulled")
+        assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_template_is_whole_while_its_layers_are(empty_bucket: Bucket, tmp_path: Path) -> None:
+    top = store_stack(empty_bucket, changed_disks(tmp_path, 3, mebibytes=2))
+    made = metadata()
+    made = made.model_copy(update={"artifacts": {**made.artifacts, ArtifactName.ROOTFS: top}})
+    assert made.layers == top.layers
+    of_layers = {stored.name for layer in top.layers for stored in layer.objects.values()}
+    assert of_layers.isdisjoint(wrong_objects(empty_bucket, made))
+    gone, replaced = top.layers[0].objects["header"], top.layers[1].objects["data"]
+    empty_bucket.delete_object(gone.name, gone.generation)
+    empty_bucket.write_object(replaced.name, b"another")
+    assert of_layers.intersection(wrong_objects(empty_bucket, made)) == {gone.name, replaced.name}
