@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from datetime import timedelta
 
 from temporalio.common import SearchAttributeKey
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
+
+STARTUP = timedelta(seconds=60)  # as the dev stack gives a service; of itself the SDK gives five
 
 
 async def start_temporal(
@@ -28,4 +31,5 @@ async def start_temporal(
         dev_server_database_filename=database,
         port=port,
         dev_server_extra_args=extra_args,
+        dev_server_startup_timeout=STARTUP,
     )
