@@ -91,7 +91,7 @@ class Workbench:
             "ready_command": "",
             "env": {},
             "ready_timeout_seconds": 30,
-            "provision_timeout_seconds": 30,
+            "provision_timeout_seconds": 120,
         }
         return BuildRootfsInput(**(defaults | more))
 
