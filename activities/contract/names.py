@@ -28,6 +28,8 @@ def canonical_build_id(value: str) -> str:
 
 
 UUID_PATTERN = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+LAYER_ID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+"""A UUID of version 8. New builds have none of these: the objects of both lie side by side."""
 VM_NAME = re.compile(rf"tm-(?P<build_id>{UUID_PATTERN})-(?P<number>\d+)-(?P<purpose>[a-z]+)")
 BuildId = Annotated[str, AfterValidator(canonical_build_id)]
 TemplateId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}$")]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import google_crc32c
 import requests
@@ -95,6 +95,16 @@ def crc32c_of(data: bytes) -> str:
     checksum = Crc32c()
     checksum.update(data)
     return checksum.value()
+
+
+class Listed(NamedTuple):
+    """An object of a listing."""
+
+    stored: StoredObject
+    written_at: float
+    """Seconds of the wall clock."""
+    metadata: Mapping[str, str]
+    """Its custom metadata."""
 
 
 class Bucket:
@@ -250,6 +260,11 @@ class Bucket:
         with _errors(f"list {prefix or 'all objects'}"):
             return [_stored(blob) for blob in self._blobs(prefix)]
 
+    def has_any(self, prefix: str) -> bool:
+        """Whether there is an object whose name begins with `prefix`, however many there are."""
+        with _errors(f"list {prefix}"):
+            return next(self._blobs(prefix, most=1), None) is not None
+
     def list_with_metadata(
         self, prefix: str | None = None
     ) -> Iterator[tuple[StoredObject, Mapping[str, str]]]:
@@ -257,6 +272,15 @@ class Bucket:
         with _errors(f"list {prefix or 'all objects'}"):
             for blob in self._blobs(prefix):
                 yield _stored(blob), blob.metadata or {}
+
+    def look_through(self, glob: str) -> Iterator[Listed]:
+        """Yield objects by glob (`**` crosses slashes), with all that a listing tells.
+
+        A server that does not know globs lists everything: look at the names again.
+        """
+        with _errors(f"list {glob}"):
+            for blob in self._blobs(None, glob):
+                yield Listed(_stored(blob), blob.updated.timestamp(), blob.metadata or {})
 
     def list_dated(
         self, *, prefix: str | None = None, glob: str | None = None
@@ -282,9 +306,11 @@ class Bucket:
                 kind, stored.name, remove, named.build_id, None, written_at, stored.size_bytes
             )
 
-    def _blobs(self, prefix: str | None, glob: str | None = None) -> Iterator[storage.Blob]:
+    def _blobs(
+        self, prefix: str | None, glob: str | None = None, most: int | None = None
+    ) -> Iterator[storage.Blob]:
         blobs = self._bucket.list_blobs(
-            prefix=prefix, match_glob=glob, timeout=TIMEOUT, retry=_retry()
+            max_results=most, prefix=prefix, match_glob=glob, timeout=TIMEOUT, retry=_retry()
         )
         for page in blobs.pages:
             yield from _require_listing(page)

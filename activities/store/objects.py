@@ -1,7 +1,8 @@
 """The map of the bucket: the name of every object, and what a name says.
 
-Templates lie under `<build_id>/`, everything else beside them; logs and files under their tenant's
-name, but for the default tenant's. No other module spells a name.
+Templates lie under `<build_id>/`, layers of their disks under `<layer_id>/`, everything else beside
+them; logs and files under their tenant's name, but for the default tenant's. No other module spells
+a name. A layer's data and header have the names of an artifact's, with its id for a build's.
 All of them stand in buckets that earlier and later versions read: what is here stays.
 """
 
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 from activities.contract.names import (
     DEFAULT_TENANT,
+    LAYER_ID,
     TENANT_NAME,
     UUID_PATTERN,
     ArtifactName,
@@ -33,8 +35,15 @@ PROBES = ".doctor/"
 STORED = ".stored.json"
 PARTS_GLOB = "*/.parts/**"
 """All parts of all builds (`**` crosses slashes)."""
+LAYERS_GLOB = "????????-????-8???-????-????????????/**"
+"""All objects of all layers, and some that are none."""
+USED_LAYERS_GLOB = "*/.layers/*"
+METADATA_GLOB = f"*/{METADATA}"
 
 _PARTS = ".parts/"
+_LAYER_RECORD = "layer.json"
+_REFERENCES = ".refs/"
+_USED_LAYERS = ".layers/"
 # Base64 in object names, without the characters that need escaping.
 NAME_SAFE = str.maketrans("+/=", "-_.")
 
@@ -44,6 +53,9 @@ class ObjectKind(StrEnum):
 
     TEMPLATE = "template"
     PART = "part"
+    LAYER = "layer"
+    REFERENCE = "reference to a layer"
+    USED_LAYER = "used layer"
     LEASE = "lease object"
     OWNER = "owner"
     LOG = "log"
@@ -66,6 +78,8 @@ class ObjectName(NamedTuple):
 
     kind: ObjectKind
     build_id: str
+    """Of a reference to a layer: who needs it, which may be another layer."""
+    layer_id: str = ""
 
 
 def template_prefix(build_id: str) -> str:
@@ -112,6 +126,36 @@ def part_name(prefix: str, number: int, crc32c: str, size_bytes: int) -> str:
 def composed_part_name(prefix: str, level: int, number: int, key: str) -> str:
     """Name what a group of parts is composed into; `key` is a hash of their names."""
     return f"{prefix}level{level}-{number:04d}-{key}"
+
+
+def is_layer_id(user: str) -> bool:
+    """Whether that is the id of a layer, and so of no build."""
+    return LAYER_ID.fullmatch(user) is not None
+
+
+def layer_record_name(layer_id: str) -> str:
+    """Name the commit mark of a layer, see `layers`."""
+    return f"{template_prefix(layer_id)}{_LAYER_RECORD}"
+
+
+def references_prefix(layer_id: str) -> str:
+    """Return what the names of all references to a layer begin with."""
+    return f"{template_prefix(layer_id)}{_REFERENCES}"
+
+
+def reference_name(layer_id: str, user: str) -> str:
+    """Name the object by which a build, or the layer above, says that it needs a layer."""
+    return f"{references_prefix(layer_id)}{user}"
+
+
+def used_layers_prefix(build_id: str) -> str:
+    """Return what the names of all objects begin with that say which layers a build needs."""
+    return f"{template_prefix(build_id)}{_USED_LAYERS}"
+
+
+def used_layer_name(build_id: str, layer_id: str) -> str:
+    """Name the object by which a build knows that it has a reference to a layer."""
+    return f"{used_layers_prefix(build_id)}{layer_id}"
 
 
 def lease_name(build_id: str) -> str:
@@ -187,14 +231,20 @@ def parse_object_name(name: str) -> ObjectName | None:
     """Tell what an object is by its name; None for one that is not ours."""
     for kind, pattern in _PATTERNS.items():
         if found := pattern.fullmatch(name):
-            return ObjectName(kind, found.groupdict().get("build_id", ""))
+            said = found.groupdict()
+            return ObjectName(kind, said.get("build_id", ""), said.get("layer_id", ""))
     return None
 
 
 _BUILD = f"(?P<build_id>{UUID_PATTERN})"
+_LAYER = f"(?P<layer_id>{LAYER_ID.pattern})"
 _TENANT = f"(?:{TENANT_NAME.pattern}/)?"
 _PATTERNS = {
     ObjectKind.PART: re.compile(rf"{_BUILD}/{re.escape(_PARTS)}.+"),
+    ObjectKind.REFERENCE: re.compile(rf"{_LAYER}/{re.escape(_REFERENCES)}{_BUILD}"),
+    ObjectKind.USED_LAYER: re.compile(rf"{_BUILD}/{re.escape(_USED_LAYERS)}{_LAYER}"),
+    # Before templates, whose names are like these.
+    ObjectKind.LAYER: re.compile(rf"{_LAYER}/[^/]+"),
     ObjectKind.TEMPLATE: re.compile(rf"{_BUILD}/[^/]+"),
     ObjectKind.LEASE: re.compile(rf"{re.escape(LEASES)}{_BUILD}"),
     ObjectKind.OWNER: re.compile(rf"{re.escape(OWNERS)}{_BUILD}"),

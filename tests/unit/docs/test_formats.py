@@ -21,6 +21,7 @@ from workflows.worker import WORKFLOWS
 
 FORMATS = DOCS / "formats.md"
 BUILD = "<build_id>"
+LAYER = "<layer_id>"
 PART = f"{objects.parts_prefix(BUILD)}<artifact>/<part>"
 TENANTS = (names.DEFAULT_TENANT, "<tenant>")
 OBJECTS = {
@@ -32,6 +33,13 @@ OBJECTS = {
     ],
     "build_log_name": [objects.build_log_name(BUILD)],
     "metadata_name": [objects.metadata_name(BUILD)],
+    "layer_record_name": [
+        objects.artifact_name(LAYER, ArtifactName.ROOTFS),
+        objects.header_name(LAYER, ArtifactName.ROOTFS),
+        objects.layer_record_name(LAYER),
+    ],
+    "reference_name": [objects.reference_name(LAYER, "<user>")],
+    "used_layer_name": [objects.used_layer_name(BUILD, LAYER)],
     "part_name": [PART],
     "composed_part_name": [],  # a part like the others
     "lease_name": [objects.lease_name(BUILD)],
@@ -53,6 +61,8 @@ OBJECTS = {
 PREFIXES = {
     "template_prefix": objects.template_prefix(BUILD),
     "parts_prefix": objects.parts_prefix(BUILD),
+    "references_prefix": objects.references_prefix(LAYER),
+    "used_layers_prefix": objects.used_layers_prefix(BUILD),
     "names_prefix": objects.names_prefix("<tenant>"),
 }
 DATA = DataDir(Path("<data>"))

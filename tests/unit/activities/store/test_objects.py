@@ -9,6 +9,7 @@ import pytest
 from activities.contract.names import ArtifactName
 from activities.store.objects import (
     ObjectKind,
+    ObjectName,
     SentFiles,
     archived_log_name,
     artifact_name,
@@ -16,7 +17,9 @@ from activities.store.objects import (
     composed_part_name,
     files_name,
     header_name,
+    is_layer_id,
     is_metadata,
+    layer_record_name,
     lease_name,
     metadata_name,
     owner_name,
@@ -24,13 +27,18 @@ from activities.store.objects import (
     part_name,
     parts_prefix,
     probe_name,
+    reference_name,
+    references_prefix,
     sent_files_name,
     stored_name,
     template_prefix,
+    used_layer_name,
+    used_layers_prefix,
 )
 from tests.support.source_strings import spelled
 
 BUILD = "11111111-2222-4333-8444-555555555555"
+LAYER = "11111111-2222-8333-8444-555555555555"
 SHA256 = "ab" * 32
 
 
@@ -59,6 +67,9 @@ def test_the_names_are_those_of_every_version_before() -> None:
     assert owner_name(BUILD) == f".owners/{BUILD}"
     assert probe_name().startswith(".doctor/")
     assert stored_name() == ".stored.json"
+    assert layer_record_name(LAYER) == f"{LAYER}/layer.json"
+    assert reference_name(LAYER, BUILD) == f"{LAYER}/.refs/{BUILD}"
+    assert used_layer_name(BUILD, LAYER) == f"{BUILD}/.layers/{LAYER}"
 
 
 @pytest.mark.parametrize(
@@ -87,7 +98,22 @@ def test_the_names_are_those_of_every_version_before() -> None:
     ],
 )
 def test_a_name_says_what_the_object_is(name: str, kind: ObjectKind, build_id: str) -> None:
-    assert parse_object_name(name) == (kind, build_id)
+    assert parse_object_name(name) == ObjectName(kind, build_id)
+
+
+def test_a_layer_is_not_taken_for_a_template() -> None:
+    of_layer = ObjectName(ObjectKind.LAYER, "", LAYER)
+    assert parse_object_name(artifact_name(LAYER, ArtifactName.ROOTFS)) == of_layer
+    assert parse_object_name(header_name(LAYER, ArtifactName.ROOTFS)) == of_layer
+    assert parse_object_name(layer_record_name(LAYER)) == of_layer
+    reference = reference_name(LAYER, BUILD)
+    assert reference.startswith(references_prefix(LAYER))
+    assert parse_object_name(reference) == ObjectName(ObjectKind.REFERENCE, BUILD, LAYER)
+    use = used_layer_name(BUILD, LAYER)
+    assert use.startswith(used_layers_prefix(BUILD))
+    assert parse_object_name(use) == ObjectName(ObjectKind.USED_LAYER, BUILD, LAYER)
+    assert is_layer_id(LAYER)
+    assert not is_layer_id(BUILD)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +140,8 @@ def test_only_the_commit_mark_is_one() -> None:
 
 def test_no_other_module_spells_the_name_of_an_object() -> None:
     names = (
-        r"\.(parts|leases|owners)\b|\.doctor/|metadata\.json|build\.log|\.header$|^logs/|^files/"
+        r"\.(parts|leases|owners|refs)\b|\.doctor/|(metadata|layer)\.json|build\.log|\.header$"
+        r"|^logs/|^files/"
     )
     assert spelled(names, but_in="activities/store/objects.py") == []
 
