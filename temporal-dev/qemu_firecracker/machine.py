@@ -144,7 +144,8 @@ class Machine:
         with self._metrics.measuring("pause_vm"):
             self._command(qemu, "stop")
         if self.state == "Running":
-            self._paused_at = time.time()
+            # Not now: the clock stopped before the disk was flushed, which QEMU's answer waits for.
+            self._paused_at = qemu.qmp.happened_at("STOP") or time.time()
         self.state = "Paused"
 
     def resume(self) -> None:

@@ -46,6 +46,17 @@ class Qmp:
                 raise QmpError(f"{command}: {message['error']['desc']}")
             self._events.append(message)
 
+    def happened_at(self, event: str) -> float | None:
+        """When QEMU says that the latest event of that name happened; seconds of the wall clock.
+
+        Of those that came before the answer to the last command; None when there is none.
+        """
+        for message in reversed(self._events):
+            if message.get("event") == event:
+                stamp = message["timestamp"]
+                return float(stamp["seconds"] + stamp["microseconds"] / 1e6)
+        return None
+
     def wait_for_migration(self) -> None:
         """Wait until a migration has completed; `QmpError` says why it did not."""
         deadline = time.monotonic() + _TIMEOUT_SECONDS
