@@ -119,13 +119,18 @@ class CheckpointStore:
         """Return the directory of what an earlier step left.
 
         Looks at sizes and times only (a found checkpoint has been hashed). Raises
-        CheckpointLostError naming the step to go back to when anything is not as it was.
+        CheckpointLostError naming the step to go back to when anything is not as it was, or when
+        it has been condemned since.
         """
         directory = self.path(checkpoint.step, checkpoint.fingerprint)
         if checkpoint.host != self._host:
             raise CheckpointLostError(
                 f"the checkpoint of {checkpoint.step} is on host {checkpoint.host}",
                 step=checkpoint.step,
+            )
+        if (directory / CONDEMNED).exists():
+            raise CheckpointLostError(
+                f"what {checkpoint.step} left was found to be of no use", step=checkpoint.step
             )
         for name, expected in checkpoint.files.items():
             if not _looks_whole(directory / name, expected):

@@ -156,6 +156,9 @@ async def test_the_measured_clock_is_the_guests(host: VmHost, image: PulledImage
     assert verified.seconds_since_snapshot > 3
     assert abs(before - verified.clock_skew_ms) < 500
     assert "set it after a resume" not in host.bench.log_of(vm.scope)
+    ahead = snapshot.facts.model_copy(update={"clock_skew_ms": before + 100_000})
+    with pytest.raises(SnapshotNotResumableError, match=r"clock is -\d+\.\d s off although"):
+        await host.verify(vm, snapshot.model_copy(update={"facts": ahead}))
 
 
 async def test_the_server_answers_after_a_resume(host: VmHost, image: PulledImage) -> None:
@@ -510,8 +513,13 @@ async def test_a_damaged_snapshot_is_not_resumable_and_not_used_again(
     before = snapfile.stat()
     snapfile.write_bytes(b"\\xff" * before.st_size)
     os.utime(snapfile, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with pytest.raises((SnapshotNotResumableError, CheckpointLostError)):
+    with pytest.raises(SnapshotNotResumableError, match="does not load"):
         await host.verify(vm, snapshot)
+    with pytest.raises(CheckpointLostError, match="of no use") as error:
+        await host.verify(vm, snapshot)  # a build that goes on from what it had
+    assert error.value.step is Step.BOOT
+    find = FindSnapshotInput(scope=vm.scope, rootfs=rootfs, shape=host.shape)
+    assert await run(host.vms.find_snapshot, find) is None
 
 
 async def test_what_the_host_lacks_is_named_before_any_work(

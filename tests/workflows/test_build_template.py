@@ -22,6 +22,7 @@ from activities.contract.errors import (
     KernelMissingError,
     NameTakenError,
     ReadyTimeoutError,
+    SnapshotNotResumableError,
     TemplateManagerError,
     error_type_of,
     failure_of,
@@ -267,6 +268,22 @@ async def test_a_new_run_goes_on_from_what_is_done(client: Client, host: Recordi
     await result_of(await start(client, build))
     assert host.journal.of("pull_image", "build_rootfs", "start_vm", "verify_snapshot") == []
     assert host.journal.of("upload_artifact rootfs.ext4") == ["upload_artifact rootfs.ext4"]
+
+
+async def test_a_retry_takes_a_new_snapshot_when_the_host_has_condemned_the_old_one(
+    client: Client, host: RecordingHost
+) -> None:
+    host.journal.fail("verify_snapshot", SnapshotNotResumableError("its clock is off"))
+    handle = await start(client)
+    await failure_cause(handle)
+    status = await handle.query(BuildTemplate.status)
+
+    host.journal.calls.clear()
+    host.journal.fail("verify_snapshot", CheckpointLostError("of no use", step=Step.BOOT))
+    build = BuildInput(config=status.config, options=OPTIONS, done=status.done)
+    await result_of(await start(client, build))
+    calls = host.journal.of("build_rootfs", "start_vm", "snapshot_vm", "verify_snapshot")
+    assert calls == ["verify_snapshot", "start_vm", "snapshot_vm", "verify_snapshot"]
 
 
 async def test_a_retry_prefers_the_host_that_has_the_checkpoints(

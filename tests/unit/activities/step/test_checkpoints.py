@@ -69,6 +69,18 @@ def test_a_checkpoint_that_is_gone_names_the_step_to_go_back_to(store: Checkpoin
     assert caught.value.step is Step.ROOTFS
 
 
+def test_a_condemned_checkpoint_is_lost_until_it_is_made_again(store: CheckpointStore) -> None:
+    made = make(store)
+    store.condemn(made)
+    assert store.find(RootfsCheckpoint, KEY, OTHER, go_on) is None
+    with pytest.raises(CheckpointLostError, match="of no use") as caught:
+        store.require(made, BUILD)
+    assert caught.value.step is Step.ROOTFS
+    again = make(store)
+    assert store.require(again, BUILD) == store.path(Step.ROOTFS, KEY)
+    assert store.find(RootfsCheckpoint, KEY, OTHER, go_on) is not None
+
+
 def test_a_checkpoint_of_another_host_is_lost_here(store: CheckpointStore) -> None:
     made = make(store).model_copy(update={"host": "h2"})
     with pytest.raises(CheckpointLostError, match="h2"):
