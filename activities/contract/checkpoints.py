@@ -89,6 +89,8 @@ class SnapshotFacts(_Facts):
     """Whether e2fsck found no fault with the disk, which the guest still has mounted."""
     clock_skew_ms: float | None = None
     """The guest's clock minus the host's just before the snapshot; None when it did not tell."""
+    clock_error_ms: float = 0
+    """How wrong that may be."""
     jailer: str = ""
     """The version of the VMM's jailer, `none` without one, '' when it is not known."""
     seccomp: Seccomp = ""

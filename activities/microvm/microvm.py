@@ -73,7 +73,8 @@ from activities.step.vm_requirements import require_host
 
 ANSWER_SECONDS = 30.0
 CLOCK_WARNING_MS = 1000.0
-# Between a reading before the snapshot and one after the resume; what they may be wrong is added.
+# How much more the clock after a resume may differ from that before the snapshot than the readings
+# and the load explain.
 CLOCK_FAULT_MS = 250.0
 POLL_SECONDS = 0.05
 # Raise it when the same inputs give another snapshot than before.
@@ -291,6 +292,7 @@ class HostMicrovmActivities(MicrovmActivities):
             boot_seconds=round(taken - _started_at(vm), 3),
             kernel_version=snapshot.shape.kernel_version,
             clock_skew_ms=round(clock.skew_ms, 1) if clock else None,
+            clock_error_ms=round(clock.error_ms, 1) if clock else 0,
             jailer=confined.jailer,
             seccomp=confined.seccomp,
         )
@@ -308,7 +310,7 @@ class HostMicrovmActivities(MicrovmActivities):
             launch = launch_of(self._settings, firecracker, verify.shape)
             resumed = resume(vm, snapshot, launch, running.check, _teller(running))
             clock = read_clock(vm.name, running.check)
-            _require_right_clock(resumed, clock, verify.snapshot.facts.clock_skew_ms)
+            require_right_clock(resumed, clock, verify.snapshot.facts)
             used = vm.used_memory(snapshot / ArtifactName.MEMFILE)
         except SnapshotNotResumableError as error:
             self._store.condemn(verify.snapshot)  # a retry must boot again, not find this one
@@ -548,14 +550,20 @@ def _write_snapshot(vm: VmProcess, client: FirecrackerClient) -> None:
         raise HostDiskFullError(f"there is no room for the snapshot: {error.message}") from error
 
 
-def _require_right_clock(
-    resumed: Resumed, clock: ClockReading | None, before_ms: float | None
+def require_right_clock(
+    resumed: Resumed, clock: ClockReading | None, before: SnapshotFacts
 ) -> None:
-    """Only a VMM that was told to set the clock can be blamed, and only for what it has changed."""
-    if not resumed.clock_set or clock is None or before_ms is None:
+    """Raise SnapshotNotResumableError when the VMM has not moved the guest's clock on.
+
+    Only one that was told to can be blamed, and only for what it has changed: a guest whose clock
+    was off before the snapshot is as much off after it. When within the load it is moved nobody
+    says.
+    """
+    if not resumed.clock_set or clock is None or before.clock_skew_ms is None:
         return
-    change_ms = clock.skew_ms - before_ms
-    if abs(change_ms) > CLOCK_FAULT_MS + 2 * clock.error_ms:
+    change_ms = clock.skew_ms - before.clock_skew_ms
+    error_ms = before.clock_error_ms + clock.error_ms + resumed.load_ms
+    if abs(change_ms) > CLOCK_FAULT_MS + error_ms:
         raise SnapshotNotResumableError(
             f"the resumed guest's clock is {change_ms / 1000:+.1f} s off although Firecracker was "
             "told to set it: the guest kernel needs the clock source kvm-clock"
