@@ -1079,15 +1079,27 @@ def test_a_loaded_vm_may_have_another_tap(world: World, snapshot: Snapshot) -> N
     network.wait_for_ping()
 
 
-def seconds_behind(vm: Vm) -> float:
-    """How far the guest's clock is behind, give or take a second and what the guest needs."""
-    asked = time.time()
-    return asked - int(vm.run("date +%s"))
+@dataclass(frozen=True)
+class Behind:
+    """How far a guest's clock is behind, in seconds: on a busy machine it is long in answering."""
+
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, vm: Vm) -> Behind:
+        asked = time.time()
+        told = int(vm.run("date +%s"))
+        return cls(asked - told - 1, time.time() - told)
+
+    def may_be(self, other: Behind) -> bool:
+        """Whether both may be the same, give or take five seconds."""
+        return self.least - 5 < other.most and other.least - 5 < self.most
 
 
 def test_a_load_sets_the_clock_since_1_16(world: World, booted: Vm, snapshot: Snapshot) -> None:
     """Counted from the snapshot: how wrong the clock was then, it still is."""
-    before = seconds_behind(booted)
+    before = Behind.of(booted)
     vm = world.vm(world.network(), snapshot=snapshot)
     load = {**LOAD, "clock_realtime": True}
     if vm.version < (1, 16):
@@ -1096,22 +1108,23 @@ def test_a_load_sets_the_clock_since_1_16(world: World, booted: Vm, snapshot: Sn
     taken = (snapshot.directory / "snapfile").stat().st_mtime
     wait_until(lambda: time.time() - taken > 10, "ten seconds")
     vm.put("/snapshot/load", **load)
-    assert abs(seconds_behind(vm) - before) < 5
+    assert Behind.of(vm).may_be(before)
 
 
 def test_without_the_flag_the_clock_goes_on_from_the_snapshot_since_1_16(
     world: World, booted: Vm, snapshot: Snapshot
 ) -> None:
     """Before, it was moved on without being asked to."""
-    before = seconds_behind(booted)
+    before = Behind.of(booted)
     taken = (snapshot.directory / "snapfile").stat().st_mtime
     wait_until(lambda: time.time() - taken > 15, "fifteen seconds")
+    stood = time.time() - taken
     vm, _ = world.resumed(snapshot)
-    behind = seconds_behind(vm)
+    behind = Behind.of(vm)
     if vm.version < (1, 16):
-        assert abs(behind - before) < 5
+        assert behind.may_be(before)
     else:
-        assert behind > time.time() - taken - 5
+        assert behind.most > before.least + stood - 5
 
 
 def test_a_load_with_a_vsock_that_the_snapshot_has_not_fails(
