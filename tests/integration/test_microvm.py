@@ -512,7 +512,7 @@ async def test_a_damaged_snapshot_is_not_resumable_and_not_used_again(
     directory = host.bench.store.path(snapshot.step, snapshot.fingerprint)
     snapfile = directory / "snapfile"
     before = snapfile.stat()
-    snapfile.write_bytes(b"\\xff" * before.st_size)
+    snapfile.write_bytes(b"\xff" * before.st_size)
     os.utime(snapfile, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(SnapshotNotResumableError, match="does not load"):
         await host.verify(vm, snapshot)
