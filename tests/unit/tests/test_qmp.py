@@ -10,7 +10,10 @@ import pytest
 from qemu_firecracker.qmp import Qmp
 
 STOPPED_AT = 1_795_609_418.25
-STOP = {"event": "STOP", "timestamp": {"seconds": 1_795_609_418, "microseconds": 250_000}}
+STOP: dict[str, object] = {
+    "event": "STOP",
+    "timestamp": {"seconds": 1_795_609_418, "microseconds": 250_000},
+}
 ANSWER: dict[str, object] = {"return": {}}
 
 
