@@ -75,6 +75,15 @@ def build_id_or_reference(text: str) -> str | TemplateReference:
         return TemplateReference.parse(text)
 
 
+def stands_for_a_build(text: str) -> bool:
+    """Whether a text may be written where a build's id is taken; there may be none of it."""
+    try:
+        build_id_or_reference(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _is_build_id(value: str) -> bool:
     try:
         canonical_build_id(value)

@@ -5,7 +5,7 @@ The persisted form is `PersistedSource`, whose fields stand among those of the `
 
 from __future__ import annotations
 
-from pydantic import model_serializer
+from pydantic import Field, model_serializer
 
 from activities.contract.model import Model
 from activities.contract.names import BuildId
@@ -20,11 +20,12 @@ class PersistedSource(Model):
     image_is_default: bool = False
     registry_auth: RegistryLogin | None = None
     from_template: BuildId | None = None
+    base_alias: str = Field(default="", exclude_if=lambda alias: not alias)
 
     def source(self) -> Source:
         """Return what it stands for."""
         if self.from_template is not None:
-            return FromTemplate(build_id=self.from_template)
+            return FromTemplate(build_id=self.from_template, alias=self.base_alias)
         return FromImage(
             reference=self.image, is_own=self.image_is_default, login=self.registry_auth
         )
@@ -62,6 +63,9 @@ class FromTemplate(Model):
 
     build_id: BuildId
     """The template's."""
+    alias: str = ""
+    """The name, and the tag, by which the request has called it; '' where it was called by its id
+    alone. It has told which build that is, and is kept to be told of."""
 
     @property
     def described(self) -> str:
@@ -70,7 +74,9 @@ class FromTemplate(Model):
 
     @model_serializer
     def _to_persisted(self) -> PersistedSource:
-        return PersistedSource(image=self.described, from_template=self.build_id)
+        return PersistedSource(
+            image=self.described, from_template=self.build_id, base_alias=self.alias
+        )
 
 
 Source = FromImage | FromTemplate

@@ -7,16 +7,21 @@ variables and start command, and builds nothing on it.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
+from itertools import islice
 
 from pydantic import Field
 
 from activities.contract.model import Model
 from activities.contract.requests import IMAGE_COMMAND, Commands
-from activities.contract.results import ImageConfig
+from activities.contract.results import ImageConfig, UsedBlocks
 from activities.contract.sources import FromTemplate
+from activities.store.headers import BLOCK_BYTES
 
 VERSION = 2
 ROOT = "root"
+MAX_PREFETCH_BLOCKS = 8192
+"""32 MiB of memory: each is a number and a word of a file that is read often."""
 
 
 class TemplateKeys(Model):
@@ -50,6 +55,22 @@ class FromTemplateKeys(Model):
     build_id: str
 
 
+class MemoryPrefetchKeys(Model):
+    """Blocks of the memory that a resumed guest uses first: their numbers and, for each, how."""
+
+    indices: tuple[int, ...]
+    access_types: tuple[str, ...]
+    """`r` or `w`."""
+    block_size: int
+    """In bytes."""
+
+
+class PrefetchKeys(Model):
+    """What is to be fetched before a resumed guest asks for it."""
+
+    memory: MemoryPrefetchKeys
+
+
 class E2bKeys(Model):
     """All of these keys, at the top level."""
 
@@ -60,6 +81,9 @@ class E2bKeys(Model):
     from_image: str | None = Field(default=None, exclude_if=lambda image: image is None)
     from_template: FromTemplateKeys | None = Field(
         default=None, exclude_if=lambda template: template is None
+    )
+    prefetch: PrefetchKeys | None = Field(
+        default=None, exclude_if=lambda prefetch: prefetch is None
     )
 
 
@@ -86,5 +110,23 @@ def start_of(commands: Commands, image: ImageConfig, context: ContextKeys) -> St
 
 
 def base_keys(source: FromTemplate) -> FromTemplateKeys:
-    """Return the template that was built on: it is known by its build alone."""
-    return FromTemplateKeys(alias="", build_id=source.build_id)
+    """Return the template that was built on; its alias is '' where none was given."""
+    return FromTemplateKeys(alias=source.alias, build_id=source.build_id)
+
+
+def prefetch_of(used: Sequence[UsedBlocks]) -> PrefetchKeys | None:
+    """Return which blocks are worth reading before a resumed guest asks for them, in order.
+
+    They are `MAX_PREFETCH_BLOCKS` at most; None when nothing is known.
+    """
+    blocks = ((block, each.access) for each in used for block in _blocks(each))
+    told = tuple(islice(blocks, MAX_PREFETCH_BLOCKS))
+    if not told:
+        return None
+    indices, access_types = zip(*told, strict=True)
+    memory = MemoryPrefetchKeys(indices=indices, access_types=access_types, block_size=BLOCK_BYTES)
+    return PrefetchKeys(memory=memory)
+
+
+def _blocks(used: UsedBlocks) -> range:
+    return range(used.first, used.first + used.length)

@@ -37,6 +37,7 @@ from activities.store.e2b_metadata import (
     TemplateKeys,
     base_keys,
     context_of,
+    prefetch_of,
     start_of,
 )
 from activities.store.objects import metadata_name, template_prefix
@@ -124,6 +125,7 @@ class TemplateMetadata(Model):
             start=start_of(self.commands, image, context),
             from_image=None if base else config.source.described,
             from_template=base_keys(base) if base else None,
+            prefetch=prefetch_of(self.verification.prefetch),
         )
 
     def objects(self) -> list[StoredObject]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from activities.contract.errors import TemplateNotFoundError
-from activities.contract.references import build_id_or_reference
+from activities.contract.references import build_id_or_reference, stands_for_a_build
 from activities.contract.requests import TemplateConfig
 from activities.contract.status import BuildState
 from activities.process.clock import utc_now
@@ -69,8 +69,9 @@ class TemplateNaming:
         if template.HasField("from_template"):
             base = template.from_template
             written = base.build_id or base.alias
-            if _is_reference(written):
+            if stands_for_a_build(written):
                 field = "template.from_template.build_id"
+                base.alias = base.alias or written  # the metadata tells it
                 base.build_id = await self.build_id(written, field, tenant)
         if template.name and not template.template_id and not name_violations(template.name, ()):
             template.template_id = await self._template_of(tenant, template.name)
@@ -283,11 +284,3 @@ def _require_name(name: str, tags: Sequence[str]) -> None:
 
 def _place(named: NamedTemplate) -> str:
     return f"{named.tenant}/{named.name}"
-
-
-def _is_reference(text: str) -> bool:
-    try:
-        build_id_or_reference(text)
-    except ValueError:
-        return False
-    return True

@@ -34,6 +34,7 @@ from activities.contract.network_policy import NetworkAccess, NetworkPolicy
 from activities.contract.references import (
     DEFAULT_TAG,
     WRONG_REFERENCE,
+    TemplateReference,
     tag_name,
     template_name,
 )
@@ -189,10 +190,12 @@ def config_sha256(config: TemplateConfig) -> str:
     """Return the identity of a config: two requests for one build id must agree in it.
 
     Left out are the registry's credentials: they are secret, sealed anew each time, may be
-    rotated, and say nothing about the template; so do its place among those that wait, and whether
-    the disk of a failed step is kept.
+    rotated, and say nothing about the template; so do its place among those that wait, whether the
+    disk of a failed step is kept, and what its base was called.
     """
     same = config.without_secrets().model_copy(update={"is_batch": False, "keep_failed": False})
+    if isinstance(same.source, FromTemplate):
+        same = same.model_copy(update={"source": FromTemplate(build_id=same.source.build_id)})
     # Without defaults, so that a field that is added later changes no identity.
     plain = same.model_dump(mode="json", exclude_defaults=True)
     canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
@@ -458,9 +461,18 @@ class _Validator:
 
     def _source(self) -> Source:
         if self._base_id is not None:
-            return FromTemplate(build_id=self._base_id)
+            return FromTemplate(build_id=self._base_id, alias=self._base_alias())
         reference = self._template.from_image or self._own_image()
         return FromImage(reference=reference, is_own=self._is_own(), login=self._login(reference))
+
+    def _base_alias(self) -> str:
+        """Return what the base was called, to be told of; it is not what says which it is."""
+        alias = self._template.from_template.alias
+        try:
+            TemplateReference.parse(alias)
+        except ValueError:  # an id, or what E2B's users call it: that is no name here
+            return ""
+        return alias
 
     def _is_own(self) -> bool:
         if self._template.HasField("from_template"):

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from activities.contract.requests import Commands
-from activities.contract.results import ImageConfig
+from activities.contract.results import ImageConfig, UsedBlocks
 from activities.contract.sources import FromTemplate
-from activities.store.e2b_metadata import context_of, start_of
+from activities.store.e2b_metadata import MAX_PREFETCH_BLOCKS, context_of, start_of
 from activities.store.headers import BLOCK_BYTES as BLOCK
 from activities.store.headers import Extent, Header
 from activities.store.metadata import TemplateMetadata
@@ -26,6 +26,13 @@ def read(told: TemplateMetadata) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(told.to_json())
     assert found["version"] == 2
     return found
+
+
+def verified(*used: UsedBlocks) -> TemplateMetadata:
+    """Return metadata of a template whose guest has used these blocks of its memory."""
+    told = metadata()
+    verification = told.verification.model_copy(update={"prefetch": used})
+    return told.model_copy(update={"verification": verification})
 
 
 def test_the_keys_of_e2b_stand_beside_ours() -> None:
@@ -53,6 +60,31 @@ def test_what_is_not_there_is_left_out() -> None:
     assert "start" not in found
     assert "from_image" not in found
     assert found["from_template"] == {"alias": "", "build_id": BASE}
+    assert "prefetch" not in found
+
+
+def test_a_base_is_told_by_what_it_was_called_and_by_its_build() -> None:
+    told = metadata(source=FromTemplate(build_id=BASE, alias="web:stable"))
+    assert read(told)["from_template"] == {"alias": "web:stable", "build_id": BASE}
+    assert TemplateMetadata.model_validate_json(told.to_json()) == told
+
+
+def test_what_a_resumed_guest_uses_first_is_told_block_by_block() -> None:
+    told = verified(UsedBlocks(3, 2, "r"), UsedBlocks(9, 1, "w"))
+    assert read(told)["prefetch"] == {
+        "memory": {
+            "indices": [3, 4, 9],
+            "access_types": ["r", "r", "w"],
+            "block_size": BLOCK,
+        }
+    }
+    assert TemplateMetadata.model_validate_json(told.to_json()) == told
+
+
+def test_of_a_guest_that_uses_all_of_a_large_memory_only_a_part_is_told() -> None:
+    memory = read(verified(UsedBlocks(7, 1 << 40, "w")))["prefetch"]["memory"]
+    assert len(memory["indices"]) == len(memory["access_types"]) == MAX_PREFETCH_BLOCKS
+    assert memory["indices"][:2] == [7, 8]
 
 
 def test_our_own_reader_takes_what_is_written_as_if_it_were_not_there() -> None:

@@ -204,8 +204,29 @@ def test_a_template_can_be_the_base() -> None:
     request = template()
     request.from_template.CopyFrom(pb.FromTemplateConfig(alias="base", build_id=OTHER_BUILD))
     source = checked(request).source
-    assert source == FromTemplate(build_id=OTHER_BUILD)
+    assert source == FromTemplate(build_id=OTHER_BUILD, alias="base")
     assert source.described == f"template {OTHER_BUILD}"
+
+
+@pytest.mark.parametrize(
+    ("alias", "kept"),
+    [
+        ("web:stable", "web:stable"),
+        ("acme/web", "acme/web"),
+        ("", ""),
+        (OTHER_BUILD, ""),
+        ("No Name", ""),
+        ("x" * 100_000, ""),
+        ("web\n", ""),
+        ("../web", ""),
+    ],
+)
+def test_what_a_base_was_called_is_kept_and_makes_no_other_config(alias: str, kept: str) -> None:
+    plain, called = template(), template()
+    plain.from_template.CopyFrom(pb.FromTemplateConfig(build_id=OTHER_BUILD))
+    called.from_template.CopyFrom(pb.FromTemplateConfig(alias=alias, build_id=OTHER_BUILD))
+    assert checked(called).source == FromTemplate(build_id=OTHER_BUILD, alias=kept)
+    assert config_sha256(checked(called)) == config_sha256(checked(plain))
 
 
 def test_a_base_template_needs_no_login() -> None:
