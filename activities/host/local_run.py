@@ -24,14 +24,17 @@ from activities.contract.names import ArtifactName
 from activities.contract.scope import VmShape
 from activities.disk.data_dir import DataDir
 from activities.disk.sparse_files import sha256_of
-from activities.host.passing_vm import passing_vm
+from activities.host.passing_vm import passing_directory, passing_vm
 from activities.microvm.launching import Launch
 from activities.microvm.microvm import Resumed, Tell, launch_of, resume
 from activities.microvm.resumable import SnapshotTraits, require_resumable, traits_here
 from activities.microvm.vm_process import VmProcess
 from activities.process.settings import Settings
 from activities.step.vm_requirements import require_host
+from activities.store.bucket import Bucket
+from activities.store.download import pull_template
 from activities.store.metadata import TemplateMetadata
+from activities.store.names import find_build
 from activities.store.objects import METADATA
 
 POLL_SECONDS = 0.2
@@ -126,6 +129,21 @@ def local_template(directory: Path, settings: Settings) -> LocalTemplate:
     require_resumable(_traits(metadata), traits_here(firecracker), firecracker)
     launch = launch_of(settings, firecracker, shape)
     return LocalTemplate(directory, metadata, launch, DataDir(settings.data_dir))
+
+
+@contextmanager
+def fetched_template(what: str, settings: Settings, tell: Tell) -> Iterator[Path]:
+    """Have a template of the bucket in a directory for a block: by a build's id or `name:tag`.
+
+    `tell` is told what has come, as by `LocalTemplate.check`, which it needs no more. Raises as
+    `pull_template` and `find_build`; MachineUnfitError.
+    """
+    require_rights("resuming a template")
+    bucket = Bucket(settings.bucket)
+    build_id = find_build(bucket, what)
+    with passing_directory(DataDir(settings.data_dir)) as directory:
+        pull_template(bucket, build_id, directory, tell)
+        yield directory
 
 
 def _tell_size(tell: Tell, name: str, total: int, done: int) -> None:

@@ -1,4 +1,4 @@
-"""A VM for as long as somebody looks at it: a directory and a network of its own, and no build.
+"""A VM, or its files, for as long as somebody looks at them: a directory and a network, no build.
 
 What a killed one has left goes when the next one comes, and by the sweep of a host.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from activities.contract.errors import HostFaultError, MachineUnfitError
 from activities.disk.data_dir import DataDir, make_closed
@@ -30,6 +31,21 @@ def passing_vm(data_dir: DataDir) -> Iterator[VmProcess]:
     finally:
         vm.remove()
         remove_network(vm.name)
+
+
+@contextmanager
+def passing_directory(data_dir: DataDir) -> Iterator[Path]:
+    """Have an empty directory on the host's disk for a block; it is gone at the end.
+
+    Raises MachineUnfitError when it cannot be made.
+    """
+    _remove_left(data_dir)
+    place = VmProcess(data_dir.vm(passing_name()))
+    try:
+        _make_directory(place, data_dir)
+        yield place.files
+    finally:
+        place.remove()
 
 
 def _remove_left(data_dir: DataDir) -> None:

@@ -390,7 +390,7 @@ def status(
             if watch:
                 await watch_build(client, build_id, as_json)
             else:
-                show_status(build_id, await client.status(build_id), as_json)
+                show_status(await client.status(build_id), as_json)
 
     run_call(show, as_json)
 
@@ -596,13 +596,12 @@ async def _undo(address: str, build_id: str, outcome: str, as_json: bool) -> Non
     from api.client.client import TemplateClient
 
     async with TemplateClient(address) as client:
+        undo = client.cancel if outcome == "cancelled" else client.delete
         with err.status(f"build {build_id}: undoing"):
-            names: list[str] = []
-            if outcome == "cancelled":
-                await client.cancel(build_id)
-            else:
-                names = await client.delete(build_id)
+            undone = await undo(build_id)
+    names = list(undone.names)
     if as_json:
-        print_json({"build_id": build_id, "outcome": outcome, "names": names})
+        print_json({"build_id": undone.build_id, "outcome": outcome, "names": names})
     else:
-        out.print(f"{build_id} {outcome}" + (f", with {', '.join(names)}" if names else ""))
+        told = f"{undone.build_id} {outcome}" + (f", with {', '.join(names)}" if names else "")
+        out.print(told, soft_wrap=True)

@@ -164,10 +164,10 @@ class ErrorJson(TypedDict):
     error: CallErrorJson
 
 
-def status_json(build_id: str, status: pb.TemplateBuildStatusResponse) -> StatusJson:
+def status_json(status: pb.TemplateBuildStatusResponse) -> StatusJson:
     """Return a status as plain data. Its names are those of the API and do not change."""
     return {
-        "build_id": build_id,
+        "build_id": status.build_id,
         "template_id": status.template_id,
         "image": status.image,
         "state": status.state,

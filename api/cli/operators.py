@@ -246,7 +246,7 @@ def replay(
         str,
         typer.Argument(
             metavar="BUILD_ID|FILE",
-            help="A build, or a history that the Web UI downloaded.",
+            help="A build's UUID or NAME:TAG, or a history that the Web UI downloaded.",
             autocompletion=completion.builds(),
         ),
     ],
@@ -303,13 +303,26 @@ async def _history(what: str) -> WorkflowHistory:
             raise TemplateNotFoundError(
                 str(error), hint="Download it from the Web UI, or name a build."
             ) from None
+    build_id = await asyncio.to_thread(_build_id_of, what)
     try:
-        return await history_of_build(await _connect(), what)
+        return await history_of_build(await _connect(), build_id)
     except RPCError as error:
         raise TemplateNotFoundError(
             f"there is no file {what}, and Temporal has no history of a build {what}: "
             f"{error.message}"
         ) from None
+
+
+def _build_id_of(what: str) -> str:
+    """Return the build's id; that of a NAME:TAG is looked up in the bucket. Blocking."""
+    from activities.contract.names import canonical_build_id
+    from activities.contract.references import stands_for_a_build
+    from activities.store.bucket import Bucket
+    from activities.store.names import find_build
+
+    with contextlib.suppress(ValueError):
+        return canonical_build_id(what)
+    return find_build(Bucket(read_settings().bucket), what) if stands_for_a_build(what) else what
 
 
 hosts = typer.Typer(

@@ -57,12 +57,12 @@ def log_line(entry: pb.TemplateBuildLogEntry) -> Text:
     return line
 
 
-def build_table(build_id: str, status: pb.TemplateBuildStatusResponse) -> Table:
+def build_table(status: pb.TemplateBuildStatusResponse) -> Table:
     """Return everything about a build in one table."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("build", build_id)
+    table.add_row("build", status.build_id)
     if status.template_id:
         table.add_row("template", status.template_id)
     table.add_row("state", Text(status.state, style=STATE_STYLES.get(status.state, "")))
@@ -84,7 +84,7 @@ def build_table(build_id: str, status: pb.TemplateBuildStatusResponse) -> Table:
     if status.artifacts:
         table.add_row("artifacts", _artifacts_table(status))
     if status.bucket:
-        table.add_row("objects", f"gs://{status.bucket}/{build_id}/")
+        table.add_row("objects", f"gs://{status.bucket}/{status.build_id}/")
     return table
 
 

@@ -43,16 +43,15 @@ async def _follow(client: TemplateClient, build_id: str, as_json: bool) -> None:
             f"Stop it: template-manager cancel {build_id}"
         )
         raise
-    _show_end(build_id, status, as_json, is_shown)
+    _show_end(status, as_json, is_shown)
 
 
 def _show_end(
-    build_id: str,
     status: pb.TemplateBuildStatusResponse,
     as_json: bool,
     is_shown: Callable[[str], bool],
 ) -> None:
-    show_status(build_id, status, as_json, is_shown)
+    show_status(status, as_json, is_shown)
     if status.state != "completed":
         raise typer.Exit(Exit.BUILD_FAILED)
 
@@ -62,7 +61,6 @@ def _nothing_shown(line: str) -> bool:
 
 
 def show_status(
-    build_id: str,
     status: pb.TemplateBuildStatusResponse,
     as_json: bool,
     is_shown: Callable[[str], bool] = _nothing_shown,
@@ -72,9 +70,9 @@ def show_status(
     from api.cli.report import build_table, failure_text, workflow_address
 
     if as_json:
-        print_json(status_json(build_id, status))
+        print_json(status_json(status))
         return
-    print_table(out, build_table(build_id, status))
+    print_table(out, build_table(status))
     if status.run_id:  # on a line of its own, for it is long and there to be copied
         address = workflow_address(read_settings().web_ui_address, status)
         out.print(f"Web UI: {address}", soft_wrap=True)
@@ -90,4 +88,4 @@ async def watch_build(client: TemplateClient, build_id: str, as_json: bool) -> N
         while (current := await client.status(build_id)).state in ("building", "cancelling"):
             view.status(current)
             await asyncio.sleep(STATUS_SECONDS)
-    _show_end(build_id, current, as_json, _nothing_shown)
+    _show_end(current, as_json, _nothing_shown)

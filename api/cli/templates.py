@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from api.cli import completion
 from api.cli.console import (
     BUILDS,
     EXAMPLE_BUILD,
@@ -64,11 +67,20 @@ def pull(
         err.print(f"→ template-manager run {shlex.quote(str(directory))}", soft_wrap=True)
 
 
-@app.command(rich_help_panel=BUILDS, epilog="Example: template-manager run ./template")
+@app.command(
+    rich_help_panel=BUILDS,
+    epilog="Example: template-manager run ./template; or template-manager run web:stable",
+)
 def run(
-    directory: Annotated[
+    template: Annotated[
         Path | None,
-        typer.Argument(parser=given_path, metavar="DIR", help="Where `pull` has put it."),
+        typer.Argument(
+            parser=given_path,
+            metavar="DIR|BUILD_ID",
+            help="Where `pull` has put it; where there is no such directory, the build's UUID or "
+            "NAME:TAG, which is pulled for as long as it runs.",
+            autocompletion=completion.builds("completed"),
+        ),
     ] = None,
     *,
     disk: Annotated[
@@ -89,18 +101,18 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Resume a template on this machine and say where it answers. Ctrl-C ends it."""
-    if (directory is None) == (not disk):
+    if (template is None) == (not disk):
         fail(
-            "give either DIR or --disk",
+            "give either DIR, BUILD_ID or --disk",
             "See template-manager run --help.",
             Exit.USAGE,
             as_json=as_json,
         )
-    if directory is None:
+    if template is None:
         with template_errors(as_json):
             _look_at_disk(disk)
         return
-    with template_errors(as_json):
+    with template_errors(as_json), _directory_of(template) as directory:
         from activities.host.local_run import LocalRun, local_template
 
         def show(running: LocalRun) -> None:
@@ -113,11 +125,32 @@ def run(
             out.print(f"  ip netns exec {running.network} ping {running.address}")
             out.print("Ctrl-C ends it")
 
-        template = local_template(directory, read_settings())
-        if check:
+        found = local_template(directory, read_settings())
+        if check and directory == template:  # what was pulled just now is what was built
             with transfer_bars() as tell:
-                template.check(tell)
-        template.run(show)
+                found.check(tell)
+        found.run(show)
+
+
+@contextmanager
+def _directory_of(template: Path) -> Iterator[Path]:
+    """Have a template's directory: the one that was named, or one for as long as it runs."""
+    from activities.contract.errors import TemplateNotFoundError
+    from activities.contract.references import stands_for_a_build
+
+    if template.exists() or not stands_for_a_build(str(template)):
+        yield template
+        return
+    from activities.host.local_run import fetched_template
+
+    with ExitStack() as kept:
+        try:
+            with transfer_bars() as tell:
+                place = kept.enter_context(fetched_template(str(template), read_settings(), tell))
+        except TemplateNotFoundError as error:
+            told = f"there is no directory {template}, and {error.message}"
+            raise TemplateNotFoundError(told, hint=error.hint) from None
+        yield place
 
 
 def _look_at_disk(disk: str) -> None:

@@ -61,6 +61,16 @@ class CreatedBuild:
     run_id: str
 
 
+@dataclass(frozen=True)
+class UndoneBuild:
+    """A build that was cancelled or deleted."""
+
+    build_id: str
+    """Its id, also where it was called by a name:tag."""
+    names: tuple[str, ...] = ()
+    """The tags and names that went with it."""
+
+
 class TemplateClient:
     """One connection to the API, as an async context manager."""
 
@@ -118,15 +128,21 @@ class TemplateClient:
         request = pb.TemplateStatusRequest(
             build_id=build_id, limit=log_lines, direction=pb.Backward
         )
-        return await self._answer(self._stub.TemplateBuildStatus(request, timeout=CALL_SECONDS))
+        status: pb.TemplateBuildStatusResponse = await self._answer(
+            self._stub.TemplateBuildStatus(request, timeout=CALL_SECONDS)
+        )
+        status.build_id = status.build_id or build_id  # servers of before do not tell it
+        return status
 
-    async def cancel(self, build_id: str) -> None:
+    async def cancel(self, build_id: str) -> UndoneBuild:
         """Stop a build and wait until it is undone. Raises CallError."""
         request = pb.TemplateBuildCancelRequest(build_id=build_id)
-        await self._answer(self._stub.TemplateBuildCancel(request, timeout=UNDO_SECONDS))
+        call = self._stub.TemplateBuildCancel(request, timeout=UNDO_SECONDS)
+        await self._answer(call)
+        return UndoneBuild((await _trailers(call)).get("build-id", build_id))
 
-    async def delete(self, build_id: str) -> list[str]:
-        """Delete a template and wait until it is gone; return which tags and names went with it.
+    async def delete(self, build_id: str) -> UndoneBuild:
+        """Delete a template and wait until it is gone, with the tags and names that are its alone.
 
         Raises CallError.
 
@@ -136,7 +152,7 @@ class TemplateClient:
         request = pb.TemplateBuildDeleteRequest(build_id=build_id)
         call = self._stub.TemplateBuildDelete(request, timeout=UNDO_SECONDS)
         await self._answer(call)
-        trailers = dict(await call.trailing_metadata() or ())
+        trailers = await _trailers(call)
         if trailers.get("found") == "false":
             raise CallError(
                 grpc.StatusCode.NOT_FOUND,
@@ -144,7 +160,8 @@ class TemplateClient:
                 reason="BUILD_NOT_FOUND",
                 hint="Check the build id; template-manager list shows the builds.",
             )
-        return [name for name in str(trailers.get("names", "")).split(",") if name]
+        names = filter(None, trailers.get("names", "").split(","))
+        return UndoneBuild(trailers.get("build-id", build_id), tuple(names))
 
     async def names(self, request: pb.TemplateNameListRequest) -> pb.TemplateNameListResponse:
         """Return a page of templates' names with their tags. Raises CallError."""
@@ -222,6 +239,11 @@ class TemplateClient:
             return await call
         except grpc.aio.AioRpcError as error:
             raise explain(error, self.address) from None
+
+
+async def _trailers(call: grpc.aio.UnaryUnaryCall[Request, Empty]) -> dict[str, str]:
+    trailers = await call.trailing_metadata() or ()
+    return {str(key): str(value) for key, value in trailers}
 
 
 def explain(error: grpc.aio.AioRpcError, address: str) -> CallError:

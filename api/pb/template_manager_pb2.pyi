@@ -247,7 +247,7 @@ class TemplateStatusRequest(_message.Message):
     def __init__(self, template_id: _Optional[str] = ..., build_id: _Optional[str] = ..., offset: _Optional[int] = ..., level: _Optional[_Union[LogLevel, str]] = ..., limit: _Optional[int] = ..., start: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., direction: _Optional[_Union[LogsDirection, str]] = ...) -> None: ...
 
 class TemplateBuildStatusResponse(_message.Message):
-    __slots__ = ("status", "metadata", "log_entries", "reason", "state", "step", "progress", "host", "timeline", "image_digest", "artifacts", "workflow_id", "run_id", "bucket", "template_id", "image", "waiting", "known_until")
+    __slots__ = ("status", "metadata", "log_entries", "reason", "state", "step", "progress", "host", "timeline", "image_digest", "artifacts", "workflow_id", "run_id", "bucket", "template_id", "image", "waiting", "known_until", "build_id")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
     LOG_ENTRIES_FIELD_NUMBER: _ClassVar[int]
@@ -266,6 +266,7 @@ class TemplateBuildStatusResponse(_message.Message):
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     KNOWN_UNTIL_FIELD_NUMBER: _ClassVar[int]
+    BUILD_ID_FIELD_NUMBER: _ClassVar[int]
     status: TemplateBuildState
     metadata: TemplateBuildMetadata
     log_entries: _containers.RepeatedCompositeFieldContainer[TemplateBuildLogEntry]
@@ -284,7 +285,8 @@ class TemplateBuildStatusResponse(_message.Message):
     image: str
     waiting: WaitingForHost
     known_until: _timestamp_pb2.Timestamp
-    def __init__(self, status: _Optional[_Union[TemplateBuildState, str]] = ..., metadata: _Optional[_Union[TemplateBuildMetadata, _Mapping]] = ..., log_entries: _Optional[_Iterable[_Union[TemplateBuildLogEntry, _Mapping]]] = ..., reason: _Optional[_Union[TemplateBuildStatusReason, _Mapping]] = ..., state: _Optional[str] = ..., step: _Optional[str] = ..., progress: _Optional[_Union[BuildProgress, _Mapping]] = ..., host: _Optional[str] = ..., timeline: _Optional[_Iterable[_Union[StepTimeline, _Mapping]]] = ..., image_digest: _Optional[str] = ..., artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ..., workflow_id: _Optional[str] = ..., run_id: _Optional[str] = ..., bucket: _Optional[str] = ..., template_id: _Optional[str] = ..., image: _Optional[str] = ..., waiting: _Optional[_Union[WaitingForHost, _Mapping]] = ..., known_until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    build_id: str
+    def __init__(self, status: _Optional[_Union[TemplateBuildState, str]] = ..., metadata: _Optional[_Union[TemplateBuildMetadata, _Mapping]] = ..., log_entries: _Optional[_Iterable[_Union[TemplateBuildLogEntry, _Mapping]]] = ..., reason: _Optional[_Union[TemplateBuildStatusReason, _Mapping]] = ..., state: _Optional[str] = ..., step: _Optional[str] = ..., progress: _Optional[_Union[BuildProgress, _Mapping]] = ..., host: _Optional[str] = ..., timeline: _Optional[_Iterable[_Union[StepTimeline, _Mapping]]] = ..., image_digest: _Optional[str] = ..., artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ..., workflow_id: _Optional[str] = ..., run_id: _Optional[str] = ..., bucket: _Optional[str] = ..., template_id: _Optional[str] = ..., image: _Optional[str] = ..., waiting: _Optional[_Union[WaitingForHost, _Mapping]] = ..., known_until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., build_id: _Optional[str] = ...) -> None: ...
 
 class TemplateBuildMetadata(_message.Message):
     __slots__ = ("rootfs_size_mb", "agent_version", "kernel_version", "firecracker_version")

@@ -46,6 +46,8 @@ from api.server.wire import (
 MAX_STATUS_LINES = 1_000
 MAX_STATUS_LOG_BYTES = 2 * 1024 * 1024
 MAX_NAMES_TOLD = 20  # gRPC refuses trailers of more than 8 KiB
+BUILD_ID = "build-id"
+"""Of headers and trailers: the build that an rpc was about, whatever it was called."""
 
 AboutABuild = (
     pb.TemplateStatusRequest
@@ -196,23 +198,26 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
     async def TemplateBuildCancel(
         self, request: pb.TemplateBuildCancelRequest, context: Context
     ) -> Empty:
-        """Stop a build; answer when all is undone."""
+        """Stop a build; answer when all is undone. The trailers say which build it was."""
         build_id = await self._resolve(request)
         await self._temporal.require()
         await self._ender.cancel(build_id, request.template_id)
+        context.set_trailing_metadata(((BUILD_ID, build_id),))
         return Empty()
 
     async def TemplateBuildDelete(
         self, request: pb.TemplateBuildDeleteRequest, context: Context
     ) -> Empty:
-        """Remove a template, or whatever a build has left; the trailers say if there was any, and
-        which of its names are gone."""
+        """Remove a template, or whatever a build has left.
+
+        The trailers say which build it was, if there was any, and which of its names are gone.
+        """
         build_id = await self._resolve(request)
         await self._temporal.require()
         deleted = await self._ender.delete(build_id, request.template_id)
         names = ",".join(deleted.names[:MAX_NAMES_TOLD]) if deleted else ""
-        found = ("found", str(deleted is not None).lower())
-        context.set_trailing_metadata((found, *((("names", names),) if names else ())))
+        told = ((BUILD_ID, build_id), ("found", str(deleted is not None).lower()))
+        context.set_trailing_metadata((*told, *((("names", names),) if names else ())))
         return Empty()
 
     async def TemplateNameReserve(
@@ -349,7 +354,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
 async def _send_headers(context: Context, started: StartedBuild) -> None:
     await context.send_initial_metadata(
         (
-            ("build-id", started.build_id),
+            (BUILD_ID, started.build_id),
             ("workflow-id", started.workflow_id),
             ("run-id", started.run_id),
         )

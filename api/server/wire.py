@@ -59,6 +59,7 @@ def status_message(view: BuildView) -> pb.TemplateBuildStatusResponse:
     """Return the answer to a status request, without log lines."""
     message = pb.TemplateBuildStatusResponse(
         status=_STATES[view.state],
+        build_id=view.build_id,
         metadata=_metadata(view),
         state=view.state,
         step=view.step,

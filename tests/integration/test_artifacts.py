@@ -42,11 +42,13 @@ from activities.contract.results import (
     UploadedArtifact,
     Verification,
 )
+from activities.process.clock import utc_now
 from activities.store.bucket import Bucket
 from activities.store.download import pull_template
 from activities.store.headers import parse_header
 from activities.store.lease_numbers import LeaseObjects
 from activities.store.metadata import read_metadata, wrong_objects
+from activities.store.names import TenantNames
 from activities.store.objects import parts_prefix
 from activities.template.artifacts import BucketArtifactActivities, discard_upload
 from activities.template.upload import PartSender
@@ -478,6 +480,25 @@ async def test_a_run_says_what_this_machine_lacks(
     assert (ended.code, "there is no " in ended.err) == (2, True)
     ended = await cli("run", "/")
     assert (ended.code, "/ has no metadata.json" in ended.err) == (2, True)
+
+
+async def test_a_run_of_what_the_bucket_has_fetches_it_and_leaves_nothing(
+    held: HeldBuild, empty_bucket: Bucket, tmp_path: Path
+) -> None:
+    await publish(held, empty_bucket, snapshot(held, mebibytes=8))
+    TenantNames(empty_bucket, "default").assign("web", BUILD, ("stable",), asked=utc_now())
+    here = {
+        "TEMPLATE_MANAGER_BUCKET": empty_bucket.name,
+        "TEMPLATE_MANAGER_DATA_DIR": str(tmp_path / "data"),
+        "TEMPLATE_MANAGER_KERNELS_DIR": "/nonexistent",
+    }
+    for template, told in (
+        ("web:stable", "has no kernel at /nonexistent"),
+        ("web:none", "there is no directory web:none, and there is no template web:none"),
+    ):
+        ended = await cli("run", template, env=here)
+        assert (ended.code, ended.out, told in ended.err) == (2, "", True), ended.err
+    assert list((tmp_path / "data" / "vms").iterdir()) == []
 
 
 async def test_a_run_on_another_machine_than_it_was_made_for(

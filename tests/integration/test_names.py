@@ -229,6 +229,69 @@ async def test_a_tag_stands_wherever_a_build_id_does(api: Api, empty_bucket: Buc
     assert error.value.code is grpc.StatusCode.NOT_FOUND
 
 
+RPCS = {
+    method.name: method.input_type.name
+    for method in pb.DESCRIPTOR.services_by_name["TemplateService"].methods
+    if "build_id" in method.input_type.fields_by_name
+}
+"""Every rpc that takes a build's id, and its request."""
+
+
+async def outcome(api: Api, rpc: str, written: str) -> list[object]:
+    """Call an rpc about a build; return all that is told, but for when."""
+    kind = getattr(pb, RPCS[rpc])
+    asked = kind(build_id=written, **({"name": "web"} if rpc == "TemplateTagsAssign" else {}))
+    call = getattr(api.client._stub, rpc)(asked)
+    try:
+        if rpc == "TemplateBuildLogs":
+            return [line.entry.message async for line in call]
+        answer = await call
+    except grpc.aio.AioRpcError as error:
+        return [error.code(), error.details()]
+    if rpc == "TemplateBuildStatus":
+        return [answer.build_id, answer.state]
+    if rpc == "TemplateTagsAssign":
+        return [(tag.tag, tag.build_id) for tag in answer.tags]
+    return [(key, value) for key, value in await call.trailing_metadata() if key == "build-id"]
+
+
+async def test_every_rpc_about_a_build_takes_what_people_call_it(
+    api: Api, empty_bucket: Bucket
+) -> None:
+    build_id = published(empty_bucket, await api.completed())
+    assign = pb.TemplateTagsAssignRequest(name="web", tags=["a.1", "default"], build_id=build_id)
+    await api.client.assign_tags(assign)
+    last = "TemplateBuildDelete"
+    for rpc in (*(rpc for rpc in RPCS if rpc != last), last):
+        told = [
+            await outcome(api, rpc, written)
+            for written in (build_id, build_id.upper(), "web:a.1", "web", "default/web:a.1")
+            if rpc != last or written == "web:a.1"
+        ]
+        assert all(told[0] == each for each in told), (rpc, told)
+        assert build_id in str(told[0]) or rpc == "TemplateBuildLogs", (rpc, told)
+    with pytest.raises(CallError) as error:
+        await api.client.status(build_id)
+    assert error.value.code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_what_a_base_was_called_is_told_with_the_template(
+    api: Api, empty_bucket: Bucket
+) -> None:
+    build_id = published(empty_bucket, await api.completed())
+    await api.client.assign_tags(pb.TemplateTagsAssignRequest(name="web", build_id=build_id))
+    for base, alias in (
+        (pb.FromTemplateConfig(build_id="web"), "web"),
+        (pb.FromTemplateConfig(alias="default/web:default"), "default/web:default"),
+        (pb.FromTemplateConfig(build_id=build_id, alias="web"), "web"),
+        (pb.FromTemplateConfig(build_id=build_id), ""),
+    ):
+        await api.completed(from_image=None, from_template=base)
+        publishes = [told for name, told in api.journal.arguments if name == "publish_template"]
+        source = publishes[-1].config.source
+        assert (source.build_id, source.alias) == (build_id, alias)
+
+
 @pytest.mark.parametrize("written", ["", "No Name", "web:", "a/b/c", "x" * 200, "web:a\n"])
 async def test_what_can_stand_for_no_build_is_named(api: Api, written: str) -> None:
     with pytest.raises(CallError) as error:

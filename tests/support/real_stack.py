@@ -139,7 +139,7 @@ class Product:
         with grpc.insecure_channel(self.stack.variables["TEMPLATE_MANAGER_API_ADDRESS"]) as channel:
             stub = pb_grpc.TemplateServiceStub(channel)
             status = stub.TemplateBuildStatus(request, timeout=ASK_SECONDS)
-            return dict(status_json(build_id, status))
+            return dict(status_json(status))
 
     def ended(self, build_id: str, seconds: float = 120) -> dict[str, Any]:
         """Wait until a build has ended; returns its status."""

@@ -71,6 +71,7 @@ def shown(thing: RenderableType, width: int = 120) -> str:
 
 def completed() -> pb.TemplateBuildStatusResponse:
     return pb.TemplateBuildStatusResponse(
+        build_id=BUILD,
         status=pb.Completed,
         state="completed",
         step="release_host",
@@ -91,6 +92,7 @@ def completed() -> pb.TemplateBuildStatusResponse:
 
 def running() -> pb.TemplateBuildStatusResponse:
     return pb.TemplateBuildStatusResponse(
+        build_id=BUILD,
         state="building",
         step="upload",
         timeline=[
@@ -110,6 +112,7 @@ def running() -> pb.TemplateBuildStatusResponse:
 
 def failed() -> pb.TemplateBuildStatusResponse:
     return pb.TemplateBuildStatusResponse(
+        build_id=BUILD,
         status=pb.Failed,
         state="failed",
         reason=pb.TemplateBuildStatusReason(
@@ -124,7 +127,7 @@ def failed() -> pb.TemplateBuildStatusResponse:
 
 
 def test_a_finished_build_is_told_with_all_that_it_left() -> None:
-    text = shown(build_table(BUILD, completed()))
+    text = shown(build_table(completed()))
     for told in (
         BUILD,
         "sha256:aaa",
@@ -141,7 +144,7 @@ def test_a_finished_build_is_told_with_all_that_it_left() -> None:
 
 
 def test_a_running_build_is_told_with_its_progress() -> None:
-    text = shown(build_table(BUILD, running()))
+    text = shown(build_table(running()))
     assert "upload memfile · 10.0/40.0 MiB · attempt 2 · last failure: 503" in text
 
 
@@ -149,7 +152,7 @@ def test_speed_and_time_left_are_those_that_the_host_tells() -> None:
     status = running()
     status.progress.per_second = 5 * MIB
     told = "upload memfile · 10.0/40.0 MiB · 5.0 MiB/s · 6.0 s left · attempt 2"
-    assert told in shown(build_table(BUILD, status))
+    assert told in shown(build_table(status))
     display = StepsDisplay()
     display.update(status)
     assert "10.0/40.0 MiB 5.0 MiB/s 6.0 s left" in shown(display)
@@ -158,6 +161,7 @@ def test_speed_and_time_left_are_those_that_the_host_tells() -> None:
 
 def waiting() -> pb.TemplateBuildStatusResponse:
     return pb.TemplateBuildStatusResponse(
+        build_id=BUILD,
         state="building",
         step="lease_host",
         timeline=[pb.StepTimeline(step="lease_host", started=at(0), outcome="running")],
@@ -175,12 +179,12 @@ def test_a_waiting_build_tells_its_place_the_hosts_and_why() -> None:
         "1 build is before it · 3 hosts, 6 slots: 0 free, 1 draining, 1 more away · "
         "all slots are taken: it goes on when a build ends"
     )
-    assert told in shown(build_table(BUILD, waiting()), width=200)
+    assert told in shown(build_table(waiting()), width=200)
     display = StepsDisplay()
     display.update(waiting())
     for width in (40, 200):
         assert told in " ".join(shown(display, width).split())
-    waits = status_json(BUILD, waiting())["waiting"]
+    waits = status_json(waiting())["waiting"]
     assert waits is not None and (waits["why"], waits["builds_before"]) == ("AllBusy", 1)
 
 
@@ -207,13 +211,13 @@ def test_a_failure_is_told_with_its_last_lines_as_they_are() -> None:
 
 
 def test_json_is_plain_data_with_stable_names() -> None:
-    data = status_json(BUILD, completed())
+    data = status_json(completed())
     assert data["build_id"] == BUILD
     assert [row["seconds"] for row in data["timeline"]] == [1.5, 0.5]
     assert data["artifacts"][0]["sent_bytes"] == 40 * MIB
     assert (data["reason"], data["progress"]) == (None, None)
-    assert status_json(BUILD, running())["timeline"][1]["seconds"] is None
-    reason = status_json(BUILD, failed())["reason"]
+    assert status_json(running())["timeline"][1]["seconds"] is None
+    reason = status_json(failed())["reason"]
     assert reason is not None and reason["error_type"] == "StartCommandError"
 
 
@@ -416,7 +420,7 @@ def test_half_given_credentials_are_refused(options: RegistryOptions, told: str)
 def test_small_files_are_not_told_as_nothing() -> None:
     status = completed()
     status.artifacts.append(pb.Artifact(name="snapfile", size_bytes=19149, sent_bytes=19149))
-    text = " ".join(shown(build_table(BUILD, status)).split())
+    text = " ".join(shown(build_table(status)).split())
     assert "snapfile 18.7 KiB sent of 18.7 KiB" in text
     assert "memfile 40.0 MiB sent of 512.0 MiB" in text
 

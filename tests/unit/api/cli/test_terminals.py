@@ -32,6 +32,7 @@ ENCODINGS = [
 
 def status(state: str = "failed") -> pb.TemplateBuildStatusResponse:
     return pb.TemplateBuildStatusResponse(
+        build_id=BUILD,
         state=state,
         step="upload",
         image="registry.test/web:1",
@@ -78,7 +79,7 @@ def test_with_unicode_all_is_as_it_was() -> None:
 def test_no_line_is_wider_than_the_terminal_and_nothing_is_lost(width: int, encoding: str) -> None:
     display = StepsDisplay()
     display.update(status("building"))
-    for thing in (build_table(BUILD, status()), display):
+    for thing in (build_table(status()), display):
         text = rendered(thing, width, encoding)
         assert max(map(len, text.splitlines())) <= width
         told = "".join(text.split())
@@ -148,7 +149,7 @@ async def test_a_narrow_ascii_terminal_reads_every_word_of_an_error() -> None:
 
 def test_a_pipe_gets_no_blanks_at_the_ends_of_lines() -> None:
     out = io.StringIO()
-    print_table(Console(file=out, width=10_000, highlight=False), build_table(BUILD, status()))
+    print_table(Console(file=out, width=10_000, highlight=False), build_table(status()))
     lines = out.getvalue().splitlines()
     assert len(lines) > 5
     assert [line for line in lines if line != line.rstrip()] == []
@@ -156,6 +157,6 @@ def test_a_pipe_gets_no_blanks_at_the_ends_of_lines() -> None:
 
 @pytest.mark.parametrize("width", [30, 40, 50])
 def test_a_narrow_terminal_gets_whole_values(width: int) -> None:
-    text = "".join(rendered(build_table(BUILD, status()), width, "utf-8").split())
+    text = "".join(rendered(build_table(status()), width, "utf-8").split())
     assert "…" not in text
     assert BUILD in text

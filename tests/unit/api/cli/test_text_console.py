@@ -42,6 +42,7 @@ def is_harmless(output: str) -> bool:
 
 def status_of(text: str) -> pb.TemplateBuildStatusResponse:
     return pb.TemplateBuildStatusResponse(
+        build_id=text,
         state="failed",
         step=text,
         host=text,
@@ -63,7 +64,7 @@ def test_what_a_build_says_reaches_a_terminal_as_text_alone(text: str) -> None:
     status = status_of(text)
     entry = pb.TemplateBuildLogEntry(message=text, fields={"pipeline_step": text}, level=pb.Error)
     error = CallError(grpc.StatusCode.INTERNAL, "", text, text, (Violation(text, text),))
-    things = (log_line(entry), failure_text(status), build_table(text, status), error_text(error))
+    things = (log_line(entry), failure_text(status), build_table(status), error_text(error))
     for terminal in (True, False):
         assert is_harmless(written(*things, text, Text(text), terminal=terminal))
 
@@ -95,7 +96,7 @@ def test_json_is_ascii_and_a_line_of_it_is_one_line(text: str) -> None:
     line = json.dumps(log_json(pb.TemplateBuildLogsResponse(entry=entry)))
     assert line.isascii()
     assert line.isprintable()
-    whole = json.dumps(status_json(text, status_of(text)), indent=2)
+    whole = json.dumps(status_json(status_of(text)), indent=2)
     assert whole.isascii()
     assert whole.replace("\n", "").isprintable()
 
