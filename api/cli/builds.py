@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from typer._click.core import Context  # typer's command is made of it
 
     from api.cli.dockerfile import DockerfileRecipe
-    from api.client.client import TemplateClient
     from api.pb import template_manager_pb2 as pb
 
 ApiAddress = Annotated[
@@ -522,9 +521,11 @@ def list_builds(
         from api.cli.json_output import summary_json
         from api.cli.report import LIST_COLUMNS, list_rows
         from api.client.client import TemplateClient
+        from api.client.paging import rows_of_pages
 
         async with TemplateClient(api_address) as client:
-            builds = await _listed(client, request, limit)
+            found = rows_of_pages(client.list_builds, request, lambda page: page.builds, limit)
+            builds = [build async for build in found]
         if as_json:
             print_json({"builds": [summary_json(build) for build in builds]})
         elif builds:
@@ -533,20 +534,6 @@ def list_builds(
             err.print("no builds")
 
     run_call(show, as_json)
-
-
-async def _listed(
-    client: TemplateClient, request: pb.TemplateBuildListRequest, limit: int
-) -> list[pb.TemplateBuildSummary]:
-    builds: list[pb.TemplateBuildSummary] = []
-    request.page_size = min(limit, 100)
-    while len(builds) < limit:
-        page = await client.list_builds(request)
-        builds.extend(page.builds)
-        if not page.next_page_token:
-            break
-        request.page_token = page.next_page_token
-    return builds[:limit]
 
 
 @app.command(

@@ -109,20 +109,16 @@ def names(
         from api.cli.json_output import name_json
         from api.cli.report import NAME_COLUMNS, name_rows
         from api.client.client import TemplateClient
+        from api.client.paging import rows_of_pages
 
-        found: list[pb.TemplateName] = []
-        request = pb.TemplateNameListRequest(tenant=tenant, page_size=min(limit, 100))
+        request = pb.TemplateNameListRequest(tenant=tenant)
         async with TemplateClient(api_address) as client:
-            while len(found) < limit:
-                page = await client.names(request)
-                found.extend(page.names)
-                request.page_token = page.next_page_token
-                if not page.next_page_token:
-                    break
+            rows = rows_of_pages(client.names, request, lambda page: page.names, limit)
+            found = [name async for name in rows]
         if as_json:
-            print_json({"names": [name_json(each) for each in found[:limit]]})
+            print_json({"names": [name_json(each) for each in found]})
         elif found:
-            print_rows(out, NAME_COLUMNS, name_rows(found[:limit]))
+            print_rows(out, NAME_COLUMNS, name_rows(found))
         else:
             err.print("no names")
 

@@ -13,13 +13,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from starlette.requests import Request
 
 from api.client.client import CallError
+from api.client.paging import rows_of_pages
 from api.pb import template_manager_pb2 as pb
 from api.rest.answers import NamedTemplate
 from api.rest.calls import Calls
 from api.rest.errors import RestError
 from api.rest.requests import number_in
 
-PAGE = 100
 MAX_LISTED_BUILDS = 2_000
 """So many builds, latest first, are looked at for a list of templates."""
 MAX_LISTED_NAMES = 2_000
@@ -150,25 +150,12 @@ def _level(request: Request) -> pb.LogLevel | None:
     return LEVELS[name]
 
 
-async def _builds(
+def _builds(
     calls: Calls, request: pb.TemplateBuildListRequest
 ) -> AsyncIterator[pb.TemplateBuildSummary]:
-    request.page_size = PAGE
-    for _ in range(MAX_LISTED_BUILDS // PAGE):
-        page = await calls.builds(request)
-        for build in page.builds:
-            yield build
-        if not page.next_page_token:
-            return
-        request.page_token = page.next_page_token
+    return rows_of_pages(calls.builds, request, lambda page: page.builds, MAX_LISTED_BUILDS)
 
 
-async def _names(calls: Calls) -> AsyncIterator[pb.TemplateName]:
-    request = pb.TemplateNameListRequest(page_size=PAGE)
-    for _ in range(MAX_LISTED_NAMES // PAGE):
-        page = await calls.names(request)
-        for name in page.names:
-            yield name
-        if not page.next_page_token:
-            return
-        request.page_token = page.next_page_token
+def _names(calls: Calls) -> AsyncIterator[pb.TemplateName]:
+    request = pb.TemplateNameListRequest()
+    return rows_of_pages(calls.names, request, lambda page: page.names, MAX_LISTED_NAMES)
