@@ -53,10 +53,10 @@ class NamedTemplate:
 
 
 def status_answer(build_id: str, template_id: str, status: pb.TemplateBuildStatusResponse) -> Json:
-    """Return how a build is."""
+    """Return how a build is. Its ids are those that were asked for where it does not say them."""
     answer: Json = {
-        "buildID": build_id,
-        "templateID": template_id,
+        "buildID": status.build_id or build_id,
+        "templateID": status.template_id or template_id,
         "status": WAITING if status.HasField("waiting") else STATUSES[status.state],
         "logEntries": log_entries(status),
         "logs": [],

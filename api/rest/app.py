@@ -145,9 +145,10 @@ async def _ask_for_build(request: Request, calls: Calls) -> Response:
 
 
 async def _files(request: Request, calls: Calls) -> Response:
+    name = await name_of(calls, request.path_params["template_id"])
     answer = await calls.files(
         pb.InitLayerFileUploadRequest(
-            template_id=request.path_params["template_id"],
+            template_id=name.template_id,
             hash=request.path_params["hash"],
             cache_scope=CACHE_SCOPE,
         )

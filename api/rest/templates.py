@@ -97,15 +97,14 @@ async def delete_template(calls: Calls, template: str) -> None:
 
 async def status_of(calls: Calls, request: Request) -> pb.TemplateBuildStatusResponse:
     """Return a build's status, with the log lines from `logsOffset` on."""
-    return await calls.status(
-        pb.TemplateStatusRequest(
-            build_id=request.path_params["build_id"],
-            template_id=request.path_params["template_id"],
-            offset=number_in(request, "logsOffset", 0, 2**31 - 1),
-            limit=number_in(request, "limit", MAX_LOG_LINES, MAX_LOG_LINES),
-            level=_level(request),
-        )
+    asked = pb.TemplateStatusRequest(
+        build_id=request.path_params["build_id"],
+        template_id=request.path_params["template_id"],
+        offset=number_in(request, "logsOffset", 0, 2**31 - 1),
+        limit=number_in(request, "limit", MAX_LOG_LINES, MAX_LOG_LINES),
+        level=_level(request),
     )
+    return await _told(calls, asked)
 
 
 async def logs_of(calls: Calls, request: Request) -> pb.TemplateBuildStatusResponse:
@@ -123,7 +122,23 @@ async def logs_of(calls: Calls, request: Request) -> pb.TemplateBuildStatusRespo
         moment = Timestamp()
         moment.FromMilliseconds(number_in(request, "cursor", 0, 2**43))
         (asked.end if backward else asked.start).CopyFrom(moment)
-    return await calls.status(asked)
+    return await _told(calls, asked)
+
+
+async def _told(calls: Calls, asked: pb.TemplateStatusRequest) -> pb.TemplateBuildStatusResponse:
+    """Ask for a build, whose template may be called by its name as well as by its id.
+
+    By the name only where there is none by the id: the SDK, which has the id, asks often.
+    """
+    try:
+        return await calls.status(asked)
+    except CallError as error:
+        if error.code is not grpc.StatusCode.NOT_FOUND:
+            raise
+        with contextlib.suppress(RestError):
+            asked.template_id = (await name_of(calls, asked.template_id)).template_id
+            return await calls.status(asked)
+        raise
 
 
 class _NotFound(Exception):

@@ -184,6 +184,43 @@ async def test_log_lines_are_told_from_an_offset_and_from_a_moment_on(api: Api, 
         assert (await rest.ask("GET", f"{path}/status?{query}"))[0] == 400, query
 
 
+async def test_a_template_may_be_called_by_its_name_in_every_path(api: Api, rest: Rest) -> None:
+    name = f"web_{uuid.uuid4().hex[:8]}"  # no template's id: that has no _
+    template_id = name.replace("_", "-")
+    files = f"files/{'a' * 64}"
+    assert (await rest.ask("GET", f"/templates/{name}/{files}"))[0] == 404
+    build_id, status = await rest.build(name)
+    assert status == 202
+    await api.ended(build_id)
+    for called in (template_id, name, name.upper()):
+        build = f"/templates/{called}/builds/{build_id}"
+        told = await until_ready(rest, build)
+        assert told["buildID"] == build_id
+        assert told["templateID"] == template_id
+        assert (await rest.ask("GET", f"{build}/logs"))[1]["logs"] == told["logEntries"]
+        assert (await rest.ask("GET", f"/templates/{called}/{files}"))[0] == 201
+        assert (await rest.ask("GET", f"/templates/{called}/tags"))[0] == 200
+        assert (await rest.ask("GET", f"/templates/{called}"))[1]["templateID"] == template_id
+    other, _ = await rest.build("other")
+    for called in ("other", "none", "a b", "x" * 200):
+        status, told = await rest.ask("GET", f"/templates/{called}/builds/{build_id}/status")
+        assert (status, told["error_code"]) == (404, "BUILD_NOT_FOUND"), (called, told)
+    assert (await rest.ask("DELETE", f"/templates/{name.upper()}"))[0] == 204
+    await api.ended(other)
+
+
+async def until_ready(rest: Rest, build: str) -> dict[str, Any]:
+    """Ask for a build that has ended until that is told: a busy API tells what it knew last."""
+    async with asyncio.timeout(60):
+        while True:
+            status, told = await rest.ask("GET", f"{build}/status")
+            assert status == 200, told
+            if told["status"] == "ready" and told["logEntries"]:
+                assert isinstance(told, dict)
+                return told
+            await asyncio.sleep(0.2)
+
+
 async def test_tags_are_told_moved_and_taken_away(
     api: Api, rest: Rest, empty_bucket: Bucket, name: str
 ) -> None:
