@@ -1,10 +1,11 @@
-"""A client with E2B's own stubs, as of August 2026: the same names and numbers.
+"""A client with E2B's own stubs, as of April 2025 or August 2026: the same names and numbers.
 
 It does what the control plane does, field by field: looks for the service, has files sent, starts a
-build with huge pages, follows its log by offset with limit and direction, and deletes it.
+build with huge pages, follows its log by offset with limit and direction, and deletes it. That of
+April 2025 has an image pushed before, and asks only how the build is.
 
 It runs in a process of its own, since two descriptions of the same messages clash in one.
-`python e2b_client.py ADDRESS TEMPLATE_ID BUILD_ID` prints what it sees as JSON.
+`python e2b_client.py WHEN ADDRESS TEMPLATE_ID BUILD_ID` prints what it sees as JSON.
 """
 
 from __future__ import annotations
@@ -26,7 +27,55 @@ import grpc
 from google.protobuf.empty_pb2 import Empty
 from grpc_tools import protoc
 
-PROTO = """
+APRIL_2025 = """
+syntax = "proto3";
+import "google/protobuf/empty.proto";
+import "google/protobuf/timestamp.proto";
+
+message TemplateConfig {
+  string templateID = 1;
+  string buildID = 2;
+  int32 memoryMB = 3;
+  int32 vCpuCount = 4;
+  int32 diskSizeMB = 5;
+  string kernelVersion = 6;
+  string firecrackerVersion = 7;
+  string startCommand = 8;
+  bool hugePages = 9;
+  string readyCommand = 10;
+}
+message TemplateCreateRequest { TemplateConfig template = 1; }
+message TemplateStatusRequest { string templateID = 1; string buildID = 2; }
+message TemplateBuildDeleteRequest { string buildID = 1; string templateID = 2; }
+message TemplateBuildMetadata { int32 rootfsSizeKey = 1; string envdVersionKey = 2; }
+enum TemplateBuildState { Building = 0; Failed = 1; Completed = 2; }
+message TemplateBuildStatusResponse {
+  TemplateBuildState status = 1;
+  TemplateBuildMetadata metadata = 2;
+}
+enum HealthState { Healthy = 0; Draining = 1; }
+message HealthStatusResponse { HealthState status = 1; }
+enum ServiceInfoRole { TemplateBuilder = 0; Orchestrator = 1; }
+message ServiceInfoResponse {
+  string node_id = 1;
+  string service_id = 2;
+  uint32 service_status = 51;
+  repeated ServiceInfoRole service_roles = 52;
+  google.protobuf.Timestamp service_startup = 53;
+}
+message ServiceStatusChangeRequest { uint32 service_status = 2; }
+service InfoService {
+  rpc ServiceInfo(google.protobuf.Empty) returns (ServiceInfoResponse);
+  rpc ServiceStatusOverride(ServiceStatusChangeRequest) returns (google.protobuf.Empty);
+}
+service TemplateService {
+  rpc TemplateCreate(TemplateCreateRequest) returns (google.protobuf.Empty);
+  rpc TemplateBuildStatus(TemplateStatusRequest) returns (TemplateBuildStatusResponse);
+  rpc TemplateBuildDelete(TemplateBuildDeleteRequest) returns (google.protobuf.Empty);
+  rpc HealthStatus(google.protobuf.Empty) returns (HealthStatusResponse);
+}
+"""
+AUGUST_2026 = """
 syntax = "proto3";
 import "google/protobuf/empty.proto";
 import "google/protobuf/timestamp.proto";
@@ -137,11 +186,11 @@ KEEPALIVE = (
 )
 
 
-def stubs() -> tuple[Any, Any]:
+def stubs(proto: str) -> tuple[Any, Any]:
     """Generate and load the stubs."""
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place)
-        (directory / "e2b.proto").write_text(PROTO)
+        (directory / "e2b.proto").write_text(proto)
         well_known = str(files("grpc_tools") / "_proto")
         arguments = ["protoc", f"-I{directory}", f"-I{well_known}", f"--python_out={directory}"]
         assert protoc.main([*arguments, f"--grpc_python_out={directory}", "e2b.proto"]) == 0
@@ -185,7 +234,7 @@ def read_log(pb: Any, service: Any, **asked: Any) -> dict[str, Any]:
         page = service.TemplateBuildStatus(request).logEntries
         assert len(page) <= 3
         lines.extend(page)
-        if not page:
+        if lines and not page:  # a server that is very busy tells no line at first
             break
     backward = pb.TemplateStatusRequest(limit=2, direction=pb.Backward, **asked)
     last = service.TemplateBuildStatus(backward).logEntries
@@ -203,52 +252,97 @@ def read_log(pb: Any, service: Any, **asked: Any) -> dict[str, Any]:
     }
 
 
-def main(address: str, template_id: str, build_id: str) -> None:
-    """Create, ask until it is completed, delete."""
-    pb, pb_grpc = stubs()
-    seen: dict[str, Any] = {}
+def ended(pb: Any, service: Any, **asked: Any) -> Any:
+    """Ask for a build until it has ended; return the answer."""
+    request = pb.TemplateStatusRequest(**asked)
+    while (answer := service.TemplateBuildStatus(request)).status == pb.Building:
+        time.sleep(0.2)
+    return answer
+
+
+def delete(pb: Any, service: Any, **asked: Any) -> str:
+    """Delete a build, and one that never was; return what its status is then."""
+    for build_id in (asked["buildID"], asked["buildID"], str(uuid.uuid4())):
+        service.TemplateBuildDelete(
+            pb.TemplateBuildDeleteRequest(templateID=asked["templateID"], buildID=build_id)
+        )
+    try:
+        service.TemplateBuildStatus(pb.TemplateStatusRequest(**asked))
+    except grpc.RpcError as error:
+        return str(error.code().name)
+    return "there"
+
+
+def of_april_2025(pb: Any, service: Any, **asked: Any) -> dict[str, Any]:
+    """Create, ask until it has ended, delete."""
+    config = pb.TemplateConfig(
+        **asked,
+        memoryMB=512,
+        vCpuCount=2,
+        diskSizeMB=512,
+        kernelVersion="vmlinux-6.1",
+        firecrackerVersion="v1.13.1",
+        startCommand="serve",
+        hugePages=True,  # both control planes set it for every Firecracker since 1.7
+        readyCommand="check",
+    )
+    service.TemplateCreate(pb.TemplateCreateRequest(template=config))
+    answer = ended(pb, service, **asked)
+    return {
+        "status": pb.TemplateBuildState.Name(answer.status),
+        "rootfs_size": answer.metadata.rootfsSizeKey,
+        "after_delete": delete(pb, service, **asked),
+    }
+
+
+def of_august_2026(pb: Any, service: Any, **asked: Any) -> dict[str, Any]:
+    """Send files, create, ask until it has ended, read its log, delete."""
+    config = pb.TemplateConfig(
+        **asked,
+        memoryMB=512,
+        vCpuCount=2,
+        teamID=SCOPE,
+        force=False,
+        steps=[
+            pb.TemplateStep(type="RUN", args=["true", "root"]),
+            pb.TemplateStep(type="COPY", args=["src", "/app", "", ""], filesHash=FILES_HASH),
+        ],
+        diskSizeMB=512,
+        kernelVersion="vmlinux-6.1",
+        firecrackerVersion="v1.13.1",
+        startCommand="serve",
+        hugePages=True,
+        readyCommand="check",
+    )
+    present = send_files(pb, service, asked["templateID"])
+    create = pb.TemplateCreateRequest(template=config, cacheScope=SCOPE, version="1.1.0")
+    service.TemplateCreate(create)
+    answer = ended(pb, service, **asked)
+    return {
+        "present": present,
+        "status": pb.TemplateBuildState.Name(answer.status),
+        "reason": [answer.reason.message, answer.reason.step],
+        "rootfs_size": answer.metadata.rootfsSizeKey,
+        "made_for": [answer.metadata.kernelVersion, answer.metadata.firecrackerVersion],
+        "log": read_log(pb, service, **asked),
+        "after_delete": delete(pb, service, **asked),
+    }
+
+
+CLIENTS = {"2025-04": (APRIL_2025, of_april_2025), "2026-08": (AUGUST_2026, of_august_2026)}
+
+
+def main(when: str, address: str, template_id: str, build_id: str) -> None:
+    """Look for the service, and have a template built by it."""
+    proto, use = CLIENTS[when]
+    pb, pb_grpc = stubs(proto)
     with grpc.insecure_channel(address, options=KEEPALIVE) as channel:
         service = pb_grpc.TemplateServiceStub(channel)
-        seen["found"] = find(pb, pb_grpc.InfoServiceStub(channel))
-        seen["health"] = service.HealthStatus(Empty()).status
-        config = pb.TemplateConfig(
-            templateID=template_id,
-            buildID=build_id,
-            memoryMB=512,
-            vCpuCount=2,
-            teamID=SCOPE,
-            force=False,
-            steps=[
-                pb.TemplateStep(type="RUN", args=["true", "root"]),
-                pb.TemplateStep(type="COPY", args=["src", "/app", "", ""], filesHash=FILES_HASH),
-            ],
-            diskSizeMB=512,
-            kernelVersion="vmlinux-6.1",
-            firecrackerVersion="v1.13.1",
-            startCommand="serve",
-            hugePages=True,  # both control planes set it for every Firecracker since 1.7
-            readyCommand="check",
-        )
-        seen["present"] = send_files(pb, service, template_id)
-        create = pb.TemplateCreateRequest(template=config, cacheScope=SCOPE, version="1.1.0")
-        service.TemplateCreate(create)
-        asked = {"templateID": template_id, "buildID": build_id}
-        request = pb.TemplateStatusRequest(**asked)
-        while (answer := service.TemplateBuildStatus(request)).status == pb.Building:
-            time.sleep(0.2)
-        seen["status"] = pb.TemplateBuildState.Name(answer.status)
-        seen["rootfs_size"] = answer.metadata.rootfsSizeKey
-        seen["made_for"] = [answer.metadata.kernelVersion, answer.metadata.firecrackerVersion]
-        seen["log"] = read_log(pb, service, **asked)
-        delete = pb.TemplateBuildDeleteRequest(templateID=template_id, buildID=build_id)
-        for _ in range(2):  # an unknown build is deleted, too
-            service.TemplateBuildDelete(delete)
-        unknown = pb.TemplateBuildDeleteRequest(templateID=template_id, buildID=str(uuid.uuid4()))
-        service.TemplateBuildDelete(unknown)
-        try:
-            service.TemplateBuildStatus(request)
-        except grpc.RpcError as error:
-            seen["after_delete"] = error.code().name
+        seen = {
+            "found": find(pb, pb_grpc.InfoServiceStub(channel)),
+            "health": service.HealthStatus(Empty()).status,
+            **use(pb, service, templateID=template_id, buildID=build_id),
+        }
     print(json.dumps(seen))
 
 
