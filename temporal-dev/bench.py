@@ -1,6 +1,6 @@
 """Where the time goes: `make bench`.
 
-Seven parts, each beside a peer or the machine's own limit, measured in the same run:
+Eight parts, each beside a peer or the machine's own limit, measured in the same run:
 
 - `build`: one build of the busybox image, split into Docker, copying, booting, storage, and the
   product's own overhead, beside the disk's speed;
@@ -11,6 +11,7 @@ Seven parts, each beside a peer or the machine's own limit, measured in the same
   beside a container;
 - `upload`: a sparse file to the bucket, by phases, beside one plain stream and parallel PUTs;
 - `network`: a guest's way to the internet, beside the host's own;
+- `agent`: the first answer of a guest agent after a resume, beside the guest's own;
 - `fleet`: 200 builds of three tenants on 20 hosts whose steps sleep, beside what they would take if
   no slot ever waited; with `--whole` 1,000 builds on 100 hosts.
 
@@ -43,6 +44,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import agent_bench
 import docker
 import fleet
 import images
@@ -77,7 +79,7 @@ from activities.template.artifacts import BucketArtifactActivities
 from activities.template.upload import scan
 
 MIB = 1024 * 1024
-PARTS = ("build", "rootfs", "pull", "steps", "upload", "network", "fleet")
+PARTS = ("build", "rootfs", "pull", "steps", "upload", "network", "agent", "fleet")
 CLI = str(Path(sys.executable).with_name("template-manager"))
 SAMPLE_SECONDS = 0.05
 # Which activity is whose work; what is in none of them is the product's own.
@@ -727,6 +729,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             bench_upload(Path(place), asked.small)
         if "network" in parts:
             network_bench.bench_network(Path(place), asked.small, console)
+        if "agent" in parts:
+            agent_bench.bench_agent(Path(place) / "agent", asked.small, console, say)
     return 0
 
 

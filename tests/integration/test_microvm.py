@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from devstack.registry import Layer, Registry
+from devstack.small_agent import ANSWER, VERSION, init_agent, write_agent
 from pyroute2 import netns
 from temporalio.testing import ActivityEnvironment
 
@@ -34,7 +34,6 @@ from activities.contract.errors import (
     TemplateNotFoundError,
     VmmEndedError,
 )
-from activities.contract.guest_network import GUEST_ADDRESS
 from activities.contract.inputs import (
     FindSnapshotInput,
     StartVmInput,
@@ -214,44 +213,20 @@ async def test_a_resumed_guest_reads_the_metadata_that_it_is_given(
             await until_page(name, who)
 
 
-# As E2B's agent, envd: it takes a while to listen, then answers POST /init with 204.
-AGENT = """\
-#!/bin/sh
-case ${1-} in
-    -version) echo 0.2.4 && exit ;;
-    answer) printf 'HTTP/1.1 204 No Content\\r\\nConnection: close\\r\\n\\r\\n' && exit ;;
-esac
-/bin/busybox sleep 4
-exec /bin/busybox nc -ll -p 49983 -e /.template/agent answer
-"""
-
-
-def init_agent() -> bytes:
-    """Ask it once, as an orchestrator does when it has resumed a snapshot."""
-    with socket.create_connection((GUEST_ADDRESS, 49983), timeout=20) as connection:
-        connection.sendall(b"POST /init HTTP/1.1\r\nHost: agent\r\nContent-Length: 2\r\n\r\n{}")
-        with connection.makefile("rb") as answer:
-            return answer.readline()
-
-
 async def test_the_snapshot_waits_for_the_agent_which_answers_at_once_after_a_resume(
     tmp_path: Path, registry: Registry
 ) -> None:
-    agent = tmp_path / "agent"
-    agent.write_text(AGENT)
-    agent.chmod(0o755)
+    agent = write_agent(tmp_path / "agent")
     layer = Layer().directory("bin").busybox().symlink("bin/sh", "busybox")
     registry.push("with-agent", [layer.tar()])
     async with vm_host(tmp_path / "data", guest_agent_path=agent) as host:
         image = await host.bench.pull(f"{registry.address}/with-agent")
         vm, rootfs = await host.boot(image)
-        assert rootfs.facts.agent_version == "0.2.4"
+        assert rootfs.facts.agent_version == VERSION
         snapshot = await host.snapshot(vm, rootfs)
         async with host.resumed(vm, snapshot) as name:
-            began = time.monotonic()
             answer = await asyncio.to_thread(in_network, name, init_agent)
-            print(f"the agent answered {time.monotonic() - began:.3f} s after the resume")
-        assert answer == b"HTTP/1.1 204 No Content\r\n"
+        assert answer == ANSWER
         # One that ends is told, and not what else may be wrong.
         agent.write_text('#!/bin/sh\n[ -z "${1-}" ] || echo 0.2.5\n')
         with pytest.raises(StartCommandError, match="the guest agent has ended"):
