@@ -6,6 +6,7 @@ templates are built in `make test`, the others in `make test-e2b`, with each ver
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import requests
 from devstack.registry import Layer, running_registry
 
+from activities.store.objects import metadata_name
 from tests.support.e2b_sdk import VERSIONS, sdk_of
 from tests.support.local_http import HTTPD, HTTPD_ANSWERS
 from tests.support.real_stack import Product, nothing_left
@@ -144,6 +146,10 @@ def test_the_process_tells_how_it_is_and_what_it_has_answered(product: Product) 
 
 STEPS = {
     "envs": ('.set_envs({"A": "x y", "B": "2"})', 'test "$A$B" = "x y2"'),
+    "variables that name others": (
+        '.set_envs({"A": "1", "B": "$A"}).set_envs({"C": "$A/${A}x", "D": "$C", "P": "$PATH:/p"})',
+        'test "$A:$B:$C:$D" = 1::1/1x: && case $P in /*:/p) ;; *) false ;; esac',
+    ),
     "workdir": ('.set_workdir("/srv/new")', "test $(pwd) = /srv/new"),
     "user": ('.set_user("nobody")', "test $(id -un) = nobody"),
     "run as a user": (
@@ -199,6 +205,40 @@ async def test_steps(
     asked = f"{base}{steps}.run_cmd({question!r})"
     told = await build(product, version, tmp_path, name, asked)
     assert not told["failed"], told
+
+
+@whole
+@both
+async def test_a_template_that_names_no_user_is_user_s_and_so_is_what_stands_on_it(
+    product: Product, image: str, name: str, version: str, tmp_path: Path
+) -> None:
+    question = "test $(id -un):$(pwd):$HOME = user:/home/user:/home/user"
+    start, ready = f"id -un >who; exec {HTTPD}", f"{HTTPD_ANSWERS} && test $(cat who) = user"
+    asked = f""".from_image("{image}").set_envs({{"A": "1"}}).copy("one.txt", "here")
+        template.run_cmd({question!r}).run_cmd("test $(stat -c %U here) = user")
+        template = template.set_start_cmd({start!r}, {ready!r})"""
+    context(tmp_path)
+    first = await build(product, version, tmp_path, name, asked)
+    assert not first["failed"], first
+    asked = f""".from_template("{name}").run_cmd({question!r}).run_cmd("test -f here -a $A = 1")"""
+    second = await build(product, version, tmp_path, f"{name}-2", asked)
+    assert not second["failed"], second
+    for built in (first, second):
+        told = metadata_of(product, built["build"])
+        running = told["start"]
+        assert (running["start_command"], running["ready_command"]) == (start, ready)
+        assert (told["context"]["user"], told["context"]["workdir"]) == ("user", "/home/user")
+        assert told["context"]["env_vars"]["A"] == "1"
+        assert running["context"] == told["context"]
+    assert told["from_template"] == {"alias": name, "build_id": first["build"]}
+
+
+def metadata_of(product: Product, build_id: str) -> dict[str, Any]:
+    """Return what is published of a template, as an orchestrator reads it."""
+    found = product.bucket.read_object(metadata_name(build_id))
+    assert found is not None
+    told: dict[str, Any] = json.loads(found[0])
+    return told
 
 
 @whole
