@@ -228,6 +228,8 @@ class BuildSteps:
                 timeout_seconds=self._options.image_step_timeout_seconds,
                 start_command=commands.start,
                 ready_command=commands.ready,
+                start_meaning=commands.start_meaning,
+                ready_meaning=commands.ready_meaning,
                 env=self._config.env,
                 force=self._config.force,
                 secret_env=self._config.secret_env,

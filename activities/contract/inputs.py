@@ -165,6 +165,9 @@ class RunStepsInput(Model):
     meaning: Meaning = Field(
         default=Meaning.DOCKER, exclude_if=lambda meaning: meaning is Meaning.DOCKER
     )
+    start_meaning: Meaning | None = Field(default=None, exclude_if=lambda meaning: meaning is None)
+    """Whose words the start command is, where it is a base's; None is the build's own."""
+    ready_meaning: Meaning | None = Field(default=None, exclude_if=lambda meaning: meaning is None)
     keep_failed: bool = Field(default=False, exclude_if=lambda keep: not keep)
     """Whether the disk of a step that fails stays on the host, to be looked at."""
 

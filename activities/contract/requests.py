@@ -29,6 +29,18 @@ class Commands(Model):
 
     start: str = ""
     ready: str = ""
+    start_meaning: Meaning | None = Field(default=None, exclude_if=lambda meaning: meaning is None)
+    """Whose words the start command is; None is the words of the build that runs it."""
+    ready_meaning: Meaning | None = Field(default=None, exclude_if=lambda meaning: meaning is None)
+
+    def meant_by(self, meaning: Meaning) -> Commands:
+        """Return them with whose words they are, where that is not said yet."""
+        return self.model_copy(
+            update={
+                "start_meaning": self.start_meaning or meaning,
+                "ready_meaning": self.ready_meaning or meaning,
+            }
+        )
 
 
 class TemplateConfig(Model):
@@ -125,7 +137,10 @@ class TemplateConfig(Model):
         """
         if self.start_command or base is None:
             return Commands(start=self.start_command, ready=self.ready_command)
-        return Commands(start=base.start, ready=self.ready_command or base.ready)
+        if not self.ready_command:
+            return base
+        own = {"ready": self.ready_command, "ready_meaning": None}
+        return base.model_copy(update=own)
 
     @model_validator(mode="before")
     @classmethod

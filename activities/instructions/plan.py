@@ -211,7 +211,7 @@ def _values_of_made(made: Made) -> dict[str, str]:
 
 
 def _run_values(build: RunStepsInput, step: Run, context: StepContext) -> dict[str, str]:
-    values = {"start.command": step.command, **_shell(build)}
+    values = {"start.command": step.command, **_shell("start", build.meaning)}
     if step.user:
         values["image.user"] = step.user
     values["env"] = _as_environment({"PATH": DEFAULT_PATH, **context.variables})
@@ -232,14 +232,16 @@ def _copy_values(build: RunStepsInput, step: Copy | Add, user: str) -> dict[str,
     return {**values, "copy.unpacks": ""} if isinstance(step, Add) else values
 
 
-def _shell(build: RunStepsInput) -> dict[str, str]:
-    return {"login-shell": ""} if build.meaning is Meaning.E2B else {}
+def _shell(command: str, meaning: Meaning) -> dict[str, str]:
+    return {f"{command}.login-shell": ""} if meaning is Meaning.E2B else {}
 
 
 def _template_values(build: RunStepsInput, context: StepContext) -> dict[str, str]:
     config = config_after(build.image, build.steps, build.meaning)
     variables = guest_environment(config, build.env, "")
-    values = {"image.user": context.user, "workdir": context.working_dir, **_shell(build)}
+    values = {"image.user": context.user, "workdir": context.working_dir}
+    values |= _shell("start", build.start_meaning or build.meaning)
+    values |= _shell("ready", build.ready_meaning or build.meaning)
     values["ready.command"] = build.ready_command
     if variables["HOME"]:
         values["home-is-given"] = ""

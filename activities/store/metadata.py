@@ -104,7 +104,7 @@ class TemplateMetadata(Model):
     @property
     def commands(self) -> Commands:
         """What it runs."""
-        return self.inherited or self.config.commands_on(None)
+        return (self.inherited or self.config.commands_on(None)).meant_by(self.config.meaning)
 
     def to_json(self) -> str:
         """Return the object's content: ours, and what E2B's orchestrator reads beside it."""

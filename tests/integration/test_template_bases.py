@@ -19,7 +19,7 @@ from activities.contract.errors import (
     StorageCorruptionError,
     TemplateNotFoundError,
 )
-from activities.contract.image_steps import Env, Run, User, Workdir
+from activities.contract.image_steps import Env, Meaning, Run, User, Workdir
 from activities.contract.names import ArtifactName
 from activities.contract.requests import Commands
 from activities.contract.results import ImageConfig
@@ -84,12 +84,20 @@ async def test_a_template_is_gone_on_from(host: StepHost, registry: Registry) ->
     assert read(host.disk(plain), "/.template/user").split()[0] == "1234"
 
     told = 'echo "$A $B $C $(pwd) $(busybox id -u)" >told'
-    child = await host.build(taken, Run(command=told), env={"D": "own"}, start_command="serve")
+    child = await host.build(
+        taken,
+        Run(command=told),
+        env={"D": "own"},
+        start_command="serve",
+        start_meaning=Meaning.E2B,
+    )
     check_filesystem(host.disk(child), go_on)
     assert read(host.disk(child), "/srv/told") == "image step request /srv 1234\n"
     env = read(host.disk(child), "/.template/env").split("\0")
     assert {"A=image", "B=step", "C=request", "D=own"} <= set(env)
     assert read(host.disk(child), "/.template/start.command") == "serve"
+    marks = {name for name in host.tree(child) if name.endswith("login-shell")}
+    assert marks == {"/.template/start.login-shell"}
 
 
 async def test_a_disk_that_is_no_file_system_is_taken_and_harms_its_build_alone(
@@ -108,17 +116,19 @@ async def test_what_is_not_on_the_disk_is_taken_from_the_metadata(host: StepHost
     made = publish_base(host.bucket, DISK, **asked)
     taken = await host.take(made.build_id)
     assert taken.base is not None
-    assert taken.base.commands == Commands(start="serve", ready="ask")
+    own = {"start_meaning": Meaning.DOCKER, "ready_meaning": Meaning.DOCKER}
+    assert taken.base.commands == Commands(start="serve", ready="ask", **own)
     assert taken.config == ImageConfig(env=("A=request", "B=1"))  # the image has A=b
     assert (taken.digest, taken.tenant) == (
         f"sha256:{made.artifacts[ArtifactName.ROOTFS].sha256}",
         "default",
     )
-    inherited = made.model_copy(update={"inherited": Commands(start="of the base")})
+    of_e2b = Commands(start="of the base", start_meaning=Meaning.E2B)
+    inherited = made.model_copy(update={"inherited": of_e2b})
     write_metadata(host.bucket, inherited)
     again = await host.take(made.build_id)
     assert again.base is not None
-    assert again.base.commands == Commands(start="of the base")
+    assert again.base.commands == of_e2b.meant_by(Meaning.DOCKER)
     assert (again.base.disk.reused, again.base.disk.fingerprint) == (
         True,
         taken.base.disk.fingerprint,

@@ -41,7 +41,7 @@ if [ -e "$words" ]; then
         first=
         set -- "$@" "$word"
     done <"$words"
-elif [ -e $t/login-shell ] && [ -x /bin/bash ]; then
+elif [ -e $t/$what.login-shell ] && [ -x /bin/bash ]; then
     set -- "$@" /bin/bash -l -c "$($bb cat "$t/$what.command")"
 else
     set -- "$@" "$shell" -c "$($bb cat "$t/$what.command")"

@@ -128,8 +128,19 @@ def test_to_e2b_a_step_finds_the_user_that_it_is_run_as(settings: Settings) -> N
     assert end.made == (E2B_USER, MadeDirectory("/home/user", ""))
     [run_values, end_values] = values(settings, of_e2b(FIRST))
     assert (run_values["image.user"], run_values["workdir"]) == ("user", "/home/user")
-    assert run_values["login-shell"] == end_values["login-shell"] == ""
-    assert not {"login-shell", "make.1.user"} & {*values(settings, asked(FIRST))[0]}
+    assert run_values["start.login-shell"] == end_values["start.login-shell"] == ""
+    assert end_values["ready.login-shell"] == ""
+    assert not {"start.login-shell", "make.1.user"} & {*values(settings, asked(FIRST))[0]}
+
+
+def test_an_inherited_command_is_run_as_in_its_base(settings: Settings) -> None:
+    inherited = asked(start_command="serve", ready_command="ask", start_meaning=Meaning.E2B)
+    [end] = values(settings, inherited)
+    assert "start.login-shell" in end
+    assert "ready.login-shell" not in end
+    [end] = values(settings, of_e2b(start_command="serve", start_meaning=Meaning.DOCKER))
+    assert "start.login-shell" not in end
+    assert "ready.login-shell" in end
 
 
 def test_users_are_made_for_e2b_alone_and_have_sudo_where_it_is_asked(settings: Settings) -> None:
