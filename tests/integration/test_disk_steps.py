@@ -252,6 +252,20 @@ FAILURES = [
 ]
 
 
+@pytest.mark.whole
+async def test_a_step_that_runs_out_of_processes_says_how_many_there_may_be(
+    host: StepHost, registry: Registry
+) -> None:
+    """Each that waits here is a fork of the shell's that has not even opened what it is to read."""
+    base = await base_of(host, registry)
+    fork = "busybox mkfifo /tmp/none; while :; do busybox cat </tmp/none & done"
+    shape = host.host.shape.model_copy(update={"memory_mb": 1024})
+    why = r"^step 1: .*: ran out of processes \(4096 at a time\), ended with exit code 2$"
+    with pytest.raises(ImageStepError, match=why) as error:
+        await host.build(base, Run(command=fork), shape=shape, timeout_seconds=300)
+    assert "can't fork" in error.value.log_tail[-1]
+
+
 @pytest.mark.parametrize(("step", "why"), FAILURES, ids=[str(step)[:24] for step, _ in FAILURES])
 async def test_a_failing_step_is_named_with_its_reason(
     host: StepHost, registry: Registry, step: Run, why: str

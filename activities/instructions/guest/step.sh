@@ -34,15 +34,18 @@ say_last() { # kind
     while IFS= read -r line || [ -n "$line" ]; do say "$1" "$line"; done <"$state/$1.last"
 }
 
-# In a control group of its own, so that its processes are counted. systemd has made one.
-limit_tasks() { # kind of init
-    if [ "$1" = systemd ]; then
-        read -r line </proc/self/cgroup
-        group=/sys/fs/cgroup${line#0::}
-        return
+# In a control group of its own, without this script: what passes on its last words, and finds out why
+# it has failed, must not be kept from starting by it. A systemd too old for one counts by its own.
+run_limited() {
+    if [ -e /sys/fs/cgroup/cgroup.procs ]; then
+        read -r own </proc/self/cgroup
+        echo +pids >/sys/fs/cgroup/cgroup.subtree_control
+        $bb mkdir -p $group && echo $MAX_TASKS >$group/pids.max && echo $$ >$group/cgroup.procs
+        run_start_command
+        echo $$ >/sys/fs/cgroup${own#0::}/cgroup.procs
+    else
+        run_start_command
     fi
-    echo +pids >/sys/fs/cgroup/cgroup.subtree_control
-    $bb mkdir -p $group && echo $MAX_TASKS >$group/pids.max && echo $$ >$group/cgroup.procs
 } 2>/dev/null
 
 # Its output comes first. A daemon that it left may hold the pipes open, so not for long.
@@ -147,9 +150,9 @@ settle_boot "$1"
 exec 3>$console
 say start "$*"
 machine_id=$($bb cat /etc/machine-id 2>/dev/null)
-limit_tasks "$1"
 [ "$1" != systemd ] || list_run >$state/run.before
-run_start_command
+relay_output
+run_limited
 await_end
 if [ "$code" = 0 ]; then
     say exit 0

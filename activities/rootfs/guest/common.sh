@@ -49,12 +49,16 @@ settle_boot() { # kind of init
     fi
 }
 
-# Its output goes to `relay`, which each script has; its exit code is then read from `ended`.
-run_start_command() {
+# What the start command is to say goes to `relay`, which each script has.
+relay_output() {
     $bb mkfifo -m 622 $state/out $state/err
     $bb mkfifo $state/ended
     relay out <$state/out &
     relay err <$state/err &
+}
+
+# Its exit code is then read from `ended`.
+run_start_command() {
     # Not by `&`: a shell lets what it starts so ignore SIGINT and SIGQUIT.
     $bb start-stop-daemon -S -b -p $state/none -x $bb -- sh $t/start-command.sh
 }

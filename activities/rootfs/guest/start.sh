@@ -222,6 +222,7 @@ fi
 read -r up _ </proc/uptime
 began=${up%.*}${up#*.}
 if has_start_command; then
+    relay_output
     run_start_command
     await_end &
 fi
