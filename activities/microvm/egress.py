@@ -3,8 +3,9 @@
 `slirp4netns` carries it: a TCP/IP stack in a process that turns what comes by the TAP `out0` of the
 netns into ordinary connections of this machine, whose firewall and routes stay as they are. What
 may come there, one nftables table of the netns decides: of the guest alone, by its own address, to
-public IPv4 addresses that are not this machine's. Whatever else is in the netns has no way out, be
-it a VMM that its guest has taken over.
+public IPv4 addresses that are not this machine's. Which these are, the VM's supervisor writes into
+it: before anything leads the guest out, and whenever the machine gets another. Whatever else is in
+the netns has no way out, be it a VMM that its guest has taken over.
 
 The guest's resolver is any: what it sends to port 53 of any address goes to slirp4netns, which asks
 the host's own. So a `resolv.conf` in a snapshot needs nothing of ours when it is resumed.
@@ -19,7 +20,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, collapse_addresses
+from ipaddress import IPv4Network, collapse_addresses
 from pathlib import Path
 
 from pyroute2 import IPRoute, NetlinkError
@@ -31,7 +32,9 @@ from activities.disk.cgroups import Limits
 from activities.disk.programs import child_environment, require_program
 from activities.microvm.network import in_network
 from activities.microvm.vm_supervisor import EGRESS_DEVICE as OUT
-from activities.process.addresses import INSIDE, own_addresses
+from activities.microvm.vm_supervisor import EGRESS_TABLE as TABLE
+from activities.microvm.vm_supervisor import OWN_SET as OWN
+from activities.process.addresses import INSIDE
 from activities.process.settings import Settings
 from activities.step.vm_requirements import EGRESS_PROGRAMS
 
@@ -40,7 +43,6 @@ OUT_ADDRESS, OUT_PREFIX_BITS, GATEWAY, RESOLVER = "10.0.2.100", 24, "10.0.2.2", 
 METADATA_SERVICE = "169.254.169.254"
 """The VMM's own; what it has left of it gets no answer, which would come before the VMM's."""
 MTU = 65520  # the more in a packet, the fewer of them there are
-TABLE = "template_manager"
 MOST_CONNECTIONS = 4096
 """That the netns keeps track of."""
 OPEN_FILES = 1024
@@ -56,7 +58,9 @@ CAPABILITIES = ("sys_admin", "setpcap", "net_bind_service")
 
 @dataclass(frozen=True)
 class Egress:
-    """What a guest may reach: public addresses but for `denied`; of them `allowed`, None is all."""
+    """What a guest may reach: public addresses but for the host's own and `denied`; of them
+    `allowed`, None is all.
+    """
 
     denied: tuple[IPv4Network, ...]
     allowed: tuple[IPv4Network, ...] | None = None
@@ -72,7 +76,7 @@ def egress_of(
     """
     if not policy.leads_out:
         return None
-    denied = (*_inside(), *_own(), *settings.denied_networks)
+    denied = (*_inside(), *settings.denied_networks)
     if policy.access is NetworkAccess.INTERNET:
         return Egress(denied)
     found = [network for entry in policy.allowed for network in _networks(entry, check)]
@@ -96,9 +100,10 @@ def table(egress: Egress) -> str:
     if egress.allowed is not None:
         allowed = "ip daddr != @allowed reject with icmp type admin-prohibited"
     return f"""
-table inet {TABLE} {{}}
-delete table inet {TABLE}
-table inet {TABLE} {{
+table {TABLE} {{}}
+delete table {TABLE}
+table {TABLE} {{
+    {_set(OWN, ())}
     {_set("denied", egress.denied)}
     {_set("allowed", egress.allowed or ())}
     chain prerouting {{
@@ -109,9 +114,10 @@ table inet {TABLE} {{
         type filter hook forward priority filter; policy drop;
         iifname "{TAP}" ip saddr != {GUEST_ADDRESS} drop
         meta nfproto != ipv4 drop
-        ct state established,related accept
         ct state new ct count over {MOST_CONNECTIONS} drop
         ip daddr {RESOLVER} meta l4proto {{ tcp, udp }} th dport 53 accept
+        iifname "{TAP}" ip daddr @{OWN} reject with icmp type admin-prohibited
+        ct state established,related accept
         ip daddr {METADATA_SERVICE} drop
         ip daddr @denied reject with icmp type admin-prohibited
         {allowed}
@@ -132,6 +138,11 @@ table inet {TABLE} {{
     }}
 }}
 """
+
+
+def nft_command() -> list[str]:
+    """Return the command that takes nftables' words. Raises HostFaultError when it is missing."""
+    return [require_program("nft", EGRESS_PROGRAMS["nft"]), "-f", "-"]
 
 
 def command() -> list[str]:
@@ -159,7 +170,7 @@ def resolver_file() -> Path | None:
 def _prepare(rules: str) -> None:
     """In the netns: the table, then forwarding, then the TAP."""
     subprocess.run(
-        [require_program("nft", EGRESS_PROGRAMS["nft"]), "-f", "-"],
+        nft_command(),
         input=rules,
         text=True,
         check=True,
@@ -189,10 +200,6 @@ def _set(name: str, networks: Sequence[IPv4Network]) -> str:
 
 def _inside() -> Iterable[IPv4Network]:
     return [network for network in INSIDE if isinstance(network, IPv4Network)]
-
-
-def _own() -> Iterable[IPv4Network]:
-    return [IPv4Network(one) for one in own_addresses() if isinstance(one, IPv4Address)]
 
 
 def _networks(entry: str, check: Callable[[], None]) -> list[IPv4Network]:

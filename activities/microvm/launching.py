@@ -30,9 +30,9 @@ from activities.disk.programs import require_program
 from activities.disk.sparse_files import copy_private
 from activities.microvm import vm_launcher
 from activities.microvm.egress import LIMITS as EGRESS_LIMITS
-from activities.microvm.egress import Egress, resolver_file
+from activities.microvm.egress import Egress, nft_command, resolver_file
 from activities.microvm.egress import command as egress_command
-from activities.microvm.vm_supervisor import EGRESS_PLAN
+from activities.microvm.vm_supervisor import EGRESS_DENY, EGRESS_PLAN
 
 INSIDE = "/fc-vm"
 """Where the VMM has the VM's files: a path that is frozen into snapshots."""
@@ -238,6 +238,7 @@ def prepare_egress(directory: Path, hidden: Sequence[str]) -> str:
         "alone": {"/etc": etc, "/run": {}},
         "directory": "/",
         "command": egress_command(),
+        EGRESS_DENY: nft_command(),
     }
     _write(directory / EGRESS_PLAN, plan)
     return _limit(name, EGRESS_LIMITS, trees)

@@ -1,8 +1,9 @@
 """The parent of one VMM process. Runs alone and detached, outlives the worker that started it.
 
 Usage: `vm_supervisor.py NETNS CONSOLE_BYTES VMM [ARGUMENT…]`, in the VM's own directory. Where that
-has an `egress.json`, it starts what leads the guest out, while it is still in the host's network;
-when that ends, so does the VMM. It enters the netns, starts the VMM, and writes
+has an `egress.json`, it denies the host's own addresses to the guest and starts what leads it out,
+while it is still in the host's network; those that the host gets later are denied when it gets
+them. When one of these fails, the VMM ends. It enters the netns, starts the VMM, and writes
 
 - `vmm.json`: pids and start times;
 - `console`: what the guest says on its serial console, in whole lines. Of lines that are not of our
@@ -21,11 +22,14 @@ the product is upgraded.
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import json
 import os
 import select
 import signal
+import socket
+import struct
 import subprocess
 import sys
 
@@ -52,6 +56,19 @@ EGRESS_PROCESSES = ("unshare", "--pid", "--fork", "--kill-child", "--")
 EGRESS_DEVICE = "out0"
 EGRESS_SECONDS = 30
 EGRESS_ENDED = "what led the guest to the internet has ended"
+EGRESS_TABLE, OWN_SET = "inet template_manager", "own"
+"""Of the netns: nftables' table, and the set in it of the host's own networks."""
+EGRESS_DENY = "deny"
+"""In `egress.json`: the command that takes nftables' words."""
+DENY_SECONDS = 30
+ASKS = 10
+NOT_DENIED = "the host's own addresses cannot be denied to the guest"
+# linux/netlink.h, linux/rtnetlink.h
+SOL_NETLINK, NETLINK_GET_STRICT_CHK = 270, 12
+NLMSG_ERROR, NLMSG_DONE, NLM_F_REQUEST, NLM_F_DUMP, NLM_F_DUMP_INTR = 2, 3, 0x1, 0x300, 0x10
+RTM_NEWROUTE, RTM_GETROUTE, RTMGRP_IPV4_ROUTE, RTN_LOCAL, RTA_DST = 24, 26, 0x40, 2, 1
+HEADER, ERROR = struct.Struct("=IHHII"), struct.Struct("=i")
+ROUTE, ATTRIBUTE = struct.Struct("=8BI"), struct.Struct("=HH")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -228,13 +245,151 @@ class Log:
             file.write(data)
 
 
-def start_egress(network: str) -> "subprocess.Popen[bytes] | None":
-    """Start what leads the guest out, if there is a plan for it, and wait until it does.
+class OwnNetworks:
+    """What the host takes to be itself, and is denied to the guest: its kernel's local routes.
 
-    Raises OSError.
+    These are its addresses, and whole networks that are routed to it, as load balancers of clouds
+    have it. What it has had stays denied.
     """
-    if not os.path.exists(EGRESS_PLAN):  # noqa: PTH110 # pathlib would double the start-up time
-        return None
+
+    def __init__(self, network: str, deny: list[str]) -> None:
+        """Deny what there is. To be made in the host's network, from which it goes on to hear."""
+        self._network = network
+        self._deny = deny
+        self._denied: set[str] = set()
+        self._told = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self._told.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)  # local ones alone, if it can
+        self._told.bind((0, RTMGRP_IPV4_ROUTE))
+        self._ask()
+
+    def fileno(self) -> int:
+        """Return what is ready to read when there is more to deny."""
+        return self._told.fileno()
+
+    def update(self) -> None:
+        """Deny what has been told since. Raises OSError when that cannot be."""
+        try:
+            networks, _, _ = local_networks(self._told.recv(READ_BYTES))
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            self._ask()  # more was told than there was room for
+        else:
+            self._add(networks)
+
+    def _ask(self) -> None:
+        """Have all of it told, and deny it."""
+        route = ROUTE.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, RTN_LOCAL, 0)
+        flags = NLM_F_REQUEST | NLM_F_DUMP
+        self._told.settimeout(DENY_SECONDS)
+        for _ in range(ASKS):
+            self._told.send(
+                HEADER.pack(HEADER.size + ROUTE.size, RTM_GETROUTE, flags, 0, 0) + route
+            )
+            if self._hear_answer():
+                self._told.setblocking(False)
+                return
+        raise OSError("the host's addresses change all the time")
+
+    def _hear_answer(self) -> bool:
+        """Deny what is told until the end of an answer; returns whether that was all of it."""
+        found, is_end, is_whole = set[str](), False, True
+        while not is_end:
+            try:
+                networks, is_end, is_torn = local_networks(self._told.recv(READ_BYTES))
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                networks, is_torn = set(), True
+            found |= networks
+            is_whole = is_whole and not is_torn
+        self._add(found)
+        return is_whole
+
+    def _add(self, networks: set[str]) -> None:
+        all_of_them = self._denied | networks
+        if all_of_them == self._denied:
+            return
+        of_it = f"{EGRESS_TABLE} {OWN_SET}"
+        elements = ", ".join(sorted(all_of_them))
+        try:
+            subprocess.run(
+                self._deny,
+                input=f"flush set {of_it}\nadd element {of_it} {{ {elements} }}\n".encode(),
+                check=True,
+                timeout=DENY_SECONDS,
+                env={},
+                preexec_fn=lambda: enter_network(self._network),  # it has no other thread
+            )
+        except subprocess.SubprocessError as error:
+            raise OSError(f"{NOT_DENIED}: {error}") from None
+        self._denied = all_of_them
+
+
+def local_networks(data: bytes) -> tuple[set[str], bool, bool]:
+    """Return the networks that news of netlink's make the host's own; whether they end an answer;
+    and whether that answer has changed while it was told. Raises OSError for an error.
+    """
+    found, is_end, is_torn = set[str](), False, False
+    while data:
+        length, kind, flags, _, _ = HEADER.unpack_from(data)
+        content, data = data[HEADER.size : length], data[(length + 3) & ~3 :]
+        is_end = is_end or kind == NLMSG_DONE
+        is_torn = is_torn or bool(flags & NLM_F_DUMP_INTR)
+        if kind == NLMSG_ERROR:
+            code = -ERROR.unpack_from(content)[0]
+            raise OSError(code, f"{NOT_DENIED}: {os.strerror(code)}")
+        if kind == RTM_NEWROUTE:
+            found |= local_network(content)
+    return found, is_end, is_torn
+
+
+def local_network(route: bytes) -> set[str]:
+    """Return the network that a route of netlink's makes the host's own, or nothing.
+
+    A route of everything makes nothing its own: whoever has one marks the packets that it is for.
+    """
+    family, bits, *_, kind, _ = ROUTE.unpack_from(route)
+    if family != socket.AF_INET or kind != RTN_LOCAL or not bits:
+        return set()
+    attributes = route[ROUTE.size :]
+    while attributes:
+        length, name = ATTRIBUTE.unpack_from(attributes)
+        if name == RTA_DST:
+            return {f"{socket.inet_ntoa(attributes[ATTRIBUTE.size : length])}/{bits}"}
+        attributes = attributes[(length + 3) & ~3 :]
+    return set()
+
+
+class Egress:
+    """What leads the guest out, and keeps it from the host while it does."""
+
+    def __init__(self, network: str) -> None:
+        """Start it by its plan, and wait until it leads out. Raises OSError."""
+        with open(EGRESS_PLAN, encoding="utf-8") as file:
+            deny = json.load(file)[EGRESS_DENY]
+        self._own = OwnNetworks(network, deny)
+        self._carrier = start_carrier(network)
+
+    def fileno(self) -> int:
+        """Return what is ready to read when there is something to look at."""
+        return self._own.fileno()
+
+    def look(self) -> str:
+        """Keep the guest from what the host has come to be; returns why it must end, or ''."""
+        if self._carrier.poll() is not None:
+            return EGRESS_ENDED
+        try:
+            self._own.update()
+        except OSError as error:
+            return str(error)
+        return ""
+
+
+def start_carrier(network: str) -> "subprocess.Popen[bytes]":
+    """Start what leads the guest out, and wait until it does. Raises OSError."""
     launcher = f"{__file__.rpartition('/')[0]}/vm_launcher.py"
     inner = os.open(f"/run/netns/{network}", os.O_RDONLY)
     ready, tell_ready = os.pipe()
@@ -264,12 +419,10 @@ def last_line(path: str) -> str:
     return lines[-1] if lines else "it says nothing"
 
 
-def supervise(
-    command: list[str], console_bytes: int, egress: "subprocess.Popen[bytes] | None" = None
-) -> int:
+def supervise(command: list[str], console_bytes: int, egress: Egress | None = None) -> int:
     """Run the VMM to its end; returns its exit code, negative for a signal.
 
-    Raises OSError when what leads the guest out has ended before it.
+    Raises OSError when what leads the guest out has ended, or failed, before it.
     """
     log, spool = Log(), Spool()
     vmm = subprocess.Popen(
@@ -285,11 +438,9 @@ def supervise(
         signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))
         pids = {"vmm": host_pid(pid), "supervisor": host_pid(os.getpid())}
         write_whole("vmm.json", {name: [pid, start_ticks(pid)] for name, pid in pids.items()})
-    is_cut_off = follow(
-        os.pidfd_open(pid) if pid else -1, spool, log, Console(console_bytes), egress
-    )
-    if is_cut_off:
-        raise OSError(EGRESS_ENDED)
+    why = follow(os.pidfd_open(pid) if pid else -1, spool, log, Console(console_bytes), egress)
+    if why:
+        raise OSError(why)
     if pid in (0, vmm.pid):
         return vmm.wait()
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -300,24 +451,24 @@ def follow(
     spool: Spool,
     log: Log,
     console: Console,
-    egress: "subprocess.Popen[bytes] | None" = None,
-) -> bool:
+    egress: Egress | None = None,
+) -> str:
     """Move what guest and VMM say to their files until the VMM has ended.
 
-    `vmm` is its pidfd, -1 if it has not even started. The VMM is ended when `egress` ends: what its
-    guest does from then on would fail for no reason of its own. Returns whether that was so.
+    `vmm` is its pidfd, -1 if it has not even started. The VMM is ended when `egress` ends or fails:
+    what its guest does from then on would fail for no reason of its own, or reach the host. Returns
+    why that was, '' if it was not.
     """
-    is_cut_off = False
+    why = ""
     poll = select.poll()
-    for descriptor in (vmm, log.pipe):
+    for descriptor in (vmm, log.pipe, egress.fileno() if egress else -1):
         if descriptor >= 0:
             poll.register(descriptor, select.POLLIN)
     is_alive, pause = True, LOOK_MS[0]
     while is_alive:
         ready = {descriptor for descriptor, _ in poll.poll(pause)}
         is_alive = vmm >= 0 and vmm not in ready
-        if is_alive and not is_cut_off and egress and egress.poll() is not None:
-            is_cut_off = True
+        if is_alive and egress and not why and (why := egress.look()):
             signal.pidfd_send_signal(vmm, signal.SIGKILL)
         pause = min(2 * pause, LOOK_MS[1])
         while data := spool.take():
@@ -328,14 +479,15 @@ def follow(
         console.tell()
     console.take(b"")
     console.tell()
-    return is_cut_off
+    return why
 
 
 def main() -> int:
     """Run; the exit status of the VMM is on disk, ours says only whether that worked."""
     network, console_bytes, *command = sys.argv[1:]
     try:
-        egress = start_egress(network)
+        is_led_out = os.path.exists(EGRESS_PLAN)  # noqa: PTH110 # pathlib would start slower
+        egress = Egress(network) if is_led_out else None
         enter_network(network)
         code = supervise(command, int(console_bytes), egress)
         write_whole("exit.json", {"code": code})

@@ -48,6 +48,7 @@ IPV6_MULTICAST = 0xFF
 # linux/if_packet.h
 SOL_PACKET, PACKET_OUTGOING = 263, 4
 A_RECORD = 1
+LOCAL = 255  # linux/rtnetlink.h
 
 
 @dataclass
@@ -63,6 +64,17 @@ class InnerInternet:
     """Addresses to which a packet has come by the wire, but for what IPv6 sends to all."""
     names: dict[str, str] = field(default_factory=lambda: {NAME: PUBLIC})
     pages: dict[str, bytes] = field(default_factory=lambda: {"/": b"public\n"})
+
+    def give_host(self, *, address: str, network: str) -> None:
+        """Let an address, and a network that is routed to it, be the host's own from now on."""
+
+        def give() -> None:
+            with IPRoute() as route:
+                lo = route.link_lookup(ifname="lo")[0]
+                route.addr("add", index=lo, address=address, prefixlen=32)
+                route.route("add", dst=network, oif=lo, type="local", table=LOCAL, scope="host")
+
+        in_network(self.host, give)
 
     def from_host(self, function: Callable[[], T]) -> T:
         """Run `function` in a thread of its own that works on that host, with its resolver.

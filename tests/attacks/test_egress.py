@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
@@ -44,12 +45,13 @@ from activities.contract.network_policy import (
 )
 from activities.contract.results import PulledImage
 from activities.contract.scope import VmRef
-from activities.microvm.vm_supervisor import EGRESS_ENDED
+from activities.microvm.network import in_network
+from activities.microvm.vm_supervisor import EGRESS_ENDED, EGRESS_TABLE, NOT_DENIED
 from activities.store.bucket import Bucket
 from tests.support.guest_python import COMMAND, add_python
 from tests.support.host_resources import HostResources
 from tests.support.step_host import StepHost
-from tests.support.vm_host import VmHost, vm_host
+from tests.support.vm_host import VmHost, until, vm_host
 
 pytestmark = pytest.mark.counts_host
 
@@ -152,6 +154,40 @@ async def test_what_is_named_and_nothing_else(
     await on_host(internet, host, work)
     assert internet.reached == [PUBLIC]
     assert internet.seen == {PUBLIC, RESOLVER}
+
+
+@pytest.mark.whole
+async def test_what_becomes_the_hosts_own_later_is_not_reached(
+    host: VmHost, image: PulledImage, internet: InnerInternet
+) -> None:
+    """An address, and a network that is routed to it. A guest that cannot be kept off ends."""
+    vm, both = host.vm(), (PUBLIC, OTHER_PUBLIC)
+    ask = f"while :; do {FETCH} {' '.join(both)}; >/done; done"
+    rootfs = await host.rootfs(image, vm, start_command=ask, ready_command="[ -e /done ]")
+
+    def refused(times: int) -> bool:
+        said = host.process(vm).console.read_text(errors="replace")
+        return all(said.count(f"{one} ! ") >= times for one in both)
+
+    async def work() -> None:
+        await host.start(vm, rootfs, network=INTERNET)
+        await host.wait(vm)
+        assert set(internet.reached) == set(both)
+        internet.give_host(address=PUBLIC, network=f"{OTHER_PUBLIC}/32")
+        await until(lambda: refused(2), 200)
+        reached = [*internet.reached]
+        await until(lambda: refused(5), 200)
+        assert internet.reached == reached
+        in_network(vm.name, remove_table)
+        internet.give_host(address="198.51.100.20", network="198.51.100.30/31")
+        assert NOT_DENIED in ended(host, vm)
+
+    await on_host(internet, host, work)
+
+
+def remove_table() -> None:
+    command = ["nft", "delete", "table", *EGRESS_TABLE.split()]
+    subprocess.run(command, check=True)
 
 
 @pytest.mark.whole

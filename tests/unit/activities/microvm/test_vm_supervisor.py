@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+import socket
+import struct
 import subprocess
 import sys
 import textwrap
@@ -11,7 +14,19 @@ import pytest
 
 from activities.microvm import vm_supervisor
 from activities.microvm.console import ConsoleReader
-from activities.microvm.vm_supervisor import DECIDING_BYTES, LINE_BYTES, Console, Spool
+from activities.microvm.vm_supervisor import (
+    DECIDING_BYTES,
+    ERROR,
+    HEADER,
+    LINE_BYTES,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    ROUTE,
+    RTM_NEWROUTE,
+    Console,
+    Spool,
+    local_networks,
+)
 
 RUN = "import sys, vm_supervisor as s; sys.exit(s.supervise(sys.argv[2:], int(sys.argv[1])))"
 
@@ -168,3 +183,34 @@ def test_what_has_been_read_takes_no_memory() -> None:
     os.write(spool.descriptor, b"the end")
     assert spool.take() == b"the end"
     assert os.fstat(spool.descriptor).st_blocks * 512 <= 8192
+
+
+LOCAL, UNICAST = 2, 1
+ALL_OF_IT, LATER = 0, 16
+"""How an answer is marked: as one that is whole, and one that changed while it was told."""
+
+
+def message(kind: int, content: bytes, flags: int = ALL_OF_IT) -> bytes:
+    return HEADER.pack(HEADER.size + len(content), kind, flags, 0, 0) + content
+
+
+def route(address: str, bits: int, kind: int) -> bytes:
+    head = ROUTE.pack(socket.AF_INET, bits, 0, 0, 255, 0, 0, kind, 0)
+    destination = struct.pack("=HH4s", 8, 1, socket.inet_aton(address))
+    priority = struct.pack("=HHI", 8, 6, 0)
+    return message(RTM_NEWROUTE, head + priority + (destination if bits else b""))
+
+
+def test_local_routes_are_the_hosts_own() -> None:
+    told = [
+        route("203.0.113.2", 32, LOCAL),
+        route("198.51.100.0", 24, LOCAL),
+        route("192.0.2.0", 24, UNICAST),
+        route("0.0.0.0", 0, LOCAL),  # of who takes marked packets, whatever their address
+    ]
+    own = {"203.0.113.2/32", "198.51.100.0/24"}
+    assert local_networks(b"".join(told)) == (own, False, False)
+    assert local_networks(message(NLMSG_DONE, bytes(4))) == (set(), True, False)
+    assert local_networks(message(NLMSG_DONE, bytes(4), LATER)) == (set(), True, True)
+    with pytest.raises(OSError, match="cannot be denied to the guest: Operation not permitted"):
+        local_networks(message(NLMSG_ERROR, ERROR.pack(-errno.EPERM)))
