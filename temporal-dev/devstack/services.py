@@ -169,8 +169,16 @@ FAIR_SHARE = (
     "matching.numTaskqueueReadPartitions=1",
     "matching.numTaskqueueWritePartitions=1",
 )
+# All workflows are in its only shard, whose queue of tasks it looks into 20 times a second at most.
+# A cluster has hundreds of shards.
+ONE_SHARD = ("history.transferProcessorMaxPollRPS=1000",)
 # Its own default is a rollback journal: four waits for the disk a transaction, one after the other.
 PRAGMAS = ("journal_mode=wal", "synchronous=normal")
+
+
+def dynamic_config(*values: str) -> list[str]:
+    """Return the arguments by which Temporal's dev server gets these values."""
+    return [word for value in values for word in ("--dynamic-config-value", value)]
 
 
 def _temporal_command(stack: StackEnvironment) -> list[str]:
@@ -179,7 +187,7 @@ def _temporal_command(stack: StackEnvironment) -> list[str]:
     command = [_tool("temporal"), "server", "start-dev", "--ip", "127.0.0.1"]
     command += ["--port", str(stack.ports.temporal), "--ui-port", str(stack.ports.temporal_ui)]
     command += ["--metrics-port", str(stack.ports.temporal_metrics)]
-    command += [word for value in FAIR_SHARE for word in ("--dynamic-config-value", value)]
+    command += dynamic_config(*FAIR_SHARE, *ONE_SHARD)
     command += [word for value in PRAGMAS for word in ("--sqlite-pragma", value)]
     return [*command, "--db-filename", str(data / "temporal.db"), "--log-level", "warn"]
 

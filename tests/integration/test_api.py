@@ -79,12 +79,7 @@ pytestmark = pytest.mark.counts_nothing
 
 # Temporal deletes a workflow when its queues say that they are done with it: by default after 30 s.
 QUICK_DELETES = tuple(
-    argument
-    for queue in ("transfer", "visibility")
-    for argument in (
-        "--dynamic-config-value",
-        f'history.{queue}ProcessorUpdateAckInterval="1s"',
-    )
+    f'history.{queue}ProcessorUpdateAckInterval="1s"' for queue in ("transfer", "visibility")
 )
 
 
@@ -94,7 +89,7 @@ async def api_alone(storage: Stack, empty_bucket: Bucket) -> AsyncIterator[Api]:
     settings = settings_for(storage)
     async with (
         # It does not know our search attributes: the API registers them.
-        await start_temporal(extra_args=QUICK_DELETES) as fresh,
+        await start_temporal(config=QUICK_DELETES) as fresh,
         running_server(fresh.client, settings) as server,
         TemplateClient(server.address) as client,
     ):

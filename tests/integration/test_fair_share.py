@@ -39,7 +39,6 @@ pytestmark = pytest.mark.counts_nothing
 SLOTS = 4
 PATIENT = OPTIONS.model_copy(update={"lease_wait_seconds": 600, "heartbeat_timeout_seconds": 30})
 QUEUE = "holds-of-a-test"
-FLAGS = [word for value in FAIR_SHARE for word in ("--dynamic-config-value", value)]
 
 
 @workflow.defn(name="HoldsOnce")
@@ -129,7 +128,7 @@ async def held_in_order(host: Admission, **waiting: list[asyncio.Task[datetime]]
 async def test_a_tenant_with_few_builds_does_not_wait_for_one_with_many(
     empty_bucket: Bucket, tmp_path: Path, many: int, times: int
 ) -> None:
-    async with await start_temporal(extra_args=FLAGS) as server:
+    async with await start_temporal(config=FAIR_SHARE) as server:
         for number in range(times):
             async with running_host(server.client, empty_bucket, tmp_path / str(number)) as host:
                 first = await waiting(server.client, "acme", many)
@@ -144,7 +143,7 @@ async def test_a_tenant_gets_hosts_as_often_as_its_weight_says(
     empty_bucket: Bucket, tmp_path: Path
 ) -> None:
     async with (
-        await start_temporal(extra_args=FLAGS) as server,
+        await start_temporal(config=FAIR_SHARE) as server,
         running_host(server.client, empty_bucket, tmp_path) as host,
     ):
         light = await waiting(server.client, "acme", 20)

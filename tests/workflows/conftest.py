@@ -13,12 +13,12 @@ from temporalio.client import Client
 from activities.contract.search_attributes import SEARCH_ATTRIBUTES
 from tests.support.temporal_server import start_temporal
 
-EARLY = ["--dynamic-config-value", "limit.historyCount.suggestContinueAsNew=30"]
+EARLY = "limit.historyCount.suggestContinueAsNew=30"
 
 
 @pytest_asyncio.fixture(scope="session")
 async def client() -> AsyncIterator[Client]:
     async with await start_temporal(
-        search_attributes=SEARCH_ATTRIBUTES, extra_args=EARLY
+        search_attributes=SEARCH_ATTRIBUTES, config=[EARLY]
     ) as environment:
         yield environment.client
