@@ -15,8 +15,8 @@ Eight parts, each beside a peer or the machine's own limit, measured in the same
 - `fleet`: 200 builds of three tenants on 20 hosts whose steps sleep, beside what they would take if
   no slot ever waited; with `--whole` 1,000 builds on 100 hosts.
 
-`python temporal-dev/bench.py [--small] [--whole] [PART…]`. Times are wall time in seconds; machines
-are noisy, so ratios are what counts.
+`python temporal-dev/bench.py [--small] [--whole] [--seconds N] [PART…]`. Times are wall time in
+seconds; machines are noisy, so ratios are what counts.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -693,9 +693,10 @@ def _in_parallel(put: Callable[[int, bytes], None], size: int) -> float:
 # A fleet
 
 
-def bench_fleet(small: bool, whole: bool) -> None:
-    """Let a fleet build."""
+def bench_fleet(small: bool, whole: bool, seconds: float | None) -> None:
+    """Let a fleet build, each build for so many `seconds`."""
     size = fleet.SMALL if small else fleet.WHOLE if whole else fleet.USUAL
+    size = replace(size, seconds=seconds or size.seconds)
     say(f"{sum(size.builds.values())} builds on {size.hosts} hosts")
     fleet.tell(fleet.run_fleet(size), console)
 
@@ -707,10 +708,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workloads", default="W1,W2,W3,W4", help="of rootfs; default: all")
     parser.add_argument("--small", action="store_true", help="a tenth of the data")
     parser.add_argument("--whole", action="store_true", help="a fleet of 100 hosts")
+    parser.add_argument("--seconds", type=float, help="what a build of the fleet takes")
     asked = parser.parse_args(arguments)
     parts = asked.parts or PARTS
     if "fleet" in parts:
-        bench_fleet(asked.small, asked.whole)
+        bench_fleet(asked.small, asked.whole, asked.seconds)
     if set(parts) == {"fleet"}:  # which needs no Docker
         return 0
     with (
