@@ -59,6 +59,8 @@ class LocalTemplate:
     metadata: TemplateMetadata
     launch: Launch
     data_dir: DataDir
+    resume_seconds: float
+    """How long the resumed guest may take to answer."""
 
     def check(self, tell: Tell = lambda name, done, total: None) -> None:
         """Read all of its files: they must be what was built. Blocking.
@@ -99,6 +101,7 @@ class LocalTemplate:
                 self.directory.resolve(),
                 self.launch,
                 lambda: None,
+                seconds=self.resume_seconds,
                 prefetch=self.metadata.verification.prefetch,
             )
         except SnapshotNotResumableError as error:
@@ -128,7 +131,9 @@ def local_template(directory: Path, settings: Settings) -> LocalTemplate:
     firecracker = require_host(settings, shape)
     require_resumable(_traits(metadata), traits_here(firecracker), firecracker)
     launch = launch_of(settings, firecracker, shape)
-    return LocalTemplate(directory, metadata, launch, DataDir(settings.data_dir))
+    return LocalTemplate(
+        directory, metadata, launch, DataDir(settings.data_dir), settings.resume_seconds
+    )
 
 
 @contextmanager

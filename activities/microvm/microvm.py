@@ -71,7 +71,6 @@ from activities.step.ledger import LeaseLedger
 from activities.step.running_step import RunningStep, running_step
 from activities.step.vm_requirements import require_host
 
-ANSWER_SECONDS = 30.0
 CLOCK_WARNING_MS = 1000.0
 # How much more the clock after a resume may differ from that before the snapshot than the readings
 # and the load explain.
@@ -308,7 +307,14 @@ class HostMicrovmActivities(MicrovmActivities):
         vm.make()
         try:
             launch = launch_of(self._settings, firecracker, verify.shape)
-            resumed = resume(vm, snapshot, launch, running.check, _teller(running))
+            resumed = resume(
+                vm,
+                snapshot,
+                launch,
+                running.check,
+                _teller(running),
+                seconds=self._settings.resume_seconds,
+            )
             clock = read_clock(vm.name, running.check)
             require_right_clock(resumed, clock, verify.snapshot.facts)
             used = vm.used_memory(snapshot / ArtifactName.MEMFILE)
@@ -375,13 +381,15 @@ def resume(
     check: Callable[[], None],
     tell: Tell = lambda what, done, total: None,
     *,
+    seconds: float,
     prefetch: Sequence[UsedBlocks] = (),
 ) -> Resumed:
     """Resume the snapshot in `template` in the VM's own directory and netns.
 
-    The disk is a private copy; memory and state are only read. `tell` is told what it does; what
-    `prefetch` names of the memory the kernel reads meanwhile. Raises SnapshotNotResumableError;
-    VmmError when the VMM does not even start, which is not the snapshot's fault.
+    The disk is a private copy; memory and state are only read. The guest has so many `seconds` to
+    answer a ping. `tell` is told what it does; what `prefetch` names of the memory the kernel reads
+    meanwhile. Raises SnapshotNotResumableError; VmmError when the VMM does not even start, which is
+    not the snapshot's fault.
     """
     read_ahead(template / ArtifactName.MEMFILE, prefetch)
     _copy(template / ArtifactName.ROOTFS, vm.files / ArtifactName.ROOTFS, check, tell)
@@ -401,7 +409,7 @@ def resume(
         raise SnapshotNotResumableError(f"the snapshot does not load: {error.message}") from error
     load_ms = (time.monotonic() - began) * 1000
     tell("waiting for the resumed guest to answer", 0, 0)
-    ping_until_answered(vm.name, ANSWER_SECONDS, check)
+    ping_until_answered(vm.name, seconds, check)
     return Resumed(load_ms, (time.monotonic() - began) * 1000, clock_set)
 
 

@@ -132,6 +132,8 @@ class Settings(BaseSettings):
     """How much a guest may read and write of each of its disks; 0 is no limit."""
     drive_ops_per_second: Annotated[int, Field(ge=0)] = 0
     """How often it may; 0 is no limit."""
+    resume_seconds: Annotated[float, Field(ge=1, le=600)] = 30
+    """How long a resumed guest may take to answer a ping."""
     max_console_mb: Annotated[int, Field(ge=1, le=1024)] = 16
     """What is kept of a guest's console: of its own lines, and again of its commands' output."""
     max_rootfs_mb: int = 64 * 1024

@@ -21,6 +21,7 @@ from tests.support.real_firecracker import (
     KERNEL_VERSION,
     MEMORY_MB,
     NO_AVX,
+    RESUME_SECONDS,
     SLOW_SECONDS,
     RealFirecracker,
 )
@@ -35,6 +36,7 @@ def product(firecracker: RealFirecracker, tmp_path: Path) -> Iterator[Product]:
     with running_product(
         TEMPLATE_MANAGER_BUILD=json.dumps(BUILD),
         TEMPLATE_MANAGER_KERNEL_ARGUMENTS=NO_AVX,
+        TEMPLATE_MANAGER_RESUME_SECONDS=str(RESUME_SECONDS),
         TEMPLATE_MANAGER_KERNELS_DIR=str(kernels),
         TEMPLATE_MANAGER_DEFAULT_KERNEL_VERSION=KERNEL_VERSION,
         TEMPLATE_MANAGER_FIRECRACKER_DIR=str(versions),

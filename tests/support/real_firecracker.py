@@ -25,6 +25,7 @@ JAILED, FILTERED, UNJAILED = "in its jailer", "in its jailer, filtered", "withou
 TEST_SECONDS = 1800
 MEMORY_MB = 128
 SLOW_SECONDS = 900.0
+RESUME_SECONDS = 600.0
 # Where KVM emulates the guest's kernel, that kernel may save less of a process's registers than its
 # programs see and glibc uses (docs/firecracker.md): those of two processes get mixed up. A kernel
 # gives such an argument to its init, as a variable.
@@ -92,6 +93,7 @@ class RealFirecracker:
             kernels_dir=kernels,
             firecracker_dir=versions,
             kernel_arguments=NO_AVX,
+            resume_seconds=RESUME_SECONDS,
             **settings,
         ) as host:
             host.shape = host.shape.model_copy(

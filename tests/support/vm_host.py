@@ -104,7 +104,8 @@ class VmHost:
         process.make()
         launch = launch_of(self.settings, require_host(self.settings, self.shape), self.shape)
         files = self.bench.store.path(snapshot.step, snapshot.fingerprint)
-        await asyncio.to_thread(resume, process, files, launch, lambda: None)
+        seconds = self.settings.resume_seconds
+        await asyncio.to_thread(resume, process, files, launch, lambda: None, seconds=seconds)
         yield running.name
         await run(self.vms.kill_vm, running)
 

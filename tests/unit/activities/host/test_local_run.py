@@ -54,7 +54,7 @@ def template(tmp_path: Path) -> LocalTemplate:
         artifacts[name] = told.artifacts[name].model_copy(update=values)
     told = told.model_copy(update={"artifacts": artifacts})
     launch = Launch(tmp_path, Limits(memory_mb=1, cpus=1, processes=1), range(1))
-    return LocalTemplate(tmp_path, told, launch, DataDir(tmp_path / "data"))
+    return LocalTemplate(tmp_path, told, launch, DataDir(tmp_path / "data"), 30)
 
 
 def test_all_files_are_read_and_told_to_their_end(template: LocalTemplate) -> None:
