@@ -113,6 +113,15 @@ class Checkpoint(Model):
     """True when the step found it there instead of making it."""
 
 
+class DiskKey(Model):
+    """What names a disk on every host, and its layer in the bucket."""
+
+    owner: str = ""
+    """The tenant whose it is; '' is everybody's."""
+    fingerprint: Fingerprint
+    """Of its checkpoint."""
+
+
 class RootfsCheckpoint(Checkpoint):
     """A root file system."""
 
@@ -120,6 +129,9 @@ class RootfsCheckpoint(Checkpoint):
 
     step: Literal[Step.ROOTFS] = Step.ROOTFS
     facts: RootfsFacts = RootfsFacts()
+    chain: tuple[DiskKey, ...] = Field(default=(), exclude_if=lambda chain: not chain)
+    """The disks of which each was made by changing the one before; the last is this one. () of
+    hosts of before there were layers."""
 
     @property
     def size_bytes(self) -> int:

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from pydantic import Field
 
-from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint
+from activities.contract.checkpoints import DiskKey, RootfsCheckpoint, SnapshotCheckpoint
 from activities.contract.image_steps import ImageStep, Meaning
 from activities.contract.line import TenantTerms
 from activities.contract.model import Model
@@ -24,6 +24,7 @@ from activities.contract.registry_logins import RegistryLogin, Sealed
 from activities.contract.requests import BuildOptions, TemplateConfig
 from activities.contract.results import (
     BuildCheckpoints,
+    ImageConfig,
     PulledImage,
     UploadedArtifact,
     Verification,
@@ -122,6 +123,12 @@ class BuildRootfsInput(Model):
     bare: bool = Field(default=False, exclude_if=lambda bare: not bare)
     """Without what a template is told by its request: steps are run on it first."""
 
+    def as_bare(self) -> BuildRootfsInput:
+        """Return what makes the disk that is the same for every request of an image."""
+        bare = self.image.model_copy(update={"config": ImageConfig()})
+        nothing = {"start_command": "", "ready_command": "", "env": {}}
+        return self.model_copy(update={"image": bare, **nothing, "bare": True})
+
 
 class FindSnapshotInput(Model):
     """Input of `find_snapshot`."""
@@ -219,6 +226,8 @@ class UploadArtifactInput(Model):
     scope: BuildScope
     snapshot: SnapshotCheckpoint
     name: ArtifactName
+    chain: tuple[DiskKey, ...] = Field(default=(), exclude_if=lambda chain: not chain)
+    """Of the disk that was booted: what it has of these is not sent again."""
 
 
 class UploadArtifactsInput(Model):
@@ -227,6 +236,8 @@ class UploadArtifactsInput(Model):
     scope: BuildScope
     snapshot: SnapshotCheckpoint
     names: tuple[ArtifactName, ...]
+    chain: tuple[DiskKey, ...] = Field(default=(), exclude_if=lambda chain: not chain)
+    """Of the disk that was booted: what it has of these is not sent again."""
 
 
 class PublishTemplateInput(Model):

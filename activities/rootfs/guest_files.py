@@ -63,13 +63,6 @@ def guest_files_sha256(settings: Settings) -> str:
     return digest.hexdigest()
 
 
-def stage_guest_files(directory: Path, settings: Settings, build: BuildRootfsInput) -> None:
-    """Put into `directory` what every guest needs."""
-    stage_programs(directory, settings)
-    write_value(directory / "ready.command", build.ready_command)
-    write_value(directory / "workdir", build.image.config.working_dir or "/")
-
-
 def stage_programs(directory: Path, settings: Settings) -> None:
     """Put into `directory` what is the same in all guests: our scripts, the programs they use."""
     directory.mkdir(parents=True)
@@ -114,16 +107,23 @@ def asked_command(build: BuildRootfsInput) -> tuple[tuple[str, ...], str]:
     return image_command(config), guest_environment(config, build.env, "")["PATH"]
 
 
-def stage_look(directory: Path, build: BuildRootfsInput, look: Look) -> list[str]:
-    """Add what the guest needs of what its image was found to be, and the start command.
+def stage_image_files(directory: Path, settings: Settings, look: Look) -> None:
+    """Put into `directory` what every guest of an image needs."""
+    stage_programs(directory, settings)
+    write_value(directory / "init.kind", f"{look.init_kind} {look.init_path}".strip() + "\n")
+    if not look.has_shell:
+        _add_applets(directory)
+
+
+def stage_request(directory: Path, build: BuildRootfsInput, look: Look) -> list[str]:
+    """Put into `directory` what a guest is told by its request, and by the image's config.
 
     Returns what is to be said of it. Raises StartCommandError.
     """
+    write_value(directory / "ready.command", build.ready_command)
+    write_value(directory / "workdir", build.image.config.working_dir or "/")
     write_value(directory / "user", f"{look.user}\n")
-    write_value(directory / "init.kind", f"{look.init_kind} {look.init_path}".strip() + "\n")
     variables = guest_environment(build.image.config, build.env, look.home)
-    if not look.has_shell:
-        _add_applets(directory)
     pairs = "".join(f"{name}={value}\0" for name, value in variables.items())
     write_value(directory / "env", pairs, mode=0o600)
     return _stage_start_command(directory, build, look)

@@ -29,20 +29,30 @@ class WorkdirError(Exception):
     """WORKDIR cannot be made, in words for its user."""
 
 
-def add_to_root(tree: TenantTree, staged: Path, workdir: str, dns_server: str) -> list[str]:
+def add_to_root(tree: TenantTree, staged: Path, dns_server: str) -> list[str]:
     """Write the staged files and what a bare image lacks into a root file system.
 
-    Returns the paths that were added or filled. Nothing may stand at IN_GUEST. Raises WorkdirError,
-    and OSError.
+    Returns the paths that were added or filled. Nothing may stand at IN_GUEST. Raises OSError.
     """
     with tree.times_kept("/"):
         tree.set_mode("/", 0o755)
         _add_staged(tree, staged)
         added = [IN_GUEST]
         added += [path for path in NEEDED_DIRECTORIES if tree.make_real_directory(path)]
-        added += _make_workdir(tree, workdir)
         with tree.times_kept("/etc"):
             return added + _write_network_files(tree, dns_server)
+
+
+def add_request(tree: TenantTree, staged: Path, workdir: str) -> list[str]:
+    """Write what a guest is told by its request beside what `add_to_root` has written.
+
+    Returns the paths that were added elsewhere. Raises WorkdirError, and OSError.
+    """
+    with tree.times_kept("/"):
+        for path in sorted(staged.iterdir()):
+            with path.open("rb") as source:
+                tree.add_file(f"{IN_GUEST}/{path.name}", source, stat.S_IMODE(path.stat().st_mode))
+        return _make_workdir(tree, workdir)
 
 
 def _add_staged(tree: TenantTree, staged: Path) -> None:

@@ -45,12 +45,12 @@ from activities.rootfs.guest_files import (
     agent_version,
     asked_command,
     guest_files_sha256,
-    stage_guest_files,
-    stage_look,
+    stage_image_files,
+    stage_request,
 )
 from activities.rootfs.image_look import Look
 from activities.rootfs.tree_children import TreeChildren
-from activities.step.checkpoints import CheckpointStore, fingerprint
+from activities.step.checkpoints import CheckpointStore, copy_disk, fingerprint
 from activities.step.ledger import LeaseLedger
 from activities.step.running_step import RunningStep, running_step
 from activities.step.work_directories import (
@@ -61,7 +61,7 @@ from activities.step.work_directories import (
 )
 
 # Raise it when the same inputs give another root file system than before.
-PROVISIONING_VERSION = 2
+PROVISIONING_VERSION = 3
 
 
 HOST_RESERVE_BYTES = 64 * MIB
@@ -78,11 +78,18 @@ class Workplace:
     """One attempt's directory on the host, under `<data>/work/<build_id>/`."""
 
     directory: Path
+    kept: Path
+    """The directory that becomes the checkpoint."""
 
     @classmethod
-    def of(cls, data_dir: DataDir, scope: BuildScope, attempt: int) -> Workplace:
+    def of(cls, data_dir: DataDir, scope: BuildScope, attempt: int, kept: Path) -> Workplace:
         """Name an attempt's directory."""
-        return cls(work_directory(data_dir, scope, "rootfs", str(attempt)))
+        return cls(work_directory(data_dir, scope, "rootfs", str(attempt)), kept)
+
+    @property
+    def image(self) -> Path:
+        """The new file system."""
+        return self.kept / ArtifactName.ROOTFS
 
     @property
     def staged(self) -> Path:
@@ -169,10 +176,23 @@ class HostRootfsActivities(RootfsActivities):
             await step.in_thread(self._remove_leftovers, scope)
 
     def _build(self, step: RunningStep, build: BuildRootfsInput, attempt: int) -> RootfsCheckpoint:
+        asked_command(build)  # before anything is made: there may be none
         key = rootfs_fingerprint(self._settings, build)
         found = self._find(step, build, key)
         if found:
             return found
+        bare = None if build.bare else self._build(step, build.as_bare(), attempt)
+        return self._alone(step, build, key, attempt, bare)
+
+    def _alone(
+        self,
+        step: RunningStep,
+        build: BuildRootfsInput,
+        key: str,
+        attempt: int,
+        bare: RootfsCheckpoint | None,
+    ) -> RootfsCheckpoint:
+        """Make a root file system, alone among all attempts: of the image, or of its bare disk."""
         with (
             docker_errors(),
             self._store.making(Step.ROOTFS, key, build.scope, attempt, step.check) as work,
@@ -182,9 +202,9 @@ class HostRootfsActivities(RootfsActivities):
             if found:
                 return found
             self._remove_leftovers(build.scope)
-            place = Workplace.of(self._data_dir, build.scope, attempt)
+            place = Workplace.of(self._data_dir, build.scope, attempt, work)
             try:
-                return self._make(step, build, key, work, place)
+                return self._make(step, build, key, place, bare)
             finally:
                 remove_work_directory(place.directory)
 
@@ -201,16 +221,23 @@ class HostRootfsActivities(RootfsActivities):
         step: RunningStep,
         build: BuildRootfsInput,
         key: str,
-        work: Path,
         place: Workplace,
+        bare: RootfsCheckpoint | None,
     ) -> RootfsCheckpoint:
         for directory in (place.merged, place.target, place.empty, place.bare):
             directory.mkdir(parents=True)
-        image = work / ArtifactName.ROOTFS
+        image = place.image
         agent = agent_version(self._settings, step.check)
-        made = in_mount_namespace(lambda: self._flatten(step, build, key, image, place))
+        if bare is None:
+            made = in_mount_namespace(lambda: self._flatten(step, build, key, place))
+        else:
+            source = self._store.require(bare, build.scope.build_id) / ArtifactName.ROOTFS
+            copy_disk(source, image, step.check)
+            made = in_mount_namespace(lambda: self._finish(step, build, bare, place))
         made = self._correct_size(step, build, image, made)
-        step.log.debug(f"flattened into {made.size_bytes // MIB} MiB")
+        step.log.debug(
+            f"{'flattened' if bare is None else 'made'} into {made.size_bytes // MIB} MiB"
+        )
         step.progress("checking the file system")
         ext4.check_filesystem(image, step.check)
         step.log.info(
@@ -222,32 +249,31 @@ class HostRootfsActivities(RootfsActivities):
             fingerprint=key, host=self._settings.host, facts=_facts(agent, made)
         )
         return self._store.publish(
-            work, checkpoint, build.scope, names=(ArtifactName.ROOTFS,), check=step.check
+            place.kept, checkpoint, build.scope, names=(ArtifactName.ROOTFS,), check=step.check
         )
 
     def _flatten(
-        self, step: RunningStep, build: BuildRootfsInput, key: str, image: Path, place: Workplace
+        self, step: RunningStep, build: BuildRootfsInput, key: str, place: Workplace
     ) -> Flattened:
         root, layers = image_layers(self._require_image(build))
         layers = layers or [str(place.bare)]
-        workdir = build.image.config.working_dir or "/"
         children = TreeChildren(self._settings, build.provision_timeout_seconds, step.check)
         with mounts.merged_layers(root, [*layers, str(place.empty)], place.merged):
             step.progress("looking at the image's files")
-            survey = children.survey(place.merged, build.image.config, *asked_command(build))
+            survey = children.survey(place.merged, build.image.config)
             content = survey.content
-            self._stage(step, build, place.staged, survey.look)
+            self._stage(step, place.staged, survey.look)
             content.add(measure(place.staged, OUR_OWN, step.check), DIRECTORIES_ADDED)
             self._require_room(content, build)
             size_bytes = ext4.make_filesystem(
-                image, content, build.disk_size_mb * MIB, _uuid_of(key), step.check
+                place.image, content, build.disk_size_mb * MIB, _uuid_of(key), step.check
             )
             step.log.info(f"copying {content.files} files, {content.bytes // MIB} MiB")
-            with mounts.mounted_image(image, place.target, "noatime"):
+            with mounts.mounted_image(place.image, place.target, "noatime"):
                 (place.target / "lost+found").rmdir()  # no file of the image's
                 self._copy(place, content, step)
                 step.check()
-                added = children.fill(place.target, place.staged, workdir)
+                added = children.fill(place.target, place.staged)
                 mounts.sync_filesystem(place.target)
                 free = os.statvfs(place.target)
         used = free.f_files - free.f_ffree
@@ -255,16 +281,40 @@ class HostRootfsActivities(RootfsActivities):
             size_bytes, free.f_bavail * free.f_bsize, used, added, survey.look.init_kind
         )
 
-    def _stage(self, step: RunningStep, build: BuildRootfsInput, staged: Path, look: Look) -> None:
+    def _stage(self, step: RunningStep, staged: Path, look: Look) -> None:
         for note in look.notes:
             step.log.info(note, source="image")
-        stage_guest_files(staged, self._settings, build)
-        for note in (*stage_look(staged, build, look), *unused_health_check(build)):
-            step.log.info(note, source="image")
-        init = f"{look.init_kind} {look.init_path}".strip()
-        step.log.info(f"provisioned: init {init}, user {look.user}")
-        if not (build.start_command or build.bare):
-            step.log.info(unstarted(build.image.config))
+        stage_image_files(staged, self._settings, look)
+        step.log.info(f"provisioned: init {look.init_kind} {look.init_path}".rstrip())
+
+    def _finish(
+        self,
+        step: RunningStep,
+        build: BuildRootfsInput,
+        bare: RootfsCheckpoint,
+        place: Workplace,
+    ) -> Flattened:
+        """Put what the request gives on a copy of its image's bare disk."""
+        children = TreeChildren(self._settings, build.provision_timeout_seconds, step.check)
+        config = build.image.config
+        with mounts.mounted_image(place.image, place.target, "noatime"):
+            look = children.look(place.target, config, *asked_command(build))
+            place.staged.mkdir()
+            for note in (*stage_request(place.staged, build, look), *unused_health_check(build)):
+                step.log.info(note, source="image")
+            if not build.start_command:
+                step.log.info(unstarted(config))
+            step.log.info(f"user of the guest: {look.user}")
+            added = children.finish(place.target, place.staged, config.working_dir or "/")
+            mounts.sync_filesystem(place.target)
+            free = os.statvfs(place.target)
+        return Flattened(
+            place.image.stat().st_size,
+            free.f_bavail * free.f_bsize,
+            free.f_files - free.f_ffree,
+            [*bare.facts.added_paths, *added],
+            look.init_kind,
+        )
 
     def _copy(self, place: Workplace, content: Content, step: RunningStep) -> None:
         seconds = self._settings.build.rootfs_timeout_seconds

@@ -49,10 +49,15 @@ class Refused(Model):
     limit: str = ""
 
 
-class Survey(Model):
-    """What is in an image's tree, and how much."""
+class Looked(Model):
+    """What is in an image's tree."""
 
     look: Look
+
+
+class Survey(Looked):
+    """What is in an image's tree, and how much."""
+
     content: Content
 
 
@@ -83,7 +88,34 @@ class TreeChildren:
         Raises ImageBeyondLimitError, ProvisioningError with what the image lacks or when it takes
         too long, and FilesystemToolError.
         """
-        task = SurveyTask(
+        task = self._survey_task(root, config, command, path)
+        return Survey.model_validate_json(self._ask("survey", task, READS_ANY))
+
+    def look(
+        self, root: Path, config: ImageConfig, command: Sequence[str] = (), path: str = ""
+    ) -> Look:
+        """Look at a tree that has been measured; raises as `survey`."""
+        task = self._survey_task(root, config, command, path)
+        return Looked.model_validate_json(self._ask("look", task, READS_ANY)).look
+
+    def fill(self, root: Path, staged: Path) -> list[str]:
+        """Put what all guests of an image need, staged, into its root file system.
+
+        Returns the paths that were added. Raises ProvisioningError, HostDiskFullError and
+        FilesystemToolError.
+        """
+        task = self._fill_task(root, staged, "/")
+        return Filled.model_validate_json(self._ask("fill", task, MAKES_ANY)).added
+
+    def finish(self, root: Path, staged: Path, workdir: str) -> list[str]:
+        """Add what a request gives, staged, to what `fill` has filled; otherwise as `fill`."""
+        task = self._fill_task(root, staged, workdir)
+        return Filled.model_validate_json(self._ask("finish", task, MAKES_ANY)).added
+
+    def _survey_task(
+        self, root: Path, config: ImageConfig, command: Sequence[str], path: str
+    ) -> SurveyTask:
+        return SurveyTask(
             root=str(root),
             user=config.user,
             workdir=config.working_dir or "/",
@@ -92,20 +124,14 @@ class TreeChildren:
             max_entries=self.settings.max_image_entries,
             max_path_bytes=self.settings.max_image_path_bytes,
         )
-        return Survey.model_validate_json(self._ask("survey", task, READS_ANY))
 
-    def fill(self, root: Path, staged: Path, workdir: str) -> list[str]:
-        """Put what is staged into a root file system; returns the paths that were added.
-
-        Raises ProvisioningError, HostDiskFullError and FilesystemToolError.
-        """
-        task = FillTask(
+    def _fill_task(self, root: Path, staged: Path, workdir: str) -> FillTask:
+        return FillTask(
             root=str(root),
             staged=str(staged),
             workdir=workdir,
             dns_server=self.settings.dns_server,
         )
-        return Filled.model_validate_json(self._ask("fill", task, MAKES_ANY)).added
 
     def _ask(self, what: str, task: Mapping[str, object], capabilities: tuple[str, ...]) -> bytes:
         command = [sys.executable, "-P", "-B", "-m", "activities.rootfs.tree_work", what]

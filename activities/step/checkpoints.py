@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from activities.contract.checkpoints import Checkpoint, StoredFile
-from activities.contract.errors import CheckpointLostError
+from activities.contract.errors import CheckpointLostError, HostDiskFullError
 from activities.contract.model import Model
 from activities.contract.names import ArtifactName, HostName, Step
 from activities.contract.scope import BuildScope, VmShape
 from activities.disk.data_dir import DataDir, is_made_by, maker_of
 from activities.disk.leftovers import Leftover, disk_bytes, entries, made_at, renamed_at
 from activities.disk.locks import locked
-from activities.disk.sparse_files import allocated_bytes, sha256_of, sync_directory
+from activities.disk.sparse_files import allocated_bytes, copy_private, sha256_of, sync_directory
 
 MANIFEST = "manifest.json"
 FAILED_STEP = "step.json"
@@ -70,6 +70,17 @@ class KeptCheckpoint:
         return f"{self.path.parent.name}/{self.path.name}"
 
 
+def copy_disk(source: Path, target: Path, check: Callable[[], None]) -> None:
+    """Copy the disk of a checkpoint, to be changed. Raises HostDiskFullError."""
+    try:
+        copy_private(source, target, check)
+    except OSError as error:
+        free = shutil.disk_usage(target.parent).free
+        raise HostDiskFullError(
+            f"cannot copy {source.name} ({source.stat().st_size} bytes, {free} free): {error}"
+        ) from error
+
+
 def fingerprint(step: Step, **inputs: object) -> str:
     """Return the key of a step's result: SHA-256 of its inputs as canonical JSON."""
     text = json.dumps({"step": step, **inputs}, sort_keys=True, separators=(",", ":"), default=str)
@@ -97,12 +108,8 @@ class CheckpointStore:
         A condemned one is not found. A damaged one is removed, so that it is made again. Blocking:
         it hashes the files.
         """
-        directory = self.path(kind.STEP, key)
-        if (directory / CONDEMNED).exists():
-            return None
-        try:
-            manifest = kind.model_validate_json((directory / MANIFEST).read_text())
-        except (FileNotFoundError, ValueError):
+        manifest, directory = self._manifest(kind, key), self.path(kind.STEP, key)
+        if manifest is None:
             return None
         self._reference(directory, build_id)
         if all(self._is_whole(directory / n, f, check) for n, f in manifest.files.items()):
@@ -110,6 +117,28 @@ class CheckpointStore:
             return manifest.model_copy(update={"reused": True})
         shutil.rmtree(directory, ignore_errors=True)
         return None
+
+    def look(self, kind: type[C], key: str, build_id: str) -> C | None:
+        """Return the checkpoint if it is there, and take a reference; whoever reads it hashes it.
+
+        As `require`, it looks at sizes and times only.
+        """
+        manifest, directory = self._manifest(kind, key), self.path(kind.STEP, key)
+        if manifest is None:
+            return None
+        self._reference(directory, build_id)
+        if all(_looks_whole(directory / n, f) for n, f in manifest.files.items()):
+            return manifest
+        return None
+
+    def _manifest(self, kind: type[C], key: str) -> C | None:
+        directory = self.path(kind.STEP, key)
+        if (directory / CONDEMNED).exists():
+            return None
+        try:
+            return kind.model_validate_json((directory / MANIFEST).read_text())
+        except (FileNotFoundError, ValueError):
+            return None
 
     def condemn(self, checkpoint: Checkpoint) -> None:
         """Let a checkpoint that is whole, but of no use, not be found again."""

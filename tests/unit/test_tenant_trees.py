@@ -30,6 +30,8 @@ OURS = {
     "rootfs/guest_files.py::copy_in": "our directory of staged files",
     "rootfs/guest_files.py::_add_applets": "our directory of staged files",
     "rootfs/guest_root.py::_add_staged": "our directory of staged files",
+    "rootfs/guest_root.py::add_request": "our directory of staged files",
+    "rootfs/rootfs.py::_finish": "our directory of staged files",
     "rootfs/rootfs.py::_make": "our work directory",
     "rootfs/rootfs.py::_flatten": "the lost+found of an ext4 that is empty",
     "rootfs/rootfs.py::image_layers": "dockerd's own names of its layers",

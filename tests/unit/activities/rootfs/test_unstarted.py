@@ -10,7 +10,7 @@ from activities.contract.errors import StartCommandError
 from activities.contract.inputs import BuildRootfsInput
 from activities.contract.results import ImageConfig
 from activities.contract.scope import BuildScope, HostLease
-from activities.rootfs.guest_files import stage_look
+from activities.rootfs.guest_files import stage_request
 from activities.rootfs.image_look import Look
 from activities.rootfs.rootfs import unstarted, unused_health_check
 from tests.support.example_template import BUILD, pulled_image
@@ -34,7 +34,7 @@ def asked(config: ImageConfig, ready_command: str = "") -> BuildRootfsInput:
 
 def staged(place: Path, words: tuple[str, ...], init_word: int | None) -> list[str]:
     look = Look("0 0 - ", "/", "systemd", "/lib/systemd/systemd", True, init_word=init_word)
-    return stage_look(place, asked(ImageConfig(cmd=words)), look)
+    return stage_request(place, asked(ImageConfig(cmd=words)), look)
 
 
 def test_what_an_image_would_start_is_told() -> None:

@@ -49,6 +49,19 @@ def test_what_is_published_is_found_by_another_build(store: CheckpointStore) -> 
     assert refs == {BUILD, OTHER}
 
 
+def test_a_look_takes_a_reference_and_leaves_the_hashing_to_the_reader(
+    store: CheckpointStore,
+) -> None:
+    made = make(store)
+    assert store.look(RootfsCheckpoint, KEY, OTHER) == made
+    refs = {path.name for path in (store.path(Step.ROOTFS, KEY) / "refs").iterdir()}
+    assert refs == {BUILD, OTHER}
+    store.file(made, ArtifactName.ROOTFS).unlink()
+    assert store.look(RootfsCheckpoint, KEY, OTHER) is None
+    assert store.path(Step.ROOTFS, KEY).exists()
+    assert store.look(RootfsCheckpoint, "0" * 64, OTHER) is None
+
+
 def test_a_damaged_checkpoint_is_not_found_and_removed(store: CheckpointStore) -> None:
     made = make(store)
     path = store.file(made, ArtifactName.ROOTFS)
