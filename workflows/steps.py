@@ -43,7 +43,6 @@ from activities.contract.interface import (
 from activities.contract.names import WORKFLOW_TASK_QUEUE, ArtifactName, VmPurpose
 from activities.contract.requests import Commands
 from activities.contract.results import (
-    ImageConfig,
     PublishedTemplate,
     PulledImage,
     Verification,
@@ -178,7 +177,7 @@ class BuildSteps:
             ).to_application_error()
 
     async def _rootfs_with_steps(self, host: LeasedHost, image: PulledImage) -> RootfsCheckpoint:
-        bare = await self._flatten(host, _bare(self._rootfs_input(host, image)))
+        bare = await self._flatten(host, self._rootfs_input(host, image).as_bare())
         try:
             return await self._run_steps(host, image, bare)
         except ActivityError as error:
@@ -317,32 +316,42 @@ class BuildSteps:
         async with self._undos.until_done(discard):
             missing = [name for name in ArtifactName if name not in self._kept.done.uploads]
             if host.lease.whole_steps:
-                await self._upload_artifacts(host, snapshot, missing)
+                await self._upload_artifacts(host, rootfs, snapshot, missing)
             else:
                 for name in missing:
-                    await self._upload_artifact(host, snapshot, name)
+                    await self._upload_artifact(host, rootfs, snapshot, name)
             published = await self._publish(host, image, rootfs, snapshot)
             self._kept.published = published
         return published
 
     async def _upload_artifacts(
-        self, host: LeasedHost, snapshot: SnapshotCheckpoint, names: Sequence[ArtifactName]
+        self,
+        host: LeasedHost,
+        rootfs: RootfsCheckpoint,
+        snapshot: SnapshotCheckpoint,
+        names: Sequence[ArtifactName],
     ) -> None:
         size_mb = sum(snapshot.files[name].allocated_bytes for name in names) / MIB
         uploaded = await host.run(
             ArtifactActivities.upload_artifacts,
-            UploadArtifactsInput(scope=host.scope, snapshot=snapshot, names=tuple(names)),
+            UploadArtifactsInput(
+                scope=host.scope, snapshot=snapshot, names=tuple(names), chain=rootfs.chain
+            ),
             f"upload {size_mb:.0f} MiB",
         )
         self._kept.keep(uploads={**self._kept.done.uploads, **uploaded})
 
     async def _upload_artifact(
-        self, host: LeasedHost, snapshot: SnapshotCheckpoint, name: ArtifactName
+        self,
+        host: LeasedHost,
+        rootfs: RootfsCheckpoint,
+        snapshot: SnapshotCheckpoint,
+        name: ArtifactName,
     ) -> None:
         size_mb = snapshot.files[name].allocated_bytes / MIB
         uploaded = await host.run(
             ArtifactActivities.upload_artifact,
-            UploadArtifactInput(scope=host.scope, snapshot=snapshot, name=name),
+            UploadArtifactInput(scope=host.scope, snapshot=snapshot, name=name, chain=rootfs.chain),
             f"upload {name} {size_mb:.0f} MiB",
         )
         self._kept.keep(uploads={**self._kept.done.uploads, name: uploaded})
@@ -399,11 +408,3 @@ class BuildSteps:
 
 def _clean_up(host: LeasedHost) -> Undo:
     return host.undo("clean up rootfs", RootfsActivities.clean_up_rootfs, host.scope)
-
-
-def _bare(build: BuildRootfsInput) -> BuildRootfsInput:
-    """Return what makes the disk that steps begin with: the same for every request of an image."""
-    bare = build.image.model_copy(update={"config": ImageConfig()})
-    return build.model_copy(
-        update={"image": bare, "start_command": "", "ready_command": "", "env": {}, "bare": True}
-    )

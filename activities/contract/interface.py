@@ -126,7 +126,7 @@ class TemplateBaseActivities(ABC):
     @activity.defn(name="import_template")
     @abstractmethod
     async def import_template(self, take: ImportTemplateInput, /) -> PulledImage:
-        """Bring the disk of a published template to the host."""
+        """Bring the disk of a published template to the host, and make a layer of it."""
 
 
 class RootfsActivities(ABC):
@@ -135,7 +135,7 @@ class RootfsActivities(ABC):
     @activity.defn(name="build_rootfs")
     @abstractmethod
     async def build_rootfs(self, build: BuildRootfsInput, /) -> RootfsCheckpoint:
-        """Provision the image in a container and make `rootfs.ext4` of it."""
+        """Make `rootfs.ext4` of the image, unless the host has it, or the bucket as a layer."""
 
     @activity.defn(name="clean_up_rootfs")
     @abstractmethod
@@ -149,7 +149,8 @@ class DiskStepActivities(ABC):
     @activity.defn(name="run_steps")
     @abstractmethod
     async def run_steps(self, build: RunStepsInput, /) -> RootfsCheckpoint:
-        """Run those steps that no checkpoint is left of, then make the disk a template's."""
+        """Run those steps that no checkpoint or layer is left of, then make the disk a
+        template's."""
 
 
 class NetworkActivities(ABC):
@@ -206,7 +207,10 @@ class ArtifactActivities(ABC):
     @activity.defn(name="upload_artifact")
     @abstractmethod
     async def upload_artifact(self, upload: UploadArtifactInput, /) -> UploadedArtifact:
-        """Send an artifact's non-zero blocks, and its header where it has one."""
+        """Send an artifact's non-zero blocks, and its header where it has one.
+
+        Of a disk whose chain is told: those that no layer has, after layers of the others were
+        made."""
 
     @activity.defn(name="upload_artifacts")
     @abstractmethod

@@ -24,6 +24,7 @@ from activities.process.tenants_file import TenantsFile
 from activities.rootfs.rootfs import HostRootfsActivities
 from activities.step.checkpoints import CheckpointStore
 from activities.step.discarding import HostCheckpointActivities
+from activities.step.layer_disks import LayerDisks
 from activities.step.ledger import LeaseLedger
 from activities.store.bucket import Bucket
 from activities.store.lease_numbers import LeaseObjects
@@ -60,7 +61,9 @@ def step_activities(  # noqa: PLR0917 # what a host has, in the order in which i
         DockerImageActivities(settings, ledger, sealer, make_docker_client),
         EarlierStepActivities(),
         BucketBaseActivities(settings, ledger, store, bucket),
-        HostRootfsActivities(settings, ledger, store, docker_client),
+        HostRootfsActivities(
+            settings, ledger, store, docker_client, LayerDisks(settings, bucket, store)
+        ),
         VmDiskStepActivities(settings, ledger, store, bucket, sealer),
         NetnsNetworkActivities(settings, ledger),
         HostMicrovmActivities(settings, ledger, store),

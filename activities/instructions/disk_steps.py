@@ -8,7 +8,6 @@ run just now or years ago.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,6 @@ from temporalio import activity
 from activities.contract.checkpoints import RootfsCheckpoint, RootfsFacts
 from activities.contract.errors import (
     CheckpointLostError,
-    HostDiskFullError,
     ImageStepError,
     ProvisioningError,
     RootfsTooLargeError,
@@ -33,9 +31,8 @@ from activities.contract.units import MIB
 from activities.disk import ext4
 from activities.disk.data_dir import DataDir
 from activities.disk.room import Room
-from activities.disk.sparse_files import copy_private
 from activities.disk.tree_content import BLOCK
-from activities.instructions.plan import Work, plan, values_of
+from activities.instructions.plan import Work, chain_of, disk_key, plan, values_of
 from activities.instructions.step_drive import DRIVE, StepFiles, make_drive
 from activities.microvm.egress import Egress, egress_of
 from activities.microvm.microvm import tell_limits
@@ -53,7 +50,8 @@ from activities.process.sealing import SealedFor, Sealer
 from activities.process.settings import Settings
 from activities.rootfs.guest_files import agent_version
 from activities.rootfs.rootfs import unstarted
-from activities.step.checkpoints import CheckpointStore, FailedStep
+from activities.step.checkpoints import CheckpointStore, FailedStep, copy_disk
+from activities.step.layer_disks import LayerDisks
 from activities.step.ledger import LeaseLedger
 from activities.step.running_step import RunningStep, running_step
 from activities.step.vm_requirements import require_host
@@ -82,6 +80,7 @@ class VmDiskStepActivities(DiskStepActivities):
         self._store = store
         self._bucket = bucket
         self._sealer = sealer
+        self._layers = LayerDisks(settings, bucket, store)
         self._room = Room((settings.data_dir,), settings.min_free_disk_mb * MIB)
 
     @activity.defn(name="run_steps")
@@ -98,7 +97,7 @@ class VmDiskStepActivities(DiskStepActivities):
     def _run(self, running: RunningStep, build: RunStepsInput, attempt: int) -> RootfsCheckpoint:
         self._store.forget_failed(build.vm.scope.build_id)
         todo = plan(self._settings, build)
-        disk, done = self._last_left(running, build, todo)
+        disk, done = self._last_left(running, build, todo, attempt)
         for work in todo[:done]:
             with running.step_of_request(work.number):
                 running.log.info(f"{work.name}: an earlier build's is used again")
@@ -110,14 +109,17 @@ class VmDiskStepActivities(DiskStepActivities):
             running.progress(f"{number} of {len(todo)}: {work.name}")
             with running.step_of_request(work.number):
                 disk = self._do(running, build, disk, work, attempt)
-        return disk.model_copy(update={"reused": done == len(todo)})
+        chain = chain_of(build, todo)
+        return disk.model_copy(update={"reused": done == len(todo), "chain": chain})
 
     def _last_left(
-        self, running: RunningStep, build: RunStepsInput, todo: Sequence[Work]
+        self, running: RunningStep, build: RunStepsInput, todo: Sequence[Work], attempt: int
     ) -> tuple[RootfsCheckpoint, int]:
         """Return the disk to begin with, and how many pieces of work it has behind it."""
         for done in range(len(todo), 0, -1):
-            found = self._find(running, build, todo[done - 1].key)
+            key = disk_key(build, todo[done - 1])
+            found = self._find(running, build, key.fingerprint)
+            found = found or self._layers.bring(key, build.vm.scope, attempt, running)
             if found is not None:
                 return found, done
         return build.disk, 0
@@ -251,13 +253,7 @@ class VmDiskStepActivities(DiskStepActivities):
         self, running: RunningStep, build: RunStepsInput, source: Path, disk: Path
     ) -> bool:
         """Copy the disk, with as much free room as the template is to have; whether it grew."""
-        try:
-            copy_private(source, disk, running.check)
-        except OSError as error:
-            free = shutil.disk_usage(disk.parent).free
-            raise HostDiskFullError(
-                f"cannot copy {source.name} ({source.stat().st_size} bytes, {free} free): {error}"
-            ) from error
+        copy_disk(source, disk, running.check)
         lacking = build.disk_size_mb * MIB - ext4.available_blocks(disk) * BLOCK
         if lacking <= 0:
             return False

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from activities.contract.checkpoints import DiskKey
 from activities.contract.errors import ImageStepError
 from activities.contract.image_steps import Add, Copy, ImageStep, Meaning, Run, User, Workdir
 from activities.contract.inputs import RunStepsInput
@@ -115,6 +116,20 @@ def plan(settings: Settings, build: RunStepsInput) -> list[Work]:
         made = (*made, _e2b_user())  # once more: a step may have brought sudo
     made = (*made, MadeDirectory(context.working_dir, ""))  # root's, as when a container starts
     return [*todo, Work(key, "the template's own files", None, None, context, made)]
+
+
+def chain_of(build: RunStepsInput, todo: Sequence[Work]) -> tuple[DiskKey, ...]:
+    """Return the disks that such work leaves, on top of those that it begins with.
+
+    () when the host that made the first of them has not told which they are.
+    """
+    own = (disk_key(build, work) for work in todo)
+    return (*build.disk.chain, *own) if build.disk.chain else ()
+
+
+def disk_key(build: RunStepsInput, work: Work) -> DiskKey:
+    """Name the disk that work leaves: what a tenant's code has touched is that tenant's alone."""
+    return DiskKey(owner=build.vm.scope.tenant, fingerprint=work.key)
 
 
 def _of_e2b(build: RunStepsInput, context: StepContext) -> tuple[Made, ...]:

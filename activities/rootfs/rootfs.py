@@ -17,7 +17,7 @@ from pathlib import Path
 import docker
 from temporalio import activity
 
-from activities.contract.checkpoints import RootfsCheckpoint, RootfsFacts
+from activities.contract.checkpoints import DiskKey, RootfsCheckpoint, RootfsFacts
 from activities.contract.errors import (
     CheckpointLostError,
     EarlierWorkerError,
@@ -51,6 +51,7 @@ from activities.rootfs.guest_files import (
 from activities.rootfs.image_look import Look
 from activities.rootfs.tree_children import TreeChildren
 from activities.step.checkpoints import CheckpointStore, copy_disk, fingerprint
+from activities.step.layer_disks import LayerDisks
 from activities.step.ledger import LeaseLedger
 from activities.step.running_step import RunningStep, running_step
 from activities.step.work_directories import (
@@ -155,12 +156,15 @@ class HostRootfsActivities(RootfsActivities):
         ledger: LeaseLedger,
         store: CheckpointStore,
         docker_client: docker.APIClient,
+        layers: LayerDisks | None = None,
     ) -> None:
+        """Without `layers` everything is made here."""
         self._settings = settings
         self._data_dir = DataDir(settings.data_dir)
         self._ledger = ledger
         self._store = store
         self._docker = docker_client
+        self._layers = layers
 
     @activity.defn(name="build_rootfs")
     async def build_rootfs(self, build: BuildRootfsInput, /) -> RootfsCheckpoint:
@@ -177,12 +181,27 @@ class HostRootfsActivities(RootfsActivities):
 
     def _build(self, step: RunningStep, build: BuildRootfsInput, attempt: int) -> RootfsCheckpoint:
         asked_command(build)  # before anything is made: there may be none
+        chain = self._chain(build)
+        key = chain[-1].fingerprint
+        found = self._find(step, build, key) or self._bring(step, build.scope, chain[-1], attempt)
+        if found is None:
+            bare = None if build.bare else self._build(step, build.as_bare(), attempt)
+            found = self._alone(step, build, key, attempt, bare)
+        return found.model_copy(update={"chain": chain})
+
+    def _chain(self, build: BuildRootfsInput) -> tuple[DiskKey, ...]:
+        """Name the disk, after the bare one of the image that it is made of."""
         key = rootfs_fingerprint(self._settings, build)
-        found = self._find(step, build, key)
-        if found:
-            return found
-        bare = None if build.bare else self._build(step, build.as_bare(), attempt)
-        return self._alone(step, build, key, attempt, bare)
+        if build.bare:
+            return (DiskKey(owner=build.image.tenant, fingerprint=key),)
+        # Of a public image, too: what a tenant has asked for goes when the tenant does.
+        owner = build.image.tenant or build.scope.tenant
+        return (*self._chain(build.as_bare()), DiskKey(owner=owner, fingerprint=key))
+
+    def _bring(
+        self, step: RunningStep, scope: BuildScope, key: DiskKey, attempt: int
+    ) -> RootfsCheckpoint | None:
+        return self._layers.bring(key, scope, attempt, step) if self._layers else None
 
     def _alone(
         self,

@@ -336,14 +336,23 @@ class Bucket:
                 ) from error
             return _stored(blob)
 
-    def copy(self, source: StoredObject, name: str, *, if_generation_match: int) -> StoredObject:
+    def copy(
+        self,
+        source: StoredObject,
+        name: str,
+        *,
+        if_generation_match: int,
+        metadata: Mapping[str, str] | None = None,
+    ) -> StoredObject:
         """Write exactly that generation of an object under another name, within the bucket.
 
-        Raises PreconditionFailedError, also when the source has changed or gone.
+        `metadata` is the new one's custom metadata. Raises PreconditionFailedError, also when the
+        source has changed or gone.
         """
         with _errors(f"copy {source.name}"):
             blob = self._bucket.blob(name)
             blob.content_type = "application/octet-stream"
+            blob.metadata = metadata and dict(metadata)
             try:
                 blob.compose(
                     [self._bucket.blob(source.name)],

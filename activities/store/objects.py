@@ -118,6 +118,11 @@ def parts_prefix(build_id: str, artifact: ArtifactName | None = None) -> str:
     return f"{prefix}{artifact}/" if artifact else prefix
 
 
+def layer_parts_prefix(build_id: str, layer_id: str) -> str:
+    """Return what the names of the parts begin with of a layer that a build is sending."""
+    return f"{parts_prefix(build_id)}{layer_id}/"
+
+
 def part_name(prefix: str, number: int, crc32c: str, size_bytes: int) -> str:
     """Name a part by its position and content: an equal name is an equal part."""
     return f"{prefix}{number:06d}-{crc32c.translate(NAME_SAFE)}-{size_bytes}"

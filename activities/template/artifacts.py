@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
-from threading import Lock, Semaphore
 from typing import TypeVar
 
 from temporalio import activity
@@ -43,7 +40,6 @@ from activities.contract.results import (
     UploadedArtifact,
 )
 from activities.contract.scope import BuildScope
-from activities.contract.units import MIB
 from activities.disk.data_dir import DataDir
 from activities.disk.locks import locked, remove_lock
 from activities.process.settings import Settings
@@ -51,9 +47,15 @@ from activities.step.checkpoints import CheckpointStore
 from activities.step.ledger import LeaseLedger
 from activities.step.running_step import RunningStep, running_step
 from activities.store.bucket import Bucket, crc32c_of
-from activities.store.headers import BLOCK_BYTES, Header
+from activities.store.headers import BLOCK_BYTES
+from activities.store.layers import LayerObjects
 from activities.store.lease_numbers import LeaseObjects
-from activities.store.metadata import metadata_of, published_template, wrong_objects
+from activities.store.metadata import (
+    metadata_of,
+    published_template,
+    read_metadata,
+    wrong_objects,
+)
 from activities.store.objects import (
     artifact_name,
     build_log_name,
@@ -64,7 +66,9 @@ from activities.store.objects import (
     template_prefix,
 )
 from activities.store.stored import TENANT_METADATA
-from activities.template.upload import PartSender, Scan, compose_tree, scan
+from activities.template.layering import LayerMaker, Stacked, Upload, header_of
+from activities.template.sending import FileSender
+from activities.template.upload import Below, Scan, compose_tree, scan
 
 T = TypeVar("T")
 
@@ -89,14 +93,16 @@ class BucketArtifactActivities(ArtifactActivities):
         self._ledger = ledger
         self._store = store
         self._leases = leases
-        # One more than are sent: the next part is ready when a connection becomes free.
-        self._room = Semaphore(settings.upload_workers + 1)
+        self._sender = FileSender(settings, bucket)
+        self._layers = LayerObjects(bucket)
+        self._maker = LayerMaker(settings, bucket, store, self._sender)
 
     @activity.defn(name="upload_artifact")
     async def upload_artifact(self, upload: UploadArtifactInput, /) -> UploadedArtifact:
         """Send an artifact's non-zero blocks, and its header where it has one."""
+        attempt = activity.info().attempt
         async with self._running(upload.scope) as running:
-            return await running.in_thread(self._upload_alone, upload, running)
+            return await running.in_thread(self._upload_alone, upload, attempt, running)
 
     @activity.defn(name="upload_artifacts")
     async def upload_artifacts(
@@ -104,10 +110,13 @@ class BucketArtifactActivities(ArtifactActivities):
     ) -> dict[str, UploadedArtifact]:
         """Send several artifacts one after the other, each as `upload_artifact` does."""
         uploaded: dict[str, UploadedArtifact] = {}
+        attempt = activity.info().attempt
         async with self._running(upload.scope) as running:
             for name in upload.names:
-                one = UploadArtifactInput(scope=upload.scope, snapshot=upload.snapshot, name=name)
-                uploaded[name] = await running.in_thread(self._upload_alone, one, running)
+                one = UploadArtifactInput(
+                    scope=upload.scope, snapshot=upload.snapshot, name=name, chain=upload.chain
+                )
+                uploaded[name] = await running.in_thread(self._upload_alone, one, attempt, running)
         return uploaded
 
     @activity.defn(name="publish_template")
@@ -138,34 +147,56 @@ class BucketArtifactActivities(ArtifactActivities):
 
     # ---- Upload
 
-    def _upload_alone(self, upload: UploadArtifactInput, running: RunningStep) -> UploadedArtifact:
-        work = partial(self._upload, upload, running)
+    def _upload_alone(
+        self, upload: UploadArtifactInput, attempt: int, running: RunningStep
+    ) -> UploadedArtifact:
+        work = partial(self._upload, upload, attempt, running)
         return self._alone(upload.scope, upload.name, running, work)
 
-    def _upload(self, upload: UploadArtifactInput, running: RunningStep) -> UploadedArtifact:
+    def _upload(
+        self, upload: UploadArtifactInput, attempt: int, running: RunningStep
+    ) -> UploadedArtifact:
         directory = self._store.require(upload.snapshot, upload.scope.build_id)
         path = directory / upload.name
+        top = self._stack(upload, attempt, running)
+        below, layers = (top.below, top.references) if top else (None, ())
         existing = self._bucket.stat_object(_object_name(upload))
-        found = self._scan(path, upload, running) if existing else None
+        found = self._scan(path, upload, running, below) if existing else None
         if existing is None or found is None or not _is(existing, found):
-            found, existing = self._send(path, upload, running, existing)
+            found, existing = self._send(path, upload, running, existing, below)
         self._remove_parts(upload, running)
         objects = {"data": existing}
         if upload.name != WITHOUT_HEADER:
-            objects["header"] = self._put_header(upload, found, running)
+            build_id = upload.scope.build_id
+            header = header_of(build_id, found.size_bytes, found.extents, layers)
+            name = header_name(build_id, upload.name)
+            objects["header"] = self._put(upload.scope, name, header.to_bytes(), running)
         return UploadedArtifact(
             name=upload.name,
             objects=objects,
             size_bytes=found.size_bytes,
             sent_bytes=found.stored_bytes,
             sha256=found.sha256,
+            layers=layers,
         )
 
+    def _stack(
+        self, upload: UploadArtifactInput, attempt: int, running: RunningStep
+    ) -> Stacked | None:
+        """Have the disk's chain in the bucket, as far as that can be."""
+        if upload.name != ArtifactName.ROOTFS or not upload.chain:
+            return None
+        require_current = partial(self._require_current, upload.scope, running)
+        work = Upload(upload.scope, attempt, running, require_current)
+        return self._maker.stack(upload.chain, work)
+
     @staticmethod
-    def _scan(path: Path, upload: UploadArtifactInput, running: RunningStep) -> Scan:
+    def _scan(
+        path: Path, upload: UploadArtifactInput, running: RunningStep, below: Below | None
+    ) -> Scan:
         running.progress(f"reading {upload.name}")
         dense = upload.name == WITHOUT_HEADER
-        found = scan(path, BLOCK_BYTES, lambda _: None, running.check, dense=dense)
+        found = scan(path, BLOCK_BYTES, lambda _: None, running.check, dense=dense, below=below)
         _require_unchanged(upload, found)
         return found
 
@@ -175,27 +206,13 @@ class BucketArtifactActivities(ArtifactActivities):
         upload: UploadArtifactInput,
         running: RunningStep,
         outdated: StoredObject | None,
+        below: Below | None,
     ) -> tuple[Scan, StoredObject]:
-        meter = _Meter(upload, running)
-        sender = PartSender(
-            self._bucket,
-            parts_prefix(upload.scope.build_id, upload.name),
-            chunk_bytes=self._settings.upload_chunk_mb * MIB,
-            workers=self._settings.upload_workers,
-            room=self._room,
-            check=running.check,
-            sent=meter.add,
-        )
-        dense = upload.name == WITHOUT_HEADER
-        try:
-            found = scan(path, BLOCK_BYTES, sender.add, running.check, dense=dense)
-            parts = sender.finish()
-        finally:
-            sender.close()
-        _require_unchanged(upload, found)
-        stored = self._compose(upload, parts, found, running, outdated)
-        running.log.info(meter.summary(found, sender.sent_bytes))
-        return found, stored
+        dense, prefix = upload.name == WITHOUT_HEADER, _parts_of(upload)
+        sent = self._sender.send(path, upload.name, prefix, running, dense=dense, below=below)
+        _require_unchanged(upload, sent.found)
+        stored = self._compose(upload, sent.parts, sent.found, running, outdated)
+        return sent.found, stored
 
     def _compose(
         self,
@@ -206,7 +223,7 @@ class BucketArtifactActivities(ArtifactActivities):
         outdated: StoredObject | None,
     ) -> StoredObject:
         name = _object_name(upload)
-        prefix = parts_prefix(upload.scope.build_id, upload.name)
+        prefix = _parts_of(upload)
         self._require_current(upload.scope, running)
         if outdated is not None:  # of an earlier attempt whose undo did not come through
             self._require_unpublished(upload.scope.build_id)
@@ -232,21 +249,7 @@ class BucketArtifactActivities(ArtifactActivities):
 
     def _remove_parts(self, upload: UploadArtifactInput, running: RunningStep) -> None:
         running.check()
-        remove_objects(self._bucket, parts_prefix(upload.scope.build_id, upload.name))
-
-    def _put_header(
-        self, upload: UploadArtifactInput, found: Scan, running: RunningStep
-    ) -> StoredObject:
-        build_id = uuid.UUID(upload.scope.build_id)
-        header = Header(
-            block_size=BLOCK_BYTES,
-            size=found.size_bytes,
-            build_id=build_id,
-            base_build_id=build_id,
-            extents=found.extents,
-        )
-        name = header_name(upload.scope.build_id, upload.name)
-        return self._put(upload.scope, name, header.to_bytes(), running)
+        remove_objects(self._bucket, _parts_of(upload))
 
     def _put(self, scope: BuildScope, name: str, data: bytes, running: RunningStep) -> StoredObject:
         """Write a small object, replacing what an earlier attempt left there.
@@ -288,6 +291,7 @@ class BucketArtifactActivities(ArtifactActivities):
             outdated = self._bucket.stat_object(metadata_name(build_id))
             done = published_template(self._bucket, build_id)
             if done is not None:
+                self._let_go(build_id)
                 return done
             self._require_current(publish.scope, running)
             if outdated is not None:  # it does not fit the objects: no commit, but in its place
@@ -301,6 +305,10 @@ class BucketArtifactActivities(ArtifactActivities):
         log_name = build_log_name(build_id)
         log = self._put(publish.scope, log_name, _read(running.log.path), running)
         metadata = metadata_of(publish, log)
+        if unusable := self._layers.refer_all(metadata.layers, publish.scope):
+            raise CheckpointLostError(
+                f"layers {', '.join(unusable)} are no longer there", step=Step.UPLOAD
+            )
         if wrong := wrong_objects(self._bucket, metadata):
             raise CheckpointLostError(
                 f"{', '.join(wrong)} changed after the upload", step=Step.UPLOAD
@@ -315,6 +323,12 @@ class BucketArtifactActivities(ArtifactActivities):
                 if_generation_match=0,
                 metadata=_whose(publish.scope),
             )
+
+    def _let_go(self, build_id: str) -> None:
+        """End the use of the layers that the build has named and its template does not need."""
+        metadata = read_metadata(self._bucket, build_id)
+        if metadata is not None:
+            self._layers.release(build_id, keep=[layer.layer_id for layer in metadata.layers])
 
 
 class BucketUploadUndoActivities(UploadUndoActivities):
@@ -380,41 +394,16 @@ def _object_name(upload: UploadArtifactInput) -> str:
     return artifact_name(upload.scope.build_id, upload.name)
 
 
+def _parts_of(upload: UploadArtifactInput) -> str:
+    return parts_prefix(upload.scope.build_id, upload.name)
+
+
 def _require_unchanged(upload: UploadArtifactInput, found: Scan) -> None:
     if found.sha256 != upload.snapshot.files[upload.name].sha256:
         raise CheckpointLostError(
             f"{upload.name} has changed on the host's disk since it was made",
             step=upload.snapshot.step,
         )
-
-
-class _Meter:
-    """How much of an artifact is in the bucket, and how fast it gets there. Thread-safe."""
-
-    def __init__(self, upload: UploadArtifactInput, running: RunningStep) -> None:
-        self._name = upload.name
-        self._running = running
-        self._total = upload.snapshot.files[upload.name].allocated_bytes
-        self._started = time.monotonic()
-        self._done = 0
-        self._lock = Lock()
-        self.add(0)  # its speed is measured from here on
-
-    def add(self, size_bytes: int) -> None:
-        with self._lock:
-            self._done += size_bytes
-            done = self._done
-        total = max(self._total, done)
-        self._running.progress(f"uploading {self._name}", done, total, "bytes")
-
-    def summary(self, found: Scan, sent_bytes: int) -> str:
-        return (
-            f"{self._name}: sent {sent_bytes / MIB:.1f} MiB at {self._rate(sent_bytes):.0f} MiB/s; "
-            f"{found.stored_bytes / MIB:.1f} MiB stored of {found.size_bytes / MIB:.1f} MiB"
-        )
-
-    def _rate(self, size_bytes: int) -> float:
-        return size_bytes / MIB / max(time.monotonic() - self._started, 0.001)
 
 
 def _read(path: Path) -> bytes:

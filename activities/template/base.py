@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from temporalio import activity
 
-from activities.contract.checkpoints import RootfsCheckpoint, RootfsFacts
+from activities.contract.checkpoints import DiskKey, RootfsCheckpoint, RootfsFacts
 from activities.contract.errors import RootfsTooLargeError, TemplateNotFoundError
 from activities.contract.inputs import ImportTemplateInput
 from activities.contract.interface import TemplateBaseActivities
@@ -25,6 +25,8 @@ from activities.step.vm_requirements import require_parts
 from activities.store.bucket import Bucket
 from activities.store.download import pull_artifact
 from activities.store.metadata import TemplateMetadata, read_metadata
+from activities.template.layering import LayerMaker
+from activities.template.sending import FileSender
 
 
 class BucketBaseActivities(TemplateBaseActivities):
@@ -39,6 +41,7 @@ class BucketBaseActivities(TemplateBaseActivities):
         self._store = store
         self._bucket = bucket
         self._room = Room((settings.data_dir,), settings.min_free_disk_mb * MIB)
+        self._maker = LayerMaker(settings, bucket, store, FileSender(settings, bucket))
 
     @activity.defn(name="import_template")
     async def import_template(self, take: ImportTemplateInput, /) -> PulledImage:
@@ -59,7 +62,10 @@ class BucketBaseActivities(TemplateBaseActivities):
                 f"the disk of template {take.build_id} has {size_mb} MiB; "
                 f"the limit is {self._settings.max_rootfs_mb} MiB"
             )
-        return _as_image(metadata, self._disk(step, take, metadata, attempt))
+        disk = self._disk(step, take, metadata, attempt)
+        key = DiskKey(owner=take.scope.tenant, fingerprint=disk.fingerprint)
+        self._maker.copy_of_template(key, disk.facts, metadata, take.scope)
+        return _as_image(metadata, disk.model_copy(update={"chain": (key,)}))
 
     def _disk(
         self, step: RunningStep, take: ImportTemplateInput, metadata: TemplateMetadata, attempt: int

@@ -61,6 +61,7 @@ OBJECTS = {
 PREFIXES = {
     "template_prefix": objects.template_prefix(BUILD),
     "parts_prefix": objects.parts_prefix(BUILD),
+    "layer_parts_prefix": objects.parts_prefix(BUILD),
     "references_prefix": objects.references_prefix(LAYER),
     "used_layers_prefix": objects.used_layers_prefix(BUILD),
     "names_prefix": objects.names_prefix("<tenant>"),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from activities.contract.checkpoints import RootfsCheckpoint
+from activities.contract.checkpoints import DiskKey, RootfsCheckpoint
 from activities.contract.errors import ImageStepError
 from activities.contract.image_steps import Add, Copy, Env, ImageStep, Meaning, Run, User, Workdir
 from activities.contract.inputs import RunStepsInput
@@ -13,7 +13,7 @@ from activities.contract.names import VmPurpose
 from activities.contract.network_policy import INTERNET, NO_NETWORK, NetworkPolicy
 from activities.contract.results import ImageConfig
 from activities.contract.scope import BuildScope, HostLease, VmRef, VmShape
-from activities.instructions.plan import MadeDirectory, MadeUser, plan, values_of
+from activities.instructions.plan import MadeDirectory, MadeUser, chain_of, plan, values_of
 from activities.process.settings import Settings
 from tests.support.example_template import pulled_image
 
@@ -50,6 +50,16 @@ def asked(*steps: ImageStep, build_id: str = BUILDS[0], **more: Any) -> RunSteps
 
 def keys(settings: Settings, *steps: ImageStep, **more: Any) -> list[str]:
     return [work.key for work in plan(settings, asked(*steps, **more))]
+
+
+def test_each_disk_of_a_build_is_named_after_those_below_it(settings: Settings) -> None:
+    base = DiskKey(fingerprint="f" * 64)
+    disk = RootfsCheckpoint(fingerprint=base.fingerprint, host="h", chain=(base,))
+    build = asked(FIRST, COPY, disk=disk)
+    todo = plan(settings, build)
+    own = [DiskKey(owner="default", fingerprint=work.key) for work in todo]
+    assert chain_of(build, todo) == (base, *own)
+    assert chain_of(asked(FIRST, COPY), todo) == ()  # a host of before has not told of its base
 
 
 def test_a_change_reaches_what_follows_it_and_nothing_else(settings: Settings) -> None:

@@ -1,0 +1,200 @@
+"""Root file systems of real images as layers: made by one host, taken by others."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from devstack.registry import Layer, Registry
+from devstack.workbench import Workbench, workbench
+from temporalio.testing import ActivityEnvironment
+
+from activities.contract.checkpoints import RootfsCheckpoint
+from activities.contract.image_steps import Run
+from activities.contract.inputs import RunStepsInput
+from activities.contract.names import ArtifactName, VmPurpose
+from activities.contract.results import ImageConfig, PulledImage
+from activities.contract.scope import BuildScope, VmRef, VmShape
+from activities.disk.ext4 import check_filesystem
+from activities.disk.sparse_files import sha256_of
+from activities.instructions.disk_steps import VmDiskStepActivities
+from activities.instructions.plan import chain_of, plan
+from activities.rootfs.rootfs import HostRootfsActivities
+from activities.step.layer_disks import LayerDisks
+from activities.store.bucket import Bucket
+from activities.store.download import pull_template
+from activities.store.lease_numbers import LeaseObjects
+from activities.store.metadata import read_metadata
+from tests.support.held_build import HeldBuild
+from tests.support.layered_builds import LayeredBuild, changed
+from tests.support.step_checks import go_on
+from tests.support.step_host import read
+
+pytestmark = pytest.mark.counts_host
+
+
+class Host:
+    """A host with a data directory of its own, and the one dockerd."""
+
+    def __init__(self, bench: Workbench, bucket: Bucket) -> None:
+        self.bench = bench
+        self.bucket = bucket
+        layers = LayerDisks(bench.settings, bucket, bench.store)
+        self.rootfs = HostRootfsActivities(
+            bench.settings, bench.ledger, bench.store, bench.client, layers
+        )
+
+    def scope(self) -> BuildScope:
+        build_id, host = str(uuid.uuid4()), self.bench.settings.host
+        return self.bench.scope(
+            build_id, LeaseObjects(self.bucket).take(build_id, host, "workflow", None)
+        )
+
+    async def make(
+        self, image: PulledImage, scope: BuildScope, command: str
+    ) -> tuple[LayeredBuild, RootfsCheckpoint]:
+        asked = self.bench.rootfs_input(image, scope, start_command=command)
+        made = await ActivityEnvironment().run(self.rootfs.build_rootfs, asked)
+        held = HeldBuild(self.bench.settings, self.bench.ledger, self.bench.store, scope)
+        disk = self.bench.store.file(made, ArtifactName.ROOTFS).read_bytes()
+        return LayeredBuild(held, self.bucket, made.chain, disk), made
+
+
+@asynccontextmanager
+async def hosts(place: Path, bucket: Bucket, count: int) -> AsyncIterator[list[Host]]:
+    benches = [workbench(place / f"host-{number}") for number in range(count)]
+    yield [Host(bench, bucket) for bench in benches]
+    for bench in benches:
+        bench.remove_images()
+
+
+def sha256(disk: bytes) -> str:
+    return hashlib.sha256(disk).hexdigest()
+
+
+def push(registry: Registry) -> str:
+    layer = Layer().directory("bin").busybox().symlink("bin/sh", "busybox").directory("etc")
+    layer.add("etc/passwd", b"root:x:0:0::/root:/bin/sh\nweb:x:7:7::/srv:/bin/sh\n")
+    for number in range(60):
+        layer.add(f"etc/file-{number}", f"{number}".encode() * 20_000)
+    registry.push("layered", [layer.tar()], config={"User": "web", "WorkingDir": "/srv/web"})
+    return f"{registry.address}/layered"
+
+
+async def test_a_host_takes_the_disk_of_an_image_out_of_the_bucket(
+    tmp_path: Path, empty_bucket: Bucket, registry: Registry
+) -> None:
+    """What another host has made is not made again; another command adds a few blocks."""
+    name = push(registry)
+    async with hosts(tmp_path, empty_bucket, 2) as (one, two):
+        first, made = await one.make(await one.bench.pull(name), scope := one.scope(), "serve")
+        assert "copying" in one.bench.log_of(scope)
+        assert [key.owner for key in made.chain] == ["", "default"]
+        flattened = sha256(first.disk)
+        await first.publish(first.boots("first"))
+        image = await two.bench.pull(name)
+        same, found = await two.make(image, scope := two.scope(), "serve")
+        assert found.reused and found.facts == made.facts and sha256(same.disk) == flattened
+        assert "is taken from the bucket" in two.bench.log_of(scope)
+        assert "copying" not in two.bench.log_of(scope)
+        second, other = await two.make(image, scope := two.scope(), "other")
+        assert "copying" not in two.bench.log_of(scope)
+        assert other.chain[0] == made.chain[0] and other.chain[1] != made.chain[1]
+        path = two.bench.store.file(other, ArtifactName.ROOTFS)
+        check_filesystem(path, go_on)
+        assert read(path, "/.template/start.command") == "other"
+        assert read(path, "/.template/user").split()[0] == "7"
+        assert read(path, "/.template/workdir") == "/srv/web"
+        await second.publish(second.boots("second"))
+        layers = [read_metadata(empty_bucket, b.held.scope.build_id) for b in (first, second)]
+        sizes = [
+            [layer.objects["data"].size_bytes for layer in each.layers] if each else []
+            for each in layers
+        ]
+        assert sizes[0][0] == sizes[1][0] > 10 * sizes[1][1]
+
+
+async def test_two_hosts_flatten_one_image_at_once(
+    tmp_path: Path, empty_bucket: Bucket, registry: Registry
+) -> None:
+    name = push(registry)
+    async with hosts(tmp_path, empty_bucket, 2) as both:
+        images = [await host.bench.pull(name) for host in both]
+        made = await asyncio.gather(
+            *(
+                host.make(image, host.scope(), "serve")
+                for host, image in zip(both, images, strict=True)
+            )
+        )
+        builds = [build for build, _ in made]
+        snapshots = [build.boots(number) for number, build in enumerate(builds)]
+        ready = zip(builds, snapshots, strict=True)
+        await asyncio.gather(*(build.publish(snapshot) for build, snapshot in ready))
+        for build in builds:
+            target = tmp_path / "out" / build.held.scope.build_id
+            pull_template(empty_bucket, build.held.scope.build_id, target, lambda *_: None)
+            assert sha256_of(target / ArtifactName.ROOTFS, go_on) == sha256(build.disk)
+
+
+async def test_a_host_takes_the_disk_of_a_step_out_of_the_bucket(
+    tmp_path: Path, empty_bucket: Bucket
+) -> None:
+    """No VM runs: the shape that is asked for is none of this host's."""
+    async with hosts(tmp_path, empty_bucket, 2) as (one, two):
+        image = PulledImage(
+            reference="registry/web@sha256:" + "a" * 64,
+            digest="sha256:" + "a" * 64,
+            image_id="sha256:" + "b" * 64,
+            architecture="amd64",
+            size_bytes=1,
+            layer_count=1,
+            config=ImageConfig(),
+        )
+
+        def asked(scope: BuildScope, disk: RootfsCheckpoint) -> RunStepsInput:
+            return RunStepsInput(
+                vm=VmRef(scope=scope, purpose=VmPurpose.BOOT),
+                disk=disk,
+                image=image,
+                steps=(Run(command="make"), Run(command="make install")),
+                shape=VmShape(
+                    memory_mb=64, vcpu_count=1, kernel_version="none", firecracker_version="none"
+                ),
+                disk_size_mb=1,
+                timeout_seconds=1,
+                start_command="",
+                ready_command="",
+                env={},
+            )
+
+        bench = one.bench
+        held = HeldBuild(bench.settings, bench.ledger, bench.store, one.scope())
+        build = LayeredBuild(held, empty_bucket).makes("base", "base", 300)
+        base = RootfsCheckpoint(
+            fingerprint=build.chain[0].fingerprint, host=bench.settings.host, chain=build.chain
+        )
+        todo = plan(bench.settings, asked(held.scope, base))
+        for number, work in enumerate(todo):
+            build.disk = changed(build.disk, number, 7)
+            build.keeps(work.key)
+        build.chain = chain_of(asked(held.scope, base), todo)
+        await build.publish(build.boots())
+
+        activities = VmDiskStepActivities(
+            two.bench.settings,
+            two.bench.ledger,
+            two.bench.store,
+            empty_bucket,
+            two.bench.secret_keys,
+        )
+        scope = two.scope()
+        made = await ActivityEnvironment().run(activities.run_steps, asked(scope, base))
+        assert made.reused and made.chain == build.chain
+        assert "is taken from the bucket" in two.bench.log_of(scope)
+        both = (host.bench.store.file(made, ArtifactName.ROOTFS) for host in (one, two))
+        assert len({sha256_of(path, go_on) for path in both}) == 1
