@@ -64,8 +64,8 @@ class FirecrackerClient:
 
     Each call has a connection of its own, since Firecracker refuses an 11th open one. A socket's
     path may have 107 bytes at most (unix(7)), and a VM's directory is longer than that easily; so
-    the socket is opened, and reached by its descriptor. It is in a directory in which the VMM may
-    do what it likes: a link that stands there leads nowhere.
+    the socket is opened, and reached by its descriptor. It is in a directory in which the VMM
+    could do what it liked when it made it: a link that stands there leads nowhere.
     """
 
     def __init__(self, socket: Path) -> None:

@@ -48,6 +48,8 @@ JAILER = "jailer"
 JAIL = "jail"
 SECCOMP_FILTER = "seccomp.bpf"
 DATA = ("nosuid", "nodev", "noexec")
+CONSOLE_BYTES_EVER = 4 << 30
+"""What a guest may ever say: given back as it is read, but a file's end for the kernel."""
 # The jailer makes devices in the jail, and copies Firecracker there.
 UNFIT = {"nodev": os.ST_NODEV, "noexec": os.ST_NOEXEC}
 # What the jailer does before it gives all of it up.
@@ -147,15 +149,23 @@ class Launching:
             return None
         return self._directory.resolve() / JAIL / self._program.name / self._id / "root"
 
+    def close(self) -> None:
+        """Take from the VMM the directories that are its own: it makes no more files.
+
+        It has its socket then, and its jail; no guest has said a word yet.
+        """
+        own = self._files / OWN
+        jail = os.walk(self._root) if self._root else ()
+        for path in (own / SOCKET, own, *(Path(directory) for directory, _, _ in jail)):
+            os.chown(path, os.geteuid(), os.getegid(), follow_symlinks=False)
+            path.chmod(0o755)
+
     # ---- Files
 
     def _mounts(self, check: Callable[[], None]) -> list[_Mount]:
         """Give the VMM its files, and list what is shown to it where."""
         for name in self._launch.own:
-            path = self._files / name
-            path.touch()
-            path.chmod(0o600)
-            os.chown(path, self._uid, self._uid)
+            give(self._files / name, self._uid)
         os.mkfifo(self._directory / LOG_PIPE, 0o600)
         os.link(self._directory / LOG_PIPE, self._files / LOG_PIPE)
         os.chown(self._files / LOG_PIPE, self._uid, self._uid)
@@ -198,12 +208,19 @@ class Launching:
     # ---- Command
 
     def _command(self) -> list[str]:
-        run = self._jailed() if self._launch.jailer else self._unjailed()
+        run = [require_program("prlimit", "util-linux"), f"--fsize={self._file_bytes()}"]
+        run += ["--core=0", "--", *(self._jailed() if self._launch.jailer else self._unjailed())]
         run += ["--api-sock", f"{INSIDE}/{OWN}/{SOCKET}", "--level", "Error"]
         run += ["--log-path", f"{INSIDE}/{LOG_PIPE}"]
         if (self._files / SECCOMP_FILTER).exists():
             run += ["--seccomp-filter", f"{INSIDE}/{SECCOMP_FILTER}"]
         return run
+
+    def _file_bytes(self) -> int:
+        """Return how large a file of the VMM's may become: the largest that it has or is to write,
+        with what its console takes."""
+        sizes = ((self._files / name).stat().st_size for name in self._launch.own)
+        return max(self._launch.limits.memory_mb * MIB, *sizes, 0) + CONSOLE_BYTES_EVER
 
     def _unjailed(self) -> list[str]:
         become = [f"--reuid={self._uid}", f"--regid={self._uid}", "--clear-groups"]
@@ -219,6 +236,13 @@ class Launching:
         jailer += ["--chroot-base-dir", str(self._directory.resolve() / JAIL)]
         jailer += ["--netns", f"/run/netns/{self._directory.name}", "--new-pid-ns"]
         return [_setpriv(), *become, "--", *jailer, "--"]
+
+
+def give(path: Path, uid: int) -> None:
+    """Give a file to a VMM's user; it is made if it is not there."""
+    path.touch()
+    path.chmod(0o600)
+    os.chown(path, uid, uid)
 
 
 def prepare_egress(directory: Path, hidden: Sequence[str]) -> str:

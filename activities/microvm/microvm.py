@@ -165,7 +165,7 @@ class HostMicrovmActivities(MicrovmActivities):
         launch = launch_of(self._settings, firecracker, start.shape)
         kernel = self._settings.kernel_path(start.shape.kernel_version)
         egress = egress_of(self._settings, start.shape.network, running.check)
-        own = tuple(ArtifactName)
+        own = (ArtifactName.ROOTFS,)
         launch = replace(launch, own=own, shared=kernel_files(kernel), egress=egress)
         tell_limits(running, vm.start(launch, running.check))
         self._configure(vm, start.shape)
@@ -547,6 +547,7 @@ def _require_still_resumable(facts: SnapshotFacts, firecracker: Path) -> None:
 
 def _write_snapshot(vm: VmProcess, client: FirecrackerClient) -> None:
     """Have the VMM write it. Of one that fails nothing stays: half a memory is large, too."""
+    vm.give(ArtifactName.SNAPFILE, ArtifactName.MEMFILE)
     try:
         client.snapshot(vm.inside(ArtifactName.SNAPFILE), vm.inside(ArtifactName.MEMFILE))
     except VmmError as error:

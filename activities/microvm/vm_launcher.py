@@ -3,8 +3,8 @@
 Usage: `vm_launcher.py PLAN [ARGUMENT…]`, in the VM's own directory, whose file PLAN says what to do
 (see `launch`). It joins the VM's cgroups and makes a mount namespace of its own, in which `/fc-vm`
 is the VM's files, `/dev` has what a VMM needs and nothing else, and `/proc` shows the VMM's own
-processes. Then it becomes the VMM, by setpriv: another user, no capability, no way to any. The host
-sees nothing of this but an empty `/fc-vm`, and all of it ends with the VMM.
+processes; all else is read-only. Then it becomes the VMM, by setpriv: another user, no capability,
+no way to any. The host sees nothing of this but an empty `/fc-vm`, and all of it ends with the VMM.
 
 So begins also what carries the VM's way to the internet; its world is smaller still.
 
@@ -17,10 +17,12 @@ import os
 import stat
 import sys
 
-CLONE_NEWNS = 0x00020000
+CLONE_NEWNS, CLONE_NEWIPC = 0x00020000, 0x08000000
 # linux/mount.h
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 0x1, 0x2, 0x4, 0x8
 MS_REMOUNT, MS_BIND, MS_REC, MS_SLAVE = 0x20, 0x1000, 0x4000, 0x80000
+# linux/mount.h and fcntl.h; the number of the call is the same on every architecture.
+MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = 442, -100, 0x8000, 0x1
 FLAGS = {"ro": MS_RDONLY, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC}
 UMASK = 0o077
 # Name, and the numbers that the kernel gives it everywhere (Documentation/admin-guide/devices.txt).
@@ -52,12 +54,23 @@ def join_cgroups(directories: list[str]) -> None:
             file.write("0")
 
 
-def leave_mounts() -> None:
-    """Take a mount namespace whose mounts nobody else sees; unmounts of the host still come."""
-    if _libc.unshare(CLONE_NEWNS) != 0:
+def leave_host() -> None:
+    """Take a mount namespace whose mounts nobody else sees; unmounts of the host still come. And
+    one of System V's shared memory, which would stay when its makers have ended."""
+    if _libc.unshare(CLONE_NEWNS | CLONE_NEWIPC) != 0:
         code = ctypes.get_errno()
-        raise OSError(code, f"unshare the mount namespace: {os.strerror(code)}")
+        raise OSError(code, f"unshare mounts and shared memory: {os.strerror(code)}")
     mount("none", "/", "", MS_REC | MS_SLAVE)
+
+
+def make_read_only() -> None:
+    """Have all that is mounted read-only: everybody may write to some directories of a host."""
+    attributes = (ctypes.c_uint64 * 4)(MOUNT_ATTR_RDONLY, 0, 0, 0)
+    size = ctypes.c_size_t(ctypes.sizeof(attributes))
+    flags = ctypes.c_uint(AT_RECURSIVE)
+    if _libc.syscall(MOUNT_SETATTR, AT_FDCWD, b"/", flags, attributes, size) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"make the host's files read-only: {os.strerror(code)}")
 
 
 def make_directory(path: str) -> None:
@@ -105,15 +118,18 @@ def launch(plan_file: str, arguments: list[str]) -> None:
     The plan has `user` (its uid and gid), `cgroups` (directories), `mounts` (source, target,
     `FLAGS`), `directory` (where the VMM begins) and `command`, whose first word is a path; the
     arguments follow it. `root` is the jail that the command is about to enter: it has a world of
-    its own; '' is none, and then it sees of `/dev` the `devices` alone, of directories in `alone`
-    their files there alone, and nothing of the directories `hidden`.
+    its own; '' is none, and then it can write to `mounts` alone, and sees of `/dev` the `devices`
+    alone, of directories in `alone` their files there alone, and nothing of the directories
+    `hidden`.
     """
     with open(plan_file, encoding="utf-8") as file:
         plan = json.load(file)
     os.umask(0o022)
     join_cgroups(plan["cgroups"])
-    leave_mounts()
+    leave_host()
     make_directory(plan["root"] + plan["directory"])
+    if not plan["root"]:
+        make_read_only()
     for source, target, flags in plan["mounts"]:
         bind(source, target, sum(FLAGS[flag] for flag in flags))
     if not plan["root"]:

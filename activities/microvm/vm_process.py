@@ -1,10 +1,11 @@
 """A VM as a directory with processes: start, find again, watch, kill.
 
 `<data>/vms/<name>/` has the supervisor's files, and in `fc-vm/` those that the VMM sees as
-`/fc-vm`: disk, kernel, snapshot, socket. The VMM may write to those that are its own, and make new
-ones in `fc-vm/run/` alone, so that a name which we open again is what we have made it. Which
-processes they are is on disk by pid and start time, so a foreign process that got the same pid
-later is never taken for a VM.
+`/fc-vm`: disk, kernel, snapshot, socket. The VMM may write to those that are its own, and makes one
+alone, its socket in `fc-vm/run/`, before a guest runs: a name that we open again is what we have
+made it, and what a VMM writes is bounded by how large each of its own may be. Which processes they
+are is on disk by pid and start time, so a foreign process that got the same pid later is never
+taken for a VM.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from activities.microvm.launching import (
     Launch,
     Launching,
     cgroups_of,
+    give,
     read_plan,
     remove_cgroups_by_name,
 )
@@ -108,7 +110,16 @@ class VmProcess:
         while not self._pids():  # the jailer's child may answer before its pid is known
             self._require_no_exit(check)
             time.sleep(POLL_SECONDS)
+        launching.close()
         return confinement
+
+    def give(self, *names: str) -> None:
+        """Have files of these names that its VMM may write to; one that an earlier version has
+        started makes them itself."""
+        user = read_plan(self.directory).get("user")
+        if isinstance(user, int):
+            for name in names:
+                give(self.files / name, user)
 
     def _supervise(self, lock: int, console_bytes: int) -> None:
         python = [sys.executable, "-I", "-S"]

@@ -35,6 +35,8 @@ import sys
 
 CLONE_NEWNET = 0x40000000
 READ_BYTES = 1 << 20
+READS, LAST_READS = 64, 1024
+"""So often one thing is read before the others are looked at, and at the end."""
 PAGE_BYTES = 4096
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 OURS = b"@tm@ "
@@ -230,7 +232,8 @@ class Log:
             return 0
         lost = 0
         with contextlib.suppress(BlockingIOError):
-            while data := os.read(self.pipe, READ_BYTES):
+            for _ in range(READS):
+                data = os.read(self.pipe, READ_BYTES)
                 self._keep(data)
                 lost += data.count(LOST_WRITE)
         return lost
@@ -471,7 +474,9 @@ def follow(
         if is_alive and egress and not why and (why := egress.look()):
             signal.pidfd_send_signal(vmm, signal.SIGKILL)
         pause = min(2 * pause, LOOK_MS[1])
-        while data := spool.take():
+        for _ in range(READS if is_alive else LAST_READS):
+            if not (data := spool.take()):
+                break
             console.take(data)
             pause = LOOK_MS[0]
         if lost := log.take():

@@ -52,6 +52,10 @@ pytestmark = pytest.mark.counts_host
 
 CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapAmb")
 CONTROLLERS = ("cpu", "memory", "pids")
+# A VMM's own directory, which is root's; its few devices, as which it can make none; its processes.
+WRITABLE = {"/fc-vm", "/dev", "/proc"}
+# Its own files there are told elsewhere; other VMs' networks come by themselves, and are no files.
+NOT_WRITTEN = ("/fc-vm/", "/run/netns/")
 
 
 class Vmm:
@@ -98,11 +102,25 @@ class Vmm:
         for kind in ("mnt", "net", "pid"):
             assert self.namespace(kind) != str(Path(f"/proc/self/ns/{kind}").readlink())
         assert (self.proc / "ns" / "net").samefile(f"/run/netns/{name}")
+        self.require_it_makes_no_files()
         groups = self.cgroups()
         for controller in CONTROLLERS:
             path = groups.get(controller, groups.get("", ""))
             assert path.endswith(f"/template-manager/{name}"), groups
         return int(uid)
+
+    def require_it_makes_no_files(self) -> None:
+        """Neither where its socket is nor in its jail; nothing of the host is writable."""
+        found = [self.proc / "root" / "fc-vm" / "run", self.proc / "root" / "fc-vm"]
+        is_jailed = not (self.proc / "root" / "etc").exists()
+        if is_jailed:
+            found += [Path(top) for top, _, _ in os.walk(self.proc / "root")]
+        assert {path.stat().st_uid for path in found} == {0}
+        assert not [path for path in found if path.stat().st_mode & 0o022]
+        if not is_jailed:
+            writable = {path for path, options in self.mounts().items() if "rw" in options}
+            assert {path for path in writable if not path.startswith(NOT_WRITTEN)} == WRITABLE
+        assert re.search(r"Max core file size +0 +0 ", (self.proc / "limits").read_text())
 
 
 @pytest_asyncio.fixture

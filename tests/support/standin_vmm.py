@@ -173,10 +173,15 @@ def _checksum(data: bytes) -> bytes:
     return struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF)
 
 
-if __name__ == "__main__":
-    if "--version" in sys.argv:
+def serve(arguments: list[str], handler: type[Handler]) -> None:
+    """Be the program."""
+    if "--version" in arguments:
         print("Firecracker v1.13.1")
-        sys.exit()
-    path = sys.argv[sys.argv.index("--api-sock") + 1]
-    with socketserver.ThreadingUnixStreamServer(path, Handler) as server:
+        return
+    path = arguments[arguments.index("--api-sock") + 1]
+    with socketserver.ThreadingUnixStreamServer(path, handler) as server:
         server.serve_forever()
+
+
+if __name__ == "__main__":
+    serve(sys.argv, Handler)
