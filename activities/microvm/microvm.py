@@ -317,7 +317,7 @@ class HostMicrovmActivities(MicrovmActivities):
             )
             clock = read_clock(vm.name, running.check)
             require_right_clock(resumed, clock, verify.snapshot.facts)
-            used = vm.used_memory(snapshot / ArtifactName.MEMFILE)
+            used = vm.used_memory(snapshot / ArtifactName.MEMFILE, running.check)
         except SnapshotNotResumableError as error:
             self._store.condemn(verify.snapshot)  # a retry must boot again, not find this one
             error.log_tail = tuple(vm.tail())

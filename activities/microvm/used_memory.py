@@ -10,7 +10,7 @@ the file, as the stand-in, uses nothing of it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -41,15 +41,18 @@ class _Mapping(NamedTuple):
     """What leads to the file."""
 
 
-def used_blocks(pid: int, memory: Path) -> tuple[UsedBlocks, ...]:
+def used_blocks(
+    pid: int, memory: Path, check: Callable[[], None] = lambda: None
+) -> tuple[UsedBlocks, ...]:
     """Return which blocks of the file a process has in its memory, in order; () if none is told.
 
     At most `MAX_RANGES` of them: where there are more, small gaps between them count as read.
+    `check` is called often, and ends it by raising.
     """
     if os.sysconf("SC_PAGE_SIZE") != BLOCK_BYTES:
         return ()
     try:
-        return _ranges(_marks(pid, memory))
+        return _ranges(_marks(pid, memory, check))
     except OSError:  # it has just ended, or this kernel does not tell
         return ()
 
@@ -67,14 +70,20 @@ def read_ahead(memory: Path, blocks: Sequence[UsedBlocks]) -> None:
                 os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_WILLNEED)
 
 
-def _marks(pid: int, memory: Path) -> NDArray[np.uint8]:
-    """Return for each block of the file whether the process has read or written it, or neither."""
+def _marks(pid: int, memory: Path, check: Callable[[], None]) -> NDArray[np.uint8]:
+    """Return for each block of the file whether the process has read or written it, or neither.
+
+    A VMM has each block mapped once. One that has mapped the file ten thousand times would keep us
+    for minutes: no more is looked at than the file has.
+    """
     wanted = memory.stat()
     marks = np.zeros(wanted.st_size // BLOCK_BYTES, dtype=np.uint8)
+    left = len(marks)
     with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pages:
         for mapping in _mappings(pid):
-            if os.path.samestat(mapping.link.stat(), wanted):
-                _note(pages, mapping, marks)
+            check()
+            if left > 0 and os.path.samestat(mapping.link.stat(), wanted):
+                left -= _note(pages, mapping, marks[: mapping.offset // BLOCK_BYTES + left], check)
     return marks
 
 
@@ -90,18 +99,22 @@ def _mappings(pid: int) -> Iterator[_Mapping]:
             yield _Mapping(int(start, 16), int(end, 16), int(offset, 16), link)
 
 
-def _note(pages: BinaryIO, mapping: _Mapping, marks: NDArray[np.uint8]) -> None:
-    """Mark the blocks that are there in one mapping."""
+def _note(
+    pages: BinaryIO, mapping: _Mapping, marks: NDArray[np.uint8], check: Callable[[], None]
+) -> int:
+    """Mark the blocks that are there in one mapping; returns how many were looked at."""
     first = mapping.offset // BLOCK_BYTES
     count = min((mapping.end - mapping.start) // BLOCK_BYTES, len(marks) - first)
     pages.seek(mapping.start // BLOCK_BYTES * ENTRY_BYTES)
     for begin in range(first, first + count, CHUNK_ENTRIES):
+        check()
         data = pages.read(min(CHUNK_ENTRIES, first + count - begin) * ENTRY_BYTES)
         entries = np.frombuffer(data, dtype=np.uint64)
         there = (entries & (PRESENT | SWAPPED)) != 0
         found = np.where((entries & OF_FILE) != 0, READ, WRITTEN) * there
         part = marks[begin : begin + len(found)]
         np.maximum(part, found.astype(np.uint8), out=part)
+    return max(count, 0)
 
 
 def _ranges(marks: NDArray[np.uint8]) -> tuple[UsedBlocks, ...]:

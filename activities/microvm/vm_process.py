@@ -166,10 +166,10 @@ class VmProcess:
         jailer = read_plan(self.directory).get("jailer")  # an earlier version did not write it
         return held(vmm, jailer if isinstance(jailer, str) else None)
 
-    def used_memory(self, memory: Path) -> tuple[UsedBlocks, ...]:
+    def used_memory(self, memory: Path, check: Callable[[], None]) -> tuple[UsedBlocks, ...]:
         """Return what its guest has used of the memory file that it was resumed from."""
         vmm, _ = self._pids()["vmm"]
-        return used_blocks(vmm, memory)
+        return used_blocks(vmm, memory, check)
 
     def exit_reason(self) -> str:
         """Say how the VMM ended."""

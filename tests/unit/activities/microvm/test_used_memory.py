@@ -7,7 +7,7 @@ import mmap
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ import pytest
 from activities.contract.results import UsedBlocks
 from activities.microvm import used_memory
 from activities.microvm.used_memory import read_ahead, used_blocks
+from tests.support.step_checks import Stopped, stop_at
 
 BLOCK = 4096
 BLOCKS = 4096
@@ -108,6 +109,27 @@ def test_a_process_that_has_ended_has_used_nothing(memory: Path) -> None:
     pid = os.posix_spawn("/bin/true", ["true"], {})
     os.waitpid(pid, 0)
     assert used_blocks(pid, memory) == ()
+
+
+@needs_root
+def test_who_maps_it_again_and_again_is_looked_at_no_longer(memory: Path) -> None:
+    """As a VMM that a guest has taken over: of 2000 mappings one is looked at."""
+    looks = []
+    with ExitStack() as stack:
+        first = stack.enter_context(mapped(memory))
+        first[7 * BLOCK] = 1
+        others = [stack.enter_context(mapped(memory)) for _ in range(2000)]
+        for each in others:
+            each[9 * BLOCK] = 1
+        used = used_blocks(os.getpid(), memory, lambda: looks.append(1))
+        lines = len(Path("/proc/self/maps").read_text().splitlines())
+    assert len(looks) < lines + 10
+    assert len(blocks_of(used, "w")) == 1
+
+
+def test_it_ends_when_it_is_told_to(memory: Path) -> None:
+    with mapped(memory), pytest.raises(Stopped):
+        used_blocks(os.getpid(), memory, stop_at(1))
 
 
 def test_what_is_read_ahead_comes_into_the_page_cache(memory: Path) -> None:
