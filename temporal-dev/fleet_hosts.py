@@ -90,13 +90,13 @@ class SimulatedSteps(
         """`seconds` is what the steps of a build take together."""
         self._host = settings.host
         self._bucket = settings.bucket
-        self._data_dir = DataDir(settings.data_dir)
+        self._settings = settings
         self._ledger = ledger
         self._seconds = seconds
 
     async def _work(self, scope: BuildScope, step: Step, *names: str) -> None:
         loop = asyncio.get_running_loop()
-        async with running_step(self._data_dir, self._ledger, scope, step) as running:
+        async with running_step(self._settings, self._ledger, scope, step) as running:
             end = loop.time() + self._seconds * sum(SHARES.get(name, 0.0) for name in names)
             while (left := end - loop.time()) > 0:
                 running.log.info(f"{names[0]} has {left:.0f} s to go")

@@ -24,7 +24,6 @@ from api.server.request_limits import (
     DEFAULT_CHARS,
     DEFAULT_ENTRIES,
     ENTRIES,
-    MAX_REQUEST_BYTES,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +51,8 @@ right includes those before it: `read`, `build`, `admin`.
 LIMITS = f"""\
 ## Limits
 
-A request has at most {MAX_REQUEST_BYTES // 1024} KiB; gRPC itself refuses a larger one
+A request has at most `MAX_REQUEST_KB` ([settings](operations.md#api), 1024 as shipped); gRPC
+itself refuses a larger one
 (`RESOURCE_EXHAUSTED`). A text in it has at most {DEFAULT_CHARS} characters, and a list
 {DEFAULT_ENTRIES}
 entries, but for the fields below; of a map the name and the value count together. A field that is

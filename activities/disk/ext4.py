@@ -31,7 +31,7 @@ FEATURES = (
     "large_file,huge_file,dir_nlink,extra_isize,metadata_csum"
 )
 # e2fsck keeps a map of blocks and of inodes in memory: enough for a whole disk of 64 GiB.
-FSCK_LIMITS = ChildLimits(seconds=600, memory_mb=2048)
+FSCK_MEMORY_MB = 2048
 TOOL_LIMITS = ChildLimits(seconds=1800, memory_mb=2048)
 MIN_INODES = 1024
 BYTES_PER_INODE = 16384  # mke2fs's usual ratio, so that the free space can be used for files too
@@ -115,6 +115,11 @@ def resize_filesystem(image: Path, size_bytes: int, check: Callable[[], None]) -
         os.truncate(image, size_bytes)
 
 
+def fsck_limits(seconds: int = 600) -> ChildLimits:
+    """Return what e2fsck may take of a host for one disk."""
+    return ChildLimits(seconds=seconds, memory_mb=FSCK_MEMORY_MB)
+
+
 def check_filesystem(
     image: Path, check: Callable[[], None], *, limits: ChildLimits | None = None
 ) -> None:
@@ -126,7 +131,7 @@ def check_filesystem(
     with _opened_to_nobody(image, "rb", 0o004) as (descriptor, name):
         try:
             end = run_limited(
-                ["e2fsck", "-fn", name], limits or FSCK_LIMITS, check, pass_fds=[descriptor]
+                ["e2fsck", "-fn", name], limits or fsck_limits(), check, pass_fds=[descriptor]
             )
         except ChildTimeoutError as error:
             raise FilesystemDamagedError(f"{image.name}: {error}") from None

@@ -106,7 +106,7 @@ class DockerImageActivities(ImageActivities):
     @activity.defn(name="pull_image")
     async def pull_image(self, pull: PullImageInput, /) -> PulledImage:
         """Bring the image to the host and resolve it to a digest."""
-        async with running_step(self._data_dir, self._ledger, pull.scope, Step.PULL) as step:
+        async with running_step(self._settings, self._ledger, pull.scope, Step.PULL) as step:
             return await step.in_thread(self._pull, step, pull)
 
     def _pull(self, step: RunningStep, pull: PullImageInput) -> PulledImage:

@@ -49,7 +49,6 @@ from activities.process.settings import Settings
 M = TypeVar("M", bound=Model)
 
 MAX_JSON_BYTES = 8 * 1024 * 1024
-TOTAL_SECONDS = 60.0
 DELETE_SECONDS = 240.0  # every other tag of the repository is looked at
 CERTIFICATES = Path("/etc/docker/certs.d")
 TAGS_A_PAGE = 100
@@ -77,6 +76,8 @@ class RegistryAccess:
     internal: InternalRegistries = field(default_factory=InternalRegistries)
     mirrors: Mapping[str, str] = field(default_factory=dict)
     """`host[:port][/path]` of what is asked instead of a registry, where nobody logs in."""
+    seconds: float = 60.0
+    """What asking for an image may take altogether."""
 
     @classmethod
     def of(cls, settings: Settings, plain: Iterable[str] = ()) -> RegistryAccess:
@@ -85,6 +86,7 @@ class RegistryAccess:
             frozenset(settings.insecure_registries).union(plain),
             InternalRegistries(settings.allowed_inside),
             settings.registry_mirrors,
+            settings.registry_seconds,
         )
 
     def place_of(self, reference: ImageReference, *, anonymous: bool) -> tuple[str, str]:
@@ -139,12 +141,12 @@ def resolve(
 ) -> RemoteImage:
     """Ask the registry for the image's manifest for linux on `architecture`.
 
-    Blocking, bounded by TOTAL_SECONDS; ends soon after `check` raises, with what it raised.
+    Blocking, bounded by the access's seconds; ends soon after `check` raises, with what it raised.
     Raises ImageNotFoundError, RegistryAuthError, RegistryRefusedError, RegistryUnavailableError,
     and what a `PlatformSearch` does.
     """
     access = access or RegistryAccess()
-    talk = RegistryConversation(reference, credentials, access, TOTAL_SECONDS)
+    talk = RegistryConversation(reference, credentials, access, access.seconds)
     with talk as registry, registry.cut_by(check):
         found = PlatformSearch(registry, reference, architecture).find()
     layers = tuple(

@@ -88,7 +88,7 @@ class VmDiskStepActivities(DiskStepActivities):
         """Run those steps that no checkpoint is left of, then make the disk a template's."""
         attempt = activity.info().attempt
         scope = build.vm.scope
-        async with running_step(self._data_dir, self._ledger, scope, Step.ROOTFS) as running:
+        async with running_step(self._settings, self._ledger, scope, Step.ROOTFS) as running:
             await running.in_thread(make_network_if_whole, build.vm, self._data_dir)
             disk = await running.in_thread(self._run, running, build, attempt)
             await running.in_thread(remove_vm_if_whole, build.vm, self._data_dir, running)

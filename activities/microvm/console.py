@@ -25,12 +25,12 @@ from activities.contract.errors import (
 )
 from activities.contract.model import Model
 from activities.contract.text import cut, readable, without_escapes
-from activities.step.build_log import MAX_LINE_CHARS, BuildLog
+from activities.step.build_log import BuildLog
 
 PREFIX = "@tm@ "
 READ_BYTES = 256 * 1024
 MAX_LINE_BYTES = 16 * 1024
-CUT_LINE_CHARS = MAX_LINE_CHARS - 64  # what was cut is told in the line
+CUT_CHARS = 64  # what was cut is told in the line
 PANIC = "Kernel panic"
 # What the kernel says last, whatever the level of its log, when it is the guest that ends.
 GOODBYE = re.compile(
@@ -163,15 +163,18 @@ class LineParts:
         self.text = text[:MAX_LINE_BYTES]
         self.since = time.monotonic()
 
-    def take(self, conceal: Callable[[str, bool], str] = lambda text, _: text) -> str:
-        """Return what has come, made readable, and begin anew.
+    def take(
+        self, most_chars: int, conceal: Callable[[str, bool], str] = lambda text, _: text
+    ) -> str:
+        """Return what has come, made readable, as a line of at most so many characters, and begin
+        anew.
 
         `conceal` is given it, and whether it is cut, before that.
         """
         whole, self.text = _whole_characters(self.text), ""
         left_out, self.left_out = self.left_out, 0
         text = readable(conceal(whole, left_out > 0))
-        return cut(conceal(text, left_out > 0), CUT_LINE_CHARS, left_out)
+        return cut(conceal(text, left_out > 0), most_chars - CUT_CHARS, left_out)
 
 
 @dataclass
@@ -317,7 +320,7 @@ class GuestReadiness:
     def _hear_output(self, stream: str, text: str) -> None:
         parts = self._parts[stream]
         parts.add(text)
-        line = parts.take()
+        line = parts.take(self.log.limits.line_chars)
         self.tail.append(line)
         self.log.info(line, source="start command", stream=stream)
 

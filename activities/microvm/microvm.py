@@ -46,7 +46,7 @@ from activities.contract.scope import VmRef, VmShape
 from activities.contract.units import MIB
 from activities.disk.cgroups import Limits
 from activities.disk.data_dir import DataDir
-from activities.disk.ext4 import check_filesystem
+from activities.disk.ext4 import check_filesystem, fsck_limits
 from activities.disk.room import NO_ROOM_TOLD
 from activities.disk.sparse_files import allocated_bytes, copy_private, dig_holes
 from activities.microvm.client import NO_LIMITS, DriveLimits, FirecrackerClient
@@ -96,7 +96,7 @@ class HostMicrovmActivities(MicrovmActivities):
     @activity.defn(name="find_snapshot")
     async def find_snapshot(self, find: FindSnapshotInput, /) -> SnapshotCheckpoint | None:
         """Return the snapshot that an earlier build of the same inputs left, if it is whole."""
-        async with running_step(self._data_dir, self._ledger, find.scope, Step.BOOT) as running:
+        async with running_step(self._settings, self._ledger, find.scope, Step.BOOT) as running:
             return await running.in_thread(self._find, find, running)
 
     @activity.defn(name="start_vm")
@@ -136,7 +136,7 @@ class HostMicrovmActivities(MicrovmActivities):
         await asyncio.to_thread(remove_vms_until, vm, self._data_dir)
 
     def _running(self, vm: VmRef, step: Step) -> AbstractAsyncContextManager[RunningStep]:
-        return running_step(self._data_dir, self._ledger, vm.scope, step)
+        return running_step(self._settings, self._ledger, vm.scope, step)
 
     # ---- Boot, unless that has been done
 
@@ -235,7 +235,7 @@ class HostMicrovmActivities(MicrovmActivities):
                 vm.take_back(name).rename(work / name)
             running.progress("giving back empty memory")
             dig_holes(work / ArtifactName.MEMFILE, running.check)  # Firecracker writes every page
-            clean = _is_clean(work / ArtifactName.ROOTFS, running)
+            clean = self._is_clean(work / ArtifactName.ROOTFS, running)
             running.progress("hashing the snapshot")
             made = SnapshotCheckpoint(
                 fingerprint=key,
@@ -245,6 +245,18 @@ class HostMicrovmActivities(MicrovmActivities):
             return self._store.publish(
                 work, made, scope, names=tuple(ArtifactName), check=running.check
             )
+
+    def _is_clean(self, rootfs: Path, running: RunningStep) -> bool:
+        """Check the disk as the snapshot has it: synced by the guest, but still mounted."""
+        limits = fsck_limits(self._settings.disk_check_seconds)
+        running.progress(f"checking {ArtifactName.ROOTFS}")
+        try:
+            check_filesystem(rootfs, running.check, limits=limits)
+        except FilesystemDamagedError as error:
+            # Files that are deleted but open are told as errors, and are none to the resumed guest.
+            running.log.warn("e2fsck of the mounted disk: " + "; ".join(error.log_tail[-3:]))
+            return False
+        return True
 
     def _kept(
         self, key: str, snapshot: SnapshotVmInput, running: RunningStep
@@ -520,18 +532,6 @@ def _copy(source: Path, target: Path, check: Callable[[], None], tell: Tell) -> 
         raise HostDiskFullError(
             f"cannot copy {source.name} ({source.stat().st_size} bytes, {free} free): {error}"
         ) from error
-
-
-def _is_clean(rootfs: Path, running: RunningStep) -> bool:
-    """Check the disk as the snapshot has it. The guest has synced it, but it is still mounted."""
-    running.progress(f"checking {ArtifactName.ROOTFS}")
-    try:
-        check_filesystem(rootfs, running.check)
-    except FilesystemDamagedError as error:
-        # Files that are deleted but open are told as errors, and are none to the resumed guest.
-        running.log.warn("e2fsck of the mounted disk: " + "; ".join(error.log_tail[-3:]))
-        return False
-    return True
 
 
 def _require_still_resumable(facts: SnapshotFacts, firecracker: Path) -> None:

@@ -117,7 +117,7 @@ class StepTalk:
         parts = self._parts[stream]
         parts.add(text)
         if whole:
-            line = parts.take(self._conceal)
+            line = parts.take(self.log.limits.line_chars, self._conceal)
             self.tail.append(line)
             self.log.info(line, source=self.source, stream=f"std{stream}")
 

@@ -64,6 +64,8 @@ class Settings(BaseSettings):
     """Comma-separated `<key id>:<base64 of 32 bytes>`; the first seals, all open."""
     tenants_file: Path | None = None
     """What each tenant may use, see `activities.process.tenants_file`; API and workers read it."""
+    registry_seconds: Annotated[float, Field(ge=1)] = 60
+    """What asking a registry for an image may take, all its answers but the layers together."""
     sweep_interval_seconds: Annotated[float, Field(ge=1)] = 600
 
     # API
@@ -82,6 +84,10 @@ class Settings(BaseSettings):
     calls_burst: Annotated[int, Field(ge=1)] = 200
     calls_at_once: Annotated[int, Field(ge=1)] = 1000
     """So many calls of one token, or address, may be running: who follows a log stays."""
+    max_request_kb: Annotated[int, Field(ge=256, le=1536)] = 1024
+    """How large a request may be, to the gRPC API and to REST; Temporal takes 2 MiB."""
+    request_seconds: Annotated[float, Field(gt=0)] = 30
+    """So long head and body of a REST request may take to come, each."""
     max_running_builds: Annotated[int, Field(ge=0)] = 0
     """A create or retry above it is RESOURCE_EXHAUSTED; 0 is no limit."""
     registry: str = "127.0.0.1:5000"
@@ -136,6 +142,16 @@ class Settings(BaseSettings):
     """How long a resumed guest may take to answer a ping."""
     max_console_mb: Annotated[int, Field(ge=1, le=1024)] = 16
     """What is kept of a guest's console: of its own lines, and again of its commands' output."""
+    max_log_line_chars: Annotated[int, Field(ge=256, le=16 * 1024)] = 4096
+    """How long a line of a build's log may be; the rest of it is cut, and told."""
+    max_step_log_mb: Annotated[int, Field(ge=1, le=1024)] = 8
+    """What a step of a build may log, its warnings and errors besides."""
+    max_live_log_lines: Annotated[int, Field(ge=100, le=20_000)] = 5000
+    """How much of a build's log is told while it runs, and kept by Temporal; then there is only
+    the file. Of both that comes first."""
+    max_live_log_mb: Annotated[int, Field(ge=1, le=32)] = 16
+    disk_check_seconds: Annotated[int, Field(ge=1)] = 600
+    """What e2fsck may take for a disk; a guest may have written it."""
     max_rootfs_mb: int = 64 * 1024
     max_image_mb: Annotated[int, Field(ge=1)] = 16 * 1024
     """Of all layers of an image, as they are sent."""

@@ -170,13 +170,13 @@ class HostRootfsActivities(RootfsActivities):
     async def build_rootfs(self, build: BuildRootfsInput, /) -> RootfsCheckpoint:
         """Make `rootfs.ext4` of the image."""
         attempt = activity.info().attempt
-        async with running_step(self._data_dir, self._ledger, build.scope, Step.ROOTFS) as step:
+        async with running_step(self._settings, self._ledger, build.scope, Step.ROOTFS) as step:
             return await step.in_thread(self._build, step, build, attempt)
 
     @activity.defn(name="clean_up_rootfs")
     async def clean_up_rootfs(self, scope: BuildScope, /) -> None:
         """Remove the containers, mounts, loop devices and half-made files of `build_rootfs`."""
-        async with running_step(self._data_dir, self._ledger, scope, Step.ROOTFS) as step:
+        async with running_step(self._settings, self._ledger, scope, Step.ROOTFS) as step:
             await step.in_thread(self._remove_leftovers, scope)
 
     def _build(self, step: RunningStep, build: BuildRootfsInput, attempt: int) -> RootfsCheckpoint:
@@ -258,7 +258,7 @@ class HostRootfsActivities(RootfsActivities):
             f"{'flattened' if bare is None else 'made'} into {made.size_bytes // MIB} MiB"
         )
         step.progress("checking the file system")
-        ext4.check_filesystem(image, step.check)
+        ext4.check_filesystem(image, step.check, limits=self._fsck_limits)
         step.log.info(
             f"root file system: {made.size_bytes // MIB} MiB, {made.available_bytes // MIB} MiB "
             f"of them free, {made.files} files"
@@ -369,6 +369,10 @@ class HostRootfsActivities(RootfsActivities):
                 f"{self._data_dir.root}, where {free_bytes // MIB} MiB are free"
             )
 
+    @property
+    def _fsck_limits(self) -> ChildLimits:
+        return ext4.fsck_limits(self._settings.disk_check_seconds)
+
     def _correct_size(
         self, step: RunningStep, build: BuildRootfsInput, image: Path, made: Flattened
     ) -> Flattened:
@@ -379,7 +383,7 @@ class HostRootfsActivities(RootfsActivities):
             return made
         step.log.debug(f"free space is {excess} bytes off: resizing")
         size_bytes = (made.size_bytes - excess) // BLOCK * BLOCK + MIB // 2
-        ext4.check_filesystem(image, step.check)
+        ext4.check_filesystem(image, step.check, limits=self._fsck_limits)
         ext4.resize_filesystem(image, size_bytes, step.check)
         available = ext4.available_blocks(image) * BLOCK
         return replace(made, size_bytes=size_bytes, available_bytes=available)

@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -30,23 +31,50 @@ from activities.contract.units import MIB
 from activities.disk.data_dir import DataDir
 from activities.disk.leftovers import Leftover, disk_bytes, entries, made_at
 from activities.process.clock import utc_now
+from activities.process.settings import Settings
 from activities.step.log_stream import LogStream, Streamed
 from activities.step.redaction import Redaction
 
-MAX_STREAM_LINES = 5_000
-MAX_STREAM_BYTES = 16 * MIB
-MAX_STEP_BYTES = 8 * MIB
-MAX_LINE_CHARS = 4_096
-
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class LogLimits:
+    """How much is kept of what is said about a build."""
+
+    line_chars: int = 4096
+    step_bytes: int = 8 * MIB
+    """Of one step in the file, but for its warnings and errors."""
+    stream_lines: int = 5000
+    stream_bytes: int = 16 * MIB
+
+    @classmethod
+    def of(cls, settings: Settings) -> LogLimits:
+        """Return what the settings say."""
+        return cls(
+            settings.max_log_line_chars,
+            settings.max_step_log_mb * MIB,
+            settings.max_live_log_lines,
+            settings.max_live_log_mb * MIB,
+        )
+
+
+USUAL_LIMITS = LogLimits()
 
 
 class BuildLog:
     """Writes a step's lines. Thread-safe: blocking code logs from its own thread."""
 
-    def __init__(self, path: Path, step: Step, stream: LogStream | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        step: Step,
+        stream: LogStream | None = None,
+        limits: LogLimits = USUAL_LIMITS,
+    ) -> None:
         """Append to `path`; `stream`, if any, belongs to the running event loop."""
         self.path = path
+        self.limits = limits
         self._step = step
         self.step_number: int | None = None
         """Of the request's step that the lines from now on are about; None: of none of them."""
@@ -81,7 +109,7 @@ class BuildLog:
         self.write(LogLevel.ERROR, message, **fields)
 
     def write(self, level: LogLevel, message: str, **fields: str) -> None:
-        """Write one line; longer ones than MAX_LINE_CHARS are cut and say so."""
+        """Write one line; one that is too long is cut and says so."""
         cleaned = self._clean(message)
         with self._lock:
             self._tail.append(cleaned)
@@ -101,7 +129,7 @@ class BuildLog:
             return list(self._tail)
 
     def _clean(self, text: str) -> str:
-        return cut(self.redaction.readable(text), MAX_LINE_CHARS)
+        return cut(self.redaction.readable(text), self.limits.line_chars)
 
     def _entry(self, level: LogLevel, cleaned: str, **fields: str) -> LogEntry:
         return LogEntry(
@@ -117,10 +145,11 @@ class BuildLog:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line)
             self._written_bytes += len(line.encode())
-            if self._written_bytes < MAX_STEP_BYTES or self._is_full:
+            if self._written_bytes < self.limits.step_bytes or self._is_full:
                 return
             self._is_full = True
-            full = f"this step has logged {MAX_STEP_BYTES // MIB} MiB: the rest is left out"
+            logged = f"{self.limits.step_bytes // MIB} MiB"
+            full = f"this step has logged {logged}: the rest is left out"
             file.write(self._entry(LogLevel.WARN, full).model_dump_json() + "\n")
 
     def _send(self, entry: LogEntry) -> None:
@@ -133,16 +162,20 @@ class BuildLog:
             return False
         counter = _counter_of(self.path)
         streamed = Streamed.read(counter)
-        if _is_stream_full(streamed):
+        if self._is_stream_full(streamed):
             self._is_streamed = False
             return False
         streamed.lines += 1
         streamed.bytes += size_bytes
         streamed.batches = self._stream.batches if self._stream else 0
         streamed.write(counter)
-        if _is_stream_full(streamed):
+        if self._is_stream_full(streamed):
             self._say_where_the_rest_is()
         return True
+
+    def _is_stream_full(self, streamed: Streamed) -> bool:
+        limits = self.limits
+        return streamed.lines >= limits.stream_lines or streamed.bytes >= limits.stream_bytes
 
     def _say_where_the_rest_is(self) -> None:
         entry = LogEntry(
@@ -156,7 +189,12 @@ class BuildLog:
 
 @asynccontextmanager
 async def open_build_log(
-    data_dir: DataDir, build_id: str, step: Step, *, last_with_result: bool = False
+    data_dir: DataDir,
+    build_id: str,
+    step: Step,
+    limits: LogLimits = USUAL_LIMITS,
+    *,
+    last_with_result: bool = False,
 ) -> AsyncIterator[BuildLog]:
     """Open the log of the running activity's build, and flush its lines at the end; with
     `last_with_result` those that then wait go with the activity's result, if it has one.
@@ -166,7 +204,7 @@ async def open_build_log(
     """
     path = data_dir.log(build_id)
     stream = _stream_of_activity(path)
-    log = BuildLog(path, step, stream)
+    log = BuildLog(path, step, stream, limits)
     if stream is None:
         yield log
         return
@@ -213,10 +251,6 @@ def read_entries(path: Path) -> list[LogEntry]:
 def _counter_of(log: Path) -> Path:
     """Return the file that counts what of a log has gone to the stream."""
     return log.with_suffix(".streamed")
-
-
-def _is_stream_full(streamed: Streamed) -> bool:
-    return streamed.lines >= MAX_STREAM_LINES or streamed.bytes >= MAX_STREAM_BYTES
 
 
 def _stream_of_activity(log: Path) -> LogStream | None:

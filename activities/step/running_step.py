@@ -18,7 +18,8 @@ from activities.contract.scope import BuildScope
 from activities.contract.status import Progress
 from activities.disk.data_dir import DataDir
 from activities.disk.room import NO_ROOM
-from activities.step.build_log import BuildLog, open_build_log
+from activities.process.settings import Settings
+from activities.step.build_log import BuildLog, LogLimits, open_build_log
 from activities.step.ledger import LeaseLedger
 
 P = ParamSpec("P")
@@ -93,7 +94,7 @@ class RunningStep:
 
 @asynccontextmanager
 async def running_step(
-    data_dir: DataDir, ledger: LeaseLedger, scope: BuildScope, step: Step
+    settings: Settings, ledger: LeaseLedger, scope: BuildScope, step: Step
 ) -> AsyncIterator[RunningStep]:
     """Check the lease, open the build log and heartbeat while the body runs.
 
@@ -102,8 +103,11 @@ async def running_step(
     wherever it is met.
     """
     ledger.require(scope)
-    whole = scope.lease.whole_steps
-    async with open_build_log(data_dir, scope.build_id, step, last_with_result=whole) as log:
+    whole, limits = scope.lease.whole_steps, LogLimits.of(settings)
+    logging = open_build_log(
+        DataDir(settings.data_dir), scope.build_id, step, limits, last_with_result=whole
+    )
+    async with logging as log:
         running = RunningStep(ledger, scope, log, step)
         beat = asyncio.create_task(_heartbeat(running))
         try:

@@ -132,7 +132,7 @@ class BucketArtifactActivities(ArtifactActivities):
             )
 
     def _running(self, scope: BuildScope) -> AbstractAsyncContextManager[RunningStep]:
-        return running_step(self._data_dir, self._ledger, scope, Step.UPLOAD)
+        return running_step(self._settings, self._ledger, scope, Step.UPLOAD)
 
     def _alone(
         self, scope: BuildScope, what: str, running: RunningStep, work: Callable[[], T]

@@ -47,7 +47,7 @@ class BucketBaseActivities(TemplateBaseActivities):
     async def import_template(self, take: ImportTemplateInput, /) -> PulledImage:
         """Bring the disk of a published template to the host."""
         attempt = activity.info().attempt
-        async with running_step(self._data_dir, self._ledger, take.scope, Step.PULL) as step:
+        async with running_step(self._settings, self._ledger, take.scope, Step.PULL) as step:
             return await step.in_thread(self._take, step, take, attempt)
 
     def _take(self, step: RunningStep, take: ImportTemplateInput, attempt: int) -> PulledImage:

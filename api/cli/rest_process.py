@@ -5,12 +5,14 @@ from __future__ import annotations
 import structlog
 from temporalio.runtime import Runtime
 
+from activities.contract.units import KIB
 from activities.process.health import health_endpoint
 from activities.process.metrics import count_request, runtime_for
 from activities.process.ready_file import shown_as_ready
 from activities.process.settings import Settings
 from api.client.credentials import ClientCredentials
 from api.rest.app import Observe
+from api.rest.requests import RequestLimits
 from api.rest.server import Listening, running_rest
 from api.server.server import Signals, first_of, is_loopback, require_private, require_whole_tls
 
@@ -48,6 +50,7 @@ def _listening(settings: Settings) -> Listening:
         asks_for_tokens=not is_open,
         most_connections=settings.calls_at_once,
         drain_seconds=settings.drain_seconds,
+        limits=RequestLimits(settings.max_request_kb * KIB, settings.request_seconds),
     )
 
 

@@ -29,6 +29,7 @@ from api.rest.requests import (
     BuildStart,
     Change,
     NewBuild,
+    RequestLimits,
     TagsOfBuild,
     TagsOfName,
     body_of,
@@ -59,7 +60,7 @@ seconds."""
 _log = structlog.get_logger(__name__)
 
 
-def rest_app(upstream: Upstream, observe: Observe) -> Starlette:
+def rest_app(upstream: Upstream, observe: Observe, limits: RequestLimits) -> Starlette:
     """Return the application. It keeps nothing between requests."""
 
     def route(method: str, path: str, handler: Handler) -> Route:
@@ -94,7 +95,9 @@ def rest_app(upstream: Upstream, observe: Observe) -> Starlette:
         route("PATCH", "/v2/templates/{template_id}", _change_v2),
         route("DELETE", "/templates/{template_id}", _delete),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _not_here})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _not_here})
+    app.state.limits = limits
+    return app
 
 
 async def _answered(handler: Handler, upstream: Upstream, request: Request) -> Response:

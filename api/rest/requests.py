@@ -7,6 +7,7 @@ Fields that are not known are let through: newer SDKs have more.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -15,10 +16,6 @@ from starlette.requests import ClientDisconnect, Request
 
 from api.rest.errors import RestError
 
-MAX_BODY_BYTES = 1024 * 1024
-"""As large as a request to the gRPC API may be."""
-BODY_SECONDS = 30.0
-"""So long a body may take to come."""
 MAX_TOLD_ERRORS = 5
 
 Int32 = Annotated[int, Field(ge=0, lt=2**31)]
@@ -120,13 +117,23 @@ class Change(Body):
 Asked = TypeVar("Asked", bound=Body)
 
 
+@dataclass(frozen=True)
+class RequestLimits:
+    """How large a request may be, and how long it may take to come."""
+
+    body_bytes: int = 1 << 20
+    seconds: float = 30.0
+    """For its head, and again for its body."""
+
+
 async def body_of(request: Request, kind: type[Asked]) -> Asked:
-    """Read and check a request's body. Raises RestError."""
+    """Read and check a request's body, within the limits of its application. Raises RestError."""
+    limits: RequestLimits = request.app.state.limits
     try:
-        async with asyncio.timeout(BODY_SECONDS):
-            content = await _content(request)
+        async with asyncio.timeout(limits.seconds):
+            content = await _content(request, limits.body_bytes)
     except TimeoutError:
-        told = f"the body did not come within {BODY_SECONDS:g} s"
+        told = f"the body did not come within {limits.seconds:g} s"
         raise RestError(408, "BODY_TOO_SLOW", told) from None
     except ClientDisconnect:
         raise RestError(400, "BODY_CUT_OFF", "the body did not come whole") from None
@@ -146,12 +153,12 @@ def number_in(request: Request, name: str, default: int, most: int) -> int:
     return min(int(text), most)
 
 
-async def _content(request: Request) -> bytes:
+async def _content(request: Request, most_bytes: int) -> bytes:
     content = bytearray()
     async for piece in request.stream():
         content += piece
-        if len(content) > MAX_BODY_BYTES:
-            told = f"the body has more than {MAX_BODY_BYTES} bytes"
+        if len(content) > most_bytes:
+            told = f"the body has more than {most_bytes} bytes"
             raise RestError(413, "BODY_TOO_LARGE", told)
     return bytes(content)
 

@@ -8,7 +8,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvicorn
@@ -18,10 +18,9 @@ from api.client.credentials import ClientCredentials
 from api.pem import PemError, read_pem
 from api.rest.app import Observe, rest_app
 from api.rest.calls import Upstream
+from api.rest.requests import RequestLimits
 
 KEEP_ALIVE_SECONDS = 30
-HEAD_SECONDS = 20.0
-"""So long the head of a request may take to come."""
 MAX_HEAD_BYTES = 32 * 1024
 
 
@@ -44,6 +43,7 @@ class Listening:
     """Whether it serves only while the gRPC API refuses those that it does not know."""
     most_connections: int = 1000
     drain_seconds: float = 20
+    limits: RequestLimits = field(default_factory=RequestLimits)
 
 
 class RestServer:
@@ -57,7 +57,7 @@ class RestServer:
         self._ended = asyncio.Event()
         tls = _tls(listening)
         config = uvicorn.Config(
-            rest_app(upstream, observe),
+            rest_app(upstream, observe, listening.limits),
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -65,7 +65,7 @@ class RestServer:
             proxy_headers=False,
             lifespan="off",
             ws="none",
-            http=_Protocol,
+            http=_protocol(listening.limits.seconds),
             ssl_context_factory=(lambda *_: tls) if tls else None,
             limit_concurrency=listening.most_connections,
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
@@ -103,6 +103,7 @@ class RestServer:
 class _Protocol(H11Protocol):
     """Gives the head of a request a time to come in: uvicorn would wait for it for ever."""
 
+    seconds = 0.0
     _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's own
@@ -121,12 +122,19 @@ class _Protocol(H11Protocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self._forget_head()
         elif self._late is None:
-            self._late = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+            self._late = self.loop.call_later(self.seconds, self.transport.close)
 
     def _forget_head(self) -> None:
         if self._late is not None:
             self._late.cancel()
             self._late = None
+
+
+def _protocol(limit_seconds: float) -> type[_Protocol]:
+    class Limited(_Protocol):
+        seconds = limit_seconds
+
+    return Limited
 
 
 class _Server(uvicorn.Server):

@@ -24,7 +24,6 @@ from api.server.validation import (
     MAX_STEP_ARGUMENTS,
 )
 
-MAX_REQUEST_BYTES = 1024 * 1024
 DEFAULT_CHARS = 256
 DEFAULT_ENTRIES = 16
 # Temporal's own, in base64; it opens no other than its own.

@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from temporalio.client import Client
 from temporalio.runtime import Runtime
 
+from activities.contract.units import KIB
 from activities.process.health import health_endpoint
 from activities.process.metrics import runtime_for
 from activities.process.ready_file import shown_as_ready
@@ -40,7 +41,6 @@ from api.server.known_hosts import KnownHosts
 from api.server.listing import BuildListing
 from api.server.logs import BuildLogs
 from api.server.naming import TemplateNaming
-from api.server.request_limits import MAX_REQUEST_BYTES
 from api.server.required_agent import RequiredAgent
 from api.server.service import TemplateService
 from api.server.starting import BuildStarter
@@ -61,7 +61,6 @@ OPTIONS = (
         "grpc.so_reuseport",
         0,
     ),  # a second process on the same port must fail, not take half the calls
-    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_MS),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -86,7 +85,8 @@ class ApiServer:
         self._interceptor = CallInterceptor(_access(settings, tenants), at_once)
         self._health = health.aio.HealthServicer()
         interceptors = [*_tracing_interceptors(), self._interceptor]
-        self._server = grpc.aio.server(interceptors=interceptors, options=OPTIONS)
+        limit = ("grpc.max_receive_message_length", settings.max_request_kb * KIB)
+        self._server = grpc.aio.server(interceptors=interceptors, options=(*OPTIONS, limit))
         self.logs = BuildLogs(client, bucket)
         self.uses = TenantUses(client, bucket, tenants)
         finder = BuildFinder(client, bucket)

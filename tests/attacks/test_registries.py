@@ -25,7 +25,6 @@ from activities.contract.errors import (
     TemplateManagerError,
 )
 from activities.contract.image_reference import ImageReference
-from activities.image import registry
 from activities.image.registry import Credentials, RegistryAccess, resolve
 from activities.process.addresses import InternalRegistries
 from tests.support.local_http import QuietHandler, serving
@@ -89,17 +88,21 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, Sequence[str]]:
     return told  # type: ignore[return-value] # tests give lists
 
 
-def allowing(*entries: str) -> RegistryAccess:
-    return RegistryAccess(internal=InternalRegistries(entries))
+def allowing(*entries: str, seconds: float = 60) -> RegistryAccess:
+    return RegistryAccess(internal=InternalRegistries(entries), seconds=seconds)
 
 
 def ask(
-    registry_address: str, *more: str, credentials: Credentials | None = None
+    registry_address: str,
+    *more: str,
+    credentials: Credentials | None = None,
+    seconds: float = 60,
 ) -> TemplateManagerError:
     """Ask a registry, which is allowed, for an image; returns the error."""
     reference = ImageReference.parse(f"{registry_address}/some/image:1")
+    access = allowing(registry_address, *more, seconds=seconds)
     with pytest.raises(TemplateManagerError) as caught:
-        resolve(reference, "amd64", credentials, allowing(registry_address, *more))
+        resolve(reference, "amd64", credentials, access)
     return caught.value
 
 
@@ -289,11 +292,6 @@ def test_the_password_goes_to_no_page_of_the_token_server_s_choice(inner: Server
 # ---- No end
 
 
-@pytest.fixture
-def short_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "TOTAL_SECONDS", LIMIT_SECONDS)
-
-
 def endless(request: QuietHandler) -> None:
     request.send_response(200)
     request.end_headers()
@@ -325,11 +323,11 @@ def lying_about_its_length(request: QuietHandler) -> None:
 
 
 @pytest.mark.parametrize("answer", [endless, dripping, dripping_headers, lying_about_its_length])
-@pytest.mark.usefixtures("short_limit")
 def test_an_answer_without_end_is_ended(answer: Callable[[QuietHandler], None]) -> None:
     began = time.monotonic()
     with running(answer) as evil:
-        assert isinstance(ask(evil.address), RegistryUnavailableError)
+        error = ask(evil.address, seconds=LIMIT_SECONDS)
+    assert isinstance(error, RegistryUnavailableError)
     assert time.monotonic() - began < LIMIT_SECONDS + 10
 
 

@@ -19,7 +19,7 @@ from activities.contract.errors import ImageStepError
 from activities.store.bucket import Bucket
 from api.pb import template_manager_pb2 as pb
 from api.pb import template_manager_pb2_grpc as pb_grpc
-from api.rest.requests import MAX_BODY_BYTES
+from api.rest.requests import RequestLimits
 from api.rest.server import Listening
 from tests.support.e2b_sdk import VERSIONS, Sdk
 from tests.support.example_template import metadata
@@ -304,7 +304,7 @@ async def test_what_is_not_served_is_told(rest: Rest) -> None:
 
 
 async def test_large_broken_and_slow_bodies_are_refused(rest: Rest) -> None:
-    large = await rest.ask("POST", "/v3/templates", data=b" " * (MAX_BODY_BYTES + 1))
+    large = await rest.ask("POST", "/v3/templates", data=b" " * (RequestLimits().body_bytes + 1))
     assert large[0] == 413
 
     async def endless() -> AsyncIterator[bytes]:

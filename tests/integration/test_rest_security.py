@@ -8,6 +8,7 @@ import ssl
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -17,9 +18,9 @@ from starlette.routing import Route
 from activities.process.settings import Settings
 from api.cli.rest_process import serve
 from api.client.credentials import ClientCredentials
-from api.rest import server as rest_server
 from api.rest.app import rest_app
 from api.rest.calls import Upstream
+from api.rest.requests import RequestLimits
 from api.rest.server import ListenError, Listening, running_rest
 from api.server.access import hash_token
 from api.server.server import BindError, running_server
@@ -92,7 +93,7 @@ BODIES: dict[tuple[str, str], dict[str, object] | None] = {
 
 async def test_every_route_is_thought_of() -> None:
     upstream = Upstream("127.0.0.1:1", ClientCredentials(), must_know_callers=False)
-    app = rest_app(upstream, lambda method, path, status, seconds: None)
+    app = rest_app(upstream, lambda method, path, status, seconds: None, RequestLimits())
     routes = [route for route in app.routes if isinstance(route, Route)]
     served = {(method, each.path) for each in routes for method in (each.methods or ())}
     await upstream.close()
@@ -262,11 +263,9 @@ async def test_what_cannot_be_used_is_told(listening: Listening) -> None:
             pass
 
 
-async def test_a_head_that_does_not_come_is_not_waited_for(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rest_server, "HEAD_SECONDS", 0.5)
-    async with rest_of(api.server.address, LOOPBACK) as rest:
+async def test_a_head_that_does_not_come_is_not_waited_for(api: Api) -> None:
+    listening = replace(LOOPBACK, limits=RequestLimits(seconds=0.5))
+    async with rest_of(api.server.address, listening) as rest:
         host, port = rest.server.address.split(":")
         whole = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
         for before, sent in ((b"", b""), (b"", b"GET / HTTP/1.1\r\nX-A: "), (whole, b"GET /")):

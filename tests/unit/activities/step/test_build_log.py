@@ -4,7 +4,9 @@ from pathlib import Path
 
 from activities.contract.names import Step
 from activities.contract.status import LogLevel
-from activities.step.build_log import MAX_LINE_CHARS, MAX_STEP_BYTES, BuildLog, read_entries
+from activities.contract.units import MIB
+from activities.process.settings import Settings
+from activities.step.build_log import BuildLog, LogLimits, read_entries
 
 
 def test_lines_come_back_as_they_were_written(tmp_path: Path) -> None:
@@ -33,7 +35,7 @@ def test_a_secret_never_gets_in(tmp_path: Path) -> None:
 def test_control_characters_and_endless_lines_are_tamed(tmp_path: Path) -> None:
     log = BuildLog(tmp_path / "b.jsonl", Step.BOOT)
     log.info("\x1b[31mred\x07")
-    log.info("x" * (MAX_LINE_CHARS + 5))
+    log.info("x" * (log.limits.line_chars + 5))
     red, long = read_entries(tmp_path / "b.jsonl")
     assert "\x1b" not in red.message
     assert long.message.endswith("… [5 more characters cut]")
@@ -51,14 +53,23 @@ def test_a_step_that_says_too_much_is_cut_short_but_for_its_end_and_its_errors(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "b.jsonl"
-    log = BuildLog(path, Step.BOOT)
-    for _ in range(MAX_STEP_BYTES // MAX_LINE_CHARS + 10):
-        log.info("x" * MAX_LINE_CHARS)
+    limits = LogLimits.of(Settings(max_step_log_mb=2, max_log_line_chars=1000))
+    log = BuildLog(path, Step.BOOT, limits=limits)
+    for _ in range(2 * MIB // 1000 + 10):
+        log.info("x" * 1000)
     log.info("last words")
     log.error("why it failed")
     BuildLog(path, Step.UPLOAD).info("the next step")
-    assert path.stat().st_size < MAX_STEP_BYTES + 4 * MAX_LINE_CHARS
+    assert path.stat().st_size < 2 * MIB + 4 * 1000
     *_, cut, error, later = [entry.message for entry in read_entries(path)]
-    assert cut == "this step has logged 8 MiB: the rest is left out"
+    assert cut == "this step has logged 2 MiB: the rest is left out"
     assert (error, later) == ("why it failed", "the next step")
     assert log.tail()[-2:] == ["last words", "why it failed"]
+
+
+def test_a_log_has_the_settings_limits_where_nobody_says_others(tmp_path: Path) -> None:
+    log = BuildLog(tmp_path / "b.jsonl", Step.BOOT)
+    assert log.limits == LogLimits.of(Settings())
+    short = LogLimits.of(Settings(max_log_line_chars=256))
+    BuildLog(log.path, Step.BOOT, limits=short).info("x" * 300)
+    assert read_entries(log.path)[0].message == "x" * 256 + "… [44 more characters cut]"

@@ -14,6 +14,7 @@ from activities.contract.errors import HostDiskFullError
 from activities.contract.names import Step
 from activities.contract.status import Progress
 from activities.disk.data_dir import DataDir
+from activities.process.settings import Settings
 from activities.step.build_log import BuildLog
 from activities.step.ledger import LeaseLedger
 from activities.step.running_step import RunningStep, running_step
@@ -42,10 +43,10 @@ async def test_speed_is_measured_from_the_beginning_of_what_is_done(tmp_path: Pa
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 async def test_a_full_disk_is_told_as_such_wherever_it_is_met(tmp_path: Path, number: int) -> None:
     held = hold(tmp_path, 1)
-    data_dir = DataDir(tmp_path)
+    settings = Settings(data_dir=tmp_path)
 
     async def work() -> None:
-        async with running_step(data_dir, held.ledger, held.scope, Step.BOOT):
+        async with running_step(settings, held.ledger, held.scope, Step.BOOT):
             raise OSError(number, os.strerror(number), "manifest.json")
 
     with pytest.raises(HostDiskFullError, match=r"manifest\.json") as error:
@@ -57,7 +58,7 @@ async def test_another_fault_of_the_disk_stays_what_it_is(tmp_path: Path) -> Non
     held = hold(tmp_path, 1)
 
     async def work() -> None:
-        async with running_step(DataDir(tmp_path), held.ledger, held.scope, Step.BOOT):
+        async with running_step(Settings(data_dir=tmp_path), held.ledger, held.scope, Step.BOOT):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with pytest.raises(OSError, match="Input/output"):

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from activities.contract.requests import TemplateConfig
+from activities.contract.units import KIB
 from activities.process.sealing import Sealer
 from activities.process.settings import Settings
 from api.errors import ApiError
 from api.pb import info_service_pb2
 from api.pb import template_manager_pb2 as pb
 from api.server.listing import list_query
-from api.server.request_limits import MAX_REQUEST_BYTES, require_within_limits
+from api.server.request_limits import require_within_limits
 from api.server.validation import require_build_id, require_sent_files, validate
 from tests.support.hostile_text import hostile_text
 
@@ -171,7 +172,7 @@ def test_the_largest_request_is_answered_soon(text: str) -> None:
         steps=[pb.TemplateStep(type=long, args=[long]) for _ in range(8)],
     )
     request = pb.TemplateCreateRequest(template=template)
-    assert request.ByteSize() < 3 * MAX_REQUEST_BYTES
+    assert request.ByteSize() < 3 * SETTINGS.max_request_kb * KIB
     began = time.monotonic()
     for check in (require_within_limits, lambda each: validate(each, SETTINGS, SEALER)):
         with pytest.raises(ApiError):

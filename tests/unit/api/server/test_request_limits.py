@@ -11,6 +11,8 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from activities.contract.units import KIB
+from activities.process.settings import Settings
 from api.errors import ApiError
 from api.pb import info_service_pb2
 from api.pb import template_manager_pb2 as pb
@@ -18,7 +20,6 @@ from api.server.request_limits import (
     CHARS,
     DEFAULT_CHARS,
     ENTRIES,
-    MAX_REQUEST_BYTES,
     most_chars,
     most_entries,
     require_within_limits,
@@ -141,7 +142,11 @@ def test_no_limit_is_of_a_field_that_is_not_there() -> None:
 
 
 def test_what_is_allowed_fits_into_a_request() -> None:
-    assert max(CHARS.values()) + DEFAULT_CHARS < MAX_REQUEST_BYTES
+    """Also into the smallest that an operator may allow."""
+    with pytest.raises(ValueError, match="max_request_kb"):
+        Settings(max_request_kb=255)
+    smallest = Settings(max_request_kb=256)
+    assert max(CHARS.values()) + DEFAULT_CHARS < smallest.max_request_kb * KIB
 
 
 def test_all_that_is_too_large_is_told_at_once() -> None:
