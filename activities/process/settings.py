@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     max_request_kb: Annotated[int, Field(ge=256, le=1536)] = 1024
     """How large a request may be, to the gRPC API and to REST; Temporal takes 2 MiB."""
     request_seconds: Annotated[float, Field(gt=0)] = 30
-    """So long head and body of a REST request may take to come, each."""
+    """So long head and body of a REST request may take to come, and its answer to be read, each."""
     max_running_builds: Annotated[int, Field(ge=0)] = 0
     """A create or retry above it is RESOURCE_EXHAUSTED; 0 is no limit."""
     registry: str = "127.0.0.1:5000"

@@ -123,7 +123,7 @@ class RequestLimits:
 
     body_bytes: int = 1 << 20
     seconds: float = 30.0
-    """For its head, and again for its body."""
+    """For its head, for its body, and for its answer to be read."""
 
 
 async def body_of(request: Request, kind: type[Asked]) -> Asked:

@@ -101,10 +101,12 @@ class RestServer:
 
 
 class _Protocol(H11Protocol):
-    """Gives the head of a request a time to come in: uvicorn would wait for it for ever."""
+    """Gives the head of a request a time to come in, and an answer one to be read: uvicorn would
+    wait for both for ever, and has so many connections."""
 
     seconds = 0.0
     _late: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's own
         super().connection_made(transport)
@@ -117,17 +119,41 @@ class _Protocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._forget_head()
+        self._forget_answer()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._unread is None:
+            self._unread = self.loop.call_later(self.seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._forget_answer()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._end()
+
+    def _end(self) -> None:
+        """Close it, also where what is still to be sent is not read."""
+        self.transport.close()
+        self.loop.call_later(self.seconds, self.transport.abort)
 
     def _watch_head(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
             self._forget_head()
         elif self._late is None:
-            self._late = self.loop.call_later(self.seconds, self.transport.close)
+            self._late = self.loop.call_later(self.seconds, self._end)
 
     def _forget_head(self) -> None:
         if self._late is not None:
             self._late.cancel()
             self._late = None
+
+    def _forget_answer(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
 
 def _protocol(limit_seconds: float) -> type[_Protocol]:

@@ -279,6 +279,23 @@ async def test_a_head_that_does_not_come_is_not_waited_for(api: Api) -> None:
             writer.close()
 
 
+async def test_an_answer_that_is_not_read_is_not_waited_for() -> None:
+    """Before: who asked ten thousand times and read nothing had a connection for ever, without a
+    token, and there are a thousand of them."""
+    limits = RequestLimits(seconds=0.5)
+    listening = Listening("127.0.0.1:0", asks_for_tokens=False, limits=limits)
+    async with rest_of("127.0.0.1:1", listening) as rest:
+        host, port = rest.server.address.split(":")
+        asking = b"GET /templates HTTP/1.1\r\nHost: x\r\n\r\n" * 1000
+        _, writer = await asyncio.open_connection(host, int(port))
+        with pytest.raises(ConnectionError):
+            async with asyncio.timeout(120):
+                while True:
+                    writer.write(asking)
+                    await writer.drain()
+        assert (await rest.ask("GET", "/templates"))[0] == 503  # there is no gRPC API
+
+
 async def test_without_the_grpc_api_it_starts_and_says_so() -> None:
     async with rest_of("127.0.0.1:1", Listening("127.0.0.1:0", asks_for_tokens=False)) as rest:
         status, told = await rest.ask("GET", "/templates", **key(KEY))
