@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from temporalio import activity
 
@@ -13,6 +14,7 @@ from activities.disk.leftovers import Leftover
 from activities.host.orphans import Describe, Owners, remove_all
 from activities.store.bucket import Bucket
 from activities.store.files import leftover_files
+from activities.store.layer_leftovers import leftover_layers, leftover_uses
 from activities.store.lease_numbers import LeaseObjects
 from activities.store.probe import leftover_probes
 from activities.store.stored import count_stored
@@ -29,9 +31,12 @@ class BucketSweep(BucketSweepActivities):
         *,
         late_arrival_seconds: float,
         most_files_bytes: int,
+        layer_max_age_hours: float,
     ) -> None:
-        """`late_arrival_seconds` is how long a host without its lease can still write, and
-        `most_files_bytes` the limit of a COPY's tar."""
+        """`late_arrival_seconds` is how long a host without its lease can still write,
+        `most_files_bytes` the limit of a COPY's tar, and `layer_max_age_hours` how long a layer
+        stays that nobody needs."""
+        self._layer_max_age_hours = layer_max_age_hours
         self._most_files_bytes = most_files_bytes
         self._late_arrival_seconds = late_arrival_seconds
         self._bucket = bucket
@@ -40,7 +45,8 @@ class BucketSweep(BucketSweepActivities):
 
     @activity.defn(name="sweep_bucket")
     async def sweep_bucket(self, sweep: SweepInput, /) -> SweepReport:
-        """Remove parts and leases of builds that can no longer use them; count what is stored."""
+        """Remove parts, leases and references of builds that can no longer use them, and layers
+        that nobody needs; count what is stored."""
         if not sweep.dry_run:
             await asyncio.to_thread(count_stored, self._bucket)
         found = await asyncio.to_thread(self._list)
@@ -49,9 +55,12 @@ class BucketSweep(BucketSweepActivities):
         return await asyncio.to_thread(remove_all, orphans, dry_run=sweep.dry_run)
 
     def _list(self) -> list[Leftover]:
+        unused_since = time.time() - self._layer_max_age_hours * 3600
         return [
             *leftover_parts(self._bucket),
             *self._leases.leftovers(),
             *leftover_files(self._bucket, self._most_files_bytes),
             *leftover_probes(self._bucket),
+            *leftover_uses(self._bucket),
+            *leftover_layers(self._bucket, unused_since),
         ]

@@ -90,6 +90,7 @@ def bucket_activities(settings: Settings, client: Client) -> list[Activity]:
             describe,
             late_arrival_seconds=settings.late_arrival_seconds,
             most_files_bytes=settings.max_files_mb * MIB,
+            layer_max_age_hours=settings.layer_max_age_hours,
         ),
         TenantLines(client, describe, TenantsFile(settings.tenants_file)),
     )

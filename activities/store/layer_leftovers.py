@@ -24,6 +24,7 @@ from activities.store.objects import (
     metadata_name,
     parse_object_name,
 )
+from activities.store.stored import TENANT_METADATA
 
 
 @dataclass
@@ -80,6 +81,17 @@ def leftover_uses(bucket: Bucket) -> Iterator[Leftover]:
             build_id,
             made_at=max(each.written_at for each in uses[build_id]),
         )
+
+
+def collect_all_of(bucket: Bucket, tenant: str) -> None:
+    """Remove the layers of a tenant that nobody needs. Blocking.
+
+    Raises StorageUnavailableError and StorageDeniedError.
+    """
+    layers = LayerObjects(bucket)
+    for layer in _found(bucket).values():
+        if layer.record and layer.record.metadata.get(TENANT_METADATA) == tenant:
+            layers.collect(layer.layer_id)  # those below go with it
 
 
 def _release(bucket: Bucket, build_id: str, uses: Collection[StoredObject]) -> None:

@@ -158,6 +158,11 @@ def used_layers_prefix(build_id: str) -> str:
     return f"{template_prefix(build_id)}{_USED_LAYERS}"
 
 
+def is_used_layer(name: str) -> bool:
+    """Whether an object says that its build has a reference to a layer."""
+    return _PATTERNS[ObjectKind.USED_LAYER].fullmatch(name) is not None
+
+
 def used_layer_name(build_id: str, layer_id: str) -> str:
     """Name the object by which a build knows that it has a reference to a layer."""
     return f"{used_layers_prefix(build_id)}{layer_id}"

@@ -30,7 +30,7 @@ class TenantStored(Model):
 
     templates: int = 0
     bytes: int = 0
-    """Of all objects of its templates."""
+    """Of all objects of its templates, and of each of its layers once."""
 
 
 class Stored(Model):
@@ -45,13 +45,15 @@ class Stored(Model):
 
 
 def count_stored(bucket: Bucket) -> Stored:
-    """Look at every object of every template, and keep the sums. Blocking.
+    """Look at every object of every template and layer, and keep the sums. Blocking.
+
+    The layers of public images are nobody's.
 
     Raises StorageUnavailableError and StorageDeniedError.
     """
     templates: defaultdict[str, int] = defaultdict(int)
     size: defaultdict[str, int] = defaultdict(int)
-    for _, tenant, stored in _objects(bucket):
+    for _, tenant, stored in _objects(bucket, ObjectKind.TEMPLATE, ObjectKind.LAYER):
         templates[tenant] += is_metadata(stored.name)
         size[tenant] += stored.size_bytes
     sums = {name: TenantStored(templates=templates[name], bytes=size[name]) for name in size}
@@ -61,11 +63,13 @@ def count_stored(bucket: Bucket) -> Stored:
 
 
 def templates_of(bucket: Bucket, tenant: str) -> set[str]:
-    """Return the ids of the builds that have left objects of a template of a tenant. Blocking.
+    """Return the ids of the builds that have left objects of a template of a tenant, or references
+    to layers. Blocking.
 
     Raises StorageUnavailableError and StorageDeniedError.
     """
-    return {named.build_id for named, whose, _ in _objects(bucket) if whose == tenant}
+    objects = _objects(bucket, ObjectKind.TEMPLATE, ObjectKind.USED_LAYER)
+    return {named.build_id for named, whose, _ in objects if whose == tenant}
 
 
 def read_stored(bucket: Bucket) -> Stored | None:
@@ -82,9 +86,11 @@ def read_stored(bucket: Bucket) -> Stored | None:
         return None
 
 
-def _objects(bucket: Bucket) -> Iterator[tuple[ObjectName, str, StoredObject]]:
-    """Yield every object of every template, with what its name says and whose it is."""
+def _objects(bucket: Bucket, *kinds: ObjectKind) -> Iterator[tuple[ObjectName, str, StoredObject]]:
+    """Yield every object of these kinds that is a tenant's, with what its name says and whose."""
     for stored, metadata in bucket.list_with_metadata():
         named = parse_object_name(stored.name)
-        if named is not None and named.kind is ObjectKind.TEMPLATE:
-            yield named, metadata.get(TENANT_METADATA, DEFAULT_TENANT), stored
+        if named is not None and named.kind in kinds:
+            nobodys = "" if named.kind is ObjectKind.LAYER else DEFAULT_TENANT
+            if whose := metadata.get(TENANT_METADATA, nobodys):
+                yield named, whose, stored

@@ -61,6 +61,7 @@ from activities.store.objects import (
     build_log_name,
     header_name,
     is_metadata,
+    is_used_layer,
     metadata_name,
     parts_prefix,
     template_prefix,
@@ -354,18 +355,21 @@ def discard_upload(bucket: Bucket, discard: DiscardUploadInput) -> DiscardedUplo
         return DiscardedUpload(published=published)
     keep = parts_prefix(build_id) if discard.keep_parts else None
     removed = remove_objects(bucket, template_prefix(build_id), keep_prefix=keep)
+    LayerObjects(bucket).release(build_id)  # those that are whole stay, as a cache
     return DiscardedUpload(published=None, removed_objects=removed)
 
 
 def remove_objects(bucket: Bucket, prefix: str, *, keep_prefix: str | None = None) -> int:
     """Delete what is there now, `metadata.json` first: without it there is no template. Blocking.
 
-    Returns how many objects there were; raises StorageUnavailableError when some would not go.
+    Its list of layers stays, until they are released. Returns how many objects there were; raises
+    StorageUnavailableError when some would not go.
     """
     objects = [
         stored
         for stored in bucket.list_objects(prefix)
-        if keep_prefix is None or not stored.name.startswith(keep_prefix)
+        if not is_used_layer(stored.name)
+        and (keep_prefix is None or not stored.name.startswith(keep_prefix))
     ]
     return remove_listed(bucket, prefix, objects)
 

@@ -16,9 +16,15 @@ from activities.image.registry_login import GOOGLE_DELETES, HostLogins, credenti
 from activities.process.sealing import SealedFor, Sealer
 from activities.process.settings import Settings
 from activities.store.bucket import Bucket
+from activities.store.layers import LayerObjects
 from activities.store.lease_numbers import LeaseObjects
 from activities.store.names import TenantNames
-from activities.store.objects import archived_log_name, lease_name, template_prefix
+from activities.store.objects import (
+    archived_log_name,
+    is_used_layer,
+    lease_name,
+    template_prefix,
+)
 from activities.template.artifacts import remove_listed, remove_objects
 
 
@@ -32,10 +38,12 @@ class BucketDeletionActivities(DeletionActivities):
         self._access = RegistryAccess.of(settings)
         self._host_logins = HostLogins(settings.lends_host_login_to, GOOGLE_DELETES)
         self._leases = LeaseObjects(bucket)
+        self._layers = LayerObjects(bucket)
 
     @activity.defn(name="delete_objects")
     async def delete_objects(self, delete: DeleteTemplateInput, /) -> DeletedTemplate:
-        """Leave a tombstone, then remove all objects, `metadata.json` first."""
+        """Leave a tombstone, then remove all objects, `metadata.json` first, and then those layers
+        that nobody else needs."""
         return await asyncio.to_thread(self._delete_objects, delete)
 
     @activity.defn(name="delete_image_tag")
@@ -68,6 +76,7 @@ class BucketDeletionActivities(DeletionActivities):
         tombstone = self._leases.bury(delete.build_id)
         prefixes = _prefixes(delete.build_id, delete.tenant)
         removed = sum(remove_objects(self._bucket, prefix) for prefix in prefixes)
+        self._layers.release(delete.build_id, collect=True)
         # After its metadata: whoever gives it a tag looks for those once more.
         names = TenantNames(self._bucket, delete.tenant)
         return DeletedTemplate(
@@ -80,10 +89,12 @@ class BucketDeletionActivities(DeletionActivities):
     def _remove_late_arrivals(self, build_id: str, deleted: DeletedTemplate) -> int:
         prefixes = _prefixes(build_id, deleted.tenant)
         late = {prefix: self._bucket.list_objects(prefix) for prefix in prefixes}
+        uses = [o for listed in late.values() for o in listed if is_used_layer(o.name)]
         # Looked at after the listing: while the tombstone stands, nothing listed is of a new build.
         current = self._bucket.stat_object(lease_name(build_id))
         if current is None or current.generation != deleted.tombstone_generation:
             return 0
+        self._layers.release_listed(build_id, uses, collect=True)
         removed = sum(remove_listed(self._bucket, prefix, late[prefix]) for prefix in late)
         self._leases.unbury(build_id, current.generation)
         return removed

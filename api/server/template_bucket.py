@@ -9,7 +9,7 @@ from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, TypeVar
 
 from activities.contract.status import BuildStatus, LogEntry
-from activities.store.objects import SentFiles, template_prefix
+from activities.store.objects import SentFiles, is_layer_id, template_prefix
 
 if TYPE_CHECKING:  # loading Google's client takes longer than starting the rest of the API
     from activities.store.bucket import Bucket
@@ -61,10 +61,16 @@ class TemplateBucket:
         return await asyncio.to_thread(read)
 
     async def has_objects(self, build_id: str) -> bool:
-        """Return whether anything of a build is there, such as the parts of half an upload."""
+        """Return whether anything of a build is there, such as the parts of half an upload.
+
+        What lies under the id of a layer is of no build.
+        """
 
         def read() -> bool:
-            return bool(self._connect().list_objects(template_prefix(build_id)))
+            return self._connect().has_any(template_prefix(build_id))
+
+        if is_layer_id(build_id):
+            return False
 
         return await asyncio.to_thread(read)
 

@@ -20,6 +20,7 @@ from activities.contract.tenant_removal import DeleteBuildInput, FindBuildsInput
 from activities.process.sealing import Sealer
 from activities.process.settings import Settings
 from activities.store.bucket import Bucket
+from activities.store.layer_leftovers import collect_all_of
 from activities.store.objects import places_of_tenant
 from activities.store.owners import read_owner
 from activities.store.stored import templates_of
@@ -79,7 +80,10 @@ class TenantRemover(TenantRemovalActivities):
 
     @activity.defn(name="delete_objects_of_tenant")
     async def delete_objects_of_tenant(self, tenant: str, /) -> int:
-        """Delete the tenant's files, and logs of builds that are not known any more."""
+        """Delete the tenant's files, logs of builds that are not known any more, and layers.
+
+        Returns how many files and logs these were.
+        """
         return await _beating(asyncio.to_thread(self._delete_objects, tenant))
 
     async def _in_temporal(self, tenant: str, known: set[str]) -> set[str]:
@@ -97,6 +101,7 @@ class TenantRemover(TenantRemovalActivities):
         return templates_of(self._bucket, tenant) - known
 
     def _delete_objects(self, tenant: str) -> int:
+        collect_all_of(self._bucket, tenant)
         return sum(
             self._bucket.delete_objects(self._bucket.list_objects(place))
             for place in places_of_tenant(tenant)

@@ -29,7 +29,7 @@ from activities.contract.image_steps import (
     Workdir,
     image_step,
 )
-from activities.contract.names import canonical_build_id, tenant_mark
+from activities.contract.names import LAYER_ID, canonical_build_id, tenant_mark
 from activities.contract.network_policy import NetworkAccess, NetworkPolicy
 from activities.contract.references import (
     DEFAULT_TAG,
@@ -253,6 +253,8 @@ class _Validator:
             self._build_id = canonical_build_id(self._template.build_id)
         except ValueError as error:
             self._bad("build_id", str(error))
+        if LAYER_ID.fullmatch(self._build_id):
+            self._bad("build_id", "must be no UUID of version 8: layers of disks have these")
         if not TEMPLATE_ID.fullmatch(self._template.template_id):
             self._bad("template_id", WRONG_TEMPLATE_ID)
         elif self._is_own() and self._build_id and not _is_reference(self._own_image()):

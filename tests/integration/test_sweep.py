@@ -431,7 +431,13 @@ async def test_the_bucket_is_swept_of_parts_and_leases(empty_bucket: Bucket) -> 
         empty_bucket.write_object(f"{build_id}/memfile", b"whole")
         empty_bucket.write_object(lease_name(build_id), b"{}")
 
-    sweeper = BucketSweep(empty_bucket, describe, late_arrival_seconds=0.05, most_files_bytes=8)
+    sweeper = BucketSweep(
+        empty_bucket,
+        describe,
+        late_arrival_seconds=0.05,
+        most_files_bytes=8,
+        layer_max_age_hours=1,
+    )
     time.sleep(0.2)
     report = await ActivityEnvironment().run(sweeper.sweep_bucket, SweepInput())
     left = {stored.name for stored in empty_bucket.list_objects("")}
@@ -450,7 +456,13 @@ async def test_what_is_young_or_not_ours_stays_in_the_bucket(empty_bucket: Bucke
     for name in [*young, probe_name()]:
         empty_bucket.write_object(name, b"x")
     empty_bucket.write_object(files_name("cd" * 32), b"too large")
-    sweeper = BucketSweep(empty_bucket, describe, late_arrival_seconds=0.05, most_files_bytes=8)
+    sweeper = BucketSweep(
+        empty_bucket,
+        describe,
+        late_arrival_seconds=0.05,
+        most_files_bytes=8,
+        layer_max_age_hours=1,
+    )
     time.sleep(0.2)
     report = await ActivityEnvironment().run(sweeper.sweep_bucket, SweepInput())
     # A doctor was killed; nobody takes files of nine bytes.

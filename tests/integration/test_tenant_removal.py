@@ -27,6 +27,7 @@ from activities.host.served import bucket_activities, served_by
 from activities.process.settings import Settings
 from activities.process.temporal import register_search_attributes
 from activities.store.bucket import Bucket
+from activities.store.layers import EVERYBODY, LayerObjects
 from activities.store.objects import (
     OWNERS,
     archived_log_name,
@@ -42,6 +43,7 @@ from api.server.server import running_server
 from api.server.tenant_removal import TenantRemover
 from tests.support.command_line import Ended, cli
 from tests.support.example_template import metadata
+from tests.support.layered_bucket import id_of, make_chain, make_layer, scope_of
 from tests.support.recording_host import Journal, RecordingHost, running_host, workflow_worker
 from tests.support.running_api import serving, settings_for, template_of
 from tests.support.temporal_server import start_temporal
@@ -135,15 +137,21 @@ def of(builds: Iterable[str], names: set[str]) -> set[str]:
 async def test_all_that_is_the_tenant_s_goes_and_nothing_else(service: Service) -> None:
     bucket = service.bucket
     theirs = [service.store("beta")]
+    make_layer(bucket, scope_of(theirs[0], "beta"), "everybody's", owner=EVERYBODY)
+    make_layer(bucket, scope_of(theirs[0], "beta"), "beta's", owner="beta")
     bucket.write_object(files_name("ab" * 32, "beta"), b"files")
     bucket.write_object(files_name("ab" * 32), b"the default tenant's")
     mine = [service.store("acme")]
+    LayerObjects(bucket).refer(id_of("everybody's", EVERYBODY), scope_of(mine[0], "acme"))
+    cached = make_chain(bucket, forgotten := scope_of(tenant="acme"), "low", "high")
+    LayerObjects(bucket).release(forgotten.build_id)
     bucket.write_object(files_name("ab" * 32, "acme"), b"files")
     bucket.write_object(archived_log_name(str(uuid.uuid4()), "acme"), b"forgotten")
     async with service.at_work():
         theirs.append(await service.build("beta"))
         kept = service.objects() - of(mine, service.objects())
         kept = {name for name in kept if "/acme/" not in name}
+        kept -= of([layer.layer_id for layer in cached], kept)
         mine.append(await service.build("acme"))
         service.journal.fail("wait_until_ready", *[ReadyTimeoutError("not ready")] * 2)
         mine.append(await service.build("acme"))

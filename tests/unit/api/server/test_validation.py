@@ -98,6 +98,7 @@ GOOD = {
         ("template_id", {"template_id": "-web", "from_image": ""}),
         ("build_id", {"build_id": ""}),
         ("build_id", {"build_id": "not-a-uuid"}),
+        ("build_id", {"build_id": "11111111-2222-8333-8444-555555555555"}),  # as layers have
         ("build_id", {"build_id": BUILD.replace("-", "")}),
         ("build_id", {"build_id": f"{{{BUILD}}}"}),
         ("vcpu_count", {"vcpu_count": 0}),

@@ -1,0 +1,300 @@
+"""Deletes, undos and sweeps take the layers that nobody needs, and no other."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from devstack.stack import Stack
+from pydantic import SecretStr
+from temporalio.client import WorkflowExecutionStatus
+from temporalio.testing import ActivityEnvironment
+
+from activities.contract.inputs import DeleteTemplateInput, DiscardUploadInput, SweepInput
+from activities.contract.names import ArtifactName
+from activities.contract.results import DeletedTemplate, SweepReport
+from activities.contract.scope import BuildScope
+from activities.host.bucket_sweep import BucketSweep
+from activities.process.sealing import Sealer
+from activities.process.settings import Settings
+from activities.store.bucket import Bucket
+from activities.store.layers import EVERYBODY, LayerObjects
+from activities.store.objects import (
+    artifact_name,
+    metadata_name,
+    reference_name,
+    references_prefix,
+    used_layers_prefix,
+)
+from activities.store.stored import TenantStored, count_stored, templates_of
+from activities.template.artifacts import discard_upload
+from activities.template.deletion import BucketDeletionActivities
+from api.server.template_bucket import TemplateBucket
+from tests.support.layered_bucket import (
+    id_of,
+    is_there,
+    make_chain,
+    make_layer,
+    scope_of,
+    write_layer,
+)
+
+pytestmark = pytest.mark.counts_nothing
+
+RUNNING = WorkflowExecutionStatus.RUNNING
+
+
+@pytest.fixture
+def layers(empty_bucket: Bucket) -> LayerObjects:
+    return LayerObjects(empty_bucket)
+
+
+@pytest.fixture
+def deletion(empty_bucket: Bucket) -> BucketDeletionActivities:
+    return BucketDeletionActivities(empty_bucket, Sealer(SecretStr("")), Settings())
+
+
+def publish(bucket: Bucket, scope: BuildScope) -> None:
+    """Write what the sweep takes for a template."""
+    for name in (artifact_name(scope.build_id, ArtifactName.ROOTFS), metadata_name(scope.build_id)):
+        bucket.write_object(name, b"x", metadata={"tenant": scope.tenant})
+
+
+async def delete(deletion: BucketDeletionActivities, scope: BuildScope) -> DeletedTemplate:
+    what = DeleteTemplateInput(template_id="web", build_id=scope.build_id, tenant=scope.tenant)
+    return await ActivityEnvironment().run(deletion.delete_objects, what)
+
+
+async def end_delete(
+    deletion: BucketDeletionActivities, deleted: DeletedTemplate, scope: BuildScope
+) -> None:
+    await ActivityEnvironment().run(deletion.remove_late_arrivals, deleted, scope.build_id)
+
+
+def names_of(bucket: Bucket) -> list[str]:
+    return [stored.name for stored in bucket.list_objects("")]
+
+
+# ---- Deletes and undos
+
+
+async def test_a_delete_takes_the_layers_that_no_other_template_needs(
+    deletion: BucketDeletionActivities, layers: LayerObjects, empty_bucket: Bucket
+) -> None:
+    parent, child = scope_of(), scope_of()
+    base, step = make_chain(empty_bucket, parent, "base", "step")
+    publish(empty_bucket, parent)
+    layers.refer(base.layer_id, child)
+    own = make_layer(empty_bucket, child, "own", (base.reference,))
+    publish(empty_bucket, child)
+
+    deleted = await delete(deletion, parent)
+    assert layers.read(step.layer_id) is None
+    assert [is_there(empty_bucket, record) for record in (base, own)] == [True, True]
+    await end_delete(deletion, deleted, parent)
+    assert not any(parent.build_id in name for name in names_of(empty_bucket))
+    await end_delete(deletion, await delete(deletion, child), child)
+    assert names_of(empty_bucket) == []
+
+
+async def test_what_a_frozen_host_names_after_the_delete_is_let_go(
+    deletion: BucketDeletionActivities, layers: LayerObjects, empty_bucket: Bucket
+) -> None:
+    scope = scope_of()
+    deleted = await delete(deletion, scope)
+    make_layer(empty_bucket, scope, "base")
+    layers.claim(id_of("unfinished"), scope)
+    await end_delete(deletion, deleted, scope)
+    assert names_of(empty_bucket) == []
+
+
+async def test_a_new_build_of_the_same_id_keeps_its_layers(
+    deletion: BucketDeletionActivities, layers: LayerObjects, empty_bucket: Bucket
+) -> None:
+    scope = scope_of()
+    deleted = await delete(deletion, scope)
+    await delete(deletion, scope)  # a later tombstone: what comes now is not of the first
+    made = make_layer(empty_bucket, scope, "base")
+    await end_delete(deletion, deleted, scope)
+    assert not layers.collect(made.layer_id)
+
+
+async def requests_of_a_delete(
+    deletion: BucketDeletionActivities, bucket: Bucket, storage: Stack, others: int
+) -> int:
+    scope = scope_of()
+    chain = make_chain(bucket, scope_of(), *(f"{others} {name}" for name in ("base", "step")))
+    for record in chain:
+        LayerObjects(bucket).refer(record.layer_id, scope)
+    publish(bucket, scope)
+    with ThreadPoolExecutor(16) as pool:  # as `refer` writes them
+        users = [reference_name(chain[0].layer_id, str(uuid.uuid4())) for _ in range(others)]
+        list(pool.map(lambda name: bucket.write_object(name, b""), users))
+    storage.traffic(clear=True)
+    await delete(deletion, scope)
+    sums = storage.traffic()["operations"].values()
+    # All others, the build that has made it, and the layer above.
+    assert len(bucket.list_objects(references_prefix(chain[0].layer_id))) == others + 2
+    return sum(int(each["requests"]) for each in sums)
+
+
+async def test_a_delete_costs_the_same_whoever_else_needs_its_layers(
+    deletion: BucketDeletionActivities,
+    empty_bucket: Bucket,
+    storage: Stack,
+    pytestconfig: pytest.Config,
+) -> None:
+    many = 10_000 if pytestconfig.getoption("--whole") else 60
+    few = await requests_of_a_delete(deletion, empty_bucket, storage, 1)
+    assert await requests_of_a_delete(deletion, empty_bucket, storage, many) == few
+    assert few < 40
+
+
+def test_a_failed_build_keeps_no_layer_and_leaves_those_that_are_whole(
+    layers: LayerObjects, empty_bucket: Bucket
+) -> None:
+    scope = scope_of()
+    made = make_layer(empty_bucket, scope, "base")
+    claim = layers.claim(id_of("unfinished"), scope)
+    assert claim is not None
+    write_layer(empty_bucket, claim, "unfinished")
+    discard_upload(empty_bucket, DiscardUploadInput(scope=scope, keep_parts=True))
+    assert names_of(empty_bucket) == sorted(
+        name for name in names_of(empty_bucket) if name.startswith(f"{made.layer_id}/")
+    )
+    assert is_there(empty_bucket, made)
+    assert layers.collect(made.layer_id)
+
+
+# ---- The sweep
+
+
+async def sweep(
+    bucket: Bucket, *, running: Collection[str] = (), hours: float = 1, dry_run: bool = False
+) -> SweepReport:
+    async def describe(build_id: str) -> WorkflowExecutionStatus | None:
+        return RUNNING if build_id in running else None
+
+    sweeper = BucketSweep(
+        bucket, describe, late_arrival_seconds=0.0, most_files_bytes=8, layer_max_age_hours=hours
+    )
+    return await ActivityEnvironment().run(sweeper.sweep_bucket, SweepInput(dry_run=dry_run))
+
+
+def what(report: SweepReport) -> list[tuple[str, str]]:
+    return sorted((item.kind, item.name) for item in report.items)
+
+
+async def test_the_sweep_takes_old_layers_that_nobody_needs(
+    layers: LayerObjects, empty_bucket: Bucket
+) -> None:
+    template, build, gone = scope_of(), scope_of(), scope_of()
+    used = make_layer(empty_bucket, template, "used")
+    publish(empty_bucket, template)
+    named = make_layer(empty_bucket, build, "named")
+    low, high = make_chain(empty_bucket, gone, "low", "high")
+    running = {build.build_id}
+    assert what(await sweep(empty_bucket, running=running, dry_run=True)) == [
+        ("used layer", gone.build_id)
+    ]
+    await sweep(empty_bucket, running=running)
+    assert empty_bucket.list_objects(used_layers_prefix(gone.build_id)) == []
+    assert await sweep(empty_bucket, running=running) == SweepReport()  # they are not old
+    report = await sweep(empty_bucket, running=running, hours=0)
+    assert what(report) == [("layer", high.layer_id)]  # and the one below with it
+    assert report.bytes == sum(stored.size_bytes for stored in high.objects.values())
+    assert [layers.read(each.layer_id) for each in (low, high)] == [None, None]
+    assert [is_there(empty_bucket, each) for each in (used, named)] == [True, True]
+    assert await sweep(empty_bucket, running=running, hours=0) == SweepReport()
+
+
+async def test_the_sweep_takes_what_is_half_written_unless_its_build_runs(
+    layers: LayerObjects, empty_bucket: Bucket
+) -> None:
+    build, gone = scope_of(), scope_of()
+    for name, scope in (("running", build), ("gone", gone)):
+        claim = layers.claim(id_of(name), scope)
+        assert claim is not None
+        write_layer(empty_bucket, claim, name)
+    late = artifact_name(id_of("late"), ArtifactName.ROOTFS)
+    empty_bucket.write_object(late, b"of a host that was frozen")
+    report = await sweep(empty_bucket, running={build.build_id})
+    assert what(report) == sorted(
+        [
+            ("used layer", gone.build_id),
+            ("layer", id_of("gone")),
+            ("layer", id_of("late")),
+        ]
+    )
+    left = names_of(empty_bucket)
+    assert any(name.startswith(id_of("running")) for name in left)
+    assert not any(name.startswith((id_of("gone"), id_of("late"))) for name in left)
+
+
+async def test_a_template_that_is_published_while_the_sweep_looks_keeps_its_layers(
+    layers: LayerObjects, empty_bucket: Bucket
+) -> None:
+    scope = scope_of()
+    made = make_layer(empty_bucket, scope, "base")
+
+    async def describe(build_id: str) -> WorkflowExecutionStatus | None:
+        publish(empty_bucket, scope)
+        return WorkflowExecutionStatus.COMPLETED
+
+    sweeper = BucketSweep(
+        empty_bucket,
+        describe,
+        late_arrival_seconds=0.0,
+        most_files_bytes=8,
+        layer_max_age_hours=0,
+    )
+    for _ in range(2):
+        await ActivityEnvironment().run(sweeper.sweep_bucket, SweepInput())
+    assert is_there(empty_bucket, made)
+    assert not layers.collect(made.layer_id)
+
+
+async def test_nothing_young_is_swept(empty_bucket: Bucket) -> None:
+    async def describe(build_id: str) -> WorkflowExecutionStatus | None:
+        return None
+
+    make_layer(empty_bucket, scope_of(), "base")
+    empty_bucket.write_object(artifact_name(id_of("late"), ArtifactName.ROOTFS), b"x")
+    sweeper = BucketSweep(
+        empty_bucket, describe, late_arrival_seconds=600, most_files_bytes=8, layer_max_age_hours=1
+    )
+    swept = await ActivityEnvironment().run(sweeper.sweep_bucket, SweepInput())
+    assert swept == SweepReport()
+
+
+# ---- Whose they are
+
+
+def test_a_layer_counts_to_its_tenant_once_and_everybodys_to_nobody(
+    layers: LayerObjects, empty_bucket: Bucket
+) -> None:
+    own = make_layer(empty_bucket, scope_of(tenant="acme"), "own")
+    make_layer(empty_bucket, scope_of(tenant="acme"), "everybody's", owner=EVERYBODY)
+    for tenant in ("acme", "acme", "beta"):
+        layers.refer(id_of("everybody's", EVERYBODY), scope_of(tenant=tenant))
+    for _ in range(2):
+        layers.refer(own.layer_id, scope_of(tenant="acme"))
+    size = sum(o.size_bytes for o in empty_bucket.list_objects(f"{own.layer_id}/"))
+    counted: dict[str, Any] = count_stored(empty_bucket).tenants
+    assert counted == {"acme": TenantStored(templates=0, bytes=size)}
+
+
+async def test_the_id_of_a_layer_is_no_build(layers: LayerObjects, empty_bucket: Bucket) -> None:
+    """So the delete of a build cannot be asked for it, by whomever."""
+    scope = scope_of()
+    made = make_layer(empty_bucket, scope, "base")
+    reading = TemplateBucket(empty_bucket.name)
+    assert not await reading.has_objects(made.layer_id)
+    assert await reading.has_objects(scope.build_id)
+    assert templates_of(empty_bucket, "acme") == {scope.build_id}
+    assert templates_of(empty_bucket, "default") == set()
+    assert time.time() > made.created.timestamp()
