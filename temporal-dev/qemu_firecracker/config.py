@@ -155,21 +155,19 @@ class VmConfig:
 
 
 def find_kernel(source: Json) -> tuple[Path, Path]:
-    """The bzImage beside the real vmlinux.bin, and the initrd that is named or is beside it."""
-    kernel_image_path = source["kernel_image_path"]
+    """The kernel, and the initrd that is named or is beside it."""
     try:
-        directory = Path(kernel_image_path).resolve(strict=True).parent
+        kernel = Path(source["kernel_image_path"]).resolve(strict=True)
     except OSError as error:
         raise Fault(f"Boot source error: The kernel file cannot be opened: {error}") from None
-    kernel, initrd = directory / "bzImage", directory / "initrd.img"
     if "initrd_path" in source:
-        initrd = _openable_initrd(source["initrd_path"])
-    for path in (kernel, initrd):
-        if not path.is_file():
-            raise Fault(
-                f"Boot source error: The kernel file cannot be opened: the QEMU stand-in for "
-                f"Firecracker boots {path.name} beside {kernel_image_path}, but there is no {path}"
-            )
+        return kernel, _openable_initrd(source["initrd_path"])
+    initrd = kernel.with_name("initrd.img")
+    if not initrd.is_file():
+        raise Fault(
+            f"Boot source error: The kernel file cannot be opened: the QEMU stand-in for "
+            f"Firecracker boots {kernel.name} with the initrd beside it, but there is no {initrd}"
+        )
     return kernel, initrd
 
 

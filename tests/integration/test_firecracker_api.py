@@ -825,12 +825,12 @@ def test_an_initrd_is_optional_and_must_be_there(world: World, kernel: Path) -> 
     assert vm.get("/vm/config")["boot-source"] == {**source, "initrd_path": "initrd"}
 
 
-def test_the_stand_in_boots_a_bzimage_and_firecracker_vmlinux_alone(world: World) -> None:
+def test_the_stand_in_wants_an_initrd_and_firecracker_vmlinux_alone(world: World) -> None:
     vm = world.vm()
     (vm.directory / "vmlinux.bin").touch()
     body = {"kernel_image_path": "vmlinux.bin"}
     if is_stand_in(vm):
-        assert "bzImage" in vm.refuses("PUT", "/boot-source", body)
+        assert "initrd.img" in vm.refuses("PUT", "/boot-source", body)
     else:
         vm.put("/boot-source", **body)
 
