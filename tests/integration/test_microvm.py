@@ -627,6 +627,36 @@ async def test_memory_that_is_zero_takes_no_disk(host: VmHost, image: PulledImag
     await host.verify(vm, snapshot)
 
 
+FILE_LINE = b"read by the start command, written to memory and removed again\n"
+FREE_PAGE = """\
+#!/bin/busybox sh
+printf '\n'
+exec /bin/busybox sed -n 's/^MemFree: *//p' /proc/meminfo
+"""
+
+
+async def test_a_snapshot_keeps_what_the_commands_have_read_and_not_what_they_have_freed(
+    host: VmHost, registry: Registry
+) -> None:
+    """And the resumed guest has what is free."""
+    layer = Layer().directory("bin").busybox().directory("srv").directory("srv/cgi-bin")
+    layer.add("srv/file", FILE_LINE * (MIB // len(FILE_LINE)))
+    layer.add("srv/cgi-bin/free", FREE_PAGE.encode(), mode=0o755)
+    registry.push("vm-freed", [layer.tar()])
+    image = await host.bench.pull(f"{registry.address}/vm-freed")
+    write = "for _ in $(seq 16); do cat /srv/file >> /dev/shm/freed; done; rm /dev/shm/freed"
+    vm, rootfs = await host.boot(
+        image, start_command=f"{write}; {HTTPD}", ready_command=HTTPD_LISTENS
+    )
+    snapshot = await host.snapshot(vm, rootfs)
+    memory = host.bench.store.path(snapshot.step, snapshot.fingerprint) / ArtifactName.MEMFILE
+    kept = memory.read_bytes().count(FILE_LINE) * len(FILE_LINE) / MIB
+    assert 0.9 < kept < 8, f"{kept:.1f} of 17 MiB"
+    async with host.resumed(vm, snapshot) as name:
+        free_kib = (await _page(name, "/cgi-bin/free")).split()[-2]
+        assert int(free_kib) > (host.shape.memory_mb - 150) * 1024
+
+
 async def test_all_vcpus_go_on_after_a_resume(host: VmHost, image: PulledImage) -> None:
     """Each of them counts by itself, and is bound to one vCPU."""
     host.shape = host.shape.model_copy(update={"vcpu_count": 4})

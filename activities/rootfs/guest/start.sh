@@ -12,6 +12,11 @@ LINE_CHARS=2000
 FLOOD_CHUNKS=64
 FLOOD_SECONDS=2
 TELLINGS=60
+# Of free memory: how much is cleared in any case, and in what time that is quick.
+CLEARED_MB=64
+QUICK_HUNDREDTHS=20
+CLEARING_SECONDS=10
+RESERVE_MB=4
 ready_out=$state/ready/out
 AGENT_PORT=C33F # 49983
 
@@ -193,6 +198,46 @@ require_devices() {
         keep_saying failed "the image's init has mounted something over /dev that has no devices"
 }
 
+# What has been read to boot is not kept in the snapshot. What the commands read comes after this.
+forget_boot() {
+    $bb sync
+    echo 3 >/proc/sys/vm/drop_caches
+} 2>/dev/null
+
+# A page that was used and freed keeps its content, which would be stored with the snapshot. The kernel
+# clears what it hands out, first what was freed last: a program that takes memory and ends leaves
+# zeros. All that is free, where that is quick.
+clear_free_memory() {
+    read -r up _ </proc/uptime
+    before=${up%.*}${up#*.}
+    take_and_free $CLEARED_MB
+    read -r up _ </proc/uptime
+    [ $((${up%.*}${up#*.} - before)) -ge $QUICK_HUNDREDTHS ] || take_and_free 1048576
+} 2>/dev/null
+
+take_and_free() { # how many MiB at most
+    free_mb
+    [ "$free" -lt "$1" ] || free=$1
+    [ "$free" -gt 0 ] || return
+    # Who is short of memory meanwhile has this killed first.
+    (
+        echo 1000 >/proc/self/oom_score_adj
+        exec $bb timeout -s KILL $CLEARING_SECONDS \
+            $dd if=/dev/zero of=/dev/null bs="${free}M" count=1 iflag=fullblock
+    )
+}
+
+# Less what keeps the kernel from looking for more: a 64th of all.
+free_mb() { # leaves it in `free`
+    free=0
+    while read -r name kib _; do
+        case $name in
+            MemTotal:) total=$kib ;;
+            MemFree:) free=$(((kib - total / 64) / 1024 - RESERVE_MB)) ;;
+        esac
+    done </proc/meminfo
+}
+
 # In the snapshot it must be able to answer at once: whoever resumes one speaks to it first.
 await_agent() {
     [ "$agent" ] || return 0
@@ -219,6 +264,7 @@ require_devices
 if [ -e $state/machine-id-is-made ] && { [ "$1" != added ] || [ -e /etc/machine-id ]; }; then
     $bb setsid $bb sh $t/on-fork.sh /dev/kmsg </dev/null >/dev/null 2>&1 &
 fi
+forget_boot
 read -r up _ </proc/uptime
 began=${up%.*}${up#*.}
 if has_start_command; then
@@ -233,6 +279,7 @@ if [ -x $t/agent ]; then
 fi
 why='the start command ended before the guest was ready'
 if get_ready && await_agent; then
+    clear_free_memory
     : >$state/is-ready
     $bb sync
     keep_saying ready "$attempt $by"
