@@ -119,6 +119,7 @@ async def test_a_host_takes_the_disk_of_an_image_out_of_the_bucket(
         assert sizes[0][0] == sizes[1][0] > 10 * sizes[1][1]
 
 
+@pytest.mark.whole
 async def test_two_hosts_flatten_one_image_at_once(
     tmp_path: Path, empty_bucket: Bucket, registry: Registry
 ) -> None:

@@ -214,7 +214,14 @@ async def test_a_layer_that_has_gone_before_publishing_sends_the_build_back(
     assert pulls_the_same(empty_bucket, build, tmp_path / "out")
 
 
-@pytest.mark.parametrize("operation", ["upload", "compose", "get", "list", "delete"])
+@pytest.mark.parametrize(
+    "operation",
+    [
+        "upload",
+        "compose",
+        *(pytest.param(each, marks=pytest.mark.whole) for each in ("get", "list", "delete")),
+    ],
+)
 async def test_an_upload_that_was_cut_off_is_gone_on_with(
     empty_bucket: Bucket, tmp_path: Path, storage: Stack, operation: str
 ) -> None:

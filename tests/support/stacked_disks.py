@@ -14,7 +14,7 @@ from activities.template.upload import Below, scan
 from tests.support.step_checks import go_on
 
 
-def changed_disks(directory: Path, count: int, mebibytes: int = 24) -> list[Path]:
+def changed_disks(directory: Path, count: int, mebibytes: int = 12) -> list[Path]:
     """Write disks, each the one before with some blocks changed, some zeroed, and a longer end."""
     chance, paths = random.Random(count), list[Path]()
     content = bytearray(mebibytes << 20)
