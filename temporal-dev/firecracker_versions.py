@@ -49,7 +49,7 @@ NOTHING = (
     "and GUEST_KERNEL_DIR; docs/firecracker.md has more"
 )
 NOT_SHOWN = (
-    "not shown on the real one: several vCPUs, where the given kernel has one CPU; "
+    "not shown on the real one: several vCPUs of Linux, where the given one has one CPU; "
     "images with systemd, where it is emulated"
 )
 

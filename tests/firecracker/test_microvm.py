@@ -22,11 +22,13 @@ import pytest
 from devstack.environment import environment
 from devstack.registry import Layer, Registry
 
+from activities.contract.checkpoints import RootfsCheckpoint
 from activities.contract.errors import CheckpointLostError, TemplateManagerError
 from activities.contract.results import PulledImage
 from activities.contract.scope import VmRef
 from activities.disk.data_dir import DataDir
 from activities.host.passing_vm import passing_vm
+from activities.microvm import microvm
 from activities.microvm.console import ConsoleReader
 from activities.microvm.trial_boot import boot_kernel
 from activities.microvm.vm_process import VmProcess
@@ -157,7 +159,7 @@ async def test_no_line_of_a_guest_is_lost_while_nobody_listens(
     lines = [f"@tm@ out {number}" for number in range(LINES)]
     said = "\n".join([*lines, "@tm@ ready 1", ""]).encode()
     async with bare_host(firecracker, tmp_path, {"vmlinux.bin": kernel_that_says(said)}) as host:
-        vm = await started(host, registry)
+        vm, _ = await started(host, registry)
         process = host.process(vm)
         with process.client() as client:
             client.pause()
@@ -179,11 +181,66 @@ async def test_an_initrd_beside_the_kernel_is_booted_with_it(
     firecracker: RealFirecracker, registry: Registry, tmp_path: Path
 ) -> None:
     """The kernel says what is in it."""
-    files = {"vmlinux.bin": kernel_of(TAKE_INITRD + SAY), "initrd.img": b"@tm@ ready 1\n"}
+    files = {"vmlinux.bin": kernel_of(TAKE_INITRD + SAY), "initrd.img": READY}
     async with bare_host(firecracker, tmp_path, files) as host:
-        vm = await started(host, registry)
+        vm, _ = await started(host, registry)
         await host.wait(vm)
         assert host.process(vm).console.read_bytes() == files["initrd.img"]
+
+
+READY = b"@tm@ ready 1\n"
+LOW = 0x10000  # where a CPU can begin, which does so in real mode
+# mov ecx, 0x1b; rdmsr; or eax, 0xc00; wrmsr: from now on the interrupt controller listens to MSRs
+BY_MSRS = b"\xb9\x1b\0\0\0\x0f\x32\x0d\0\x0c\0\0\x0f\x30"
+# mov ecx, 0x830; mov edx, 1; mov eax, …; wrmsr: an interrupt for the second CPU
+INTERRUPT = b"\xb9\x30\x08\0\0\xba\x01\0\0\0\xb8%b\x0f\x30"
+INIT, STARTUP = 0x4500, 0x4600 | LOW >> 12
+WAIT = b"\xb9\x20\x4e\0\0\xe2\xfe"  # mov ecx, 20000; loop to itself
+# mov dx, 0x3f8; again: mov al, 'A'; out dx, al; mov al, '\n'; out dx, al; mov ecx, 4096; loop to
+# itself; jmp again. The second has 16 bits, and says B.
+FIRST_CPU = b"\x66\xba\xf8\x03\xb0A\xee\xb0\n\xee\xb9\0\x10\0\0\xe2\xfe\xeb\xf1"
+SECOND_CPU = b"\xba\xf8\x03\xb0B\xee\xb0\n\xee\xb9\0\x10\xe2\xfe\xeb\xf3"
+
+
+def kernel_of_two_cpus() -> bytes:
+    """Return one that is ready, starts the second CPU, and lets each say its letter for ever."""
+
+    def code(end: int) -> bytes:
+        say = b"\xbe%b\xb9%b" % (dword(end), dword(len(READY))) + SAY[:-4]
+        second = (dword(end + len(READY)), dword(LOW), dword(len(SECOND_CPU)))
+        # mov esi, …; mov edi, …; mov ecx, …; rep movsb
+        copy = b"\xbe%b\xbf%b\xb9%b\xf3\xa4" % second
+        start = INTERRUPT % dword(INIT) + WAIT + INTERRUPT % dword(STARTUP)
+        return say + copy + BY_MSRS + start + FIRST_CPU
+
+    return kernel_of(code(PLACE + len(code(PLACE))) + READY + SECOND_CPU)
+
+
+def dword(number: int) -> bytes:
+    return struct.pack("<I", number)
+
+
+async def test_two_vcpus_go_on_after_a_resume(
+    firecracker: RealFirecracker,
+    registry: Registry,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a kernel of a few instructions, which does not answer pings."""
+    async with bare_host(firecracker, tmp_path, {"vmlinux.bin": kernel_of_two_cpus()}) as host:
+        host.shape = host.shape.model_copy(update={"vcpu_count": 2})
+        vm, rootfs = await started(host, registry)
+        await host.wait(vm)
+        await until_both_have_said_something(host.process(vm))
+        snapshot = await host.snapshot(vm, rootfs)
+        monkeypatch.setattr(microvm, "ping_until_answered", lambda *_: None)
+        async with host.resumed(vm, snapshot) as name:
+            resumed = VmProcess(DataDir(host.settings.data_dir).vm(name))
+            await until_both_have_said_something(resumed)
+
+
+async def until_both_have_said_something(vm: VmProcess) -> None:
+    await until(lambda: {*b"AB"} <= {*vm.console.read_bytes()}, 300)
 
 
 @asynccontextmanager
@@ -199,10 +256,10 @@ async def bare_host(
         yield host
 
 
-async def started(host: VmHost, registry: Registry) -> VmRef:
-    """A VM whose guest does not look at its disk."""
+async def started(host: VmHost, registry: Registry) -> tuple[VmRef, RootfsCheckpoint]:
+    """A VM whose guest does not look at its disk; and that disk."""
     registry.push("real-bare", [Layer().directory("bin").busybox().tar()], config=IMAGE_CONFIG)
     vm = host.vm()
     rootfs = await host.rootfs(await host.bench.pull(f"{registry.address}/real-bare"), vm)
     await host.start(vm, rootfs)
-    return vm
+    return vm, rootfs
