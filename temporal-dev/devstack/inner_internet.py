@@ -12,6 +12,7 @@ import contextlib
 import http.server
 import os
 import socket
+import socketserver
 import struct
 import threading
 import uuid
@@ -75,6 +76,14 @@ class InnerInternet:
                 route.route("add", dst=network, oif=lo, type="local", table=LOCAL, scope="host")
 
         in_network(self.host, give)
+
+    @contextmanager
+    def lending(self, *ports: int) -> Iterator[None]:
+        """Have ports of this thread's loopback answer at the host's, too, for a block."""
+        with contextlib.ExitStack() as held:
+            for port in ports:
+                held.enter_context(_lent(self.host, port))
+            yield
 
     def from_host(self, function: Callable[[], T]) -> T:
         """Run `function` in a thread of its own that works on that host, with its resolver.
@@ -159,6 +168,7 @@ def _served(inner: InnerInternet, name: str) -> Iterator[None]:
             inner.reached.append(self.connection.getsockname()[0])
             body = inner.pages.get(self.path)
             self.send_response(200 if body is not None else 404)
+            self.send_header("Content-Type", "text/html")  # or pip does not read it
             self.send_header("Content-Length", str(len(body or b"")))
             self.end_headers()
             self.wfile.write(body or b"")
@@ -166,7 +176,40 @@ def _served(inner: InnerInternet, name: str) -> Iterator[None]:
         def log_message(self, *_: object) -> None:
             """Say nothing."""
 
-    server = in_network(name, lambda: http.server.ThreadingHTTPServer(("", PORT), Handler))
+    with _serving(in_network(name, lambda: http.server.ThreadingHTTPServer(("", PORT), Handler))):
+        yield
+
+
+@contextmanager
+def _lent(name: str, port: int) -> Iterator[None]:
+    """Pass on what comes to a port of a netns' loopback, to that of this one's."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.create_connection(("127.0.0.1", port)) as there:
+                back = threading.Thread(target=_pass_on, args=(there, self.request), daemon=True)
+                back.start()
+                _pass_on(self.request, there)
+                back.join()
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads, block_on_close = True, False
+
+    with _serving(in_network(name, lambda: Server(("127.0.0.1", port), Handler))):
+        yield
+
+
+def _pass_on(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+    for one, how in ((source, socket.SHUT_RD), (target, socket.SHUT_WR)):
+        with contextlib.suppress(OSError):
+            one.shutdown(how)
+
+
+@contextmanager
+def _serving(server: socketserver.BaseServer) -> Iterator[None]:
     thread = threading.Thread(target=server.serve_forever, args=(0.1,))
     thread.start()
     try:
