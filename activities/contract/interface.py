@@ -249,7 +249,8 @@ class LogActivities(ABC):
     @activity.defn(name="archive_log")
     @abstractmethod
     async def archive_log(self, archive: ArchiveLogInput, /) -> StoredObject:
-        """Write the build's log and final status to `logs/<build_id>.jsonl`."""
+        """Write the build's log and final status to `logs/<build_id>.jsonl`. A build without a
+        template lets go of its layers."""
 
 
 class HostFactsActivities(ABC):

@@ -23,7 +23,8 @@ from activities.contract.status import BuildStatus, LogEntry, LogLevel
 from activities.process.clock import utc_now
 from activities.process.metrics import count_build
 from activities.store.bucket import Bucket
-from activities.store.objects import archived_log_name
+from activities.store.layers import LayerObjects
+from activities.store.objects import archived_log_name, metadata_name
 
 READ_SECONDS = 30.0
 POLL_QUERY = "__temporal_workflow_stream_poll"
@@ -38,7 +39,10 @@ class BucketLogActivities(LogActivities):
 
     @activity.defn(name="archive_log")
     async def archive_log(self, archive: ArchiveLogInput, /) -> StoredObject:
-        """Write the build's log and final status. A later run's log replaces an earlier one's."""
+        """Write the build's log and final status. A later run's log replaces an earlier one's.
+
+        A build that has no template lets go of the layers that it has named.
+        """
         entries: list[LogEntry] = []
         try:
             await asyncio.wait_for(_read_stream(entries), READ_SECONDS)
@@ -51,8 +55,14 @@ class BucketLogActivities(LogActivities):
             archived_log_name(archive.build_id, status.config.tenant),
             to_jsonl(status, entries),
         )
+        await asyncio.to_thread(self._let_go, archive.build_id)
         count_build(activity.metric_meter(), status)
         return archived
+
+    def _let_go(self, build_id: str) -> None:
+        """End the use of layers by a build that has come to no template, wherever it has ended."""
+        if self._bucket.stat_object(metadata_name(build_id)) is None:
+            LayerObjects(self._bucket).release(build_id)
 
 
 def to_jsonl(status: BuildStatus, entries: Sequence[LogEntry]) -> bytes:

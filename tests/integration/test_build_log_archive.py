@@ -18,8 +18,9 @@ from activities.contract.sources import FromImage
 from activities.contract.status import BuildState, LogEntry, LogLevel
 from activities.store.bucket import Bucket
 from activities.store.log_archive import BucketLogActivities, read_archived_log
-from activities.store.objects import archived_log_name
+from activities.store.objects import archived_log_name, used_layers_prefix
 from tests.support.example_template import BUILD, build_status, registry_login, template_config
+from tests.support.layered_bucket import make_layer, scope_of
 from tests.support.temporal_server import start_temporal
 
 pytestmark = pytest.mark.counts_nothing
@@ -53,6 +54,7 @@ async def test_every_line_of_a_long_log_is_archived_without_growing_the_history(
     config = template_config(source=FromImage(reference="registry/web:1", login=registry_login()))
     status = build_status(BuildState.COMPLETED, Step.RELEASE, config)
     archive = ArchiveLogInput(build_id=BUILD, final_status=status)
+    make_layer(empty_bucket, scope_of(BUILD), "base")
     async with (
         await start_temporal() as environment,
         Worker(
@@ -69,6 +71,8 @@ async def test_every_line_of_a_long_log_is_archived_without_growing_the_history(
         stored = await asyncio.wait_for(handle.result(), 60)
         history = await handle.fetch_history()
     assert stored == empty_bucket.stat_object(archived_log_name(BUILD))
+    # It has no template: it lets go of the layer.
+    assert empty_bucket.list_objects(used_layers_prefix(BUILD)) == []
     found = read_archived_log(empty_bucket, BUILD)
     assert found is not None
     status, lines = found

@@ -25,7 +25,15 @@ from temporalio.service import RPCError
 from activities.contract.names import build_workflow_id
 from activities.disk.sparse_files import sha256_of
 from activities.store.bucket import Bucket
-from activities.store.objects import LEASES, OWNERS, STORED, ObjectKind, parse_object_name
+from activities.store.objects import (
+    LEASES,
+    OWNERS,
+    STORED,
+    ObjectKind,
+    is_layer_id,
+    parse_object_name,
+    template_prefix,
+)
 from api.cli.json_output import status_json
 from api.client.client import TemplateClient
 from api.client.files_upload import upload_files
@@ -234,12 +242,18 @@ def _running_activities(description: WorkflowExecutionDescription) -> set[str]:
 
 
 def _kept(name: str, prefixes: tuple[str, ...]) -> bool:
+    named = parse_object_name(name)
+    if named is not None and named.kind is ObjectKind.REFERENCE:
+        return template_prefix(named.build_id).startswith(prefixes)
     return name.startswith(prefixes)
 
 
-def _is_of_layer(name: str) -> bool:
+def _is_cached(name: str) -> bool:
+    """Whether it is of a layer, or its reference to the one below; not a build's to a layer."""
     named = parse_object_name(name)
-    return named is not None and named.kind in (ObjectKind.LAYER, ObjectKind.REFERENCE)
+    if named is None or named.kind is not ObjectKind.REFERENCE:
+        return named is not None and named.kind is ObjectKind.LAYER
+    return is_layer_id(named.build_id)
 
 
 def _is_tombstone(bucket: Bucket, name: str) -> bool:
@@ -268,10 +282,10 @@ def nothing_left(product: Product, *data_dirs: Path, keep: tuple[str, ...] = ())
     """
     places = data_dirs or (product.data_dir,)
     before = [HostResources.count(place) for place in places]
-    objects = [name for name in product.objects() if not _is_of_layer(name)]
+    objects = [name for name in product.objects() if not _is_cached(name)]
     yield
     for place, counted in zip(places, before, strict=True):
         counted.assert_unchanged(place)
-    left = [name for name in product.objects() if not _is_of_layer(name)]
+    left = [name for name in product.objects() if not _is_cached(name)]
     now = [name for name in left if name in objects or not _kept(name, keep)]
     assert now == objects, f"left in the bucket: {sorted(set(now) - set(objects))}"
