@@ -395,6 +395,37 @@ def status(
 
 
 @app.command(
+    rich_help_panel=BUILDS, epilog=f"Example: template-manager inspect {EXAMPLE_BUILD} --json"
+)
+def inspect(
+    build_id: Annotated[str, build_id_argument("completed")],
+    as_json: AsJson = False,
+    api_address: ApiAddress = DEFAULT_API_ADDRESS,
+) -> None:
+    """Show what a template takes in the bucket: layers, with whom they are shared, what is its own.
+
+    And what a delete would free. Layers of public images are everybody's, and count to nobody. In a
+    pipe there is a line a layer, with a tab between values: layer, size, whose, delete, builds.
+    """
+
+    async def show() -> None:
+        from api.cli.columns import print_rows
+        from api.cli.json_output import inspect_json
+        from api.cli.report import LAYER_COLUMNS, layer_rows, size_text
+        from api.client.client import TemplateClient
+
+        async with TemplateClient(api_address) as client:
+            found = await client.inspect(build_id)
+        if as_json:
+            print_json(inspect_json(found))
+        else:
+            print_rows(out, LAYER_COLUMNS, layer_rows(found))
+            err.print(f"a delete frees {size_text(found.freed_bytes)}")
+
+    run_call(show, as_json)
+
+
+@app.command(
     rich_help_panel=BUILDS, epilog=f"Example: template-manager logs {EXAMPLE_BUILD} --follow"
 )
 def logs(

@@ -137,6 +137,27 @@ class NameJson(TypedDict):
     tags: list[TagJson]
 
 
+class LayerJson(TypedDict):
+    """A layer of a template's disk."""
+
+    layer_id: str
+    stored_bytes: int
+    public: bool
+    build_ids: list[str]
+    has_more: bool
+    freed: bool
+
+
+class InspectJson(TypedDict):
+    """What a template takes in the bucket."""
+
+    build_id: str
+    template_id: str
+    own_bytes: int
+    freed_bytes: int
+    layers: list[LayerJson]
+
+
 class LogLineJson(TypedDict):
     """A line of a log, and where the next one is."""
 
@@ -223,6 +244,27 @@ def name_json(name: pb.TemplateName) -> NameJson:
                 "previous": [*tag.previous],
             }
             for tag in name.tags
+        ],
+    }
+
+
+def inspect_json(found: pb.TemplateBuildInspectResponse) -> InspectJson:
+    """Return what a template takes as plain data."""
+    return {
+        "build_id": found.build_id,
+        "template_id": found.template_id,
+        "own_bytes": found.own_bytes,
+        "freed_bytes": found.freed_bytes,
+        "layers": [
+            {
+                "layer_id": layer.layer_id,
+                "stored_bytes": layer.stored_bytes,
+                "public": layer.is_public,
+                "build_ids": [*layer.build_ids],
+                "has_more": layer.has_more,
+                "freed": layer.is_freed,
+            }
+            for layer in found.layers
         ],
     }
 

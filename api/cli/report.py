@@ -33,6 +33,13 @@ LIST_COLUMNS = (
     Column("tenant", 4),
     Column("names", 2),
 )
+LAYER_COLUMNS = (
+    Column("layer"),
+    Column("size"),
+    Column("whose", 1),
+    Column("a delete"),
+    Column("other builds", 2),
+)
 NAME_COLUMNS = (
     Column("name"),
     Column("build"),
@@ -107,6 +114,21 @@ def list_rows(builds: Sequence[pb.TemplateBuildSummary], now: datetime) -> list[
         ]
         for build in builds
     ]
+
+
+def layer_rows(found: pb.TemplateBuildInspectResponse) -> list[list[str]]:
+    """Return what a template has as rows of `LAYER_COLUMNS`: layers, then what is its own."""
+    layers = [
+        [
+            layer.layer_id,
+            size_text(layer.stored_bytes),
+            "everybody's" if layer.is_public else "the tenant's",
+            "frees it" if layer.is_freed else "leaves it",
+            " ".join([*layer.build_ids, *(["…"] if layer.has_more else [])]),
+        ]
+        for layer in found.layers
+    ]
+    return [*layers, [found.build_id, size_text(found.own_bytes), "its own", "frees it", ""]]
 
 
 def name_rows(names: Sequence[pb.TemplateName]) -> list[list[str]]:

@@ -134,6 +134,11 @@ class TemplateClient:
         status.build_id = status.build_id or build_id  # servers of before do not tell it
         return status
 
+    async def inspect(self, build_id: str) -> pb.TemplateBuildInspectResponse:
+        """Return what a template takes in the bucket, and what is shared. Raises CallError."""
+        request = pb.TemplateBuildInspectRequest(build_id=build_id)
+        return await self._answer(self._stub.TemplateBuildInspect(request, timeout=CALL_SECONDS))
+
     async def cancel(self, build_id: str) -> UndoneBuild:
         """Stop a build and wait until it is undone. Raises CallError."""
         request = pb.TemplateBuildCancelRequest(build_id=build_id)

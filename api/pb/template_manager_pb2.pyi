@@ -409,6 +409,44 @@ class Artifact(_message.Message):
     object: str
     def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., object: _Optional[str] = ...) -> None: ...
 
+class TemplateBuildInspectRequest(_message.Message):
+    __slots__ = ("build_id", "template_id")
+    BUILD_ID_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATE_ID_FIELD_NUMBER: _ClassVar[int]
+    build_id: str
+    template_id: str
+    def __init__(self, build_id: _Optional[str] = ..., template_id: _Optional[str] = ...) -> None: ...
+
+class TemplateBuildInspectResponse(_message.Message):
+    __slots__ = ("build_id", "template_id", "own_bytes", "freed_bytes", "layers")
+    BUILD_ID_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATE_ID_FIELD_NUMBER: _ClassVar[int]
+    OWN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    build_id: str
+    template_id: str
+    own_bytes: int
+    freed_bytes: int
+    layers: _containers.RepeatedCompositeFieldContainer[Layer]
+    def __init__(self, build_id: _Optional[str] = ..., template_id: _Optional[str] = ..., own_bytes: _Optional[int] = ..., freed_bytes: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ...) -> None: ...
+
+class Layer(_message.Message):
+    __slots__ = ("layer_id", "stored_bytes", "is_public", "build_ids", "has_more", "is_freed")
+    LAYER_ID_FIELD_NUMBER: _ClassVar[int]
+    STORED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    IS_PUBLIC_FIELD_NUMBER: _ClassVar[int]
+    BUILD_IDS_FIELD_NUMBER: _ClassVar[int]
+    HAS_MORE_FIELD_NUMBER: _ClassVar[int]
+    IS_FREED_FIELD_NUMBER: _ClassVar[int]
+    layer_id: str
+    stored_bytes: int
+    is_public: bool
+    build_ids: _containers.RepeatedScalarFieldContainer[str]
+    has_more: bool
+    is_freed: bool
+    def __init__(self, layer_id: _Optional[str] = ..., stored_bytes: _Optional[int] = ..., is_public: _Optional[bool] = ..., build_ids: _Optional[_Iterable[str]] = ..., has_more: _Optional[bool] = ..., is_freed: _Optional[bool] = ...) -> None: ...
+
 class TemplateBuildDeleteRequest(_message.Message):
     __slots__ = ("build_id", "template_id")
     BUILD_ID_FIELD_NUMBER: _ClassVar[int]

@@ -62,6 +62,11 @@ class TemplateServiceStub:
                 request_serializer=api_dot_pb_dot_template__manager__pb2.TemplateBuildCancelRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
+        self.TemplateBuildInspect = channel.unary_unary(
+                '/TemplateService/TemplateBuildInspect',
+                request_serializer=api_dot_pb_dot_template__manager__pb2.TemplateBuildInspectRequest.SerializeToString,
+                response_deserializer=api_dot_pb_dot_template__manager__pb2.TemplateBuildInspectResponse.FromString,
+                _registered_method=True)
         self.TemplateBuildLogs = channel.unary_stream(
                 '/TemplateService/TemplateBuildLogs',
                 request_serializer=api_dot_pb_dot_template__manager__pb2.TemplateBuildLogsRequest.SerializeToString,
@@ -154,6 +159,14 @@ class TemplateServiceServicer:
 
     def TemplateBuildCancel(self, request, context):
         """Stops a running build and undoes it; answers when all is undone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TemplateBuildInspect(self, request, context):
+        """What a published template takes in the bucket, which layers of its disk others of the same tenant
+        share, and what a delete would free. FAILED_PRECONDITION for a build without a template.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -261,6 +274,11 @@ def add_TemplateServiceServicer_to_server(servicer, server):
                     servicer.TemplateBuildCancel,
                     request_deserializer=api_dot_pb_dot_template__manager__pb2.TemplateBuildCancelRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'TemplateBuildInspect': grpc.unary_unary_rpc_method_handler(
+                    servicer.TemplateBuildInspect,
+                    request_deserializer=api_dot_pb_dot_template__manager__pb2.TemplateBuildInspectRequest.FromString,
+                    response_serializer=api_dot_pb_dot_template__manager__pb2.TemplateBuildInspectResponse.SerializeToString,
             ),
             'TemplateBuildLogs': grpc.unary_stream_rpc_method_handler(
                     servicer.TemplateBuildLogs,
@@ -450,6 +468,33 @@ class TemplateService:
             '/TemplateService/TemplateBuildCancel',
             api_dot_pb_dot_template__manager__pb2.TemplateBuildCancelRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TemplateBuildInspect(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/TemplateService/TemplateBuildInspect',
+            api_dot_pb_dot_template__manager__pb2.TemplateBuildInspectRequest.SerializeToString,
+            api_dot_pb_dot_template__manager__pb2.TemplateBuildInspectResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -56,6 +56,10 @@ class TemplateServiceStub:
     """
     TemplateBuildCancel: _grpc.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateBuildCancelRequest, _empty_pb2.Empty]
     """Stops a running build and undoes it; answers when all is undone."""
+    TemplateBuildInspect: _grpc.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateBuildInspectRequest, _template_manager_pb2.TemplateBuildInspectResponse]
+    """What a published template takes in the bucket, which layers of its disk others of the same tenant
+    share, and what a delete would free. FAILED_PRECONDITION for a build without a template.
+    """
     TemplateBuildLogs: _grpc.UnaryStreamMultiCallable[_template_manager_pb2.TemplateBuildLogsRequest, _template_manager_pb2.TemplateBuildLogsResponse]
     """The build log from a cursor on; with follow until the build ends. A successful build ends
     with the trailers rootfs_size (MiB) and envd_version.
@@ -111,6 +115,10 @@ class TemplateServiceAsyncStub(TemplateServiceStub):
     """
     TemplateBuildCancel: _aio.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateBuildCancelRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Stops a running build and undoes it; answers when all is undone."""
+    TemplateBuildInspect: _aio.UnaryUnaryMultiCallable[_template_manager_pb2.TemplateBuildInspectRequest, _template_manager_pb2.TemplateBuildInspectResponse]  # type: ignore[assignment]
+    """What a published template takes in the bucket, which layers of its disk others of the same tenant
+    share, and what a delete would free. FAILED_PRECONDITION for a build without a template.
+    """
     TemplateBuildLogs: _aio.UnaryStreamMultiCallable[_template_manager_pb2.TemplateBuildLogsRequest, _template_manager_pb2.TemplateBuildLogsResponse]  # type: ignore[assignment]
     """The build log from a cursor on; with follow until the build ends. A successful build ends
     with the trailers rootfs_size (MiB) and envd_version.
@@ -193,6 +201,16 @@ class TemplateServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Stops a running build and undoes it; answers when all is undone."""
+
+    @_abc_1.abstractmethod
+    def TemplateBuildInspect(
+        self,
+        request: _template_manager_pb2.TemplateBuildInspectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_template_manager_pb2.TemplateBuildInspectResponse, _abc.Awaitable[_template_manager_pb2.TemplateBuildInspectResponse]]:
+        """What a published template takes in the bucket, which layers of its disk others of the same tenant
+        share, and what a delete would free. FAILED_PRECONDITION for a build without a template.
+        """
 
     @_abc_1.abstractmethod
     def TemplateBuildLogs(

@@ -57,6 +57,7 @@ NEEDED = {
     "TemplateBuildStatus": Right.READ,
     "TemplateBuildLogs": Right.READ,
     "TemplateBuildList": Right.READ,
+    "TemplateBuildInspect": Right.READ,
     "TemplateCreate": Right.BUILD,
     "TemplateBuildImage": Right.BUILD,
     "InitLayerFileUpload": Right.BUILD,

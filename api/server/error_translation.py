@@ -16,7 +16,7 @@ from activities.contract.errors import (
     TemplateNotFoundError,
 )
 from activities.process.temporal import is_connect_error
-from api.errors import RETRY_SECONDS, ApiError, temporal_unavailable
+from api.errors import RETRY_SECONDS, ApiError, failed_precondition, temporal_unavailable
 
 
 def to_api_error(error: BaseException) -> ApiError | None:
@@ -43,6 +43,15 @@ def build_not_found(build_id: str, template_id: str = "") -> ApiError:
         f"there is no build {build_id}{of_template}",
         hint=TemplateNotFoundError.hint,
         metadata={"build_id": build_id},
+    )
+
+
+def build_not_published(build_id: str) -> ApiError:
+    """Return the error for a build that has no template (any more, or yet)."""
+    return failed_precondition(
+        "BUILD_NOT_PUBLISHED",
+        f"build {build_id} has no template in the bucket",
+        "Wait until it is completed; a failed or cancelled one has none.",
     )
 
 

@@ -19,7 +19,7 @@ from api.pb import template_manager_pb2 as pb
 from api.pb import template_manager_pb2_grpc as pb_grpc
 from api.server.access import current_caller, require_image
 from api.server.ending import BuildEnder
-from api.server.error_translation import to_api_error
+from api.server.error_translation import build_not_published, to_api_error
 from api.server.finding import BuildFinder
 from api.server.info import ServiceStatus
 from api.server.interceptor import Context
@@ -35,6 +35,7 @@ from api.server.validation import require_build_id, require_sent_files, validate
 from api.server.view import BuildView
 from api.server.waiting import WaitingLine
 from api.server.wire import (
+    layer_message,
     level_number,
     log_message,
     status_message,
@@ -52,6 +53,7 @@ BUILD_ID = "build-id"
 AboutABuild = (
     pb.TemplateStatusRequest
     | pb.TemplateBuildLogsRequest
+    | pb.TemplateBuildInspectRequest
     | pb.TemplateBuildRetryRequest
     | pb.TemplateBuildCancelRequest
     | pb.TemplateBuildDeleteRequest
@@ -195,6 +197,25 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
                 )
             )
 
+    async def TemplateBuildInspect(
+        self, request: pb.TemplateBuildInspectRequest, context: Context
+    ) -> pb.TemplateBuildInspectResponse:
+        """Tell what a template takes in the bucket, and which of it is shared."""
+        await self._resolve(request)
+        view = await self._view(request)
+        metadata = await self._finder.template(view.build_id)
+        if metadata is None:
+            raise build_not_published(view.build_id)
+        found = await self._bucket.inspect(metadata)
+        layers = [layer_message(layer) for layer in found.layers]
+        return pb.TemplateBuildInspectResponse(
+            build_id=metadata.build_id,
+            template_id=metadata.template_id,
+            own_bytes=found.own_bytes,
+            freed_bytes=found.freed_bytes,
+            layers=layers,
+        )
+
     async def TemplateBuildCancel(
         self, request: pb.TemplateBuildCancelRequest, context: Context
     ) -> Empty:
@@ -294,6 +315,7 @@ class TemplateService(pb_grpc.TemplateServiceServicer):
         self,
         request: pb.TemplateStatusRequest
         | pb.TemplateBuildLogsRequest
+        | pb.TemplateBuildInspectRequest
         | pb.TemplateTagsAssignRequest,
     ) -> BuildView:
         await self._temporal.require()

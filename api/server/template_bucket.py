@@ -14,6 +14,7 @@ from activities.store.objects import SentFiles, is_layer_id, template_prefix
 if TYPE_CHECKING:  # loading Google's client takes longer than starting the rest of the API
     from activities.store.bucket import Bucket
     from activities.store.files import FilesContent, FilesUpload
+    from activities.store.inspection import StoredTemplate
     from activities.store.metadata import TemplateMetadata
     from activities.store.names import NamedTemplate, TenantNames
     from activities.store.stored import Stored
@@ -47,6 +48,16 @@ class TemplateBucket:
             return read_metadata(self._connect(), build_id)
 
         return await asyncio.to_thread(read)
+
+    async def inspect(self, metadata: TemplateMetadata) -> StoredTemplate:
+        """Return what a template takes, and what of it is shared."""
+
+        def look() -> StoredTemplate:
+            from activities.store.inspection import inspect_template
+
+            return inspect_template(self._connect(), metadata)
+
+        return await asyncio.to_thread(look)
 
     async def archived_log(
         self, build_id: str, tenant: str

@@ -21,6 +21,7 @@ from api.server.view import BuildView, RunningActivity
 from api.server.waiting import HostSlots, Waiting, Why
 
 if TYPE_CHECKING:  # loads Google's client, see TemplateBucket
+    from activities.store.inspection import SharedLayer
     from activities.store.names import TemplateNames
 
 CANCELLED_REASON = "cancelled"
@@ -103,6 +104,18 @@ def e2b_step(step: Step, number: int | None) -> str:
     if number is not None:
         return str(number)
     return "base" if step in _BASE else "finalize"
+
+
+def layer_message(layer: SharedLayer) -> pb.Layer:
+    """Write what the tenant of a template may know of a layer."""
+    return pb.Layer(
+        layer_id=layer.layer_id,
+        stored_bytes=layer.stored_bytes,
+        is_public=layer.is_everybodys,
+        build_ids=layer.builds,
+        has_more=layer.has_more,
+        is_freed=layer.is_freed,
+    )
 
 
 def summary_message(build: ListedBuild, names: Sequence[str]) -> pb.TemplateBuildSummary:

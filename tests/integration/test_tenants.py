@@ -80,6 +80,7 @@ REQUESTS: dict[str, Callable[[str, str], Message]] = {
     "TemplateBuildStatus": lambda build, role: pb.TemplateStatusRequest(build_id=build),
     "TemplateBuildLogs": lambda build, role: pb.TemplateBuildLogsRequest(build_id=build),
     "TemplateBuildList": lambda build, role: pb.TemplateBuildListRequest(page_size=100),
+    "TemplateBuildInspect": lambda build, role: pb.TemplateBuildInspectRequest(build_id=build),
     "TemplateCreate": create_of,
     "TemplateBuildImage": create_of,
     "InitLayerFileUpload": lambda build, role: pb.InitLayerFileUploadRequest(
@@ -113,6 +114,7 @@ TOLD: dict[str, tuple[str, ...]] = {
     "TemplateBuildStatus": (OK, OK, NO_BUILD, OK, NO_TOKEN),
     "TemplateBuildLogs": (OK, OK, NO_BUILD, OK, NO_TOKEN),
     "TemplateBuildList": (OK, OK, OK, OK, NO_TOKEN),
+    "TemplateBuildInspect": (OK, OK, NO_BUILD, OK, NO_TOKEN),
     "TemplateCreate": (OK, NO_RIGHT, "BUILD_ID_TAKEN", OK, NO_TOKEN),
     "TemplateBuildImage": (OK, NO_RIGHT, OK, OK, NO_TOKEN),
     "InitLayerFileUpload": (OK, NO_RIGHT, OK, OK, NO_TOKEN),
@@ -133,7 +135,7 @@ BY_BUILD = [name for name, rpc in RPCS.items() if "build_id" in rpc.input_type.f
 
 def test_every_rpc_is_thought_of() -> None:
     assert set(RPCS) == set(REQUESTS) == set(TOLD)
-    assert len(BY_BUILD) == 6
+    assert len(BY_BUILD) == 7
 
 
 class Tenants:
