@@ -17,7 +17,7 @@ import time
 import urllib.request
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -120,6 +120,9 @@ class Ran:
     calls: Mapping[str, int]
     """Of Temporal's frontend, by operation, from the first start to the last end."""
     processes: Sequence[Process]
+    """From their own start on, which is before the hosts open."""
+    open_cpu_seconds: float
+    """What they have used since the hosts opened."""
 
     @property
     def makespan(self) -> float:
@@ -134,7 +137,12 @@ class Ran:
     @property
     def cpu_seconds(self) -> float:
         """What all processes have used for one build."""
-        return sum(process.cpu_seconds for process in self.processes) / len(self.held)
+        return _cpu_seconds(self.processes) / len(self.held)
+
+    @property
+    def processors(self) -> float:
+        """How many processors they kept busy while the hosts were open, on the average."""
+        return self.open_cpu_seconds / self.makespan
 
     @property
     def carried_slots(self) -> float:
@@ -215,6 +223,7 @@ async def _run(fleet: Fleet, stack: Stack, hosts: Sequence[subprocess.Popen[str]
     tenants = [tenant for tenant, count in fleet.builds.items() for _ in range(count)]
     handles = [await _start(client, tenant, fleet.weights[tenant]) for tenant in tenants]
     await _until_all_wait(handles)
+    used = _cpu_seconds(_processes(stack, hosts))
     opened = time.time()
     _open(hosts)
     await _until_none_runs(client)
@@ -231,6 +240,7 @@ async def _run(fleet: Fleet, stack: Stack, hosts: Sequence[subprocess.Popen[str]
         bytes=[size for _, size in sizes],
         calls={name: count for name, count in calls.items() if count and name not in OWN_CALLS},
         processes=processes,
+        open_cpu_seconds=_cpu_seconds(processes) - used,
     )
 
 
@@ -311,6 +321,10 @@ def _processes(stack: Stack, hosts: Sequence[subprocess.Popen[str]]) -> Iterator
         yield _process(f"hosts from {first}", process.pid)
 
 
+def _cpu_seconds(processes: Iterable[Process]) -> float:
+    return sum(process.cpu_seconds for process in processes)
+
+
 def _process(name: str, pid: int) -> Process:
     status = Path(f"/proc/{pid}/status").read_text()
     peak = re.search(r"VmHWM:\s+(\d+) kB", status)
@@ -346,6 +360,7 @@ def tell(ran: Ran, console: Console) -> None:
         ("bytes of its history", f"{mean(ran.bytes):.0f} (most: {max(ran.bytes)})", ""),
         ("Temporal calls of a build", f"{calls / count:.1f}", ""),
         ("CPU of a build", f"{ran.cpu_seconds:.2f} s", ""),
+        ("processors in use", f"{ran.processors:.1f} of {os.cpu_count()}", ""),
         ("slots that this machine carries", f"{ran.carried_slots:.0f}", f"{fleet.slot_count}"),
     ):
         table.add_row(*row)

@@ -17,6 +17,7 @@ def test_a_fleet_builds_with_few_events() -> None:
     assert sorted(held.tenant for held in ran.held) == ["acme", "acme", "beta", "beta"]
     assert ran.makespan > TINY.ideal_seconds
     assert 0 < ran.busy <= TINY.slot_count
+    assert 0 < ran.open_cpu_seconds < ran.cpu_seconds * len(ran.held)
     assert max(ran.events) <= MOST_EVENTS
     assert ran.calls["RespondWorkflowTaskCompleted"] >= 4 * 10
     names = [process.name for process in ran.processes]

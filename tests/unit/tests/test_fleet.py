@@ -27,7 +27,7 @@ def test_weights_are_told_as_shares() -> None:
 
 def test_the_ideal_is_that_no_slot_ever_waits() -> None:
     assert SMALL.ideal_seconds == 8 * 5 / 4
-    ran = Ran(SMALL, -2.5, HELD, [1], [1], {}, [])
+    ran = Ran(SMALL, -2.5, HELD, [1], [1], {}, [], 0)
     assert ran.makespan == 22.5
     assert ran.of_ideal == pytest.approx(10 / 22.5)
     assert ran.busy == pytest.approx(38 / 22.5)
@@ -38,6 +38,7 @@ def test_a_machine_carries_as_many_slots_as_its_processors_can_serve(
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     used = [Process("temporal", 100, 6), Process("worker", 100, 2)]
-    ran = Ran(SMALL, 0, HELD, [1], [1], {}, used)
+    ran = Ran(SMALL, 0, HELD, [1], [1], {}, used, open_cpu_seconds=7)
     assert ran.cpu_seconds == 2  # of each of four builds
+    assert ran.processors == 7 / 20
     assert ran.carried_slots == 5  # each busy for five seconds with two of processors' time
