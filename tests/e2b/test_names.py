@@ -44,7 +44,7 @@ async def test_every_command_takes_the_name_and_the_tag(
             assert (ended.code == 0) == (command[0] != "retry"), (command, ended)
         _require_it_runs(product, written)
         above = ("build", "--from-template", written, "--memory", "256", "--follow", "--json")
-        ended = product.cli(*above)
+        ended = product.cli(*above, seconds=900)
         assert (ended.code, ended.json["state"]) == (0, "completed"), ended
         assert product.cli("delete", ended.json["build_id"]).code == 0
         deleted = product.cli("delete", written, "--json")

@@ -392,7 +392,6 @@ async def test_names_and_tags(
         Template.build(stable.run_cmd("grep 1 /made"), "{name}-2", **SMALL)
         tell(exists=[Template.exists(each) for each in ("{name}", "{name}-2", "{name}-3")])
         """,
-        seconds=600,
     )
     first, second, moved, taken, there = told
     one, two = first["one"], second["two"]

@@ -46,7 +46,7 @@ class Sdk:
     url: str
     key: str
 
-    async def run(self, place: Path, program: str, seconds: float = 240) -> list[dict[str, Any]]:
+    async def run(self, place: Path, program: str, seconds: float = 900) -> list[dict[str, Any]]:
         """Run a program in a directory; returns what it has told, an entry a call of `tell`."""
         path = place / f"program-{self.version}.py"
         path.write_text(PRELUDE + textwrap.dedent(program) + ENDING)
