@@ -44,22 +44,8 @@ class Answers(NamedTuple):
 
 
 def bench_agent(place: Path, small: bool, console: Console, say: Progress) -> None:
-    """Build a template with an agent, resume it again and again, and ask the agent each time."""
-    place.mkdir()
-    agent = write_agent(place / "agent")
-    only = [part for part in ALL_PARTS if part != "docker"]
-    with Stack(
-        only=only, apps=APPS, env={"TEMPLATE_MANAGER_GUEST_AGENT_PATH": str(agent)}
-    ) as stack:
-        image = images.make_and_push(
-            "alpine-like", stack.variables["TEMPLATE_MANAGER_REGISTRY"], say
-        )
-        say("building a template with an agent that takes 4 s to listen")
-        _call(stack, "build", "--image", image, "--name", "agent", "--memory", "256", "--follow")
-        template = place / "template"
-        _call(stack, "pull", "agent", str(template))
-        say("resuming it")
-        found = [_resumed(stack, template) for _ in range(3 if small else 20)]
+    """Tell how soon an agent answers, by many resumes of one template."""
+    found = answers_of_resumes(place, 3 if small else 20, say)
     table = Table(title=f"{len(found)} resumes: each time the agent answered its first request")
     for column in ("ms", "median", "slowest"):
         table.add_column(column, justify="left" if column == "ms" else "right")
@@ -70,6 +56,27 @@ def bench_agent(place: Path, small: bool, console: Console, say: Progress) -> No
     ):
         table.add_row(name, f"{statistics.median(values):.1f}", f"{max(values):.1f}")
     console.print(table)
+
+
+def answers_of_resumes(place: Path, times: int, say: Progress) -> list[Answers]:
+    """Build a template with an agent, resume it again and again, and ask the agent each time.
+
+    Raises OSError and RuntimeError when it does not answer at once.
+    """
+    place.mkdir()
+    agent = write_agent(place / "agent")
+    only = [part for part in ALL_PARTS if part != "docker"]
+    with Stack(
+        only=only, apps=APPS, env={"TEMPLATE_MANAGER_GUEST_AGENT_PATH": str(agent)}
+    ) as stack:
+        registry = stack.variables["TEMPLATE_MANAGER_REGISTRY"]
+        image = images.make_and_push("alpine-like", registry, say)
+        say("building a template with an agent that takes 4 s to listen")
+        _call(stack, "build", "--image", image, "--name", "agent", "--memory", "256", "--follow")
+        template = place / "template"
+        _call(stack, "pull", "agent", str(template))
+        say("resuming it")
+        return [_resumed(stack, template) for _ in range(times)]
 
 
 def _resumed(stack: Stack, template: Path) -> Answers:
