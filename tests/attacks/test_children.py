@@ -30,7 +30,7 @@ from activities.disk.limited_child import (
 from tests.support.process_ends import is_alive
 from tests.support.step_checks import Stopped, go_on, stop_at
 
-pytestmark = pytest.mark.counts_host
+pytestmark = [pytest.mark.counts_host, pytest.mark.usefixtures("undisturbed")]
 
 LIMITS = ChildLimits(seconds=30, memory_mb=256, file_bytes=1 << 20)
 GIB = 1 << 30

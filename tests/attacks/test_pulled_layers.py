@@ -30,7 +30,7 @@ from tests.support.host_resources import all_resources, assert_nothing_left
 from tests.support.hostile_layers import MIB, PIB, TIB
 from tests.support.served_images import ServedImages, digest_of, packed, serving_images
 
-pytestmark = pytest.mark.counts_host
+pytestmark = [pytest.mark.counts_host, pytest.mark.usefixtures("undisturbed")]
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from activities.image.registry import Credentials, RegistryAccess, resolve
 from activities.process.addresses import InternalRegistries
 from tests.support.local_http import QuietHandler, serving
 
-pytestmark = pytest.mark.counts_nothing
+pytestmark = [pytest.mark.counts_nothing, pytest.mark.usefixtures("undisturbed")]
 
 CREDENTIALS = Credentials("robot", "s3cret-pass-word")
 SECRET = "Basic cm9ib3Q6czNjcmV0LXBhc3Mtd29yZA=="

@@ -29,7 +29,7 @@ from tests.support.file_trees import in_mounted_ext4, tree_of_ext4
 from tests.support.host_resources import all_resources, assert_nothing_left
 from tests.support.process_ends import is_alive
 
-pytestmark = pytest.mark.counts_host
+pytestmark = [pytest.mark.counts_host, pytest.mark.usefixtures("undisturbed")]
 
 MIB = 1024 * 1024
 SECONDS = 60

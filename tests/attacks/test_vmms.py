@@ -27,7 +27,7 @@ from tests.support import standin_vmm, writing_vmm
 from tests.support.host_resources import HostResources
 from tests.support.step_checks import go_on
 
-pytestmark = pytest.mark.counts_host
+pytestmark = [pytest.mark.counts_host, pytest.mark.usefixtures("undisturbed")]
 
 DISK_BYTES = 1024 * MIB
 LIMITS = Limits(memory_mb=512, processes=32, cpus=1)
