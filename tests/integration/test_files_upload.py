@@ -279,6 +279,20 @@ async def test_what_is_sent_under_a_name_anew_is_what_the_next_build_takes(
     assert await create_scoped(api) == sha256_of(other)
 
 
+async def test_an_address_takes_one_upload_and_none_when_another_has_come_first(
+    api: Api, empty_bucket: Bucket
+) -> None:
+    """It lives for long: who finds it later must not change what has been sent."""
+    first, second = [(await upload(api, "src@1", "team")).url for _ in range(2)]
+    name = sent_files_name(SentFiles("src@1", "team"), DEFAULT_TENANT)
+    assert (await asyncio.to_thread(requests.put, first, data=b"sent", timeout=30)).ok
+    sent = empty_bucket.read_object(name)
+    for late in (second, first):
+        await asyncio.to_thread(requests.put, late, data=b"junk", timeout=30)
+        assert empty_bucket.read_object(name) == sent
+    assert sent is not None and sent[0] == b"sent"
+
+
 async def test_a_name_is_no_claim_about_bytes(
     api: Api, empty_bucket: Bucket, tar: Path, tmp_path: Path
 ) -> None:
