@@ -147,8 +147,10 @@ async def vm_host(
     )
     before = HostResources.count(bench.settings.data_dir)
     made = VmHost(bench)
-    yield made
-    await made.remove_all()
+    try:
+        yield made
+    finally:  # else the VM of a test that fails takes CPU from all that follow
+        await made.remove_all()
     bench.remove_images()
     for lease in (bench.settings.data_dir / "leases").glob("*"):
         lease.unlink()
