@@ -7,7 +7,8 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-from activities.disk.programs import child_environment, require_program
+from activities.disk.host_tools import require_program
+from activities.disk.programs import child_environment
 
 LOADER = "ld.so"
 # As ldd says it: `libc.so.6 => /lib/…/libc.so.6 (0x…)`, or the loader's path alone.

@@ -29,7 +29,8 @@ from activities.contract.errors import HostFaultError, NetworkNameError
 from activities.contract.guest_network import GUEST_ADDRESS, TAP
 from activities.contract.network_policy import NetworkAccess, NetworkPolicy
 from activities.disk.cgroups import Limits
-from activities.disk.programs import child_environment, require_program
+from activities.disk.host_tools import require_program
+from activities.disk.programs import child_environment
 from activities.microvm.network import in_network
 from activities.microvm.vm_supervisor import EGRESS_DEVICE as OUT
 from activities.microvm.vm_supervisor import EGRESS_TABLE as TABLE

@@ -26,7 +26,7 @@ from activities.disk.cgroups import (
     missing_controllers,
     remove_cgroup,
 )
-from activities.disk.programs import require_program
+from activities.disk.host_tools import require_program
 from activities.disk.sparse_files import copy_private
 from activities.microvm import vm_launcher
 from activities.microvm.egress import LIMITS as EGRESS_LIMITS
