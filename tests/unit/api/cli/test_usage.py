@@ -89,7 +89,7 @@ def test_an_address_may_be_all_that_grpc_takes(address: str) -> None:
     ("command", "name"),
     [
         (["pull", "a", ""], "DIR"),
-        (["run", ""], "DIR"),
+        (["run", ""], r"DIR\|BUILD_ID"),
         (["build", "--dockerfile", ""], "--dockerfile"),
         (["build", "--file", "", "."], "--file"),
         (["build", "--file", "Dockerfile", ""], "DIR"),
