@@ -95,6 +95,10 @@ def test_a_vmm_writes_to_its_own_disk_alone_and_not_beyond_its_end(tmp_path: Pat
 def test_a_vmm_that_says_and_logs_without_an_end_is_bounded_and_ends(tmp_path: Path) -> None:
     """It says so far beyond what has been read that reading up to there takes long, too."""
     with taken_over(tmp_path, b"flood") as vm:
+        deadline = time.monotonic() + 120
+        while not (vm.console.exists() and vm.log.exists()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         time.sleep(3)
         supervisor = psutil.Process(vm._pids()["supervisor"][0])
         assert supervisor.memory_info().rss < 256 * MIB
