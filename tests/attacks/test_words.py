@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,9 +17,10 @@ from temporalio.client import WorkflowFailureError
 
 from activities.contract.names import build_workflow_id
 from tests.support.command_line import on_terminal
+from tests.support.neighbour import neighbour_that_builds
 from tests.support.real_stack import Product, nothing_left, running_product
 
-pytestmark = pytest.mark.counts_host
+pytestmark = [pytest.mark.counts_host, pytest.mark.usefixtures("undisturbed")]
 
 SHOWN = "what is left is shown"
 # To the program's own output, which is relayed, and as root to the console itself.
@@ -44,12 +46,17 @@ def product() -> Iterator[Product]:
 
 
 @pytest.fixture(scope="module")
-def failed(product: Product) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A build whose guest says all of this, and its status."""
+def failed(
+    product: Product, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A build whose guest says all of this beside another caller's build, and its status."""
+    beside = tmp_path_factory.mktemp("beside") / "neighbour"
     image = images.make_and_push("busybox", product.registry, lambda _: None)
     with nothing_left(product):
-        build_id = product.build(image, start=SAY_AND_END, ready="/bin/busybox false")
-        yield build_id, product.ended(build_id)
+        with neighbour_that_builds(beside):
+            build_id = product.build(image, start=SAY_AND_END, ready="/bin/busybox false")
+            status = product.ended(build_id)
+        yield build_id, status
         assert product.cli("delete", build_id).code == 0
 
 
@@ -74,6 +81,22 @@ def test_a_forged_line_ends_the_liars_build_by_a_typed_error(
         require_text(line)
         assert "]52;" not in line
     assert any(SHOWN in line for line in product.log(build_id))
+
+
+def test_the_liars_slot_is_free_again(product: Product, failed: tuple[str, dict[str, Any]]) -> None:
+    build_id, _ = failed
+    deadline = time.monotonic() + 120
+    while build_id in (held := held_slots(product)):
+        assert time.monotonic() < deadline, held
+        time.sleep(0.5)
+    assert held == []
+
+
+def held_slots(product: Product) -> list[str]:
+    """Return the builds that take a slot of the host, as the host tells."""
+    [told] = [told for told in product.cli("hosts", "--json").json["hosts"].values() if told]
+    assert told["slots"] > 0
+    return [str(build_id) for build_id in told["builds"]]
 
 
 @pytest.mark.parametrize("command", ["logs", "status"])
