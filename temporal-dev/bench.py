@@ -1,6 +1,6 @@
 """Where the time goes: `make bench`.
 
-Nine parts, each beside a peer or the machine's own limit, measured in the same run:
+Ten parts, each beside a peer or the machine's own limit, measured in the same run:
 
 - `build`: one build of the busybox image, split into Docker, copying, booting, storage, and the
   product's own overhead, beside the disk's speed;
@@ -9,6 +9,8 @@ Nine parts, each beside a peer or the machine's own limit, measured in the same 
 - `pull`: an image of this machine's own files through our checks, beside `docker pull` of it;
 - `steps`: what a step costs that does nothing, and a changed one of ten; `pip install` in a RUN,
   beside a container;
+- `layers`: what a second template of an image and one on a template send, beside the first; a build
+  on a fresh host whose steps are stored, beside the host that has made them;
 - `memory`: what the memory of an idle guest takes in its template, beside what the guest counts;
 - `upload`: a sparse file to the bucket, by phases, beside one plain stream and parallel PUTs;
 - `network`: a guest's way to the internet, beside the host's own;
@@ -49,6 +51,7 @@ import agent_bench
 import docker
 import fleet
 import images
+import layers_bench
 import memory_bench
 import network_bench
 import steps_bench
@@ -81,7 +84,18 @@ from activities.template.artifacts import BucketArtifactActivities
 from activities.template.upload import scan
 
 MIB = 1024 * 1024
-PARTS = ("build", "rootfs", "pull", "steps", "memory", "upload", "network", "agent", "fleet")
+PARTS = (
+    "build",
+    "rootfs",
+    "pull",
+    "steps",
+    "layers",
+    "memory",
+    "upload",
+    "network",
+    "agent",
+    "fleet",
+)
 CLI = str(Path(sys.executable).with_name("template-manager"))
 SAMPLE_SECONDS = 0.05
 # Which activity is whose work; what is in none of them is the product's own.
@@ -729,6 +743,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             bench_pull(Path(place), asked.small)
         if "steps" in parts:
             steps_bench.bench_steps(console, asked.small, say)
+        if "layers" in parts:
+            layers_bench.bench_layers(console, asked.small, say)
         if "memory" in parts:
             memory_bench.bench_memory(Path(place), console, say)
         if "upload" in parts:

@@ -183,12 +183,20 @@ async def log_of(
     async with TemplateClient(address) as client:
         if tar is not None:
             await upload_files(client, template.template_id, tar, sha256_of(tar), lambda _: None)
-        build_id = (await client.create(template)).build_id
-        log = [line.entry async for line in client.logs(build_id, follow=True)]
-        status = await client.status(build_id)
-        if status.state != "completed":
-            raise RuntimeError(f"the build has {status.state}: {status.reason.message}")
-        await client.delete(build_id)
+        log = await built_to_end(client, template)
+        await client.delete(template.build_id)
+    return log
+
+
+async def built_to_end(
+    client: TemplateClient, template: pb.TemplateConfig
+) -> list[pb.TemplateBuildLogEntry]:
+    """Build; returns the log. Raises RuntimeError when the build fails."""
+    build_id = (await client.create(template)).build_id
+    log = [line.entry async for line in client.logs(build_id, follow=True)]
+    status = await client.status(build_id)
+    if status.state != "completed":
+        raise RuntimeError(f"the build has {status.state}: {status.reason.message}")
     return log
 
 
