@@ -32,7 +32,7 @@ async def test_every_command_takes_the_name_and_the_tag(
         told = {
             ("status", written, "--json"): build_id,
             ("status", written): build_id,
-            ("logs", written): "guest is up",
+            ("logs", written): "build is completed",
             ("retry", written, "--json"): build_id,  # it is refused, by the id
             ("replay", written, "--json"): '"fits": true',
             ("tag", written, f"{name}:live"): build_id,
