@@ -250,6 +250,8 @@ async def outcome(api: Api, rpc: str, written: str) -> list[object]:
         return [error.code(), error.details()]
     if rpc == "TemplateBuildStatus":
         return [answer.build_id, answer.state]
+    if rpc == "TemplateBuildInspect":
+        return [answer.build_id, answer.own_bytes]
     if rpc == "TemplateTagsAssign":
         return [(tag.tag, tag.build_id) for tag in answer.tags]
     return [(key, value) for key, value in await call.trailing_metadata() if key == "build-id"]
