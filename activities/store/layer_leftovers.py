@@ -35,6 +35,8 @@ class _Layer:
     record: Listed | None = None
     blocks: list[Listed] = field(default_factory=list)
     users: dict[str, Listed] = field(default_factory=dict)
+    is_build: bool = False
+    """Whether it is none, but a build of before, when these could have ids of version 8."""
 
     @property
     def is_dying(self) -> bool:
@@ -56,6 +58,8 @@ def leftover_layers(bucket: Bucket, unused_since: float) -> Iterator[Leftover]:
     """
     layers, found = LayerObjects(bucket), _found(bucket)
     for layer in found.values():
+        if layer.is_build:
+            continue
         if layer.record is None or MAKING_METADATA in layer.record.metadata:
             yield from _unfinished(layers, layer)
         elif layer.is_dying or (not layer.users and layer.written_at < unused_since):
@@ -109,7 +113,11 @@ def _found(bucket: Bucket) -> dict[str, _Layer]:
     found: dict[str, _Layer] = {}
     for listed in bucket.look_through(LAYERS_GLOB):
         named = parse_object_name(listed.stored.name)
-        if named is None or named.kind not in (ObjectKind.LAYER, ObjectKind.REFERENCE):
+        if named is None:
+            continue
+        if named.kind in (ObjectKind.TEMPLATE, ObjectKind.PART) and is_layer_id(named.build_id):
+            found.setdefault(named.build_id, _Layer(named.build_id)).is_build = True
+        if named.kind not in (ObjectKind.LAYER, ObjectKind.REFERENCE):
             continue
         layer = found.setdefault(named.layer_id, _Layer(named.layer_id))
         if named.kind is ObjectKind.REFERENCE:
@@ -130,7 +138,8 @@ def _unfinished(layers: LayerObjects, layer: _Layer) -> Iterator[Leftover]:
 def _held_by_nothing(bucket: Bucket, layer: _Layer, found: dict[str, _Layer]) -> Iterator[Leftover]:
     """Yield references by layers that are not there; those of builds are found by their lists."""
     for user, listed in layer.users.items():
-        if is_layer_id(user) and (user not in found or found[user].record is None):
+        by = found.get(user)
+        if is_layer_id(user) and (by is None or (by.record is None and not by.is_build)):
             yield Leftover(
                 ObjectKind.REFERENCE,
                 listed.stored.name,

@@ -213,16 +213,28 @@ class LayerObjects:
         What it has not finished to write is removed; with `collect` also each layer that nobody
         needs now. A reference that another run of the build has made meanwhile stays.
         """
-        prefix = used_layers_prefix(build_id)
-        uses = [o for o in self._bucket.list_objects(prefix) if _layer_of(o) not in keep]
-        self.release_listed(build_id, uses, collect=collect)
-        return [_layer_of(use) for use in uses]
+        return self.release_listed(build_id, self.uses(build_id), keep=keep, collect=collect)
+
+    def uses(self, build_id: str) -> list[StoredObject]:
+        """Return a build's list.
+
+        Who looks whether there is a template before it lets go lists first: it may be held up for
+        so long that another run has published one meanwhile.
+        """
+        return self._bucket.list_objects(used_layers_prefix(build_id))
 
     def release_listed(
-        self, build_id: str, uses: Iterable[StoredObject], *, collect: bool = False
-    ) -> None:
+        self,
+        build_id: str,
+        uses: Iterable[StoredObject],
+        *,
+        keep: Collection[str] = (),
+        collect: bool = False,
+    ) -> list[str]:
         """Do so with those of the build's list that are still what has been listed."""
-        _at_once(lambda use: self._release(build_id, use, collect=collect), uses)
+        ended = [use for use in uses if _layer_of(use) not in keep]
+        _at_once(lambda use: self._release(build_id, use, collect=collect), ended)
+        return [_layer_of(use) for use in ended]
 
     def collect(self, layer_id: str) -> bool:
         """Remove a layer that nobody needs, and those below that only it needed.

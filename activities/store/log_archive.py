@@ -61,8 +61,10 @@ class BucketLogActivities(LogActivities):
 
     def _let_go(self, build_id: str) -> None:
         """End the use of layers by a build that has come to no template, wherever it has ended."""
+        layers = LayerObjects(self._bucket)
+        uses = layers.uses(build_id)
         if self._bucket.stat_object(metadata_name(build_id)) is None:
-            LayerObjects(self._bucket).release(build_id)
+            layers.release_listed(build_id, uses)
 
 
 def to_jsonl(status: BuildStatus, entries: Sequence[LogEntry]) -> bytes:

@@ -253,8 +253,11 @@ _PATTERNS = {
     ObjectKind.PART: re.compile(rf"{_BUILD}/{re.escape(_PARTS)}.+"),
     ObjectKind.REFERENCE: re.compile(rf"{_LAYER}/{re.escape(_REFERENCES)}{_BUILD}"),
     ObjectKind.USED_LAYER: re.compile(rf"{_BUILD}/{re.escape(_USED_LAYERS)}{_LAYER}"),
-    # Before templates, whose names are like these.
-    ObjectKind.LAYER: re.compile(rf"{_LAYER}/[^/]+"),
+    # Before templates, whose names are like these. Builds of before there were layers may have
+    # such an id, too: what else lies there is theirs.
+    ObjectKind.LAYER: re.compile(
+        rf"{_LAYER}/(?:{re.escape(_LAYER_RECORD)}|{re.escape(ArtifactName.ROOTFS)}(?:\.header)?)"
+    ),
     ObjectKind.TEMPLATE: re.compile(rf"{_BUILD}/[^/]+"),
     ObjectKind.LEASE: re.compile(rf"{re.escape(LEASES)}{_BUILD}"),
     ObjectKind.OWNER: re.compile(rf"{re.escape(OWNERS)}{_BUILD}"),

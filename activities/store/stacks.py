@@ -76,15 +76,14 @@ def _extents(bucket: Bucket, artifact: UploadedArtifact) -> list[Extent]:
 
 def _ranges(stored: StoredObject, extents: Sequence[Extent]) -> Iterator[StoredRange]:
     """Yield ranges of one object, none longer than RANGE_BYTES, in which all extents lie."""
+    # Before it is cut: a header that lies would give pieces without an end.
+    if any(_where(extent) + extent.length > stored.size_bytes for extent in extents):
+        raise TemplateDamagedError(f"{stored.name} ends before a block that is said to be in it")
     start = end = 0
     wanted: list[Extent] = []
     pieces = (piece for extent in extents for piece in _cut(extent))
     for piece in sorted(pieces, key=_where):
         begin = _where(piece)
-        if begin + piece.length > stored.size_bytes:
-            raise TemplateDamagedError(
-                f"{stored.name} ends before a block that is said to be in it"
-            )
         if wanted and (begin > end + GAP_BYTES or begin + piece.length > start + RANGE_BYTES):
             yield StoredRange(stored, start, end - start, tuple(wanted))
             wanted = []

@@ -327,9 +327,11 @@ class BucketArtifactActivities(ArtifactActivities):
 
     def _let_go(self, build_id: str) -> None:
         """End the use of the layers that the build has named and its template does not need."""
+        uses = self._layers.uses(build_id)
         metadata = read_metadata(self._bucket, build_id)
         if metadata is not None:
-            self._layers.release(build_id, keep=[layer.layer_id for layer in metadata.layers])
+            needed = [layer.layer_id for layer in metadata.layers]
+            self._layers.release_listed(build_id, uses, keep=needed)
 
 
 class BucketUploadUndoActivities(UploadUndoActivities):
@@ -349,13 +351,14 @@ def discard_upload(bucket: Bucket, discard: DiscardUploadInput) -> DiscardedUplo
 
     With `keep_parts` the parts stay, so that a retry sends only what is missing.
     """
-    build_id = discard.scope.build_id
+    build_id, layers = discard.scope.build_id, LayerObjects(bucket)
+    uses = layers.uses(build_id)
     published = published_template(bucket, build_id)
     if published is not None:
         return DiscardedUpload(published=published)
     keep = parts_prefix(build_id) if discard.keep_parts else None
     removed = remove_objects(bucket, template_prefix(build_id), keep_prefix=keep)
-    LayerObjects(bucket).release(build_id)  # those that are whole stay, as a cache
+    layers.release_listed(build_id, uses)  # those that are whole stay, as a cache
     return DiscardedUpload(published=None, removed_objects=removed)
 
 

@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from activities.contract.checkpoints import DiskKey, RootfsCheckpoint, RootfsFacts
 from activities.contract.errors import (
@@ -118,23 +117,34 @@ class LayerMaker:
         if record is None:
             return None
         try:
-            return self._stacked(record, self._path_of(record, upload))
+            return self._stacked(record, self._local(record, upload))
         except UNUSABLE as error:
             upload.running.log.warn(f"layer {record.layer_id} is not used: {error}")
             return None
 
-    def _stacked(self, record: LayerRecord, path: Path) -> Stacked:
-        return Stacked(record, Below(path, read_header(self._bucket, record.objects["header"])))
+    def _stacked(self, record: LayerRecord, local: RootfsCheckpoint) -> Stacked:
+        path, file = self._store.file(local, ArtifactName.ROOTFS), local.files[ArtifactName.ROOTFS]
+        header = read_header(self._bucket, record.objects["header"])
+        return Stacked(record, Below(path, header, file.mtime_ns))
 
-    def _path_of(self, record: LayerRecord, upload: Upload) -> Path:
-        """Return where this host has the bytes of a layer; if it has others, it takes these."""
+    def _local(self, record: LayerRecord, upload: Upload) -> RootfsCheckpoint:
+        """Return what this host has of a layer; if it has other bytes, it takes these."""
         key, scope, check = record.fingerprint, upload.scope, upload.running.check
-        local = self._store.find(RootfsCheckpoint, key, scope.build_id, check)
-        if local is None or local.files[ArtifactName.ROOTFS].sha256 != record.sha256:
+        local = self._found(record, upload)
+        if local is not None:
+            return local
+        with self._store.making(Step.ROOTFS, key, scope, upload.attempt, check) as place:
+            local = self._found(record, upload)  # another build may have just taken it
+            if local is not None:
+                return local
             upload.running.log.info(f"the disk of layer {record.layer_id} is taken from the bucket")
-            with self._store.making(Step.ROOTFS, key, scope, upload.attempt, check) as place:
-                local = self._disks.take(record, place, scope, upload.running)
-        return self._store.file(local, ArtifactName.ROOTFS)
+            return self._disks.take(record, place, scope, upload.running)
+
+    def _found(self, record: LayerRecord, upload: Upload) -> RootfsCheckpoint | None:
+        build_id, check = upload.scope.build_id, upload.running.check
+        local = self._store.find(RootfsCheckpoint, record.fingerprint, build_id, check)
+        is_it = local is not None and local.files[ArtifactName.ROOTFS].sha256 == record.sha256
+        return local if is_it else None
 
     # ---- A new layer
 
@@ -200,7 +210,7 @@ class LayerMaker:
             winner = self._objects.commit(sent, claim)
         if winner is None or winner.objects != sent.objects:
             return self._find(key, upload)
-        return self._stacked(winner, self._store.file(local, ArtifactName.ROOTFS))
+        return self._stacked(winner, local)
 
     @contextmanager
     def _alone(self, layer: str, running: RunningStep) -> Iterator[None]:

@@ -13,10 +13,16 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from threading import Lock, Semaphore
 
-from activities.contract.errors import PreconditionFailedError, StorageCorruptionError
+from activities.contract.errors import (
+    CheckpointLostError,
+    PreconditionFailedError,
+    StorageCorruptionError,
+)
+from activities.contract.names import Step
 from activities.contract.results import StoredObject
 from activities.disk.leftovers import Leftover
 from activities.disk.sparse_files import CHUNK_BYTES, ZEROS, data_extents
@@ -52,6 +58,17 @@ class Below:
     """On this host, with the very bytes that the bucket has of it."""
     header: Header
     """Where in the bucket they are."""
+    mtime_ns: int
+    """Of the file with these bytes: another build may put others in its place."""
+
+    def open(self) -> BufferedReader:
+        """Open the file. Raises CheckpointLostError when it is not the one that was meant."""
+        with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as stack:
+            file = stack.enter_context(self.path.open("rb"))
+            if os.fstat(file.fileno()).st_mtime_ns == self.mtime_ns:
+                stack.pop_all()
+                return file
+        raise CheckpointLostError(f"{self.path} was replaced meanwhile", step=Step.UPLOAD)
 
 
 def scan(
@@ -67,7 +84,8 @@ def scan(
 
     Those are the ones that are neither zeros nor the same as `below`; with `dense` all, and where
     there are very many short stretches of others, the later of these, too. The size must be of
-    whole blocks unless `dense`. `check` is called about every 4 MiB. Raises OSError.
+    whole blocks unless `dense`. `check` is called about every 4 MiB. Raises OSError,
+    and CheckpointLostError when `below` is not what it was.
     """
     digest, crc, sorter = hashlib.sha256(), Crc32c(), _Sorter(block_size, below, dense=dense)
     with path.open("rb") as file, sorter:
@@ -126,7 +144,7 @@ class _Sorter:
         self._below = below
         self._dense = dense
         self._stack = contextlib.ExitStack()
-        self._lower = self._stack.enter_context(below.path.open("rb")) if below else None
+        self._lower = self._stack.enter_context(below.open()) if below else None
         self.extents = ExtentBuilder()
 
     def __enter__(self) -> _Sorter:

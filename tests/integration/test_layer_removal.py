@@ -23,6 +23,7 @@ from activities.process.sealing import Sealer
 from activities.process.settings import Settings
 from activities.store.bucket import Bucket
 from activities.store.layers import EVERYBODY, LayerObjects
+from activities.store.log_archive import BucketLogActivities
 from activities.store.objects import (
     artifact_name,
     metadata_name,
@@ -35,6 +36,7 @@ from activities.template.artifacts import discard_upload
 from activities.template.deletion import BucketDeletionActivities
 from api.server.template_bucket import TemplateBucket
 from tests.support.layered_bucket import (
+    InterruptedBucket,
     id_of,
     is_there,
     make_chain,
@@ -170,6 +172,33 @@ def test_a_failed_build_keeps_no_layer_and_leaves_those_that_are_whole(
     assert layers.collect(made.layer_id)
 
 
+@pytest.mark.parametrize("ending", ["discard", "archive"])
+def test_an_end_that_was_held_up_takes_nothing_from_the_retry_that_published(
+    layers: LayerObjects, empty_bucket: Bucket, ending: str
+) -> None:
+    """Its activity has timed out; its thread goes on when the retry has published."""
+    scope = scope_of()
+    made = make_layer(empty_bucket, scope, "base")
+
+    def retry() -> None:
+        layers.refer(made.layer_id, scope)
+        publish(empty_bucket, scope)
+
+    for number in range(1, 40):
+        empty_bucket.delete_objects(empty_bucket.list_objects(scope.build_id))
+        layers.refer(made.layer_id, scope)
+        held_up = InterruptedBucket(empty_bucket.name, number, retry)
+        if ending == "discard":
+            discard_upload(held_up, DiscardUploadInput(scope=scope, keep_parts=True))
+        else:
+            BucketLogActivities(held_up)._let_go(scope.build_id)
+        if not held_up.was_interrupted:
+            return
+        assert not layers.collect(made.layer_id)
+        assert is_there(empty_bucket, made)
+    raise AssertionError("it never ends")
+
+
 # ---- The sweep
 
 
@@ -269,6 +298,21 @@ async def test_nothing_young_is_swept(empty_bucket: Bucket) -> None:
     )
     swept = await ActivityEnvironment().run(sweeper.sweep_bucket, SweepInput())
     assert swept == SweepReport()
+
+
+async def test_a_template_of_before_whose_id_is_like_a_layers_stays(
+    layers: LayerObjects, empty_bucket: Bucket
+) -> None:
+    """Ids of version 8 were allowed once. Its objects, and what it needs, are no left-overs."""
+    scope = scope_of("11111111-2222-8333-8444-555555555555")
+    made = make_layer(empty_bucket, scope, "base")
+    publish(empty_bucket, scope)
+    before = names_of(empty_bucket)
+    for _ in range(2):
+        assert await sweep(empty_bucket, hours=0) == SweepReport()
+    assert names_of(empty_bucket) == [".stored.json", *before]
+    assert not layers.collect(made.layer_id)
+    assert templates_of(empty_bucket, "acme") == {scope.build_id}
 
 
 # ---- Whose they are

@@ -7,15 +7,17 @@ import hashlib
 import json
 import struct
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from devstack.stack import Stack
 from temporalio.testing import ActivityEnvironment
 
+from activities.contract.checkpoints import DiskKey
 from activities.contract.errors import CheckpointLostError, TemplateManagerError
 from activities.contract.inputs import ImportTemplateInput
-from activities.contract.names import ArtifactName
+from activities.contract.names import ArtifactName, Step
 from activities.contract.results import PublishedTemplate
 from activities.disk.sparse_files import sha256_of
 from activities.step.layer_disks import layer_of
@@ -25,6 +27,7 @@ from activities.store.layers import LayerObjects
 from activities.store.metadata import TemplateMetadata, read_metadata, wrong_objects
 from activities.template.artifacts import remove_objects
 from activities.template.base import BucketBaseActivities
+from activities.template.layering import LayerMaker, Upload
 from tests.support.layered_builds import BLOCK, LayeredBuild, build_on, stored_of
 from tests.support.step_checks import go_on
 
@@ -153,6 +156,35 @@ async def test_builds_of_one_host_share_a_base_that_they_make_at_once(
     first, *others = [metadata_of(empty_bucket, build).layers for build in builds]
     assert [layer.layer_id for layer in first] == [layer_of(builds[0].chain[0])]
     assert others == [first, first]
+
+
+async def test_a_disk_below_that_is_replaced_meanwhile_is_not_compared_with(
+    empty_bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tenants have other bytes as a layer of one checkpoint, and a host has room for one."""
+    first = build_on(tmp_path / "h2", empty_bucket, tenant="acme")
+    first.makes("base", "base", 400).makes("own", "of h2", 20, "acme")
+    await first.publish(first.boots("first"))
+    build = build_on(tmp_path / "h1", empty_bucket, tenant="acme")
+    build.makes("base", "base", 400).makes("own", "of h1", 20, "acme")
+    disk_of_h1 = build.disk
+    snapshot, booted = build.boots("second"), build.disk
+    stack = LayerMaker.stack
+
+    def stack_and_lose(maker: LayerMaker, chain: Sequence[DiskKey], upload: Upload) -> object:
+        found = stack(maker, chain, upload)
+        build.disk = disk_of_h1
+        build.keeps(chain[-1].fingerprint)  # a build of another tenant takes its own
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LayerMaker, "stack", stack_and_lose)
+        with pytest.raises(CheckpointLostError) as lost:
+            await build.upload(snapshot)
+    assert lost.value.step is Step.UPLOAD
+    build.disk = booted
+    await build.publish(snapshot)
+    assert pulls_the_same(empty_bucket, build, tmp_path / "out")
 
 
 async def test_what_one_tenant_has_made_is_not_taken_for_another(

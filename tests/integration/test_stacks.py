@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from activities.contract.names import ArtifactName
 from activities.contract.results import UploadedArtifact
 from activities.store.bucket import Bucket
 from activities.store.download import pull_artifact
-from activities.store.headers import parse_header
+from activities.store.headers import BLOCK_BYTES, Extent, Header, parse_header
 from activities.store.metadata import wrong_objects
 from activities.store.stacks import GAP_BYTES, RANGE_BYTES, stored_ranges
 from tests.support.example_template import metadata
@@ -81,6 +82,19 @@ def test_what_a_layer_lacks_is_told_and_nothing_is_left(
         with pytest.raises(kind, match=why):
             pull(empty_bucket, top.model_copy(update=changes), tmp_path / "out" / "pulled")
         assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_header_that_tells_of_endless_blocks_is_refused_at_once(
+    empty_bucket: Bucket, tmp_path: Path
+) -> None:
+    top = store_stack(empty_bucket, changed_disks(tmp_path, 2))
+    own, size = uuid.UUID(int=1), 1 << 62
+    lie = Header(BLOCK_BYTES, size, own, own, (Extent(0, size, 0),))
+    header = empty_bucket.write_object("lie.header", lie.to_bytes())
+    objects = {**top.objects, "header": header}
+    told = top.model_copy(update={"objects": objects, "size_bytes": size})
+    with pytest.raises(TemplateDamagedError, match="ends before a block"):
+        stored_ranges(empty_bucket, told)
 
 
 def test_a_template_is_whole_while_its_layers_are(empty_bucket: Bucket, tmp_path: Path) -> None:

@@ -50,6 +50,6 @@ def store_stack(bucket: Bucket, disks: list[Path]) -> UploadedArtifact:
             sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
             layers=layers,
         )
-        below = Below(path, header)
+        below = Below(path, header, path.stat().st_mtime_ns)
         layers = (*layers, LayerReference(layer_id=str(own), objects=objects))
     return top

@@ -194,7 +194,7 @@ def stack_of(directory: Path, disks: list[list[str]]) -> tuple[list[bytes], dict
         header = Header(BLOCK, found.size_bytes, own, base, found.extents, generation=number)
         assert parse_header(header.to_bytes()) == header
         written.append(header.to_bytes())
-        below = Below(path, header)
+        below = Below(path, header, path.stat().st_mtime_ns)
     return written, stored
 
 
