@@ -162,9 +162,8 @@ class LayerMaker:
         if claim is None:
             return
         try:
-            copied = None
-            if not self._objects.refer_all(disk.layers, scope):
-                copied = self._copied(key, facts, disk, claim)
+            unusable = self._objects.refer_all(disk.layers, scope)
+            copied = None if unusable else self._copied(key, facts, disk, claim)
         except TEMPLATE_HAS_GONE:
             copied = None
         if copied is None:
