@@ -86,7 +86,6 @@ MODULES = (
 # Its seccomp filter, and the one capability that is left to it.
 ALL_GIVEN_UP = {"CapPrm": 1 << 10, "CapEff": 1 << 10, "CapBnd": 1 << 10, "CapAmb": 0}
 WHEEL = bytes(range(256)) * 400
-OUT = "@tm@ out"
 FETCH = f"{COMMAND} /fetch.py"
 
 
@@ -126,7 +125,7 @@ async def test_the_internet_and_nothing_else(
         await host.start(vm, rootfs, network=INTERNET)
         (carrier,) = carriers()
         await host.wait(vm)
-        assert_nothing_but_the_internet(report_of(host, vm), internet)
+        assert_nothing_but_the_internet(host.report(vm), internet)
         assert_confined(carrier)
         carrier.kill()
         assert ended(host, vm) == EGRESS_ENDED  # and the build tries again
@@ -294,16 +293,6 @@ def ended(host: VmHost, vm: VmRef) -> str:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return host.process(vm).exit_reason()
-
-
-def report_of(host: VmHost, vm: VmRef) -> dict[str, str]:
-    """Return what the attacks tell on the console, whose long lines come in parts."""
-    lines = host.process(vm).console.read_text(errors="replace").splitlines()
-    said = [line.removeprefix(OUT).removeprefix("-part")[1:] for line in lines if OUT in line]
-    text = "".join(said)
-    assert "REPORT {" in text, lines
-    found, _ = json.JSONDecoder().raw_decode(text.partition("REPORT ")[2])
-    return dict(found)
 
 
 async def on_host(

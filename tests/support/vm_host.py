@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -29,6 +30,8 @@ from activities.microvm.network import NetnsNetworkActivities
 from activities.microvm.vm_process import VmProcess
 from activities.step.vm_requirements import require_host
 from tests.support.host_resources import HostResources
+
+OUT = "@tm@ out"
 
 
 class VmHost:
@@ -108,6 +111,20 @@ class VmHost:
         await asyncio.to_thread(resume, process, files, launch, lambda: None, seconds=seconds)
         yield running.name
         await run(self.vms.kill_vm, running)
+
+    def said(self, vm: VmRef) -> str:
+        """Return what the start command has said on the console, whose long lines come in parts."""
+        lines = self.process(vm).console.read_text(errors="replace").splitlines()
+        return "".join(
+            line.removeprefix(OUT).removeprefix("-part")[1:] for line in lines if OUT in line
+        )
+
+    def report(self, vm: VmRef) -> dict[str, Any]:
+        """Return what a program in a guest has said as JSON behind `REPORT `."""
+        said = self.said(vm)
+        assert "REPORT {" in said, said
+        found, _ = json.JSONDecoder().raw_decode(said.partition("REPORT ")[2])
+        return dict(found)
 
     async def remove_all(self) -> None:
         for vm in self._made:
