@@ -1,4 +1,4 @@
-"""After each attack the host is as it was; beside the first of a module another caller builds."""
+"""After each attack the host is as it was, and another caller's build beside it was built."""
 
 from __future__ import annotations
 
@@ -8,36 +8,51 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.neighbour import neighbour_that_builds
+from tests.support import neighbour as neighbours
+from tests.support.neighbour import Neighbour
 from tests.support.undisturbed import dockerd_that_answers, host_as_before
 
 
+@pytest.fixture(scope="session")
+def neighbour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Neighbour]:
+    """Another caller, who has not begun yet."""
+    made = Neighbour(tmp_path_factory.mktemp(neighbours.DIRECTORY, numbered=False))
+    yield made
+    made.end()
+
+
 @pytest.fixture
-def undisturbed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
+def undisturbed(
+    request: pytest.FixtureRequest, tmp_path: Path, neighbour: Neighbour
+) -> Iterator[None]:
     """Have the host as it was before, once a test's own fixtures have cleaned up."""
-    docker = dockerd_that_answers() if _counts_host(request.node) else nullcontext()
+    docker = dockerd_that_answers() if _has_dockerd(request.node) else nullcontext()
     with docker, host_as_before(tmp_path):
         yield
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Have another caller's build beside the first attack of each module that has `undisturbed`.
-
-    Nothing of it is there when fixtures count.
-    """
+    """Have another caller's build beside the attack. Nothing of it is there when fixtures count."""
     if not isinstance(item, pytest.Function) or not _has_neighbour(item):
         return (yield)
-    with neighbour_that_builds(Path(str(item.funcargs["tmp_path"])) / "neighbour"):
+    beside = item.funcargs["neighbour"]
+    assert isinstance(beside, Neighbour)
+    with beside.building():
         return (yield)
 
 
 def _has_neighbour(item: pytest.Function) -> bool:
-    if "undisturbed" not in item.fixturenames or not _counts_host(item):
+    """Whether there is one beside it: in the short form beside the first of each module."""
+    if "undisturbed" not in item.fixturenames or not _has_dockerd(item):
         return False
-    return item is next(each for each in item.session.items if each.path == item.path)
+    first = next(each for each in item.session.items if each.path == item.path)
+    return item is first or _is_whole(item)
 
 
-def _counts_host(item: pytest.Item) -> bool:
-    """Whether it has a dockerd."""
-    return item.get_closest_marker("counts_nothing") is None
+def _has_dockerd(item: pytest.Item) -> bool:
+    return _is_whole(item) or item.get_closest_marker("counts_nothing") is None
+
+
+def _is_whole(item: pytest.Item) -> bool:
+    return bool(item.config.getoption("--whole"))

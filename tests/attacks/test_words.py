@@ -17,7 +17,7 @@ from temporalio.client import WorkflowFailureError
 
 from activities.contract.names import build_workflow_id
 from tests.support.command_line import on_terminal
-from tests.support.neighbour import neighbour_that_builds
+from tests.support.neighbour import Neighbour
 from tests.support.real_stack import Product, nothing_left, running_product
 
 pytestmark = [pytest.mark.counts_host, pytest.mark.usefixtures("undisturbed")]
@@ -46,14 +46,11 @@ def product() -> Iterator[Product]:
 
 
 @pytest.fixture(scope="module")
-def failed(
-    product: Product, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def failed(product: Product, neighbour: Neighbour) -> Iterator[tuple[str, dict[str, Any]]]:
     """A build whose guest says all of this beside another caller's build, and its status."""
-    beside = tmp_path_factory.mktemp("beside") / "neighbour"
     image = images.make_and_push("busybox", product.registry, lambda _: None)
     with nothing_left(product):
-        with neighbour_that_builds(beside):
+        with neighbour.building():
             build_id = product.build(image, start=SAY_AND_END, ready="/bin/busybox false")
             status = product.ended(build_id)
         yield build_id, status

@@ -15,7 +15,9 @@ from pyroute2 import netns
 from activities.disk.cgroups import PARENT, host_trees
 from activities.disk.child_cgroups import NAMES, leftover_child_cgroups
 from activities.disk.data_dir import DataDir
+from activities.image.containers import BUILD_LABEL, DATA_DIR_LABEL
 from activities.image.docker_daemon import make_docker_client
+from tests.support import neighbour
 
 VM_PROGRAMS = ("qemu-system", "firecracker", "vm_supervisor", "slirp4netns")
 SETTLE_SECONDS = 10.0
@@ -147,10 +149,16 @@ def _loop_devices(data_dir: Path) -> list[str]:
 def _containers() -> list[str]:
     client = docker.from_env()
     try:
-        filters: dict[str, str | list[str] | bool] = {"label": "template-manager.build-id"}
-        return [str(c.name) for c in client.containers.list(all=True, filters=filters)]
+        filters: dict[str, str | list[str] | bool] = {"label": BUILD_LABEL}
+        found = client.containers.list(all=True, filters=filters)
+        return [str(c.name) for c in found if not _is_of_neighbour(c.labels)]
     finally:
         client.close()
+
+
+def _is_of_neighbour(labels: dict[str, str]) -> bool:
+    """Whether it is of the build beside an attack, which is looked at while that runs."""
+    return neighbour.DIRECTORY in Path(labels[DATA_DIR_LABEL]).parts
 
 
 def _work_directories(data_dir: Path) -> list[str]:
