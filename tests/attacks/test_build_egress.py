@@ -30,7 +30,12 @@ from steps_bench import WHEEL, make_files
 from api.pb import template_manager_pb2 as pb
 from tests.support.real_stack import Product, nothing_left, running_product
 
-pytestmark = [pytest.mark.counts_host, pytest.mark.whole, pytest.mark.timeout(1500)]
+pytestmark = [
+    pytest.mark.counts_host,
+    pytest.mark.whole,
+    pytest.mark.timeout(1500),
+    pytest.mark.usefixtures("undisturbed"),
+]
 
 INSIDE = (METADATA, *PRIVATE, HOST_ADDRESS, DOCKER_BRIDGE, "10.0.2.2", "127.0.0.1", "169.254.0.22")
 LINK = f'<a href="/files/{WHEEL}#sha256={{}}">{WHEEL}</a>'

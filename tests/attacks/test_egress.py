@@ -53,7 +53,7 @@ from tests.support.host_resources import HostResources
 from tests.support.step_host import StepHost
 from tests.support.vm_host import VmHost, until, vm_host
 
-pytestmark = pytest.mark.counts_host
+pytestmark = [pytest.mark.counts_host, pytest.mark.usefixtures("undisturbed")]
 
 T = TypeVar("T")
 

@@ -44,7 +44,7 @@ from tests.support.step_checks import go_on
 from tests.support.step_host import StepHost, base_of, read
 from tests.support.vm_host import vm_host
 
-pytestmark = pytest.mark.counts_host
+pytestmark = [pytest.mark.counts_host, pytest.mark.usefixtures("undisturbed")]
 
 SECONDS = 600  # a machine may be busy
 

@@ -7,6 +7,7 @@ import gc
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,8 @@ class HostProcess:
     """This process, in which a test has the host's activities, and what it has started."""
 
     threads: frozenset[str]
-    children: frozenset[str]
+    children: Counter[str]
+    """How many have which command line: what a test restarts is as it was."""
     memory_bytes: int
     descriptors: int
 
@@ -45,7 +47,7 @@ class HostProcess:
         own = psutil.Process()
         return cls(
             threads=frozenset(_busy_threads()),
-            children=frozenset(_running(own)),
+            children=Counter(_running(own)),
             memory_bytes=own.memory_info().rss,
             descriptors=psutil.Process().num_fds(),
         )
@@ -54,7 +56,7 @@ class HostProcess:
         """Return what there is more of."""
         found: dict[str, object] = {
             "threads": sorted(self.threads - before.threads),
-            "children": sorted(self.children - before.children),
+            "children": sorted((self.children - before.children).elements()),
         }
         if self.memory_bytes - before.memory_bytes > MEMORY_BYTES:
             found["memory"] = (before.memory_bytes, self.memory_bytes)
@@ -113,6 +115,6 @@ def _running(own: psutil.Process) -> Iterator[str]:
     for child in own.children(recursive=True):
         try:
             if child.status() != psutil.STATUS_ZOMBIE:
-                yield f"{child.pid} {child.name()}"
+                yield " ".join(child.cmdline()) or child.name()
         except psutil.NoSuchProcess:
             continue
