@@ -33,6 +33,7 @@ from devstack.inner_internet import (
     inner_internet,
 )
 from devstack.registry import Layer, Registry
+from devstack.stack import Stack
 
 from activities.contract.checkpoints import RootfsCheckpoint
 from activities.contract.errors import ImageStepError, NetworkNameError
@@ -223,11 +224,11 @@ async def test_a_step_fetches_what_an_index_has(
     image: PulledImage,
     internet: InnerInternet,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    storage: Stack,
+    empty_bucket: Bucket,
 ) -> None:
     """As pip does: a page of links, then a file by its hash. Without network it is another step."""
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")  # it is not asked
-    steps = StepHost(host, Bucket("none"), tmp_path)
+    steps = StepHost(host, empty_bucket, tmp_path)
     sha256 = hashlib.sha256(WHEEL).hexdigest()
     internet.pages["/simple/"] = f"/files/one.whl#sha256={sha256}\n".encode()
     internet.pages["/files/one.whl"] = WHEEL
@@ -246,7 +247,8 @@ async def test_a_step_fetches_what_an_index_has(
         with pytest.raises(ImageStepError):
             await build(NO_NETWORK)
 
-    await on_host(internet, host, work)
+    with internet.lending(storage.environment.ports.gcs):  # is asked for layers
+        await on_host(internet, host, work)
     assert internet.reached == [PUBLIC, PUBLIC]
 
 
