@@ -41,8 +41,12 @@ class Compensations:
 
     @asynccontextmanager
     async def until_done(self, undo: Undo) -> AsyncIterator[None]:
-        """Have `undo` registered until the block has succeeded: what it made is then wanted."""
-        self._stack.append(undo)
+        """Have `undo` registered until the block has succeeded: what it made is then wanted.
+
+        One that has been put beneath is forgotten then, too.
+        """
+        if undo not in self._stack:
+            self._stack.append(undo)
         yield
         self._stack.remove(undo)
 

@@ -53,6 +53,8 @@ from workflows.calling import call
 from workflows.telling import LEAN
 from workflows.turn import Turn
 
+# Before it, no layer went up before its template did: a newer host may have told that it could.
+LAYERS_AHEAD = "layers-ahead"
 # What a host says that cannot run the build; another may.
 UNFIT = frozenset(
     error.__name__
@@ -111,9 +113,11 @@ class HostHold:
         earlier version, in the place of one whose steps are whole, cannot: that is another lease.
         """
         whole, held = lease.whole_steps and workflow.patched(LEAN), self.lease
+        ahead = lease.sends_ahead and workflow.patched(LAYERS_AHEAD)
         if held is not None and (held.host, held.number) == (lease.host, lease.number):
             whole = whole and held.whole_steps
-        self.lease = lease.model_copy(update={"whole_steps": whole})
+            ahead = held.sends_ahead
+        self.lease = lease.model_copy(update={"whole_steps": whole, "sends_ahead": ahead})
 
     def start(self) -> None:
         """Begin to hold; goes on until `release`."""

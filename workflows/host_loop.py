@@ -112,7 +112,7 @@ class HostLoop:
         """Run the pipeline until it ends or the lease does. Raises what the pipeline raises."""
         host = self.leased(lease)
         self._kept.settle_on(lease.host)
-        work = asyncio.ensure_future(pipeline(host))
+        work = asyncio.ensure_future(_run(pipeline, host))
         try:
             await workflow.wait_condition(
                 lambda: work.done() or self.hold.lease != lease or self.hold.has_failed(),
@@ -163,6 +163,13 @@ class HostLoop:
         if host:
             self._lost_hosts.add(host)
         self._telling.warn(f"host {host or '(none)'} is given up: {reason}")
+
+
+async def _run(pipeline: Pipeline, host: LeasedHost) -> None:
+    try:
+        await pipeline(host)
+    finally:
+        await host.end_aside()
 
 
 async def _stop(host: LeasedHost, work: asyncio.Future[None]) -> None:

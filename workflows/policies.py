@@ -116,6 +116,8 @@ POLICIES = {
                                  undo="clean_up_rootfs"),
     "build_rootfs":        _step(lambda o: o.rootfs_timeout_seconds, undo="clean_up_rootfs"),
     "run_steps":           _step(_all_steps, undo="kill_vm"),
+    "send_layers":         _step(lambda o: _all_steps(o) + o.upload_timeout_seconds,
+                                 undo="discard_upload"),
     "find_snapshot":       _step(10 * MINUTE),
     "set_up_network":      _step(MINUTE, undo="tear_down_network"),
     "start_vm":            _step(10 * MINUTE, undo="kill_vm"),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
-from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint
+from activities.contract.checkpoints import DiskKey, RootfsCheckpoint, SnapshotCheckpoint
 from activities.contract.errors import EarlierWorkerError, TemplateTooLargeError, error_type_of
 from activities.contract.image_steps import Meaning
 from activities.contract.inputs import (
@@ -23,6 +23,7 @@ from activities.contract.inputs import (
     PublishTemplateInput,
     PullImageInput,
     RunStepsInput,
+    SendLayersInput,
     SnapshotVmInput,
     StartVmInput,
     UploadArtifactInput,
@@ -35,6 +36,7 @@ from activities.contract.interface import (
     DiskStepActivities,
     ImageActivities,
     ImageStepActivities,
+    LayerActivities,
     MicrovmActivities,
     RootfsActivities,
     TemplateBaseActivities,
@@ -79,6 +81,7 @@ class BuildSteps:
         self._kept = kept
         self._telling = telling
         self._undos = undos
+        self._discards: dict[int, Undo] = {}
 
     # ---- The image
 
@@ -151,6 +154,25 @@ class BuildSteps:
             return await host.run(
                 ImageStepActivities.build_image, build, f"{len(steps)} steps on {base.digest[:19]}"
             )
+
+    # ---- Layers of its disks
+
+    def _send_ahead(
+        self, host: LeasedHost, chain: Sequence[DiskKey], steps: RunStepsInput | None = None
+    ) -> None:
+        """Have disks sent while the build goes on: those of the chain, or of the steps on it."""
+        if not (host.lease.sends_ahead and chain) or host.has_run_aside:
+            return
+        self._undos.put_beneath(self._discard(host))
+        host.run_aside(
+            LayerActivities.send_layers,
+            SendLayersInput(scope=host.scope, chain=() if steps else tuple(chain), steps=steps),
+            "send layers while the build goes on",
+            self._not_sent_ahead,
+        )
+
+    def _not_sent_ahead(self, why: str) -> None:
+        self._telling.warn(f"layers go up with the template, and not before it: {why}")
 
     # ---- The root file system
 
@@ -235,6 +257,7 @@ class BuildSteps:
                 meaning=self._config.meaning,
                 keep_failed=self._config.keep_failed,
             )
+            self._send_ahead(host, disk.chain, build)
             return await host.run(
                 DiskStepActivities.run_steps, build, f"{len(steps)} steps on {image.digest[:19]}"
             )
@@ -274,6 +297,7 @@ class BuildSteps:
     async def _boot_and_snapshot(
         self, host: LeasedHost, rootfs: RootfsCheckpoint, shape: VmShape
     ) -> SnapshotCheckpoint:
+        self._send_ahead(host, rootfs.chain)
         async with host.network_for(VmPurpose.BOOT) as vm:
             await host.run(
                 MicrovmActivities.start_vm,
@@ -312,8 +336,8 @@ class BuildSteps:
         snapshot: SnapshotCheckpoint,
     ) -> PublishedTemplate:
         """Send the artifacts and publish: the point of no return, after which it exists."""
-        discard = Undo("discard upload", lambda: self._discard_upload(host.scope))
-        async with self._undos.until_done(discard):
+        async with self._undos.until_done(self._discard(host)):
+            await host.wait_for_aside()
             missing = [name for name in ArtifactName if name not in self._kept.done.uploads]
             if host.lease.whole_steps:
                 await self._upload_artifacts(host, rootfs, snapshot, missing)
@@ -389,6 +413,11 @@ class BuildSteps:
             return image
         config = config_after(image, self._config.steps, self._config.meaning)
         return image.model_copy(update={"config": config, "tenant": self._config.tenant})
+
+    def _discard(self, host: LeasedHost) -> Undo:
+        """Return the undo of all that a lease has sent."""
+        undo = Undo("discard upload", lambda: self._discard_upload(host.scope))
+        return self._discards.setdefault(host.lease.number, undo)
 
     async def _discard_upload(self, scope: BuildScope) -> None:
         cancelled = self._telling.state is BuildState.CANCELLING

@@ -220,6 +220,16 @@ class VerifySnapshotInput(Model):
     shape: VmShape
 
 
+class SendLayersInput(Model):
+    """Input of `send_layers`: the disks that are there, or come to be there."""
+
+    scope: BuildScope
+    chain: tuple[DiskKey, ...] = ()
+    """Those of the disk that is booted."""
+    steps: RunStepsInput | None = None
+    """What runs beside it: the disks are those that it begins with and leaves."""
+
+
 class UploadArtifactInput(Model):
     """Input of `upload_artifact`: sends one file of the snapshot checkpoint."""
 

@@ -26,6 +26,7 @@ from activities.contract.inputs import (
     PublishTemplateInput,
     PullImageInput,
     RunStepsInput,
+    SendLayersInput,
     SnapshotVmInput,
     StartVmInput,
     SweepInput,
@@ -199,6 +200,19 @@ class MicrovmActivities(ABC):
     @abstractmethod
     async def kill_vm(self, vm: VmRef, /) -> None:
         """Kill the VM, wait for its processes, remove its directory; earlier leases' too."""
+
+
+class LayerActivities(ABC):
+    """Layers of a build's disks (queue `kvm-host.<host>`)."""
+
+    @activity.defn(name="send_layers")
+    @abstractmethod
+    async def send_layers(self, send: SendLayersInput, /) -> int:
+        """Make layers of disks while others are made of them; return of how many it has.
+
+        Each goes up as soon as it is there, until the last does or none is made any more. What is
+        left out, `upload_artifact` sends.
+        """
 
 
 class ArtifactActivities(ABC):

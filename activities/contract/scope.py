@@ -32,6 +32,8 @@ class HostLease(Model):
     """Of a grant: whether the host can; in a scope: whether the workflow has it that a step does
     all that belongs to it. It makes its VM's network, and removes both when it has succeeded; it
     answers with the last lines of its log (`Told`); all artifacts are sent by one activity."""
+    sends_ahead: bool = Field(default=False, exclude_if=lambda sends: not sends)
+    """Of a grant: whether the host serves `send_layers`; in a scope: whether the workflow asks."""
 
     @property
     def step_queue(self) -> str:

@@ -37,6 +37,21 @@ def locked(path: Path, check: Callable[[], None]) -> Iterator[None]:
             os.close(descriptor)
 
 
+def is_held(path: Path) -> bool:
+    """Whether somebody holds the lock of that file now."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def remove_lock(path: Path) -> None:
     """Remove a lock's file, unless somebody holds it."""
     try:

@@ -135,7 +135,7 @@ class KvmHostActivities(HostActivities, HostReleaseActivities):
         workflow = activity.client().get_workflow_handle(
             entry.workflow_id, run_id=info.workflow_run_id
         )
-        lease = HostLease(host=self._host, number=entry.number, whole_steps=True)
+        lease = HostLease(host=self._host, number=entry.number, whole_steps=True, sends_ahead=True)
         await workflow.signal("lease_granted", lease)
 
     async def _hold(self, entry: LedgerEntry, released: asyncio.Event) -> None:
@@ -160,9 +160,7 @@ class KvmHostActivities(HostActivities, HostReleaseActivities):
         self._ledger.renew(entry)
 
     async def _require_current(self, entry: LedgerEntry) -> None:
-        ours = await asyncio.to_thread(self._objects.is_current, entry.build_id, entry.number)
-        if not ours:
-            raise LeaseLostError(f"build {entry.build_id} was given to another host")
+        await asyncio.to_thread(self._objects.require_current, entry.build_id, entry.number)
         _log.warning("lease renewed after a pause", build_id=entry.build_id)
 
     async def _let_go(self, entry: LedgerEntry) -> None:

@@ -29,6 +29,7 @@ from activities.step.ledger import LeaseLedger
 from activities.store.bucket import Bucket
 from activities.store.lease_numbers import LeaseObjects
 from activities.store.log_archive import BucketLogActivities
+from activities.template.ahead import BucketLayerActivities
 from activities.template.artifacts import BucketArtifactActivities, BucketUploadUndoActivities
 from activities.template.base import BucketBaseActivities
 from activities.template.deletion import BucketDeletionActivities
@@ -57,6 +58,7 @@ def step_activities(  # noqa: PLR0917 # what a host has, in the order in which i
 ) -> list[Activity]:
     """Return what a host's step queue serves for builds."""
     sealer = Sealer(settings.secret_keys)
+    artifacts = BucketArtifactActivities(settings, bucket, ledger, store, leases)
     return served_by(
         DockerImageActivities(settings, ledger, sealer, make_docker_client),
         EarlierStepActivities(),
@@ -68,7 +70,8 @@ def step_activities(  # noqa: PLR0917 # what a host has, in the order in which i
         NetnsNetworkActivities(settings, ledger),
         HostMicrovmActivities(settings, ledger, store),
         HostCheckpointActivities(DataDir(settings.data_dir), store),
-        BucketArtifactActivities(settings, bucket, ledger, store, leases),
+        BucketLayerActivities(settings, ledger, store, leases, artifacts.maker),
+        artifacts,
     )
 
 

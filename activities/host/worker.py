@@ -56,7 +56,9 @@ from activities.step.vm_requirements import require_host
 from activities.store.bucket import Bucket
 from activities.store.lease_numbers import LeaseObjects
 
-# A build runs one step at a time, undoing included; a few more than slots leave room for deletes.
+# A build runs one step at a time, undoing included, and sends layers beside it; a few more leave
+# room for deletes.
+AT_ONCE_PER_SLOT = 2
 EXTRA_STEPS = 8
 THREADS_PER_SLOT = 8
 SHOW_SECONDS = 5.0
@@ -124,7 +126,7 @@ def host_workers(
     fixed = FixedSizeSlotSupplier
     queues: list[tuple[str, Sequence[Activity], FixedSizeSlotSupplier | Admission]] = [
         (lease_task_queue(name), served_by(hold), fixed(1000)),
-        (step_task_queue(name), steps, fixed(slots + EXTRA_STEPS)),
+        (step_task_queue(name), steps, fixed(slots * AT_ONCE_PER_SLOT + EXTRA_STEPS)),
         (SHARED_HOST_TASK_QUEUE, [hold.hold_host], admission),
     ]
     return [

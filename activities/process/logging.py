@@ -30,6 +30,7 @@ STEPS = {
     "wait_until_ready": Step.BOOT,
     "snapshot_vm": Step.BOOT,
     "verify_snapshot": Step.VERIFY,
+    "send_layers": Step.UPLOAD,
     "upload_artifact": Step.UPLOAD,
     "upload_artifacts": Step.UPLOAD,
     "publish_template": Step.UPLOAD,

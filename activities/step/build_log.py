@@ -60,6 +60,8 @@ class LogLimits:
 
 
 USUAL_LIMITS = LogLimits()
+_counting = threading.Lock()
+"""Held while a counter's file is changed: layers are sent beside the steps of a build."""
 
 
 class BuildLog:
@@ -160,18 +162,25 @@ class BuildLog:
         """Count what has gone to the stream, over all steps of the build on this host."""
         if not self._is_streamed:
             return False
-        counter = _counter_of(self.path)
-        streamed = Streamed.read(counter)
-        if self._is_stream_full(streamed):
+        with _counting:
+            streamed = self._count(_counter_of(self.path), size_bytes)
+        if streamed is None:
             self._is_streamed = False
             return False
-        streamed.lines += 1
-        streamed.bytes += size_bytes
-        streamed.batches = self._stream.batches if self._stream else 0
-        streamed.write(counter)
         if self._is_stream_full(streamed):
             self._say_where_the_rest_is()
         return True
+
+    def _count(self, counter: Path, size_bytes: int) -> Streamed | None:
+        """Return what has gone to the stream with one line more; None when it is full already."""
+        streamed = Streamed.read(counter)
+        if self._is_stream_full(streamed):
+            return None
+        streamed.lines += 1
+        streamed.bytes += size_bytes
+        streamed.batches = max(streamed.batches, self._stream.batches if self._stream else 0)
+        streamed.write(counter)
+        return streamed
 
     def _is_stream_full(self, streamed: Streamed) -> bool:
         limits = self.limits

@@ -28,7 +28,7 @@ from activities.contract.names import ArtifactName, HostName, Step
 from activities.contract.scope import BuildScope, VmShape
 from activities.disk.data_dir import DataDir, is_made_by, maker_of
 from activities.disk.leftovers import Leftover, disk_bytes, entries, made_at, renamed_at
-from activities.disk.locks import locked
+from activities.disk.locks import is_held, locked
 from activities.disk.sparse_files import allocated_bytes, copy_private, sha256_of, sync_directory
 
 MANIFEST = "manifest.json"
@@ -169,6 +169,17 @@ class CheckpointStore:
         self._reference(directory, build_id)
         return directory
 
+    def is_there(self, kind: type[C], key: str) -> bool:
+        """Whether there is such a checkpoint; nobody has looked at its files."""
+        return self._manifest(kind, key) is not None
+
+    def is_being_made(self, step: Step, key: str) -> bool:
+        """Whether somebody works on a checkpoint, or takes it from the bucket."""
+        return is_held(self._lock(step, key))
+
+    def _lock(self, step: Step, key: str) -> Path:
+        return self._data_dir.lock(f"{step}.{key}")
+
     @contextmanager
     def making(
         self, step: Step, key: str, scope: BuildScope, attempt: int, check: Callable[[], None]
@@ -178,7 +189,7 @@ class CheckpointStore:
         Waits for another attempt at the same key (of this or another build). The directory is
         removed at the end unless `publish` has renamed it.
         """
-        with locked(self._data_dir.lock(f"{step}.{key}"), check):
+        with locked(self._lock(step, key), check):
             work = self._data_dir.unfinished_checkpoint(step, key, scope, attempt)
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)

@@ -58,6 +58,11 @@ class LeaseObjects:
         """Whether that lease number is still the latest."""
         return self.current(build_id) == number
 
+    def require_current(self, build_id: str, number: int) -> None:
+        """Go on or not. Raises LeaseLostError when another host has the build by now."""
+        if not self.is_current(build_id, number):
+            raise LeaseLostError(f"build {build_id} has been given to another host")
+
     def release(self, build_id: str, number: int) -> None:
         """Give a lease back. A later one is left alone."""
         self._bucket.delete_object(lease_name(build_id), number)

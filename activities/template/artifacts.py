@@ -18,7 +18,6 @@ from temporalio import activity
 
 from activities.contract.errors import (
     CheckpointLostError,
-    LeaseLostError,
     PreconditionFailedError,
     StorageCorruptionError,
     StorageUnavailableError,
@@ -96,7 +95,7 @@ class BucketArtifactActivities(ArtifactActivities):
         self._leases = leases
         self._sender = FileSender(settings, bucket)
         self._layers = LayerObjects(bucket)
-        self._maker = LayerMaker(settings, bucket, store, self._sender)
+        self.maker = LayerMaker(settings, bucket, store, self._sender)
 
     @activity.defn(name="upload_artifact")
     async def upload_artifact(self, upload: UploadArtifactInput, /) -> UploadedArtifact:
@@ -189,7 +188,7 @@ class BucketArtifactActivities(ArtifactActivities):
             return None
         require_current = partial(self._require_current, upload.scope, running)
         work = Upload(upload.scope, attempt, running, require_current)
-        return self._maker.stack(upload.chain, work)
+        return self.maker.stack(upload.chain, work)
 
     @staticmethod
     def _scan(
@@ -276,8 +275,7 @@ class BucketArtifactActivities(ArtifactActivities):
 
     def _require_current(self, scope: BuildScope, running: RunningStep) -> None:
         running.check()
-        if not self._leases.is_current(scope.build_id, scope.lease.number):
-            raise LeaseLostError(f"build {scope.build_id} has been given to another host")
+        self._leases.require_current(scope.build_id, scope.lease.number)
 
     def _require_unpublished(self, build_id: str) -> None:
         if published_template(self._bucket, build_id) is not None:

@@ -64,6 +64,9 @@ class Upload:
     running: RunningStep
     require_current: Callable[[], None]
     """Raises LeaseLostError when the build is another host's by now."""
+    is_ahead: bool = False
+    """Whether steps may be at work on the disks of this host: then none is replaced by others'
+    bytes."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,33 @@ class LayerMaker:
                 top = self._on_top(key, top, upload) or top
         return top
 
+    def ahead(
+        self, chain: Sequence[DiskKey], top: Stacked | None, upload: Upload
+    ) -> tuple[Stacked | None, int]:
+        """Do so with the next disks of a chain, on top of what was returned for those before.
+
+        Return the highest, and of how many no more is to be made. It stops at one that is here and
+        cannot be had now: another build is making it, or has made it of other bytes.
+        """
+        found, number = self._highest(chain, upload)
+        top = found or top
+        for key in chain[number:]:
+            if not (top and len(top.references) >= MAX_LAYERS) and self._has(key, upload):
+                made = self._on_top(key, top, upload)
+                if made is None:
+                    break
+                top = made
+            number += 1
+        return top, number
+
+    def is_whole(self, key: DiskKey) -> bool:
+        """Whether the bucket has that layer."""
+        return self._objects.read(layer_of(key)) is not None
+
+    def _has(self, key: DiskKey, upload: Upload) -> bool:
+        build_id = upload.scope.build_id
+        return self._store.look(RootfsCheckpoint, key.fingerprint, build_id) is not None
+
     def _highest(self, chain: Sequence[DiskKey], upload: Upload) -> tuple[Stacked | None, int]:
         """Return the highest disk that has a layer, and how many disks of the chain that ends."""
         for number in range(len(chain), 0, -1):
@@ -117,7 +147,8 @@ class LayerMaker:
         if record is None:
             return None
         try:
-            return self._stacked(record, self._local(record, upload))
+            local = self._found(record, upload) if upload.is_ahead else self._local(record, upload)
+            return self._stacked(record, local) if local else None
         except UNUSABLE as error:
             upload.running.log.warn(f"layer {record.layer_id} is not used: {error}")
             return None

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from activities.store.metadata import TemplateMetadata
 
 HOLD_ACTIVITY = "hold_host"
+SEND_LAYERS = "send_layers"
+"""It runs beside the steps: what the build does is what they do, while one is at work."""
 # What an activity does, in words, until it tells more by a heartbeat.
 DOING = {
     "enter_line": "entering its tenant's line",
@@ -34,6 +36,7 @@ DOING = {
     "pull_image": "pulling the image",
     "build_image": "running the steps on top of the image",
     "run_steps": "running the steps in VMs",
+    SEND_LAYERS: "sending layers",
     "import_template": "fetching the template to start from",
     "build_rootfs": "building the root file system",
     "clean_up_rootfs": "removing what is left of the root file system",
@@ -217,12 +220,17 @@ async def _running_activity(
     if not steps:
         waits = any(map(_is_not_taken, pending))
         return RunningActivity(Progress(what=WAITING_FOR_HOST), 1, "") if waits else None
-    latest = max(steps, key=lambda info: info.scheduled_time.ToNanoseconds())
+    latest = max(steps, key=_is_told)
     last_failure = ""
     if latest.HasField("last_failure"):
         failure = await converter.decode_failure(latest.last_failure)
         last_failure = failure.message if isinstance(failure, FailureError) else str(failure)
     return RunningActivity(await _progress(latest, converter), latest.attempt, last_failure)
+
+
+def _is_told(info: PendingActivityInfo) -> tuple[bool, int]:
+    """What is greatest of the activity that tells what a build does."""
+    return info.activity_type.name != SEND_LAYERS, info.scheduled_time.ToNanoseconds()
 
 
 def _waits_for_host(view: BuildView, described: WorkflowExecutionDescription) -> bool:

@@ -15,8 +15,9 @@ from devstack.workbench import Workbench, workbench
 from temporalio.testing import ActivityEnvironment
 
 from activities.contract.checkpoints import RootfsCheckpoint
+from activities.contract.errors import TemplateManagerError
 from activities.contract.image_steps import Run
-from activities.contract.inputs import RunStepsInput
+from activities.contract.inputs import RunStepsInput, SendLayersInput
 from activities.contract.names import ArtifactName, VmPurpose
 from activities.contract.results import ImageConfig, PulledImage
 from activities.contract.scope import BuildScope, VmRef, VmShape
@@ -25,11 +26,15 @@ from activities.disk.sparse_files import sha256_of
 from activities.instructions.disk_steps import VmDiskStepActivities
 from activities.instructions.plan import chain_of, plan
 from activities.rootfs.rootfs import HostRootfsActivities
-from activities.step.layer_disks import LayerDisks
+from activities.step.layer_disks import LayerDisks, layer_of
 from activities.store.bucket import Bucket
 from activities.store.download import pull_template
+from activities.store.layers import LayerObjects
 from activities.store.lease_numbers import LeaseObjects
 from activities.store.metadata import read_metadata
+from activities.template.ahead import BucketLayerActivities
+from activities.template.layering import LayerMaker
+from activities.template.sending import FileSender
 from tests.support.held_build import HeldBuild
 from tests.support.layered_builds import LayeredBuild, changed
 from tests.support.step_checks import go_on
@@ -48,6 +53,18 @@ class Host:
         self.rootfs = HostRootfsActivities(
             bench.settings, bench.ledger, bench.store, bench.client, layers
         )
+
+    def steps(self) -> VmDiskStepActivities:
+        bench = self.bench
+        return VmDiskStepActivities(
+            bench.settings, bench.ledger, bench.store, self.bucket, bench.secret_keys
+        )
+
+    def layers(self) -> BucketLayerActivities:
+        bench, leases = self.bench, LeaseObjects(self.bucket)
+        sender = FileSender(bench.settings, self.bucket)
+        maker = LayerMaker(bench.settings, self.bucket, bench.store, sender)
+        return BucketLayerActivities(bench.settings, bench.ledger, bench.store, leases, maker)
 
     def scope(self) -> BuildScope:
         build_id, host = str(uuid.uuid4()), self.bench.settings.host
@@ -142,60 +159,93 @@ async def test_two_hosts_flatten_one_image_at_once(
             assert sha256_of(target / ArtifactName.ROOTFS, go_on) == sha256(build.disk)
 
 
+IMAGE = PulledImage(
+    reference="registry/web@sha256:" + "a" * 64,
+    digest="sha256:" + "a" * 64,
+    image_id="sha256:" + "b" * 64,
+    architecture="amd64",
+    size_bytes=1,
+    layer_count=1,
+    config=ImageConfig(),
+)
+
+
+def asked(scope: BuildScope, disk: RootfsCheckpoint, count: int = 2) -> RunStepsInput:
+    """Ask for so many steps. The shape that is asked for is none of this host's: no VM runs."""
+    return RunStepsInput(
+        vm=VmRef(scope=scope, purpose=VmPurpose.BOOT),
+        disk=disk,
+        image=IMAGE,
+        steps=tuple(Run(command=f"make {number}") for number in range(count)),
+        shape=VmShape(
+            memory_mb=64, vcpu_count=1, kernel_version="none", firecracker_version="none"
+        ),
+        disk_size_mb=1,
+        timeout_seconds=1,
+        start_command="",
+        ready_command="",
+        env={},
+    )
+
+
+def with_base(host: Host, scope: BuildScope) -> tuple[LayeredBuild, RootfsCheckpoint]:
+    """Have a host make the disk that steps begin with."""
+    bench = host.bench
+    held = HeldBuild(bench.settings, bench.ledger, bench.store, scope)
+    build = LayeredBuild(held, host.bucket).makes("base", "base", 300)
+    [key] = build.chain
+    return build, RootfsCheckpoint(
+        fingerprint=key.fingerprint, host=bench.settings.host, chain=build.chain
+    )
+
+
 async def test_a_host_takes_the_disk_of_a_step_out_of_the_bucket(
     tmp_path: Path, empty_bucket: Bucket
 ) -> None:
-    """No VM runs: the shape that is asked for is none of this host's."""
     async with hosts(tmp_path, empty_bucket, 2) as (one, two):
-        image = PulledImage(
-            reference="registry/web@sha256:" + "a" * 64,
-            digest="sha256:" + "a" * 64,
-            image_id="sha256:" + "b" * 64,
-            architecture="amd64",
-            size_bytes=1,
-            layer_count=1,
-            config=ImageConfig(),
-        )
-
-        def asked(scope: BuildScope, disk: RootfsCheckpoint) -> RunStepsInput:
-            return RunStepsInput(
-                vm=VmRef(scope=scope, purpose=VmPurpose.BOOT),
-                disk=disk,
-                image=image,
-                steps=(Run(command="make"), Run(command="make install")),
-                shape=VmShape(
-                    memory_mb=64, vcpu_count=1, kernel_version="none", firecracker_version="none"
-                ),
-                disk_size_mb=1,
-                timeout_seconds=1,
-                start_command="",
-                ready_command="",
-                env={},
-            )
-
-        bench = one.bench
-        held = HeldBuild(bench.settings, bench.ledger, bench.store, one.scope())
-        build = LayeredBuild(held, empty_bucket).makes("base", "base", 300)
-        base = RootfsCheckpoint(
-            fingerprint=build.chain[0].fingerprint, host=bench.settings.host, chain=build.chain
-        )
-        todo = plan(bench.settings, asked(held.scope, base))
+        build, base = with_base(one, one.scope())
+        wanted = asked(build.held.scope, base)
+        todo = plan(one.bench.settings, wanted)
         for number, work in enumerate(todo):
             build.disk = changed(build.disk, number, 7)
             build.keeps(work.key)
-        build.chain = chain_of(asked(held.scope, base), todo)
+        build.chain = chain_of(wanted, todo)
         await build.publish(build.boots())
 
-        activities = VmDiskStepActivities(
-            two.bench.settings,
-            two.bench.ledger,
-            two.bench.store,
-            empty_bucket,
-            two.bench.secret_keys,
-        )
         scope = two.scope()
-        made = await ActivityEnvironment().run(activities.run_steps, asked(scope, base))
+        made = await ActivityEnvironment().run(two.steps().run_steps, asked(scope, base))
         assert made.reused and made.chain == build.chain
         assert "is taken from the bucket" in two.bench.log_of(scope)
         both = (host.bench.store.file(made, ArtifactName.ROOTFS) for host in (one, two))
         assert len({sha256_of(path, go_on) for path in both}) == 1
+
+
+async def test_of_a_lost_host_another_takes_what_was_sent_before(
+    tmp_path: Path, empty_bucket: Bucket
+) -> None:
+    """It is lost in step 5 of 5: the other one begins after step 3 at the latest."""
+    async with hosts(tmp_path, empty_bucket, 2) as (one, two):
+        build, base = with_base(one, lost := one.scope())
+        wanted, environment = asked(lost, base, 5), ActivityEnvironment()
+        todo = plan(one.bench.settings, wanted)
+        sending = asyncio.create_task(
+            environment.run(one.layers().send_layers, SendLayersInput(scope=lost, steps=wanted))
+        )
+        chain, layers = chain_of(wanted, todo), LayerObjects(empty_bucket)
+        for number in range(4):
+            async with asyncio.timeout(60):  # the disk below goes up while the next one is made
+                while layers.read(layer_of(chain[number])) is None:
+                    await asyncio.sleep(0.1)
+            build.disk = changed(build.disk, number, 7)
+            build.keeps(todo[number].key)
+        environment.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        number = LeaseObjects(empty_bucket).take(lost.build_id, "two", "workflow", None)
+        scope = two.bench.scope(lost.build_id, number)
+        with pytest.raises(TemplateManagerError) as stopped:  # no VM of this shape runs here
+            await ActivityEnvironment().run(two.steps().run_steps, asked(scope, base, 5))
+        assert stopped.value.step_number in (4, 5)
+        log = two.bench.log_of(scope)
+        assert f"{todo[2].name}: an earlier build's is used again" in log
+        assert "is taken from the bucket: nothing is made here" in log

@@ -127,6 +127,36 @@ async def steps(client: Client) -> Handle:
         )
 
 
+async def ahead(client: Client) -> Handle:
+    """Layers go up beside the steps of two hosts, of which the first is lost."""
+    first, second = (
+        RecordingHost(f"h-{uuid.uuid4().hex[:8]}", Journal(), sends_ahead=True) for _ in range(2)
+    )
+    second.journal.next_lease = 10
+    started = first.journal.hang("run_steps")
+    sending = first.journal.hang("send_layers")
+    async with running_stack(client, first):
+        build = BuildInput(config=config(steps=(Run(command="make"),)), options=OPTIONS)
+        handle = await start(client, build)
+        await asyncio.gather(started.wait(), sending.wait())
+        first.silent.set()
+        first.journal.hanging.clear()
+    second.journal.fail("send_layers", StorageUnavailableError("503"))
+    async with running_stack(client, second):
+        return await _end(handle)
+
+
+async def ahead_cancel(client: Client) -> Handle:
+    """A build that is cancelled while its layers go up beside the boot."""
+    host = RecordingHost(f"h-{uuid.uuid4().hex[:8]}", Journal(), sends_ahead=True)
+    started, sending = host.journal.hang("wait_until_ready"), host.journal.hang("send_layers")
+    async with running_stack(client, host):
+        handle = await start(client)
+        await asyncio.gather(started.wait(), sending.wait())
+        await handle.cancel()
+        return await _end(handle)
+
+
 async def on_template(client: Client) -> Handle:
     """Steps on a template, whose disk is gone when they begin."""
     source, done = FromTemplate(build_id=str(uuid.uuid4())), (Run(command="make"),)
@@ -211,6 +241,8 @@ KINDS: dict[str, Callable[[Client], Awaitable[WorkflowHandle[Any, Any]]]] = {
     "whole_reset": reset,
     "whole_on_earlier_host": on_earlier_host,
     "on_template": on_template,
+    "ahead": ahead,
+    "ahead_cancel": ahead_cancel,
 }
 
 

@@ -46,7 +46,7 @@ class LayeredBuild:
 
     def makes(self, name: str, seed: object, blocks: int, owner: str = "") -> LayeredBuild:
         """Have the host make the disk of that name, by writing some blocks that `seed` decides."""
-        key = DiskKey(owner=owner, fingerprint=fingerprint(Step.ROOTFS, test=name))
+        key = disk_named(name, owner)
         self.disk = changed(self.disk, seed, blocks)
         self.keeps(key.fingerprint)
         self.chain = (*self.chain, key)
@@ -109,6 +109,10 @@ class LayeredBuild:
             timeline=(),
         )
         return await ActivityEnvironment().run(self.activities().publish_template, asked)
+
+
+def disk_named(name: str, owner: str = "") -> DiskKey:
+    return DiskKey(owner=owner, fingerprint=fingerprint(Step.ROOTFS, test=name))
 
 
 def build_on(host: Path, bucket: Bucket, tenant: str = "default") -> LayeredBuild:

@@ -16,7 +16,12 @@ from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Worker
 
-from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint, StoredFile
+from activities.contract.checkpoints import (
+    DiskKey,
+    RootfsCheckpoint,
+    SnapshotCheckpoint,
+    StoredFile,
+)
 from activities.contract.errors import LeaseLostError, TemplateManagerError
 from activities.contract.inputs import (
     ArchiveLogInput,
@@ -32,6 +37,7 @@ from activities.contract.inputs import (
     PublishTemplateInput,
     PullImageInput,
     RunStepsInput,
+    SendLayersInput,
     SnapshotVmInput,
     StartVmInput,
     UploadArtifactInput,
@@ -49,6 +55,7 @@ from activities.contract.interface import (
     HostReleaseActivities,
     ImageActivities,
     ImageStepActivities,
+    LayerActivities,
     LogActivities,
     MicrovmActivities,
     NameActivities,
@@ -146,9 +153,9 @@ class Journal:
 FILE = StoredFile(size_bytes=1 << 20, allocated_bytes=1 << 20, sha256="0" * 64)
 
 
-def rootfs_checkpoint(host: str) -> RootfsCheckpoint:
+def rootfs_checkpoint(host: str, chain: tuple[DiskKey, ...] = ()) -> RootfsCheckpoint:
     files: dict[str, StoredFile] = {ArtifactName.ROOTFS: FILE}
-    return RootfsCheckpoint(fingerprint="f" * 64, host=host, files=files)
+    return RootfsCheckpoint(fingerprint="f" * 64, host=host, files=files, chain=chain)
 
 
 def snapshot_checkpoint(host: str) -> SnapshotCheckpoint:
@@ -171,14 +178,19 @@ class RecordingHost(
     DiskStepActivities,
     NetworkActivities,
     MicrovmActivities,
+    LayerActivities,
     ArtifactActivities,
     UploadUndoActivities,
 ):
     """A host that only records. Its slot handling is that of the real contract."""
 
-    def __init__(self, name: str, journal: Journal, *, whole_steps: bool = True) -> None:
-        """Without `whole_steps` it is of an earlier version."""
+    def __init__(
+        self, name: str, journal: Journal, *, whole_steps: bool = True, sends_ahead: bool = False
+    ) -> None:
+        """Without `whole_steps` it is of an earlier version, and without `sends_ahead`, too."""
         self.name = name
+        self.sends_ahead = sends_ahead
+        self.chain = (DiskKey(fingerprint="f" * 64),) if sends_ahead else ()
         self.whole_steps = whole_steps
         self.journal = journal
         self.lease: HostLease | None = None
@@ -193,10 +205,10 @@ class RecordingHost(
         is_kept = self.lease is not None and self.lease.number not in self.released
         if hold.retaken_from is None or self.lease is None or not is_kept:
             number = self.journal.next_lease
-            self.lease = HostLease(host=self.name, number=number, whole_steps=self.whole_steps)
+            self.lease = HostLease(host=self.name, number=number)
             self.journal.next_lease += 1
-        else:
-            self.lease = self.lease.model_copy(update={"whole_steps": self.whole_steps})
+        can = {"whole_steps": self.whole_steps, "sends_ahead": self.sends_ahead}
+        self.lease = self.lease.model_copy(update=can)
         info = activity.info()
         handle = activity.client().get_workflow_handle(
             info.workflow_id or "", run_id=info.workflow_run_id
@@ -252,12 +264,17 @@ class RecordingHost(
     @activity.defn(name="build_rootfs")
     async def build_rootfs(self, build: BuildRootfsInput, /) -> RootfsCheckpoint:
         await self._step("build_rootfs", build, build.scope)
-        return rootfs_checkpoint(self.name)
+        return rootfs_checkpoint(self.name, self.chain)
 
     @activity.defn(name="run_steps")
     async def run_steps(self, build: RunStepsInput, /) -> RootfsCheckpoint:
         await self._step("run_steps", build, build.vm.scope)
-        return rootfs_checkpoint(self.name)
+        return rootfs_checkpoint(self.name, self.chain)
+
+    @activity.defn(name="send_layers")
+    async def send_layers(self, send: SendLayersInput, /) -> int:
+        await self._step("send_layers", send, send.scope)
+        return len(self.chain)
 
     @activity.defn(name="clean_up_rootfs")
     async def clean_up_rootfs(self, scope: BuildScope, /) -> None:
@@ -451,6 +468,7 @@ def step_methods(host: RecordingHost) -> list[Callable[..., Any]]:
         host.import_template,
         host.build_rootfs,
         host.run_steps,
+        host.send_layers,
         host.clean_up_rootfs,
         host.set_up_network,
         host.tear_down_network,

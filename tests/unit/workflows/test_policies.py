@@ -23,6 +23,7 @@ NAMES = [
     "build_image",
     "build_rootfs",
     "run_steps",
+    "send_layers",
     "find_snapshot",
     "set_up_network",
     "start_vm",

@@ -40,6 +40,16 @@ def test_a_fingerprint_depends_on_every_input_and_not_on_their_order() -> None:
     assert fingerprint(Step.ROOTFS, a=1) != fingerprint(Step.ROOTFS, a=2)
 
 
+def test_one_sees_that_a_checkpoint_is_being_made(store: CheckpointStore) -> None:
+    assert not store.is_being_made(Step.ROOTFS, KEY)
+    with store.making(Step.ROOTFS, KEY, scope(), 1, go_on):
+        assert store.is_being_made(Step.ROOTFS, KEY)
+        assert not store.is_there(RootfsCheckpoint, KEY)
+    assert not store.is_being_made(Step.ROOTFS, KEY)
+    make(store)
+    assert store.is_there(RootfsCheckpoint, KEY)
+
+
 def test_what_is_published_is_found_by_another_build(store: CheckpointStore) -> None:
     made = make(store)
     found = store.find(RootfsCheckpoint, KEY, OTHER, go_on)

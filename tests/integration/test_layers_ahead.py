@@ -1,0 +1,174 @@
+"""Disks of a build that go up as layers while others are made of them, on a real emulator."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from devstack.stack import Stack
+from temporalio.testing import ActivityEnvironment
+
+from activities.contract.checkpoints import DiskKey
+from activities.contract.errors import TemplateManagerError
+from activities.contract.inputs import DiscardUploadInput, SendLayersInput
+from activities.contract.names import Step
+from activities.disk.sparse_files import sha256_of
+from activities.step.build_log import read_entries
+from activities.step.layer_disks import layer_of
+from activities.store.bucket import Bucket
+from activities.store.layers import LayerObjects
+from activities.store.lease_numbers import LeaseObjects
+from activities.store.metadata import read_metadata
+from activities.template import ahead
+from activities.template.ahead import BucketLayerActivities
+from activities.template.artifacts import discard_upload
+from tests.support.layered_builds import BLOCK, LayeredBuild, build_on, disk_named
+from tests.support.step_checks import go_on
+
+pytestmark = pytest.mark.counts_nothing
+
+NAMES = ("base", "step 1", "step 2")
+
+
+def sending(build: LayeredBuild, environment: ActivityEnvironment) -> asyncio.Task[int]:
+    """Begin to send the disks of those names, whether they are there or not."""
+    held = build.held
+    activities = BucketLayerActivities(
+        held.settings,
+        held.ledger,
+        held.store,
+        LeaseObjects(build.bucket),
+        build.activities().maker,
+    )
+    asked = SendLayersInput(scope=held.scope, chain=tuple(map(disk_named, NAMES)))
+    return asyncio.create_task(environment.run(activities.send_layers, asked))
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not await asyncio.to_thread(is_so):
+            await asyncio.sleep(0.1)
+
+
+def is_whole(bucket: Bucket, key: DiskKey) -> bool:
+    return LayerObjects(bucket).read(layer_of(key)) is not None
+
+
+def left_of(bucket: Bucket, build: LayeredBuild) -> list[str]:
+    """Return what is named after a build in the bucket, without its lease."""
+    build_id = build.held.scope.build_id
+    names = (stored.name for stored in bucket.list_objects(""))
+    return [name for name in names if build_id in name and not name.startswith(".leases/")]
+
+
+async def test_a_disk_goes_up_while_the_next_step_is_at_work(
+    empty_bucket: Bucket, tmp_path: Path, storage: Stack
+) -> None:
+    """And again, by another attempt, nothing; the upload sends what the boot has written."""
+    build = build_on(tmp_path / "h1", empty_bucket)
+    held = build.held
+    work = sending(build, ActivityEnvironment())
+    for name, after in zip(NAMES, (*NAMES[1:], None), strict=True):
+        build.makes(name, name, 300 if name == "base" else 20)
+        if after is None:
+            break
+        key = disk_named(after).fingerprint
+        with held.store.making(Step.ROOTFS, key, held.scope, 1, go_on):  # the next step
+            await until(lambda: is_whole(empty_bucket, build.chain[-1]))
+    assert await work == 3
+    storage.traffic(clear=True)
+    assert await sending(build, ActivityEnvironment()) == 3
+    assert storage.traffic()["operations"]["upload"]["bytes_in"] < 4 * BLOCK
+    await build.publish(build.boots())
+    made = read_metadata(empty_bucket, held.scope.build_id)
+    assert made is not None
+    assert [layer.layer_id for layer in made.layers] == [layer_of(key) for key in build.chain]
+    assert made.artifacts["rootfs.ext4"].sent_bytes <= 5 * BLOCK
+
+
+async def test_where_no_disk_comes_any_more_it_ends(
+    empty_bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "IDLE_SECONDS", 1.0)
+    build = build_on(tmp_path / "h1", empty_bucket).makes("base", "base", 100)
+    assert await sending(build, ActivityEnvironment()) == 1
+    assert is_whole(empty_bucket, build.chain[0])
+
+
+@pytest.mark.parametrize("operation", ["upload", "compose"])
+async def test_what_was_cut_off_is_gone_on_with(
+    empty_bucket: Bucket, tmp_path: Path, storage: Stack, operation: str
+) -> None:
+    build = build_on(tmp_path / "h1", empty_bucket)
+    for name in NAMES:
+        build.makes(name, name, 50)
+    rule = {"kind": "status", "status": 403, "operation": operation, "skip": 1, "count": None}
+    with storage.faults(rule), pytest.raises(TemplateManagerError):
+        await sending(build, ActivityEnvironment())
+    assert await sending(build, ActivityEnvironment()) == 3
+    assert [is_whole(empty_bucket, key) for key in build.chain] == [True] * 3
+    assert empty_bucket.list_objects(f"{build.held.scope.build_id}/.parts/") == []
+
+
+async def test_steps_keep_their_disks_where_another_host_was_first(
+    empty_bucket: Bucket, tmp_path: Path
+) -> None:
+    """The bytes of a base differ from host to host: the upload takes the bucket's, no step does."""
+    first = build_on(tmp_path / "a", empty_bucket).makes("base", "a", 100)
+    await first.publish(first.boots())
+    second = build_on(tmp_path / "b", empty_bucket)
+    for name in NAMES:
+        second.makes(name, f"{name} of b", 50)
+    own = sha256_of(second.path(0), go_on)
+    assert await sending(second, ActivityEnvironment()) == 0
+    assert sha256_of(second.path(0), go_on) == own
+    log = read_entries(tmp_path / "b" / "logs" / f"{second.held.scope.build_id}.jsonl")
+    assert "is another build's" in log[-1].message
+    await second.publish(second.boots())
+    assert [is_whole(empty_bucket, key) for key in second.chain] == [True] * 3
+
+
+async def test_a_layer_that_another_build_makes_is_waited_for(
+    empty_bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While steps are at work; where all disks are there, the upload does not wait for it."""
+    monkeypatch.setattr(ahead, "AGAIN_SECONDS", 0.2)
+    monkeypatch.setattr(ahead, "TRIES", 1000)
+    build, other = (build_on(tmp_path / host, empty_bucket) for host in "ab")
+    layers = LayerObjects(empty_bucket)
+    claim = layers.claim(layer_of(disk_named("base")), other.held.scope)
+    assert claim is not None
+    build.makes("base", "base", 50)
+    work = sending(build, ActivityEnvironment())
+    await until(lambda: len(layers.uses(build.held.scope.build_id)) == 1)  # it has looked
+    layers.abandon(claim)
+    await until(lambda: is_whole(empty_bucket, build.chain[0]))
+    claim = layers.claim(layer_of(disk_named("step 1")), other.held.scope)
+    assert claim is not None
+    for name in NAMES[1:]:
+        build.makes(name, name, 5)
+    assert await asyncio.wait_for(work, 60) == 1
+
+
+async def test_of_a_cancelled_build_nothing_is_left(
+    empty_bucket: Bucket, tmp_path: Path, storage: Stack
+) -> None:
+    """Layers that are whole stay, as a cache; what was half sent goes, and what names the build."""
+    build, environment = build_on(tmp_path / "h1", empty_bucket), ActivityEnvironment()
+    build.makes("base", "base", 50)
+    work = sending(build, environment)
+    await until(lambda: is_whole(empty_bucket, build.chain[0]))
+    with storage.faults({"kind": "slow", "operation": "compose", "delay": 2}):
+        build.makes("step 1", "step 1", 50)
+        await until(lambda: any("/.parts/" in name for name in left_of(empty_bucket, build)))
+        environment.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(work, 60)
+    discarded = DiscardUploadInput(scope=build.held.scope, keep_parts=False)
+    await asyncio.to_thread(discard_upload, empty_bucket, discarded)
+    assert left_of(empty_bucket, build) == []
+    assert is_whole(empty_bucket, build.chain[0])
+    names = [stored.name for stored in empty_bucket.list_objects(f"{layer_of(build.chain[1])}/")]
+    assert names == [] or is_whole(empty_bucket, build.chain[1])  # it may have been quicker
