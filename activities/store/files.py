@@ -84,7 +84,7 @@ def _sha256_of(
     bucket: Bucket,
     stored: StoredObject,
     take: Callable[[bytes], object],
-    check: Callable[[], None] = lambda: None,
+    check: Callable[[], None],
 ) -> str:
     """Read an object to its end and return its SHA-256. Raises StorageCorruptionError."""
     digest, checksum = hashlib.sha256(), Crc32c()
@@ -109,11 +109,18 @@ class FilesContent:
 
 
 def content_of(
-    bucket: Bucket, sent: SentFiles, tenant: str, *, most_bytes: int
+    bucket: Bucket,
+    sent: SentFiles,
+    tenant: str,
+    *,
+    most_bytes: int,
+    check: Callable[[], None] = lambda: None,
 ) -> FilesContent | None:
     """Return the tar that a tenant has sent, None when there is none. Blocking.
 
-    One that was sent within a scope is read the first time, if it has at most `most_bytes`.
+    One that was sent within a scope is read the first time, if it has at most `most_bytes`;
+    `check` is called often meanwhile, and ends it by raising.
+
     Raises StorageUnavailableError, StorageDeniedError and StorageCorruptionError.
     """
     for _ in range(TRIES):
@@ -121,7 +128,7 @@ def content_of(
         if found is None or not found.is_raw or found.size_bytes > most_bytes:
             break
         try:
-            _put_under_its_sha256(bucket, found.sent, tenant)
+            _put_under_its_sha256(bucket, found.sent, tenant, check)
         except PreconditionFailedError:  # sent again, or read by another call: look again
             continue
     else:
@@ -131,9 +138,11 @@ def content_of(
     return FilesContent(found.size_bytes, "" if found.is_raw else found.sha256)
 
 
-def _put_under_its_sha256(bucket: Bucket, sent: StoredObject, tenant: str) -> None:
+def _put_under_its_sha256(
+    bucket: Bucket, sent: StoredObject, tenant: str, check: Callable[[], None]
+) -> None:
     try:
-        sha256 = _sha256_of(bucket, sent, lambda _: None)
+        sha256 = _sha256_of(bucket, sent, lambda _: None, check)
     except (StorageCorruptionError, StorageDeniedError):
         now = bucket.stat_object(sent.name)
         if now is not None and now.generation == sent.generation:

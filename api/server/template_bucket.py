@@ -6,7 +6,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Container
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakValueDictionary
 
 from activities.contract.status import BuildStatus, LogEntry
 from activities.store.objects import SentFiles, is_layer_id, template_prefix
@@ -22,8 +24,12 @@ if TYPE_CHECKING:  # loading Google's client takes longer than starting the rest
 
 T = TypeVar("T")
 
-# Tars that are read through at the same time, whoever asks.
-READERS = 2
+READERS, READERS_OF_A_TENANT = 4, 2
+"""Tars that are read through at the same time."""
+
+
+class _CallerGone(Exception):
+    """Ends a read for whose result nobody waits."""
 
 
 class TemplateBucket:
@@ -37,7 +43,9 @@ class TemplateBucket:
         self.name = name
         self._lock = threading.Lock()
         self._bucket: Bucket | None = None
-        self._readers = asyncio.Semaphore(READERS)
+        # Of their own: whatever they read, the API's other reads find a thread.
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="files")
+        self._of_tenant: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def metadata(self, build_id: str) -> TemplateMetadata | None:
         """Return a template's metadata, or None when there is no such template."""
@@ -142,16 +150,27 @@ class TemplateBucket:
     ) -> FilesContent | None:
         """Return the tar that a tenant has sent for a COPY; None when it has not.
 
-        What was sent within a scope is read the first time, if it has at most `most_bytes`.
+        What was sent within a scope is read the first time, if it has at most `most_bytes`, and for
+        no longer than somebody waits for the answer.
         """
+        is_gone = threading.Event()
+
+        def check() -> None:
+            if is_gone.is_set():
+                raise _CallerGone
 
         def look() -> FilesContent | None:
             from activities.store.files import content_of
 
-            return content_of(self._connect(), sent, tenant, most_bytes=most_bytes)
+            bucket = self._connect()
+            return content_of(bucket, sent, tenant, most_bytes=most_bytes, check=check)
 
-        async with self._readers:
-            return await asyncio.to_thread(look)
+        at_once = asyncio.Semaphore(READERS_OF_A_TENANT)
+        async with self._of_tenant.setdefault(tenant, at_once):
+            try:
+                return await asyncio.get_running_loop().run_in_executor(self._readers, look)
+            finally:
+                is_gone.set()
 
     async def begin_files_upload(self, sent: SentFiles, tenant: str) -> FilesUpload:
         """Return where to PUT the tar of a tenant's COPY, and whether it is there."""
