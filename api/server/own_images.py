@@ -14,6 +14,8 @@ from activities.contract.names import DEFAULT_TENANT, tenant_mark
 from api.errors import ApiError
 
 TENANTS = "tenants"
+USUAL_PORTS = (443, 80)
+"""Of HTTPS and HTTP: which of them a registry speaks, its name does not say."""
 
 
 def own_image(registry: str, tenant: str, template_id: str, build_id: str) -> str:
@@ -28,14 +30,24 @@ def owner_of_image(registry: str, image: str) -> str | None:
 
     Raises ImageReferenceError.
     """
-    name = ImageReference.parse(image).name
-    below = ImageReference.parse(f"{registry}/x").name.removesuffix("x")
+    name = _place_of(image)
+    below = _place_of(f"{registry}/x").removesuffix("x")
     if not name.startswith(below):
         return None
     parts = name.removeprefix(below).split("/")
     if parts[0] == TENANTS:
         return parts[1] if len(parts) > 1 else DEFAULT_TENANT
     return DEFAULT_TENANT if len(parts) == 1 else None
+
+
+def _place_of(image: str) -> str:
+    """Return where an image is, however its registry is written: in capitals, or with a port that
+    needs no saying."""
+    named = ImageReference.parse(image)
+    host, _, port = named.registry.lower().partition(":")
+    number = int(port) if port else USUAL_PORTS[0]
+    place = host if number in USUAL_PORTS else f"{host}:{number}"
+    return f"{place}/{named.repository}"
 
 
 def require_not_anothers(registry: str, image: str, tenant: str) -> None:

@@ -31,10 +31,21 @@ REGISTRY = "registry.test:5000/my/templates"
         ("registry.test:5000/my/templates:1", None),
         (f"evil.example/{REGISTRY.partition('/')[2]}/web:1", None),
         ("debian:12", None),
+        # The same registry, written otherwise.
+        ("Registry.TEST:5000/my/templates/tenants/acme/web:1", "acme"),
+        ("registry.test:05000/my/templates/tenants/acme/web:1", "acme"),
+        ("registry.test:05000/my/templates/web:1", "default"),
+        ("registry.test/my/templates/tenants/acme/web:1", None),
     ],
 )
 def test_whose_an_image_of_the_service_s_registry_is(image: str, owner: str | None) -> None:
     assert owner_of_image(REGISTRY, image) == owner
+
+
+@pytest.mark.parametrize("registry", ["registry.test", "registry.test:443", "Registry.test:80"])
+@pytest.mark.parametrize("port", ["", ":443", ":0443", ":80"])
+def test_a_port_that_needs_no_saying_makes_no_other_registry(registry: str, port: str) -> None:
+    assert owner_of_image(registry, f"registry.test{port}/tenants/acme/web:1") == "acme"
 
 
 def test_a_name_of_our_own_is_its_tenant_s() -> None:
