@@ -42,6 +42,7 @@ from api.rest.templates import (
     delete_template,
     logs_of,
     name_of,
+    remove_tags,
     status_of,
     tag_build,
     template_of,
@@ -240,6 +241,5 @@ async def _assign_tags(request: Request, calls: Calls) -> Response:
 
 async def _remove_tags(request: Request, calls: Calls) -> Response:
     asked = await body_of(request, TagsOfName)
-    name = await name_of(calls, asked.name)
-    await calls.remove(pb.TemplateTagsRemoveRequest(name=name.name, tags=asked.tags))
+    await remove_tags(calls, asked.name, asked.tags)
     return Response(status_code=204)

@@ -43,17 +43,31 @@ async def name_of(calls: Calls, template: str) -> pb.TemplateName:
 
 async def base_of(calls: Calls, template: str) -> pb.FromTemplateConfig:
     """Return the build that `fromTemplate` means: its id, a name or a template's id, with a tag."""
-    with contextlib.suppress(ValueError):
-        return pb.FromTemplateConfig(build_id=str(uuid.UUID(template)))
+    if _is_build_id(template):
+        return pb.FromTemplateConfig(build_id=template)
     called, has_tag, tag = template.partition(":")
-    name = (await name_of(calls, called)).name
+    name = _as_called(called, await name_of(calls, called))
     return pb.FromTemplateConfig(alias=f"{name}:{tag}" if has_tag else name)
+
+
+def _is_build_id(text: str) -> bool:
+    """Whether that is one and no name: names may be the digits of one alone."""
+    try:
+        return str(uuid.UUID(text)) == text.lower()
+    except ValueError:
+        return False
+
+
+def _as_called(called: str, name: pb.TemplateName) -> str:
+    """Return a name as the gRPC API takes it: with its tenant where the caller has said one."""
+    return f"{name.tenant}/{name.name}" if "/" in called else name.name
 
 
 async def template_of(calls: Calls, template: str) -> NamedTemplate:
     """Return a template with its builds."""
     name = await name_of(calls, template)
-    request = pb.TemplateBuildListRequest(template_id=name.template_id)
+    # Several tenants have templates of one id, and an operator sees them all.
+    request = pb.TemplateBuildListRequest(template_id=name.template_id, tenant=name.tenant)
     return NamedTemplate(name, [build async for build in _builds(calls, request)])
 
 
@@ -154,6 +168,12 @@ def _not_found() -> Iterator[None]:
         if error.code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
             raise _NotFound from error
         raise
+
+
+async def remove_tags(calls: Calls, called: str, tags: list[str]) -> None:
+    """Take tags of a template away."""
+    name = _as_called(called, await name_of(calls, called))
+    await calls.remove(pb.TemplateTagsRemoveRequest(name=name, tags=tags))
 
 
 def _level(request: Request) -> pb.LogLevel | None:

@@ -111,7 +111,7 @@ def put_in(pattern: str, template: str, build: str) -> str:
 async def two_tenants(api: Api, place: Path) -> AsyncIterator[tuple[Rest, str]]:
     """Have a REST API that knows acme, which has built the template `of-acme`, and b."""
     tokens = place / "tokens"
-    rights = {"e2b_a": "build tenant=acme", "e2b_b": "build tenant=b"}
+    rights = {"e2b_a": "build tenant=acme", "e2b_b": "build tenant=b", "e2b_o": "operator tenant=o"}
     tokens.write_text("".join(f"x {hash_token(name)} {right}\n" for name, right in rights.items()))
     settings = api.settings.model_copy(update={"tokens_file": tokens})
     async with (
@@ -149,6 +149,29 @@ async def test_another_tenant_s_template_is_as_one_that_never_was(api: Api, tmp_
         assert (await rest.ask("DELETE", "/templates/of-acme", **key("e2b_b")))[0] == 204
         path = f"/templates/of-acme/builds/{build_id}/status"
         assert (await rest.ask("GET", path, **key("e2b_a")))[0] == 200
+
+
+async def test_an_operator_s_template_is_not_all_tenants_of_that_name(
+    api: Api, tmp_path: Path
+) -> None:
+    """It sees them all: to delete its own must not be to delete theirs."""
+    async with two_tenants(api, tmp_path) as (rest, build_id):
+        same = {"name": "of-acme", "memoryMB": 256}
+        assert (await rest.ask("POST", "/v3/templates", json=same, **key("e2b_o")))[0] == 202
+        async with asyncio.timeout(60):  # Temporal's lists lag
+            while not (theirs := [each for each in await build_counts(rest) if each]):
+                await asyncio.sleep(0.1)
+        _, own = await rest.ask("GET", "/templates/of-acme", **key("e2b_o"))
+        assert (own["buildCount"], own["builds"]) == (0, [])
+        assert (await rest.ask("DELETE", "/templates/of-acme", **key("e2b_o")))[0] == 204
+        path = f"/templates/of-acme/builds/{build_id}/status"
+        assert (await rest.ask("GET", path, **key("e2b_a")))[0] == 200
+        assert await build_counts(rest) == theirs
+
+
+async def build_counts(rest: Rest) -> list[int]:
+    _, listed = await rest.ask("GET", "/templates", **key("e2b_o"))
+    return sorted(each["buildCount"] for each in listed if each["names"] == ["of-acme"])
 
 
 ODD = ("..%2f..", "%00", "a%0ab", "%C3%A9", "%ff", "x" * 5000, "'%20OR%20''='", "web:a:b", "{}")
