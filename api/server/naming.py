@@ -140,7 +140,8 @@ class TemplateNaming:
         if tenant and not is_visible(tenant):
             return pb.TemplateNameListResponse()
         size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
-        listed = await self._bucket.list_names(tenant or None)
+        # In the order of pages: that of objects has `a-b.json` before `a.json`.
+        listed = sorted(await self._bucket.list_names(tenant or None), key=_place)
         rest = [named for named in listed if _place(named) > request.page_token]
         page = pb.TemplateNameListResponse()
         for named in rest[:size]:

@@ -117,7 +117,7 @@ async def test_templates_are_listed_told_and_deleted(api: Api, rest: Rest, name:
         build_id, status = await rest.build(each)
         assert status == 202
         await api.ended(build_id)
-    web = (await until_listed(rest, name, 2))[1]
+    web = (await until_listed(rest, name, 2))[0]
     assert (web["buildCount"], web["buildStatus"], web["memoryMB"]) == (2, "ready", 256)
     assert (web["names"], web["cpuCount"], web["diskSizeMB"]) == ([name], 2, 512)
     status, one = await rest.ask("GET", f"/templates/{name}")
