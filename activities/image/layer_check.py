@@ -132,6 +132,25 @@ def unpacked_layer(
     _require_whole(image, digest, whole.hexdigest())
 
 
+def required_layer(
+    image: str, digest: str, diff_id: str, parts: Iterable[bytes], budget: ImageBudget
+) -> Iterator[bytes]:
+    """Yield what `unpacked_layer` does, of a layer that unpacks to what the image's config says.
+
+    Of any other its end is not yielded: ImageUnusableError comes first.
+    """
+    whole, last = hashlib.sha256(), b""
+    for piece in unpacked_layer(image, digest, parts, budget):
+        whole.update(piece)
+        yield last
+        last = piece
+    if diff_id != f"sha256:{whole.hexdigest()}":
+        raise ImageUnusableError(
+            f"{image} cannot be used: layer {digest} is not the one that its config names"
+        )
+    yield last
+
+
 def _looked_at(
     unpacked: Iterable[bytes], headers: TarHeaders, budget: ImageBudget
 ) -> Iterator[bytes]:

@@ -2,8 +2,12 @@
 
 It has one image, whose layers are not packed: their digests are those that the image's config has.
 What dockerd asks for is fetched from the real registry by `RegistryConversation`, and passed on as
-soon as `unpacked_layer` has looked at it. Nothing is kept. So dockerd, which has programs unpack as
+soon as `required_layer` has looked at it. Nothing is kept. So dockerd, which has programs unpack as
 root (xz, pigz), is given nothing to unpack, and layers may be packed in ways that it does not know.
+
+Two pulls that want the same layer at the same time share what dockerd gets of one relay. So what
+dockerd says of a layer may be of another image's registry: it is this image's fault only when this
+relay says so, too.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from collections.abc import Iterable
 from http import HTTPStatus
 
 from activities.contract.errors import TemplateManagerError
-from activities.image.layer_check import ImageBudget, unpacked_layer
+from activities.image.layer_check import ImageBudget, required_layer
 from activities.image.manifests import DOCKER_CONFIG, DOCKER_LAYER, DOCKER_MANIFEST
 from activities.image.registry import Credentials, RegistryConversation, RemoteImage
 
@@ -87,7 +91,7 @@ class ImageRelay:
     def _pass(self, request: _Handler, diff_id: str) -> None:
         image, digest = str(self._remote.reference), self._packed[diff_id]
         parts = self._registry.blob(digest)
-        request.stream(unpacked_layer(image, digest, parts, self._budget))
+        request.stream(required_layer(image, digest, diff_id, parts, self._budget))
         self.passed.add((digest, diff_id))
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ async def test_dockerd_is_given_nothing_to_unpack(
         yield heads[-1]
         yield from pieces
 
-    monkeypatch.setattr("activities.image.relay.unpacked_layer", watched)
+    monkeypatch.setattr("activities.image.layer_check.unpacked_layer", watched)
     for number, pack in enumerate(layers.PACKERS.values()):
         images.image("it", [greeting(b"%d" % number)], pack=pack)
         pulled = await host.pull(images.reference("it"))
@@ -117,7 +118,7 @@ async def test_a_config_that_lies_about_its_layers_is_the_images_fault(
 ) -> None:
     rootfs = {"type": "layers", "diff_ids": [digest_of(b"nothing that is there")]}
     images.image("lie", [greeting(b"another")], rootfs=rootfs)
-    with pytest.raises(ImageUnusableError, match="layer verification failed"):
+    with pytest.raises(ImageUnusableError, match="is not the one that its config names"):
         await host.pull(images.reference("lie"))
 
 
@@ -266,6 +267,37 @@ async def test_a_shared_layer_is_fetched_once_from_each_registry(
         await host.pull(other.reference("three"))
         assert other.times_fetched(shared) == 1
         host.remove_images()
+
+
+async def test_a_layer_that_another_s_registry_spoils_is_pulled_again(
+    host: Workbench, images: ServedImages
+) -> None:
+    """Whoever wants a layer while dockerd has it from another's registry gets what that sends."""
+    base = greeting(b"everybody's base")
+    images.image("it", [base])
+    with serving_images() as evil:
+        rootfs = {"type": "layers", "diff_ids": [digest_of(base)]}
+        evil.image("lie", [greeting(b"something else")], rootfs=rootfs)
+        [lie] = evil.layers("lie")
+        evil.held[lie] = threading.Event()
+        first = asyncio.create_task(host.pull(evil.reference("lie")))
+        await until(lambda: evil.times_fetched(lie) > 0)
+        second = asyncio.create_task(host.pull(images.reference("it")))
+        await asyncio.sleep(3)  # it is dockerd that makes it wait
+        evil.held[lie].set()
+        with pytest.raises(ImageUnusableError, match="is not the one that its config names"):
+            await first
+        [spoilt] = await asyncio.gather(second, return_exceptions=True)
+        assert isinstance(spoilt, RegistryUnavailableError)
+        assert spoilt.retryable
+        assert not images.times_fetched(images.layers("it")[0])  # it was that way, indeed
+    assert (await host.pull(images.reference("it"))).image_id == images.image_id("it")
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not is_so():
+            await asyncio.sleep(0.05)
 
 
 # ---- No end, and broken ends

@@ -216,7 +216,7 @@ CASES = [
         "other layers than the config has",
         lambda i: i.image("it", rootfs={"type": "layers", "diff_ids": ["sha256:" + "0" * 64]}),
         refused=ImageUnusableError,
-        says="layer verification failed",
+        says="is not the one that its config names",
     ),
     Case(
         "more history than layers",

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import hashlib
 import json
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from tests.support.local_http import QuietHandler, serving
 
 Json = Mapping[str, object]
 MIB = 1024 * 1024
+HELD_SECONDS = 60.0
 
 
 def digest_of(content: bytes) -> str:
@@ -44,6 +46,8 @@ class ServedImages:
     """Where blobs are instead, by digest."""
     dripping: set[str] = field(default_factory=set)
     """Digests of blobs that are sent byte by byte."""
+    held: dict[str, threading.Event] = field(default_factory=dict)
+    """Digests of blobs that are not sent before that."""
     breaks: dict[str, int] = field(default_factory=dict)
     """How often a blob's connection still breaks, a MiB after it began."""
     ranges: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -129,6 +133,8 @@ def serving_images() -> Iterator[ServedImages]:
             images.asked.append((self.command, name, self.headers.get("User-Agent", "")))
             images.paths.append(self.path)
             images.ranges[name].append(self.headers.get("Range", ""))
+            if name in images.held:
+                images.held[name].wait(HELD_SECONDS)
             if name in ("", "v2"):
                 self.answer(200, b"{}")
             elif name in images.redirects:

@@ -15,7 +15,7 @@ from activities.contract.errors import (
     ImageUnusableError,
     RegistryUnavailableError,
 )
-from activities.image.layer_check import ImageBudget, ImageLimits, unpacked_layer
+from activities.image.layer_check import ImageBudget, ImageLimits, required_layer, unpacked_layer
 from tests.support import hostile_layers as layers
 from tests.support.hostile_layers import MIB, PACKERS, PIB, TIB
 
@@ -77,6 +77,21 @@ def test_what_is_beyond_a_limit_is_told_with_both_numbers(tar: bytes, told: str)
         passed(tar)
     assert error.value.hint
     assert not error.value.retryable
+
+
+def test_of_a_layer_that_is_another_the_end_is_kept_back() -> None:
+    tar = layer("a", "b")
+    packed = gzip.compress(tar)
+
+    def given(diff_id: str) -> Iterator[bytes]:
+        budget, parts = ImageBudget("an image", LIMITS), in_parts(packed)
+        return required_layer("an image", digest_of(packed), diff_id, parts, budget)
+
+    assert b"".join(given(digest_of(tar))) == tar
+    came: list[bytes] = []
+    with pytest.raises(ImageUnusableError, match="not the one that its config names"):
+        came.extend(given(digest_of(b"another")))
+    assert len(b"".join(came)) < len(tar)
 
 
 def test_what_is_sent_is_counted_too() -> None:
