@@ -12,7 +12,7 @@ from typing import NamedTuple
 BLOCK = 512
 MAX_EXTENSION_BYTES = 1024 * 1024  # of one long name or set of PAX records; as in Go's reader
 LARGEST = 2**63 - 1
-PAX, PAX_GLOBAL, LONG_NAME, LONG_LINK, OLD_SPARSE = b"x", b"g", b"L", b"K", b"S"
+PAX, PAX_GLOBAL, LONG_NAME, LONG_LINK, OLD_SPARSE, OLD_FILE = b"x", b"g", b"L", b"K", b"S", b"\0"
 EXTENSIONS = frozenset({PAX, PAX_GLOBAL, LONG_NAME, LONG_LINK})
 WITHOUT_CONTENT = frozenset(b"123456"[i : i + 1] for i in range(6))  # links, devices, directories
 SPARSE_SIZES = ("GNU.sparse.realsize", "GNU.sparse.size")
@@ -46,6 +46,7 @@ class TarHeaders:
         self._has_ended = False
         self._pax: dict[str, str] = {}
         self._long_name_bytes = 0
+        self._is_long_name_of_directory = False
 
     def feed(self, data: bytes) -> None:
         """Read on. Raises TarError, and what `tell` raises."""
@@ -81,12 +82,21 @@ class TarHeaders:
         if size:
             self._wanted = _padded(size)
             self._take = lambda content: self._extended(kind, content[:size])
+        else:
+            self._extended(kind, b"")
 
     def _extended(self, kind: bytes, content: bytes) -> None:
         if kind == PAX:
             self._pax = _pax_records(content)
-        elif kind in (LONG_NAME, LONG_LINK):
-            self._long_name_bytes = max(self._long_name_bytes, len(content.split(b"\0")[0]))
+        elif kind == PAX_GLOBAL:  # to Go an entry: what came before it was that one's
+            self._forget_extensions()
+        else:
+            name = content.partition(b"\0")[0]
+            self._long_name_bytes = max(self._long_name_bytes, len(name))
+            self._is_long_name_of_directory |= name.endswith(b"/")
+
+    def _forget_extensions(self) -> None:
+        self._pax, self._long_name_bytes, self._is_long_name_of_directory = {}, 0, False
 
     def _entry(self, kind: bytes, block: bytes, size: int) -> None:
         if "size" in self._pax:
@@ -99,11 +109,19 @@ class TarHeaders:
         ]
         plain = len(block[:100].rstrip(b"\0")) + len(block[345:500].rstrip(b"\0"))
         content = 0 if kind in WITHOUT_CONTENT else size
+        if kind == OLD_FILE and content and self._may_be_directory(block):
+            raise TarError("a directory with content, which is to some what follows it")
         self._content = _padded(content)
         self._after_header(bool(kind == OLD_SPARSE and block[482]))
         name_bytes = max(plain, self._long_name_bytes, *names, 0)
-        self._pax, self._long_name_bytes = {}, 0
+        self._forget_extensions()
         self._tell(TarEntry(max(content, *told, 0), name_bytes))
+
+    def _may_be_directory(self, block: bytes) -> bool:
+        """Whether a file of the oldest kind has the name of a directory: Go takes it for one."""
+        plain = block[:100].partition(b"\0")[0]
+        is_one = not plain or plain.endswith(b"/")  # none ends with what is before it, and a slash
+        return is_one or self._is_long_name_of_directory or self._pax.get("path", "").endswith("/")
 
     def _after_header(self, goes_on: bool) -> None:
         # The header of an old sparse file may go on in blocks before its content.

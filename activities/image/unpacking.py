@@ -18,6 +18,8 @@ LZMA_MEMORY_BYTES = 256 * 1024 * 1024
 ZSTD_WINDOW_LOG = 27  # 128 MiB, as the zstd program allows unless it is told otherwise
 GZIP_WINDOW = 31  # zlib's word for a gzip header
 HEAD_BYTES = 6
+# Frames of zstd that hold nothing, by which newer dockerds know it, too.
+SKIPPABLE = tuple(bytes([0x50 + number]) + b"\x2a\x4d\x18" for number in range(16))
 DECODING_ERRORS: tuple[type[Exception], ...] = (
     cast(type[Exception], isal_zlib.error),  # its stub says that it is an exception itself
     lzma.LZMAError,
@@ -91,13 +93,20 @@ DECODERS: dict[bytes, Callable[[], Decoder]] = {
 
 
 class Unpacker:
-    """Unpacks one layer as it comes; one that is not packed passes as it is."""
+    """Unpacks one layer as it comes; one that is not packed passes as it is.
+
+    What is packed in what it unpacks to does not: dockerd would have a program unpack that, beyond
+    any limit of ours. A tar can be written so that it is both.
+    """
 
     def __init__(self) -> None:
         self._head = b""
         self._make: Callable[[], Decoder] | None = None
         self._decoder: Decoder | None = None
         self._is_known = False
+        self._plain_head = b""
+        """What it begins with, until that is long enough to be looked at."""
+        self._is_plain = False
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield what `data` unpacks to, in pieces. Raises one of DECODING_ERRORS."""
@@ -106,14 +115,31 @@ class Unpacker:
             if len(self._head) < HEAD_BYTES:
                 return
             data = self._begin()
-        yield from self._unpacked(data)
+        yield from self._plain(self._unpacked(data))
 
     def finish(self) -> Iterator[bytes]:
         """Yield what is left. Raises one of DECODING_ERRORS when the layer is not at its end."""
         if not self._is_known:
-            yield from self._unpacked(self._begin())
+            yield from self._plain(self._unpacked(self._begin()))
         if self._decoder is not None:
             raise EOFError("it ends too early")
+        if not self._is_plain:
+            yield self._looked_at_head()
+
+    def _plain(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            if self._is_plain:
+                yield piece
+                continue
+            self._plain_head += piece
+            if len(self._plain_head) >= HEAD_BYTES:
+                yield self._looked_at_head()
+
+    def _looked_at_head(self) -> bytes:
+        head, self._plain_head, self._is_plain = self._plain_head, b"", True
+        if head.startswith((*DECODERS, *SKIPPABLE)):
+            raise ValueError("it is packed twice")
+        return head
 
     def _begin(self) -> bytes:
         head, self._head, self._is_known = self._head, b"", True

@@ -83,6 +83,25 @@ async def test_a_bomb_is_refused_with_both_numbers(
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.parametrize("way", layers.hidden_ways(b""))
+async def test_a_bomb_in_what_looks_like_a_file_is_refused(
+    host: Workbench, images: ServedImages, way: str
+) -> None:
+    """dockerd would write 4 GiB of zeros."""
+    images.image("bomb", [layers.hidden_ways(layers.sparse(4096 * MIB))[way]])
+    with pytest.raises((ImageBeyondLimitError, ImageUnusableError), match="unpacked"):
+        await host.pull(images.reference("bomb"))
+
+
+async def test_a_bomb_that_is_packed_twice_is_refused(
+    host: Workbench, images: ServedImages
+) -> None:
+    """dockerd would unpack the second time, however much that is."""
+    images.image("bomb", [layers.twice_packed(layers.zeros(64, bytes))])
+    with pytest.raises(ImageUnusableError, match="packed twice"):
+        await host.pull(images.reference("bomb"))
+
+
 @pytest.mark.parametrize("way", layers.PACKERS)
 async def test_a_bomb_is_told_however_it_is_packed(
     host: Workbench, images: ServedImages, way: str

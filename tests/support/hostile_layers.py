@@ -6,7 +6,9 @@ import bz2
 import gzip
 import io
 import lzma
+import struct
 import tarfile
+import zlib
 from collections.abc import Callable, Mapping
 
 from backports import zstd
@@ -82,6 +84,61 @@ def negative_size() -> bytes:
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
     return bytes(block) + bytes(2 * BLOCK)
+
+
+def _records(kind: bytes, **records: str) -> bytes:
+    """Return an entry of attributes alone, without what they are of."""
+    content = b"".join(_record(f"{key}={value}\n".encode()) for key, value in records.items())
+    return header("x", len(content), kind) + content.ljust(-(-len(content) // BLOCK) * BLOCK, b"\0")
+
+
+def _record(text: bytes) -> bytes:
+    length = len(text) + 2
+    while len(b"%d %b" % (length, text)) != length:
+        length += 1
+    return b"%d %b" % (length, text)
+
+
+def hidden_ways(tar: bytes) -> dict[str, bytes]:
+    """Return a tar as what a careless reader takes for the content of a file, and Go's for more
+    entries."""
+    size = str(len(tar))
+    no_name = bytearray(header("", len(tar), tarfile.AREGTYPE))
+    no_name[257:265], no_name[345:348] = b"ustar\x0000", b"etc"
+    no_name[148:156] = b" " * 8
+    no_name[148:156] = b"%06o\0 " % sum(no_name)
+    long_name = header("x", 4, tarfile.GNUTYPE_LONGNAME) + b"etc/".ljust(BLOCK, b"\0")
+    of_file = _records(tarfile.XHDTYPE, size=size)
+    return {
+        "an old directory": header("etc/", len(tar), tarfile.AREGTYPE) + tar,
+        "one without a name": bytes(no_name) + tar,
+        "one of a long name": long_name + header("x", len(tar), tarfile.AREGTYPE) + tar,
+        "one by its path": _records(tarfile.XHDTYPE, path="etc/")
+        + header("x", len(tar), tarfile.AREGTYPE)
+        + tar,
+        "a size before global attributes": of_file
+        + _records(tarfile.XGLTYPE, comment="c")
+        + header("f", 0)
+        + tar,
+        "a size before no attributes": of_file
+        + header("x", 0, tarfile.XHDTYPE)
+        + header("f", 0)
+        + tar,
+    }
+
+
+def twice_packed(tar: bytes) -> bytes:
+    """Return what is a tar of one file, and a gzip stream of another tar."""
+    compressed = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    stream = compressed.compress(tar) + compressed.flush()
+    stream += struct.pack("<II", zlib.crc32(tar), len(tar) & 0xFFFFFFFF)
+    extra = 4  # a field that readers of gzip pass over: the rest of the tar's header
+    gzip_head = struct.pack("<3sBIBBH", b"\x1f\x8b\x08", extra, 0, 0, 255, BLOCK - 12)
+    block = bytearray(header("x", len(stream)))
+    block[: len(gzip_head)] = gzip_head
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + stream
 
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {

@@ -79,6 +79,34 @@ def test_what_is_beyond_a_limit_is_told_with_both_numbers(tar: bytes, told: str)
     assert not error.value.retryable
 
 
+@pytest.mark.parametrize("way", layers.hidden_ways(b""))
+def test_what_go_s_reader_finds_in_a_file_is_counted_or_refused(way: str) -> None:
+    """dockerd's: what it takes for entries must not be to us what a file holds."""
+    tar = layers.hidden_ways(layers.sparse(15 * TIB))[way]
+    with pytest.raises(
+        (ImageBeyondLimitError, ImageUnusableError), match=r"unpacked; |what follows"
+    ):
+        passed(tar)
+
+
+@pytest.mark.parametrize("size", [1, 700, 1 << 20])
+@pytest.mark.parametrize(
+    "tar",
+    [
+        layers.twice_packed(layer("a")),
+        *(pack(bytes(MIB)) for pack in PACKERS.values()),  # too short for an entry
+        b"\x5a\x2a\x4d\x18".ljust(1024, b"\0"),
+    ],
+)
+def test_dockerd_is_given_nothing_that_it_would_unpack(tar: bytes, size: int) -> None:
+    given: list[bytes] = []
+    packed = gzip.compress(tar)
+    budget = ImageBudget("an image", LIMITS)
+    with pytest.raises(ImageUnusableError, match="packed twice"):
+        given.extend(unpacked_layer("an image", digest_of(packed), in_parts(packed, size), budget))
+    assert not b"".join(given)
+
+
 def test_of_a_layer_that_is_another_the_end_is_kept_back() -> None:
     tar = layer("a", "b")
     packed = gzip.compress(tar)
@@ -115,6 +143,7 @@ def test_layers_of_one_image_are_counted_together() -> None:
         gzip.compress(layer("a"))[:-9],
         gzip.compress(layer("a")) + b"garbage",
         b"\x1f\x8b\x08" + bytes(100),
+        gzip.compress(gzip.compress(layer("a"))),
         layers.header("x", 2 << 20, tarfile.XHDTYPE) + bytes(4 << 10),
         layers.header("x", 10, tarfile.XHDTYPE) + b"9999999 a=b\n".ljust(512, b"\0"),
         layers.header("x", 10, tarfile.XHDTYPE) + b"0 a=b\n\n\n\n\n".ljust(512, b"\0"),
