@@ -137,7 +137,7 @@ POLICIES = {
     "discard_upload":      _undo(),
     "discard_checkpoints": _undo(),
     # Deleting, and sweeping
-    "delete_objects":      Policy(5 * MINUTE, UNLIMITED, total=30 * MINUTE),
+    "delete_objects":      Policy(5 * MINUTE, UNLIMITED, total=30 * MINUTE, heartbeat=True),
     "delete_image_tag":    Policy(5 * MINUTE, UNLIMITED, total=30 * MINUTE),
     "remove_late_arrivals": Policy(5 * MINUTE, UNLIMITED),
     # Removing a tenant

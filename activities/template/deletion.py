@@ -13,6 +13,7 @@ from activities.contract.names import tenant_mark
 from activities.contract.results import DeletedTemplate
 from activities.image.registry import RegistryAccess, delete_tag
 from activities.image.registry_login import GOOGLE_DELETES, HostLogins, credentials_for
+from activities.process.beating import beating
 from activities.process.sealing import SealedFor, Sealer
 from activities.process.settings import Settings
 from activities.store.bucket import Bucket
@@ -44,7 +45,7 @@ class BucketDeletionActivities(DeletionActivities):
     async def delete_objects(self, delete: DeleteTemplateInput, /) -> DeletedTemplate:
         """Leave a tombstone, then remove all objects, `metadata.json` first, and then those layers
         that nobody else needs."""
-        return await asyncio.to_thread(self._delete_objects, delete)
+        return await beating(asyncio.to_thread(self._delete_objects, delete))
 
     @activity.defn(name="delete_image_tag")
     async def delete_image_tag(self, delete: DeleteTemplateInput, /) -> DeletedTemplate:

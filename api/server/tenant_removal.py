@@ -6,8 +6,6 @@ It runs in the workers' process, and uses what the API uses: a build is deleted 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import TypeVar
 
 import grpc
 from temporalio import activity
@@ -17,6 +15,7 @@ from activities.contract.errors import TenantRemovalError
 from activities.contract.interface import TenantRemovalActivities
 from activities.contract.search_attributes import BUILDS
 from activities.contract.tenant_removal import DeleteBuildInput, FindBuildsInput, TenantBuilds
+from activities.process.beating import beating
 from activities.process.sealing import Sealer
 from activities.process.settings import Settings
 from activities.store.bucket import Bucket
@@ -35,8 +34,6 @@ from api.server.tenancy import condition_of
 from api.server.waiting import WaitingLine
 
 FOUND_AT_ONCE = 500
-BEAT_SECONDS = 2.0
-T = TypeVar("T")
 REMOVER = Caller("tenants delete", Right.OPERATOR)
 
 
@@ -57,9 +54,9 @@ class TenantRemover(TenantRemovalActivities):
         """Look in Temporal and in the bucket, until some are found."""
         current_caller.set(REMOVER)
         known = set(find.without)
-        found = await _beating(self._in_temporal(find.tenant, known))
+        found = await beating(self._in_temporal(find.tenant, known))
         if not found:
-            found = await _beating(asyncio.to_thread(self._in_bucket, find.tenant, known))
+            found = await beating(asyncio.to_thread(self._in_bucket, find.tenant, known))
         return TenantBuilds(build_ids=tuple(sorted(found)[:FOUND_AT_ONCE]))
 
     @activity.defn(name="delete_build_of_tenant")
@@ -73,7 +70,7 @@ class TenantRemover(TenantRemovalActivities):
         if owner not in (None, delete.tenant):
             raise TenantRemovalError(f"build {delete.build_id} is another tenant's")
         try:
-            await _beating(self._ender.delete(delete.build_id))
+            await beating(self._ender.delete(delete.build_id))
         except ApiError as error:
             if error.code is not grpc.StatusCode.NOT_FOUND:
                 raise TenantRemovalError(f"build {delete.build_id}: {error.message}") from error
@@ -84,7 +81,7 @@ class TenantRemover(TenantRemovalActivities):
 
         Returns how many files and logs these were.
         """
-        return await _beating(asyncio.to_thread(self._delete_objects, tenant))
+        return await beating(asyncio.to_thread(self._delete_objects, tenant))
 
     async def _in_temporal(self, tenant: str, known: set[str]) -> set[str]:
         found: set[str] = set()
@@ -106,15 +103,3 @@ class TenantRemover(TenantRemovalActivities):
             self._bucket.delete_objects(self._bucket.list_objects(place))
             for place in places_of_tenant(tenant)
         )
-
-
-async def _beating(work: Coroutine[None, None, T]) -> T:
-    """Wait for work that may take long, heartbeating; a cancellation ends it."""
-    task = asyncio.create_task(work)
-    try:
-        while not task.done():
-            activity.heartbeat()
-            await asyncio.wait([task], timeout=BEAT_SECONDS)
-        return task.result()
-    finally:
-        task.cancel()

@@ -34,6 +34,7 @@ from activities.store.log_archive import read_archived_log, to_jsonl
 from activities.store.objects import archived_log_name, lease_name
 from activities.template.deletion import BucketDeletionActivities
 from tests.support.example_template import BUILD, build_status, template_config
+from workflows.policies import POLICIES
 
 pytestmark = pytest.mark.counts_nothing
 
@@ -90,6 +91,19 @@ async def test_the_metadata_goes_first(
     await delete_objects(deletion)
     paths = [r["path"] for r in storage.traffic()["requests"] if r["operation"] == "delete"]
     assert "metadata.json" in paths[0]
+
+
+async def test_a_delete_beats_so_that_the_death_of_its_worker_is_noticed(
+    deletion: BucketDeletionActivities,
+) -> None:
+    beats: list[object] = []
+    environment = ActivityEnvironment()
+    environment.on_heartbeat = lambda *_: beats.append(_)
+    await environment.run(
+        deletion.delete_objects, DeleteTemplateInput(template_id="web", build_id=BUILD)
+    )
+    assert beats
+    assert POLICIES["delete_objects"].heartbeat
 
 
 async def test_deleting_twice_is_fine(
