@@ -101,7 +101,7 @@ def collect_all_of(bucket: Bucket, tenant: str) -> None:
 def _release(bucket: Bucket, build_id: str, uses: Collection[StoredObject]) -> None:
     # It may have been published since.
     if bucket.stat_object(metadata_name(build_id)) is None:
-        LayerObjects(bucket).release_listed(build_id, uses)
+        LayerObjects(bucket).release(build_id, uses)
 
 
 def _published(bucket: Bucket) -> set[str]:

@@ -205,16 +205,6 @@ class LayerObjects:
 
     # ---- Removing
 
-    def release(
-        self, build_id: str, *, keep: Collection[str] = (), collect: bool = False
-    ) -> list[str]:
-        """End a build's use of all layers but those to `keep`; returns which those were.
-
-        What it has not finished to write is removed; with `collect` also each layer that nobody
-        needs now. A reference that another run of the build has made meanwhile stays.
-        """
-        return self.release_listed(build_id, self.uses(build_id), keep=keep, collect=collect)
-
     def uses(self, build_id: str) -> list[StoredObject]:
         """Return a build's list.
 
@@ -223,7 +213,7 @@ class LayerObjects:
         """
         return self._bucket.list_objects(used_layers_prefix(build_id))
 
-    def release_listed(
+    def release(
         self,
         build_id: str,
         uses: Iterable[StoredObject],
@@ -231,7 +221,11 @@ class LayerObjects:
         keep: Collection[str] = (),
         collect: bool = False,
     ) -> list[str]:
-        """Do so with those of the build's list that are still what has been listed."""
+        """End a build's use of what is in its list, but of layers to `keep`; returns of which.
+
+        What it has not finished to write is removed; with `collect` also each layer that nobody
+        needs now. A reference that another run of the build has made since the listing stays.
+        """
         ended = [use for use in uses if _layer_of(use) not in keep]
         _at_once(lambda use: self._release(build_id, use, collect=collect), ended)
         return [_layer_of(use) for use in ended]

@@ -82,9 +82,18 @@ class LeaseObjects:
                 )
 
     def bury(self, build_id: str) -> int:
-        """Outdate every lease of a deleted build by a tombstone; returns its generation."""
+        """Outdate every lease of a deleted build by a tombstone; returns its generation.
+
+        Raises LeaseLostError when one is taken at this very moment: by a new build, perhaps.
+        """
         body = json.dumps({"deleted": utc_now().isoformat()}).encode()
-        return self._bucket.write_object(lease_name(build_id), body).generation
+        generation = self.current(build_id) or 0
+        try:
+            return self._bucket.write_object(
+                lease_name(build_id), body, if_generation_match=generation
+            ).generation
+        except PreconditionFailedError as error:
+            raise LeaseLostError(f"another host is taking build {build_id}") from error
 
     def unbury(self, build_id: str, generation: int) -> bool:
         """Remove the tombstone; False when a new build has already taken its place."""

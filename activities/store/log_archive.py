@@ -64,7 +64,7 @@ class BucketLogActivities(LogActivities):
         layers = LayerObjects(self._bucket)
         uses = layers.uses(build_id)
         if self._bucket.stat_object(metadata_name(build_id)) is None:
-            layers.release_listed(build_id, uses)
+            layers.release(build_id, uses)
 
 
 def to_jsonl(status: BuildStatus, entries: Sequence[LogEntry]) -> bytes:

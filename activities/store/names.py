@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 
 from pydantic import Field, ValidationError
 
@@ -236,19 +235,26 @@ class TenantNames:
         assert left is not None
         return left
 
-    def remove_build(self, build_id: str, template_id: str | None) -> list[str]:
+    def remove_build(
+        self, build_id: str, template_id: str | None, check: Callable[[], None] = lambda: None
+    ) -> list[str]:
         """Take a build out of the name of its template, or of any when that is not known.
 
-        A name that has no tag and waits for no build any more goes, too. Returns what is gone:
-        `name:tag`, and `name`.
+        A name that has no tag and waits for no build any more goes, too. `check` is called between
+        reading and writing, and ends it by raising. Returns what is gone: `name:tag`, and `name`.
         """
+
+        def change(names: TemplateNames | None) -> TemplateNames | None:
+            check()
+            return _without_build(build_id, names)
+
         templates = {template_id} if template_id else None
         gone: list[str] = []
         for named in list(list_names(self._bucket, self._tenant, templates)):
             names = self.read(named.name)
             if names is not None and names.without_build(build_id) != names:
                 gone += [f"{named.name}:{tag}" for tag in names.tags_of(build_id)]
-                if self._change(named.name, partial(_without_build, build_id)) is None:
+                if self._change(named.name, change) is None:
                     gone.append(named.name)
         return gone
 

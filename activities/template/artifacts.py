@@ -289,8 +289,7 @@ class BucketArtifactActivities(ArtifactActivities):
         for _ in range(PUBLISH_TRIES):
             outdated = self._bucket.stat_object(metadata_name(build_id))
             done = published_template(self._bucket, build_id)
-            if done is not None:
-                self._let_go(build_id)
+            if done is not None and self._keeps_layers(publish.scope):
                 return done
             self._require_current(publish.scope, running)
             if outdated is not None:  # it does not fit the objects: no commit, but in its place
@@ -323,13 +322,19 @@ class BucketArtifactActivities(ArtifactActivities):
                 metadata=_whose(publish.scope),
             )
 
-    def _let_go(self, build_id: str) -> None:
-        """End the use of the layers that the build has named and its template does not need."""
-        uses = self._layers.uses(build_id)
-        metadata = read_metadata(self._bucket, build_id)
-        if metadata is not None:
-            needed = [layer.layer_id for layer in metadata.layers]
-            self._layers.release_listed(build_id, uses, keep=needed)
+    def _keeps_layers(self, scope: BuildScope) -> bool:
+        """Name the template's layers once more, and end the use of others; False when one has gone.
+
+        Who ends the use of layers by builds without a template may have looked before it was there,
+        and have let go since of what was named before.
+        """
+        uses = self._layers.uses(scope.build_id)
+        metadata = read_metadata(self._bucket, scope.build_id)
+        if metadata is None or self._layers.refer_all(metadata.layers, scope):
+            return False
+        needed = [layer.layer_id for layer in metadata.layers]
+        self._layers.release(scope.build_id, uses, keep=needed)
+        return True
 
 
 class BucketUploadUndoActivities(UploadUndoActivities):
@@ -349,34 +354,31 @@ def discard_upload(bucket: Bucket, discard: DiscardUploadInput) -> DiscardedUplo
 
     With `keep_parts` the parts stay, so that a retry sends only what is missing.
     """
-    build_id, layers = discard.scope.build_id, LayerObjects(bucket)
-    uses = layers.uses(build_id)
+    build_id = discard.scope.build_id
+    there = bucket.list_objects(template_prefix(build_id))
+    # Looked at after the listing: what a retry has written by then is not in it.
     published = published_template(bucket, build_id)
     if published is not None:
         return DiscardedUpload(published=published)
+    uses = [stored for stored in there if is_used_layer(stored.name)]
     keep = parts_prefix(build_id) if discard.keep_parts else None
-    removed = remove_objects(bucket, template_prefix(build_id), keep_prefix=keep)
-    layers.release_listed(build_id, uses)  # those that are whole stay, as a cache
+    ended = [o for o in there if o not in uses and not (keep and o.name.startswith(keep))]
+    removed = remove_listed(bucket, template_prefix(build_id), ended)
+    LayerObjects(bucket).release(build_id, uses)  # those that are whole stay, as a cache
     return DiscardedUpload(published=None, removed_objects=removed)
 
 
-def remove_objects(bucket: Bucket, prefix: str, *, keep_prefix: str | None = None) -> int:
-    """Delete what is there now, `metadata.json` first: without it there is no template. Blocking.
-
-    Its list of layers stays, until they are released. Returns how many objects there were; raises
-    StorageUnavailableError when some would not go.
-    """
-    objects = [
-        stored
-        for stored in bucket.list_objects(prefix)
-        if not is_used_layer(stored.name)
-        and (keep_prefix is None or not stored.name.startswith(keep_prefix))
-    ]
-    return remove_listed(bucket, prefix, objects)
+def remove_objects(bucket: Bucket, prefix: str) -> int:
+    """Delete what is there now, see `remove_listed`."""
+    return remove_listed(bucket, prefix, bucket.list_objects(prefix))
 
 
 def remove_listed(bucket: Bucket, prefix: str, objects: Sequence[StoredObject]) -> int:
-    """Delete exactly these objects of a prefix, see `remove_objects`."""
+    """Delete exactly these objects of a prefix, `metadata.json` first: without it there is no
+    template. Blocking.
+
+    Returns how many of them were there; raises StorageUnavailableError when some would not go.
+    """
     first = [stored for stored in objects if is_metadata(stored.name)]
     removed = bucket.delete_objects(first)
     removed += bucket.delete_objects(stored for stored in objects if stored not in first)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 from temporalio import activity
 
+from activities.contract.errors import LeaseLostError
 from activities.contract.image_reference import ImageReference, ImageReferenceError
 from activities.contract.inputs import DeleteTemplateInput
 from activities.contract.interface import DeletionActivities
 from activities.contract.names import tenant_mark
-from activities.contract.results import DeletedTemplate
+from activities.contract.results import DeletedTemplate, StoredObject
 from activities.image.registry import RegistryAccess, delete_tag
 from activities.image.registry_login import GOOGLE_DELETES, HostLogins, credentials_for
 from activities.process.beating import beating
@@ -20,13 +23,11 @@ from activities.store.bucket import Bucket
 from activities.store.layers import LayerObjects
 from activities.store.lease_numbers import LeaseObjects
 from activities.store.names import TenantNames
-from activities.store.objects import (
-    archived_log_name,
-    is_used_layer,
-    lease_name,
-    template_prefix,
-)
-from activities.template.artifacts import remove_listed, remove_objects
+from activities.store.objects import archived_log_name, is_used_layer, template_prefix
+from activities.template.artifacts import remove_listed
+
+There = Mapping[str, Sequence[StoredObject]]
+"""What is there of a build, by what its names begin with."""
 
 
 class BucketDeletionActivities(DeletionActivities):
@@ -75,31 +76,41 @@ class BucketDeletionActivities(DeletionActivities):
 
     def _delete_objects(self, delete: DeleteTemplateInput) -> DeletedTemplate:
         tombstone = self._leases.bury(delete.build_id)
-        prefixes = _prefixes(delete.build_id, delete.tenant)
-        removed = sum(remove_objects(self._bucket, prefix) for prefix in prefixes)
-        self._layers.release(delete.build_id, collect=True)
+        there = self._there(delete.build_id, delete.tenant)
+        # An attempt that was held up may find a new build here, for which a later one made room.
+        require_buried = partial(self._require_buried, delete.build_id, tombstone)
+        require_buried()
+        removed = self._remove(delete.build_id, there)
         # After its metadata: whoever gives it a tag looks for those once more.
         names = TenantNames(self._bucket, delete.tenant)
         return DeletedTemplate(
             removed_objects=removed,
             tombstone_generation=tombstone,
             tenant=delete.tenant,
-            names=tuple(names.remove_build(delete.build_id, None)),
+            names=tuple(names.remove_build(delete.build_id, None, require_buried)),
         )
 
     def _remove_late_arrivals(self, build_id: str, deleted: DeletedTemplate) -> int:
-        prefixes = _prefixes(build_id, deleted.tenant)
-        late = {prefix: self._bucket.list_objects(prefix) for prefix in prefixes}
-        uses = [o for listed in late.values() for o in listed if is_used_layer(o.name)]
-        # Looked at after the listing: while the tombstone stands, nothing listed is of a new build.
-        current = self._bucket.stat_object(lease_name(build_id))
-        if current is None or current.generation != deleted.tombstone_generation:
+        tombstone, late = deleted.tombstone_generation, self._there(build_id, deleted.tenant)
+        if tombstone is None or not self._leases.is_current(build_id, tombstone):
             return 0
-        self._layers.release_listed(build_id, uses, collect=True)
-        removed = sum(remove_listed(self._bucket, prefix, late[prefix]) for prefix in late)
-        self._leases.unbury(build_id, current.generation)
+        removed = self._remove(build_id, late)
+        self._leases.unbury(build_id, tombstone)
         return removed
 
+    def _there(self, build_id: str, tenant: str) -> There:
+        """List a build's objects. While the tombstone still stands then, none is of a new build."""
+        prefixes = template_prefix(build_id), archived_log_name(build_id, tenant)
+        return {prefix: self._bucket.list_objects(prefix) for prefix in prefixes}
 
-def _prefixes(build_id: str, tenant: str) -> tuple[str, str]:
-    return template_prefix(build_id), archived_log_name(build_id, tenant)
+    def _require_buried(self, build_id: str, tombstone: int) -> None:
+        if not self._leases.is_current(build_id, tombstone):
+            raise LeaseLostError(f"build {build_id} has been taken up while it was deleted")
+
+    def _remove(self, build_id: str, there: There) -> int:
+        """Remove exactly these objects, and those layers that nobody else needs."""
+        uses = [each for listed in there.values() for each in listed if is_used_layer(each.name)]
+        others = {prefix: [o for o in there[prefix] if o not in uses] for prefix in there}
+        removed = sum(remove_listed(self._bucket, *each) for each in others.items())
+        self._layers.release(build_id, uses, collect=True)
+        return removed

@@ -14,7 +14,7 @@ from activities.store.metadata import TemplateMetadata
 from activities.store.objects import metadata_name
 from tests.support.command_line import cli
 from tests.support.example_template import metadata
-from tests.support.layered_bucket import make_chain, make_layer, scope_of
+from tests.support.layered_bucket import make_chain, make_layer, release, scope_of
 from tests.support.running_api import Api
 
 pytestmark = pytest.mark.counts_nothing
@@ -66,9 +66,9 @@ def test_what_it_says_a_delete_frees_is_what_goes(empty_bucket: Bucket) -> None:
     chain = make_chain(empty_bucket, scope, "base", "step", "last")
     cached = scope_of(tenant="acme")
     make_layer(empty_bucket, cached, "another", (chain[0].reference,))
-    LayerObjects(empty_bucket).release(cached.build_id)
+    release(LayerObjects(empty_bucket), cached.build_id)
     found = inspect_template(empty_bucket, template_on(scope.build_id, "acme", chain))
-    LayerObjects(empty_bucket).release(scope.build_id, collect=True)
+    release(LayerObjects(empty_bucket), scope.build_id, collect=True)
     gone = [LayerObjects(empty_bucket).read(each.layer_id) is None for each in chain]
     assert [each.is_freed for each in found.layers] == gone == [False, True, True]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import Collection
@@ -14,16 +15,21 @@ from pydantic import SecretStr
 from temporalio.client import WorkflowExecutionStatus
 from temporalio.testing import ActivityEnvironment
 
+from activities.contract.errors import LeaseLostError
 from activities.contract.inputs import DeleteTemplateInput, DiscardUploadInput, SweepInput
 from activities.contract.names import ArtifactName
+from activities.contract.references import TemplateReference
 from activities.contract.results import DeletedTemplate, SweepReport
 from activities.contract.scope import BuildScope
 from activities.host.bucket_sweep import BucketSweep
+from activities.process.clock import utc_now
 from activities.process.sealing import Sealer
 from activities.process.settings import Settings
 from activities.store.bucket import Bucket
-from activities.store.layers import EVERYBODY, LayerObjects
+from activities.store.layers import EVERYBODY, LayerObjects, LayerRecord
+from activities.store.lease_numbers import LeaseObjects
 from activities.store.log_archive import BucketLogActivities
+from activities.store.names import TenantNames
 from activities.store.objects import (
     artifact_name,
     metadata_name,
@@ -35,6 +41,7 @@ from activities.store.stored import TenantStored, count_stored, templates_of
 from activities.template.artifacts import discard_upload
 from activities.template.deletion import BucketDeletionActivities
 from api.server.template_bucket import TemplateBucket
+from tests.support.example_template import metadata
 from tests.support.layered_bucket import (
     InterruptedBucket,
     id_of,
@@ -55,9 +62,13 @@ def layers(empty_bucket: Bucket) -> LayerObjects:
     return LayerObjects(empty_bucket)
 
 
+def deleting(bucket: Bucket) -> BucketDeletionActivities:
+    return BucketDeletionActivities(bucket, Sealer(SecretStr("")), Settings())
+
+
 @pytest.fixture
 def deletion(empty_bucket: Bucket) -> BucketDeletionActivities:
-    return BucketDeletionActivities(empty_bucket, Sealer(SecretStr("")), Settings())
+    return deleting(empty_bucket)
 
 
 def publish(bucket: Bucket, scope: BuildScope) -> None:
@@ -66,9 +77,12 @@ def publish(bucket: Bucket, scope: BuildScope) -> None:
         bucket.write_object(name, b"x", metadata={"tenant": scope.tenant})
 
 
+def input_of(scope: BuildScope) -> DeleteTemplateInput:
+    return DeleteTemplateInput(template_id="web", build_id=scope.build_id, tenant=scope.tenant)
+
+
 async def delete(deletion: BucketDeletionActivities, scope: BuildScope) -> DeletedTemplate:
-    what = DeleteTemplateInput(template_id="web", build_id=scope.build_id, tenant=scope.tenant)
-    return await ActivityEnvironment().run(deletion.delete_objects, what)
+    return await ActivityEnvironment().run(deletion.delete_objects, input_of(scope))
 
 
 async def end_delete(
@@ -123,6 +137,45 @@ async def test_a_new_build_of_the_same_id_keeps_its_layers(
     made = make_layer(empty_bucket, scope, "base")
     await end_delete(deletion, deleted, scope)
     assert not layers.collect(made.layer_id)
+
+
+def test_a_delete_that_was_held_up_takes_nothing_from_a_new_build_of_the_id(
+    layers: LayerObjects, empty_bucket: Bucket, pytestconfig: pytest.Config
+) -> None:
+    """Its attempt has timed out, and a later one has ended, when its thread goes on."""
+    stride = 1 if pytestconfig.getoption("--whole") else 4
+    scope, ended = scope_of(), 0
+    names = TenantNames(empty_bucket, scope.tenant)
+
+    def build() -> LayerRecord:
+        made = layers.refer(id_of("base"), scope) or make_layer(empty_bucket, scope, "base")
+        told = metadata(scope.build_id, tenant=scope.tenant).to_json().encode()
+        empty_bucket.write_object(metadata_name(scope.build_id), told)
+        names.assign("web", scope.build_id, ["stable"], asked=utc_now())
+        return made
+
+    def delete_and_build() -> None:
+        deleting(empty_bucket)._delete_objects(input_of(scope))
+        LeaseObjects(empty_bucket).take(scope.build_id, "h1", "w", None)
+        build()
+
+    for number in range(1, 80, stride):
+        empty_bucket.delete_objects(empty_bucket.list_objects(""))
+        build()
+        held_up = InterruptedBucket(empty_bucket.name, number, delete_and_build)
+        with contextlib.suppress(LeaseLostError):
+            deleting(held_up)._delete_objects(input_of(scope))
+            ended += 1
+        if not held_up.was_interrupted:
+            assert ended
+            return
+        made = layers.read(id_of("base"))
+        assert made is not None
+        assert is_there(empty_bucket, made)
+        assert not layers.collect(made.layer_id)
+        assert empty_bucket.stat_object(metadata_name(scope.build_id)) is not None
+        assert names.resolve(TemplateReference("", "web", "stable")) == scope.build_id
+    raise AssertionError("it never ends")
 
 
 async def requests_of_a_delete(
@@ -194,6 +247,7 @@ def test_an_end_that_was_held_up_takes_nothing_from_the_retry_that_published(
             BucketLogActivities(held_up)._let_go(scope.build_id)
         if not held_up.was_interrupted:
             return
+        assert empty_bucket.stat_object(metadata_name(scope.build_id)) is not None
         assert not layers.collect(made.layer_id)
         assert is_there(empty_bucket, made)
     raise AssertionError("it never ends")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import struct
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from devstack.stack import Stack
@@ -18,13 +21,15 @@ from activities.contract.checkpoints import DiskKey
 from activities.contract.errors import CheckpointLostError, TemplateManagerError
 from activities.contract.inputs import ImportTemplateInput
 from activities.contract.names import ArtifactName, Step
-from activities.contract.results import PublishedTemplate
+from activities.contract.results import PublishedTemplate, StoredObject
 from activities.disk.sparse_files import sha256_of
 from activities.step.layer_disks import layer_of
 from activities.store.bucket import Bucket
 from activities.store.download import pull_template
 from activities.store.layers import LayerObjects
+from activities.store.log_archive import BucketLogActivities
 from activities.store.metadata import TemplateMetadata, read_metadata, wrong_objects
+from activities.store.objects import metadata_name
 from activities.template.artifacts import remove_objects
 from activities.template.base import BucketBaseActivities
 from activities.template.layering import LayerMaker, Upload
@@ -244,6 +249,55 @@ async def test_a_layer_that_has_gone_before_publishing_sends_the_build_back(
         await build.publish(snapshot, uploads)
     await build.publish(snapshot)
     assert pulls_the_same(empty_bucket, build, tmp_path / "out")
+
+
+@pytest.mark.parametrize("is_taken", [False, True])
+async def test_who_looked_before_a_template_was_there_takes_no_layer_from_it(
+    empty_bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_taken: bool
+) -> None:
+    """What has ended the use of its layers has seen no `metadata.json`, which comes just then."""
+    build = build_on(tmp_path / "a", empty_bucket).makes("base", "base", 100)
+    build_id, layer = build.held.scope.build_id, layer_of(build.chain[0])
+    snapshot = build.boots()
+    uploads = await build.upload(snapshot)
+    write, uses = Bucket.write_object, LayerObjects.uses
+
+    def write_late(bucket: Bucket, name: str, data: bytes, **more: Any) -> StoredObject:
+        if name == metadata_name(build_id):
+            BucketLogActivities(bucket)._let_go(build_id)
+        return write(bucket, name, data, **more)
+
+    def use_late(layers: LayerObjects, of: str) -> list[StoredObject]:
+        if is_taken:
+            layers.collect(layer)  # before it is named once more
+        return uses(layers, of)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Bucket, "write_object", write_late)
+        patched.setattr(LayerObjects, "uses", use_late)
+        lost = pytest.raises(CheckpointLostError, match="no longer there")
+        with lost if is_taken else contextlib.nullcontext():
+            await build.publish(snapshot, uploads)
+        assert (read_metadata(empty_bucket, build_id) is None) == is_taken
+    if is_taken:
+        await build.publish(snapshot)
+    assert not LayerObjects(empty_bucket).collect(layer)
+    assert pulls_the_same(empty_bucket, build, tmp_path / "out")
+
+
+async def test_a_layer_that_is_larger_than_a_host_makes_disks_is_not_taken(
+    empty_bucket: Bucket, tmp_path: Path
+) -> None:
+    first, second = (
+        build_on(tmp_path / host, empty_bucket).makes("base", host, 400) for host in "ab"
+    )
+    await first.publish(first.boots())
+    held = second.held
+    small = replace(held, settings=held.settings.model_copy(update={"max_rootfs_mb": 1}))
+    second = replace(second, held=small)
+    await second.publish(second.boots())
+    assert metadata_of(empty_bucket, second).layers == ()
+    assert pulls_the_same(empty_bucket, second, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from tests.support.layered_bucket import (
     is_there,
     make_chain,
     make_layer,
+    release,
     scope_of,
     write_layer,
 )
@@ -128,10 +129,10 @@ def test_a_layer_stays_while_a_build_needs_it(layers: LayerObjects, empty_bucket
     maker, user = scope_of(), scope_of()
     made = make_layer(empty_bucket, maker, "base")
     assert layers.refer(BASE, user) == made
-    assert layers.release(maker.build_id, collect=True) == [BASE]
+    assert release(layers, maker.build_id, collect=True) == [BASE]
     assert not layers.collect(BASE)
     assert layers.read(BASE) == made
-    layers.release(user.build_id, collect=True)
+    release(layers, user.build_id, collect=True)
     assert names_of(empty_bucket) == []
 
 
@@ -141,7 +142,7 @@ def test_what_a_failed_build_has_made_stays_as_a_cache(
     scope = scope_of()
     made = make_layer(empty_bucket, scope, "base")
     claimed(layers, scope, id_of("unfinished"))
-    layers.release(scope.build_id)
+    release(layers, scope.build_id)
     assert layers.read(BASE) == made
     assert len(names_of(empty_bucket)) == 3  # data, header, record
     assert layers.collect(BASE)
@@ -151,14 +152,14 @@ def test_what_a_failed_build_has_made_stays_as_a_cache(
 def test_a_chain_goes_from_above(layers: LayerObjects, empty_bucket: Bucket) -> None:
     scope, user = scope_of(), scope_of()
     base, step, last = make_chain(empty_bucket, scope, "base", "step", "last")
-    layers.release(scope.build_id)
+    release(layers, scope.build_id)
     assert not layers.collect(base.layer_id)
     assert not layers.collect(step.layer_id)
     layers.refer(base.layer_id, user)
     assert layers.collect(last.layer_id)
     assert layers.read(step.layer_id) is None
     assert layers.read(base.layer_id) == base
-    layers.release(user.build_id, collect=True)
+    release(layers, user.build_id, collect=True)
     assert names_of(empty_bucket) == []
 
 
@@ -166,8 +167,10 @@ def test_a_build_lets_go_of_what_it_does_not_need(
     layers: LayerObjects, empty_bucket: Bucket
 ) -> None:
     scope = scope_of()
+    build_id = scope.build_id
     kept, let_go = (make_layer(empty_bucket, scope, name) for name in ("kept", "let go"))
-    assert layers.release(scope.build_id, keep=[kept.layer_id]) == [let_go.layer_id]
+    uses = layers.uses(build_id)
+    assert layers.release(build_id, uses, keep=[kept.layer_id]) == [let_go.layer_id]
     assert layers.collect(let_go.layer_id)
     assert not layers.collect(kept.layer_id)
 
@@ -228,7 +231,7 @@ def test_a_layer_is_never_taken_from_who_has_found_it(
         found.append(by.refer(BASE, user))
 
     def delete(by: LayerObjects) -> None:
-        by.release(owner.build_id, collect=True)
+        release(by, owner.build_id, collect=True)
 
     first, second = (refer, delete) if held_up == "refer" else (delete, refer)
     stride = 1 if held_up == "refer" else stride  # it has few requests
@@ -238,8 +241,8 @@ def test_a_layer_is_never_taken_from_who_has_found_it(
         last = found.pop() if found else None
         outcomes.add(last is not None)
         assert last is None or is_whole(empty_bucket, last)
-        layers.release(owner.build_id, collect=True)
-        layers.release(user.build_id, collect=True)
+        release(layers, owner.build_id, collect=True)
+        release(layers, user.build_id, collect=True)
         assert names_of(empty_bucket) == []
     assert outcomes == {True, False}
 
@@ -258,11 +261,11 @@ def test_two_collectors_and_a_build_that_comes_between(
 
     for held in every_moment(empty_bucket, stride, meanwhile):
         make_layer(empty_bucket, owner, "base")
-        layers.release(owner.build_id)
+        release(layers, owner.build_id)
         held.collect(BASE)
         last = found.pop() if found else None
         assert last is None or is_whole(empty_bucket, last)
-        layers.release(user.build_id, collect=True)
+        release(layers, user.build_id, collect=True)
         assert names_of(empty_bucket) == []
 
 
@@ -297,7 +300,7 @@ def test_a_retry_of_a_build_keeps_what_it_names_while_its_delete_goes_on(
     for held in every_moment(empty_bucket, stride, lambda: found.append(layers.refer(BASE, scope))):
         make_layer(empty_bucket, scope, "base")
         uses = empty_bucket.list_objects(used_layers_prefix(scope.build_id))
-        held.release_listed(scope.build_id, uses, collect=True)
+        held.release(scope.build_id, uses, collect=True)
         if found and (last := found.pop()) is not None:
             assert not layers.collect(BASE)
             assert is_whole(empty_bucket, last)
@@ -340,7 +343,7 @@ def test_a_death_after_any_write_is_made_good(
         if what == "make":
             make_chain(empty_bucket, scope, "base", "step")
         else:
-            layers.release(scope.build_id, collect=True)
+            release(layers, scope.build_id, collect=True)
         return True
 
     for writes in range(0, MOST_REQUESTS, stride):

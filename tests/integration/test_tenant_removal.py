@@ -43,7 +43,7 @@ from api.server.server import running_server
 from api.server.tenant_removal import TenantRemover
 from tests.support.command_line import Ended, cli
 from tests.support.example_template import metadata
-from tests.support.layered_bucket import id_of, make_chain, make_layer, scope_of
+from tests.support.layered_bucket import id_of, make_chain, make_layer, release, scope_of
 from tests.support.recording_host import Journal, RecordingHost, running_host, workflow_worker
 from tests.support.running_api import serving, settings_for, template_of
 from tests.support.temporal_server import start_temporal
@@ -144,7 +144,7 @@ async def test_all_that_is_the_tenant_s_goes_and_nothing_else(service: Service) 
     mine = [service.store("acme")]
     LayerObjects(bucket).refer(id_of("everybody's", EVERYBODY), scope_of(mine[0], "acme"))
     cached = make_chain(bucket, forgotten := scope_of(tenant="acme"), "low", "high")
-    LayerObjects(bucket).release(forgotten.build_id)
+    release(LayerObjects(bucket), forgotten.build_id)
     bucket.write_object(files_name("ab" * 32, "acme"), b"files")
     bucket.write_object(archived_log_name(str(uuid.uuid4()), "acme"), b"forgotten")
     async with service.at_work():

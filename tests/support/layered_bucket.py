@@ -97,6 +97,11 @@ def make_chain(
     return made
 
 
+def release(layers: LayerObjects, build_id: str, *, collect: bool = False) -> list[str]:
+    """End a build's use of all its layers, as undos do it or, to `collect`, deletes."""
+    return layers.release(build_id, layers.uses(build_id), collect=collect)
+
+
 def is_there(bucket: Bucket, record: LayerRecord) -> bool:
     """Whether every object of a layer is what its record says."""
     return all(bucket.stat_object(each.name) == each for each in record.objects.values())
