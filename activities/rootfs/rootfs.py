@@ -27,7 +27,7 @@ from activities.contract.errors import (
 )
 from activities.contract.inputs import BuildRootfsInput
 from activities.contract.interface import RootfsActivities
-from activities.contract.names import ArtifactName, Step
+from activities.contract.names import ArtifactName, Step, tenant_mark
 from activities.contract.results import ImageConfig
 from activities.contract.scope import BuildScope
 from activities.contract.units import MIB
@@ -409,8 +409,9 @@ def rootfs_fingerprint(settings: Settings, build: BuildRootfsInput) -> str:
     """
     # A forced build's are its own: it must not take away what another build is working on.
     own = {"forced_by": build.scope.build_id} if build.force else {}
-    # Of a public image everybody may have it; of any other, its tenant.
-    private = {"tenant": build.image.tenant} if build.image.tenant else {}
+    # Of a public image everybody may have the bare disk; all else is its tenant's.
+    tenant = build.image.tenant or ("" if build.bare else tenant_mark(build.scope.tenant))
+    private = {"tenant": tenant} if tenant else {}
     bare = {"bare": True} if build.bare else {}
     return fingerprint(
         Step.ROOTFS,

@@ -166,7 +166,7 @@ async def test_builds_of_one_host_share_a_base_that_they_make_at_once(
 async def test_a_disk_below_that_is_replaced_meanwhile_is_not_compared_with(
     empty_bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two tenants have other bytes as a layer of one checkpoint, and a host has room for one."""
+    """A host has room for the bytes of one of those who have made a checkpoint."""
     first = build_on(tmp_path / "h2", empty_bucket, tenant="acme")
     first.makes("base", "base", 400).makes("own", "of h2", 20, "acme")
     await first.publish(first.boots("first"))
@@ -179,7 +179,7 @@ async def test_a_disk_below_that_is_replaced_meanwhile_is_not_compared_with(
     def stack_and_lose(maker: LayerMaker, chain: Sequence[DiskKey], upload: Upload) -> object:
         found = stack(maker, chain, upload)
         build.disk = disk_of_h1
-        build.keeps(chain[-1].fingerprint)  # a build of another tenant takes its own
+        build.keeps(chain[-1].fingerprint)  # another build has made it anew
         return found
 
     with monkeypatch.context() as patched:

@@ -1,4 +1,4 @@
-"""Which checkpoints tenants share: the root file systems of public images, and nothing else."""
+"""Which checkpoints tenants share: the bare disks of public images, and nothing else."""
 
 from __future__ import annotations
 
@@ -32,21 +32,19 @@ def scope_of(tenant: str) -> BuildScope:
     return BuildScope(build_id=BUILD, template_id="web", lease=lease, tenant=tenant)
 
 
-def rootfs_key(settings: Settings, tenant: str, image_of: str = "") -> str:
-    return rootfs_fingerprint(
-        settings,
-        BuildRootfsInput(
-            scope=scope_of(tenant),
-            image=pulled_image().model_copy(update={"tenant": image_of}),
-            disk_size_mb=64,
-            memory_mb=512,
-            start_command="serve",
-            ready_command="check",
-            env={},
-            ready_timeout_seconds=1,
-            provision_timeout_seconds=1,
-        ),
+def rootfs_key(settings: Settings, tenant: str, image_of: str = "", *, bare: bool = False) -> str:
+    build = BuildRootfsInput(
+        scope=scope_of(tenant),
+        image=pulled_image().model_copy(update={"tenant": image_of}),
+        disk_size_mb=64,
+        memory_mb=512,
+        start_command="serve",
+        ready_command="check",
+        env={},
+        ready_timeout_seconds=1,
+        provision_timeout_seconds=1,
     )
+    return rootfs_fingerprint(settings, build.as_bare() if bare else build)
 
 
 def test_two_tenants_never_have_the_same_memory_snapshot(settings: Settings) -> None:
@@ -57,10 +55,16 @@ def test_two_tenants_never_have_the_same_memory_snapshot(settings: Settings) -> 
     assert keys[1] == snapshot_fingerprint(settings, rootfs, shape, "acme")
 
 
-def test_the_root_file_system_of_a_public_image_is_everybodys(settings: Settings) -> None:
-    assert len({rootfs_key(settings, tenant) for tenant in TENANTS}) == 1
+def test_the_bare_disk_of_a_public_image_is_everybodys(settings: Settings) -> None:
+    assert len({rootfs_key(settings, tenant, bare=True) for tenant in TENANTS}) == 1
+    private = {rootfs_key(settings, tenant, image_of=tenant, bare=True) for tenant in TENANTS}
+    assert len(private | {rootfs_key(settings, DEFAULT_TENANT, bare=True)}) == 4
 
 
 def test_any_other_root_file_system_is_its_tenant_s(settings: Settings) -> None:
+    """Their layers are: so a host would take away the one's bytes for the other's each time."""
+    public = {rootfs_key(settings, tenant) for tenant in TENANTS}
+    assert len(public) == 3
     private = {rootfs_key(settings, tenant, image_of=tenant) for tenant in TENANTS}
-    assert len(private | {rootfs_key(settings, DEFAULT_TENANT)}) == 4
+    assert len(private) == 3
+    assert rootfs_key(settings, DEFAULT_TENANT) not in private
