@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -14,7 +14,9 @@ from activities.store.objects import is_layer_id, parse_object_name, references_
 from activities.store.stored import TENANT_METADATA
 
 MOST_USERS = 1000
-"""References that are looked at of one layer: more are not told one by one."""
+"""Of a tenant's layer; more are not told one by one."""
+MOST_LOOKED_AT = 20_000
+"""References to any other layer, among which the tenant's own are looked for."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class SharedLayer:
     builds: tuple[str, ...]
     """Other builds of the tenant that need it."""
     has_more: bool
-    """Whether there may be more of them."""
+    """Whether the tenant may have more of them."""
     is_freed: bool
     """Whether the tenant has it no more when the template is deleted."""
 
@@ -50,7 +52,8 @@ class StoredTemplate:
 def inspect_template(bucket: Bucket, metadata: TemplateMetadata) -> StoredTemplate:
     """Look at a template's layers and at who else needs them. Blocking.
 
-    It costs two or three requests a layer. Raises StorageUnavailableError and StorageDeniedError.
+    It costs two or three requests a layer, more of one that is everybody's: its references are read
+    a thousand at a time. Raises StorageUnavailableError and StorageDeniedError.
     """
     shared: list[SharedLayer] = []
     for layer in reversed(metadata.layers):
@@ -65,31 +68,30 @@ def _shared(
     bucket: Bucket, layer: LayerReference, metadata: TemplateMetadata, freed: set[str]
 ) -> SharedLayer:
     record = LayerObjects(bucket).read(layer.layer_id)
-    is_everybodys = record is not None and record.owner == EVERYBODY
-    listed = bucket.list_with_metadata(references_prefix(layer.layer_id))
-    users = dict(_user(*each) for each in islice(listed, MOST_USERS))
+    tenant, listed = metadata.config.tenant, _users(bucket, layer.layer_id)
+    is_tenants = record is not None and record.owner == tenant
+    if not is_tenants:  # nothing that is told may show how many others there are
+        looked_at = islice(listed, MOST_LOOKED_AT)
+        listed = (each for each in looked_at if each[1] == tenant)
+    users = dict(islice(listed, MOST_USERS))
+    has_more = len(users) == MOST_USERS
     users.pop(metadata.build_id, None)
-    has_more = len(users) >= MOST_USERS - 1
-    tenant = metadata.config.tenant
     return SharedLayer(
         layer_id=layer.layer_id,
         stored_bytes=_bytes(layer.objects.values()),
-        is_everybodys=is_everybodys,
+        is_everybodys=record is not None and record.owner == EVERYBODY,
         builds=tuple(sorted(user for user, whose in users.items() if whose == tenant)),
         has_more=has_more,
-        # Whether others need what is everybody's is nobody's business.
-        is_freed=record is not None
-        and not is_everybodys
-        and not has_more
-        and users.keys() <= freed,
+        is_freed=is_tenants and not has_more and users.keys() <= freed,
     )
 
 
-def _user(stored: StoredObject, metadata: Mapping[str, str]) -> tuple[str, str]:
-    """Return who needs the layer, and whose build that is; '' for a layer."""
-    named = parse_object_name(stored.name)
-    user = named.build_id if named else stored.name
-    return user, "" if is_layer_id(user) else metadata.get(TENANT_METADATA, "")
+def _users(bucket: Bucket, layer_id: str) -> Iterator[tuple[str, str]]:
+    """Yield who needs a layer, and whose build that is; '' for a layer."""
+    for stored, metadata in bucket.list_with_metadata(references_prefix(layer_id)):
+        named = parse_object_name(stored.name)
+        user = named.build_id if named else stored.name
+        yield user, "" if is_layer_id(user) else metadata.get(TENANT_METADATA, "")
 
 
 def _bytes(objects: Iterable[StoredObject]) -> int:

@@ -7,6 +7,7 @@ import uuid
 import pytest
 
 from activities.contract.names import ArtifactName
+from activities.store import inspection
 from activities.store.bucket import Bucket
 from activities.store.inspection import inspect_template
 from activities.store.layers import EVERYBODY, LayerObjects, LayerRecord
@@ -61,6 +62,25 @@ def test_it_tells_what_is_shared_and_nothing_of_other_tenants(empty_bucket: Buck
     assert [each.builds for each in shared.layers] == [(sibling.build_id,)] * 2 + [()]
 
 
+def test_nothing_tells_how_many_others_need_a_layer_of_a_public_image(
+    empty_bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspection, "MOST_USERS", 3)
+    layers, mine = LayerObjects(empty_bucket), scope_of(tenant="acme")
+    base = make_layer(empty_bucket, mine, "base", owner=EVERYBODY)
+    template = template_on(mine.build_id, "acme", [base])
+    alone = inspect_template(empty_bucket, template)
+    for _ in range(4):
+        layers.refer(base.layer_id, scope_of(tenant="beta"))
+    assert inspect_template(empty_bucket, template) == alone
+    siblings = [scope_of(tenant="acme") for _ in range(3)]
+    for scope in siblings:
+        layers.refer(base.layer_id, scope)
+    [shared] = inspect_template(empty_bucket, template).layers
+    assert shared.has_more
+    assert set(shared.builds) <= {scope.build_id for scope in siblings}
+
+
 def test_what_it_says_a_delete_frees_is_what_goes(empty_bucket: Bucket) -> None:
     scope = scope_of(tenant="acme")
     chain = make_chain(empty_bucket, scope, "base", "step", "last")
@@ -82,7 +102,7 @@ def test_a_template_without_layers_has_its_own_objects_alone(empty_bucket: Bucke
 
 async def test_the_command_shows_it(api: Api, empty_bucket: Bucket) -> None:
     scope = scope_of(tenant="default")
-    [layer] = make_chain(empty_bucket, scope, "base")
+    [layer] = make_chain(empty_bucket, scope, "base", owner="default")
     told = template_on(scope.build_id, "default", [layer])
     empty_bucket.write_object(metadata_name(scope.build_id), told.to_json().encode())
     env = {"TEMPLATE_MANAGER_API_ADDRESS": api.server.address}
