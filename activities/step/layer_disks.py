@@ -7,6 +7,7 @@ from pathlib import Path
 from activities.contract.checkpoints import DiskKey, RootfsCheckpoint
 from activities.contract.errors import (
     HostDiskFullError,
+    RootfsTooLargeError,
     StorageCorruptionError,
     TemplateDamagedError,
 )
@@ -22,7 +23,12 @@ from activities.store.bucket import Bucket
 from activities.store.download import pull_artifact
 from activities.store.layers import LayerObjects, LayerRecord, layer_id
 
-UNUSABLE = (HostDiskFullError, StorageCorruptionError, TemplateDamagedError)
+UNUSABLE = (
+    HostDiskFullError,
+    RootfsTooLargeError,
+    StorageCorruptionError,
+    TemplateDamagedError,
+)
 """What a layer fails with that this host cannot use: then another is used, or none."""
 
 
@@ -79,9 +85,15 @@ class LayerDisks:
     ) -> RootfsCheckpoint:
         """Bring a disk to this host, as the checkpoint that it was on another one.
 
-        `place` is where the checkpoint is made. Raises HostDiskFullError, TemplateDamagedError,
-        StorageCorruptionError, StorageUnavailableError and StorageDeniedError.
+        `place` is where the checkpoint is made. Raises HostDiskFullError, RootfsTooLargeError,
+        TemplateDamagedError, StorageCorruptionError, StorageUnavailableError and
+        StorageDeniedError.
         """
+        size_mb, most_mb = record.size_bytes // MIB, self._settings.max_rootfs_mb
+        if size_mb > most_mb:
+            raise RootfsTooLargeError(
+                f"the disk of layer {record.layer_id} has {size_mb} MiB; the limit is {most_mb} MiB"
+            )
         artifact = disk_in_bucket(record)
         most = min(artifact.size_bytes, sum(stored.size_bytes for stored in artifact.stored))
         self._room.require("take a disk out of the bucket", most)
