@@ -91,6 +91,10 @@ class LayerRecord(Model):
     dying: bool = Field(default=False, exclude_if=operator.not_)
     """Whether somebody is about to remove it: it is not to be relied on."""
 
+    def is_of(self, asked: str) -> bool:
+        """Whether it is what is to be found under that id, which is made of what it says."""
+        return self.layer_id == asked == layer_id(self.owner, self.step, self.fingerprint)
+
     @property
     def reference(self) -> LayerReference:
         """What names it elsewhere."""
@@ -278,7 +282,7 @@ class LayerObjects:
 
     def _look(self, layer_id: str) -> _Found:
         found = self._bucket.read_object(layer_record_name(layer_id))
-        return _Found(None, 0) if found is None else _Found(_content(found[0]), found[1])
+        return _Found(None, 0) if found is None else _Found(_content(found[0], layer_id), found[1])
 
     def _replace(
         self, layer_id: str, content: LayerRecord | _Making, generation: int
@@ -340,10 +344,12 @@ class LayerObjects:
         self._bucket.delete_object(use.name, use.generation)
 
 
-def _content(data: bytes) -> LayerRecord | _Making | None:
-    for kind in (_Making, LayerRecord):
-        with contextlib.suppress(ValidationError):
-            return kind.model_validate_json(data)
+def _content(data: bytes, layer_id: str) -> LayerRecord | _Making | None:
+    with contextlib.suppress(ValidationError):
+        return _Making.model_validate_json(data)
+    with contextlib.suppress(ValidationError):
+        record = LayerRecord.model_validate_json(data)
+        return record if record.is_of(layer_id) else None
     return None
 
 

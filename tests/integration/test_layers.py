@@ -14,7 +14,7 @@ from activities.contract.scope import BuildScope
 from activities.store.bucket import Bucket
 from activities.store.layer_leftovers import leftover_layers, leftover_uses
 from activities.store.layers import LayerClaim, LayerObjects, LayerRecord
-from activities.store.objects import reference_name, used_layers_prefix
+from activities.store.objects import layer_record_name, reference_name, used_layers_prefix
 from tests.support.layered_bucket import (
     InterruptedBucket,
     id_of,
@@ -120,6 +120,18 @@ def test_what_a_template_names_is_compared_with_what_is_there(
     data = chain[1].objects["data"].model_copy(update={"generation": 1})
     another = references[1].model_copy(update={"objects": {**references[1].objects, "data": data}})
     assert layers.refer_all([references[0], another], scope) == [chain[1].layer_id]
+
+
+@pytest.mark.parametrize(("name", "owner"), [("other", "acme"), ("base", "beta")])
+def test_a_record_of_another_disk_is_not_relied_on(
+    layers: LayerObjects, empty_bucket: Bucket, name: str, owner: str
+) -> None:
+    other = make_layer(empty_bucket, scope_of(), name, owner=owner)
+    for lies in (other, other.model_copy(update={"layer_id": BASE})):
+        empty_bucket.write_object(layer_record_name(BASE), lies.model_dump_json().encode())
+        assert layers.refer(BASE, scope_of()) is None
+    assert not layers.collect(BASE)
+    assert is_whole(empty_bucket, other)
 
 
 # ---- Removing
