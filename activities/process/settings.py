@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     """What asking a registry for an image may take, all its answers but the layers together."""
     sweep_interval_seconds: Annotated[float, Field(ge=1)] = 600
     layer_max_age_hours: Annotated[float, Field(ge=0)] = 7 * 24
-    """Of the workers: layers in the bucket that no build has needed since are removed."""
+    """Of the workers: layers in the bucket that nobody needs, nor has used since, are removed."""
 
     # API
     api_address: str = "127.0.0.1:5008"

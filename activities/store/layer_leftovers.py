@@ -52,7 +52,8 @@ class _Layer:
 
 
 def leftover_layers(bucket: Bucket, unused_since: float) -> Iterator[Leftover]:
-    """Yield layers that nobody needs since then (wall clock seconds), and what is none any more.
+    """Yield layers that nobody needs and that were not used since then (seconds of the wall clock),
+    and what is none any more.
 
     Raises StorageUnavailableError and StorageDeniedError.
     """
@@ -63,7 +64,7 @@ def leftover_layers(bucket: Bucket, unused_since: float) -> Iterator[Leftover]:
         if layer.record is None or MAKING_METADATA in layer.record.metadata:
             yield from _unfinished(layers, layer)
         elif layer.is_dying or (not layer.users and layer.written_at < unused_since):
-            yield _leftover(layer, partial(layers.collect, layer.layer_id))
+            yield _leftover(layer, partial(layers.collect, layer.layer_id, unused_since))
         yield from _held_by_nothing(bucket, layer, found)
 
 

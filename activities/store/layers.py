@@ -29,7 +29,7 @@ import operator
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple, TypeVar
 
 from pydantic import Field, ValidationError
@@ -40,6 +40,7 @@ from activities.contract.model import Model
 from activities.contract.names import ArtifactName, BuildId, Fingerprint, Step
 from activities.contract.results import LayerReference, StoredObject
 from activities.contract.scope import BuildScope
+from activities.process.clock import utc_now
 from activities.store.bucket import Bucket
 from activities.store.objects import (
     artifact_name,
@@ -62,6 +63,8 @@ NOBODY = ""
 """Maker of what is being removed."""
 AT_ONCE = 8
 RACES = 4
+NOTED_EVERY = timedelta(hours=1)
+"""How exactly a layer knows its last use: an object is not to be written at each build's end."""
 DYING_METADATA = "dying"
 MAKING_METADATA = "making"
 """In the custom metadata of `layer.json`, so that a listing tells: the maker, or NOBODY."""
@@ -90,6 +93,13 @@ class LayerRecord(Model):
     facts: RootfsFacts
     dying: bool = Field(default=False, exclude_if=operator.not_)
     """Whether somebody is about to remove it: it is not to be relied on."""
+    used: datetime | None = Field(default=None, exclude_if=operator.not_)
+    """When a use of it has ended, noted once in NOTED_EVERY; None: not since it was made."""
+
+    @property
+    def last_used(self) -> datetime:
+        """Return when it was made or noted to be used, whichever is later."""
+        return self.used or self.created
 
     def is_of(self, asked: str) -> bool:
         """Whether it is what is to be found under that id, which is made of what it says."""
@@ -234,10 +244,11 @@ class LayerObjects:
         _at_once(lambda use: self._release(build_id, use, collect=collect), ended)
         return [_layer_of(use) for use in ended]
 
-    def collect(self, layer_id: str) -> bool:
+    def collect(self, layer_id: str, unused_since: float | None = None) -> bool:
         """Remove a layer that nobody needs, and those below that only it needed.
 
-        False when it stays, or is not there. Goes on with what a crash has left half removed.
+        Of these only what has not been used since then, in seconds of the wall clock. False when it
+        stays, or is not there. Goes on with what a crash has left half removed.
         """
         found = self._look(layer_id)
         record = found.content
@@ -245,13 +256,15 @@ class LayerObjects:
             return record.making == NOBODY and self._remove(layer_id, found.generation)
         if record is None:
             return False
-        if not record.dying:
-            if self._is_used(layer_id):  # most are: builds do not find it dying for a moment
-                return False
-            dying = record.model_copy(update={"dying": True})
-            generation = self._replace(layer_id, dying, found.generation)
-            return generation is not None and self._end(record, generation)
-        return self._end(record, found.generation)
+        if record.dying:
+            return self._end(record, found.generation, unused_since)
+        if unused_since is not None and record.last_used.timestamp() >= unused_since:
+            return False
+        if self._is_used(layer_id):  # most are: builds do not find it dying for a moment
+            return False
+        dying = record.model_copy(update={"dying": True})
+        generation = self._replace(layer_id, dying, found.generation)
+        return generation is not None and self._end(record, generation, unused_since)
 
     def clear(self, layer_id: str) -> bool:
         """Remove what somebody has begun to write and never will finish; False when it is whole."""
@@ -299,14 +312,20 @@ class LayerObjects:
     def _is_used(self, layer_id: str) -> bool:
         return self._bucket.has_any(references_prefix(layer_id))
 
-    def _end(self, record: LayerRecord, generation: int) -> bool:
+    def _end(self, record: LayerRecord, generation: int, unused_since: float | None) -> bool:
         """Remove a layer that is dying in that generation, unless somebody needs it."""
         if not self._is_used(record.layer_id):
-            return self._remove(record.layer_id, generation, record)
+            return self._remove(record.layer_id, generation, record, unused_since)
         self._replace(record.layer_id, record.model_copy(update={"dying": False}), generation)
         return False
 
-    def _remove(self, layer_id: str, generation: int, record: LayerRecord | None = None) -> bool:
+    def _remove(
+        self,
+        layer_id: str,
+        generation: int,
+        record: LayerRecord | None = None,
+        unused_since: float | None = None,
+    ) -> bool:
         below = record.below[-1].layer_id if record and record.below else ""
         held = self._bucket.stat_object(reference_name(below, layer_id)) if below else None
         taken = self._take(layer_id, generation, NOBODY)
@@ -316,7 +335,7 @@ class LayerObjects:
             self._bucket.delete_object(held.name, held.generation)
         self._bucket.delete_object(layer_record_name(layer_id), taken)
         if below:
-            self.collect(below)
+            self.collect(below, unused_since)
         return True
 
     def _take(self, layer_id: str, generation: int, maker: str) -> int | None:
@@ -334,14 +353,25 @@ class LayerObjects:
         # Looked at after the reference: while it is the one that was listed, so is the reference.
         if self._bucket.stat_object(use.name) != use:
             return
+        found = self._look(layer_id)
+        if not collect:
+            self._note_use(found)
         if held is not None:
             self._bucket.delete_object(held.name, held.generation)
-        found = self._look(layer_id)
         if isinstance(found.content, _Making) and found.content.making == build_id:
             self._remove(layer_id, found.generation)
         elif collect:
             self.collect(layer_id)
         self._bucket.delete_object(use.name, use.generation)
+
+    def _note_use(self, found: _Found) -> None:
+        """Write down that a layer has been used, so that it is not taken for its age."""
+        record, now = found.content, utc_now()
+        if not isinstance(record, LayerRecord) or record.dying:
+            return
+        if now - record.last_used >= NOTED_EVERY:
+            used = record.model_copy(update={"used": now})
+            self._replace(record.layer_id, used, found.generation)  # or another has, just now
 
 
 def _content(data: bytes, layer_id: str) -> LayerRecord | _Making | None:

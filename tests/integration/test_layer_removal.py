@@ -8,6 +8,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Collection, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,16 @@ from activities.process.clock import utc_now
 from activities.process.sealing import Sealer
 from activities.process.settings import Settings
 from activities.store import bucket as bucket_module
+from activities.store import layers as layers_module
 from activities.store.bucket import Bucket
+from activities.store.layer_leftovers import leftover_layers
 from activities.store.layers import EVERYBODY, LayerObjects, LayerRecord
 from activities.store.lease_numbers import LeaseObjects
 from activities.store.log_archive import BucketLogActivities
 from activities.store.names import TenantNames
 from activities.store.objects import (
     artifact_name,
+    layer_record_name,
     metadata_name,
     reference_name,
     used_layers_prefix,
@@ -50,6 +54,7 @@ from tests.support.layered_bucket import (
     is_there,
     make_chain,
     make_layer,
+    release,
     scope_of,
     write_layer,
 )
@@ -387,6 +392,61 @@ async def test_a_template_of_before_whose_id_is_like_a_layers_stays(
     assert names_of(empty_bucket) == [".stored.json", *before]
     assert not layers.collect(made.layer_id)
     assert templates_of(empty_bucket, "acme") == {scope.build_id}
+
+
+async def test_a_layer_that_was_used_of_late_is_not_old(
+    layers: LayerObjects, empty_bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it go with an old one above it."""
+    monkeypatch.setattr(layers_module, "NOTED_EVERY", timedelta(0))
+    maker, user = scope_of(), scope_of()
+    base, step = make_chain(empty_bucket, maker, "base", "step")
+    other = make_layer(empty_bucket, maker, "other")
+    release(layers, maker.build_id)
+    since = time.time()
+    for record in (base, other):
+        layers.refer(record.layer_id, user)
+    release(layers, user.build_id)
+    for leftover in leftover_layers(empty_bucket, since):
+        leftover.remove()
+    found = [layers.read(each.layer_id) for each in (base, step, other)]
+    assert [each is not None for each in found] == [True, False, True]
+    assert found[0] is not None
+    assert found[0].reference == base.reference
+    for _ in range(2):
+        for leftover in leftover_layers(empty_bucket, time.time()):
+            leftover.remove()
+    assert names_of(empty_bucket) == []
+
+
+def test_the_use_of_a_layer_is_noted_once_in_a_while(
+    layers: LayerObjects, empty_bucket: Bucket
+) -> None:
+    """However many builds end, `layer.json` is not written by each."""
+    made = make_layer(empty_bucket, scope_of(), "base")
+    name = layer_record_name(made.layer_id)
+    before = empty_bucket.read_object(name)
+    assert before is not None
+    for _ in range(3):
+        user = scope_of()
+        layers.refer(made.layer_id, user)
+        release(layers, user.build_id)
+    assert empty_bucket.read_object(name) == before
+    long_ago = made.model_copy(update={"created": made.created - timedelta(days=2)})
+    empty_bucket.write_object(
+        name, long_ago.model_dump_json().encode(), if_generation_match=before[1]
+    )
+    generations = set()
+    for _ in range(3):
+        user = scope_of()
+        layers.refer(made.layer_id, user)
+        release(layers, user.build_id)
+        stored = empty_bucket.stat_object(name)
+        generations.add(stored and stored.generation)
+    assert len(generations) == 1
+    found = layers.read(made.layer_id)
+    assert found is not None
+    assert found.last_used > made.created
 
 
 # ---- Whose they are
