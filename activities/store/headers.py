@@ -184,6 +184,11 @@ class ExtentBuilder:
         """Add a stretch that a build below has, stored there at that offset."""
         self._add(length, storage_offset, build_id)
 
+    def again(self, length: int, first: int) -> None:
+        """Add a stretch with the bytes of that at the offset `first`, which was added as data."""
+        number = bisect_right(self._extents, first, key=lambda extent: extent.offset) - 1
+        self._add(length, self._extents[number].part(first, first + length).storage_offset, None)
+
     def extents(self) -> tuple[Extent, ...]:
         """Return what was added so far."""
         return tuple(self._extents)

@@ -14,7 +14,7 @@ from activities.process.settings import Settings
 from activities.step.running_step import RunningStep
 from activities.store.bucket import Bucket
 from activities.store.headers import BLOCK_BYTES
-from activities.template.upload import Below, PartSender, Scan, scan
+from activities.template.upload import Below, LeftOut, PartSender, Scan, scan
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class FileSender:
         prefix: str,
         running: RunningStep,
         *,
-        dense: bool = False,
+        left_out: LeftOut = LeftOut.ZEROS,
         below: Below | None = None,
     ) -> SentParts:
         """Send what is to be stored of a file, see `scan`, in parts. Blocking.
@@ -60,7 +60,9 @@ class FileSender:
             sent=meter.add,
         )
         try:
-            found = scan(path, BLOCK_BYTES, sender.add, running.check, dense=dense, below=below)
+            found = scan(
+                path, BLOCK_BYTES, sender.add, running.check, left_out=left_out, below=below
+            )
             parts = sender.finish()
         finally:
             sender.close()

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import Enum, auto
 from io import BufferedReader
 from pathlib import Path
 from threading import Lock, Semaphore
@@ -35,8 +36,19 @@ from activities.store.bucket import (
 )
 from activities.store.headers import BlockKind, Extent, ExtentBuilder, Header, block_runs
 from activities.store.objects import PARTS_GLOB, ObjectKind, composed_part_name, part_name
+from activities.template.repeats import Repeats
 
 PART_TRIES = 3  # at a part whose checksum is wrong
+
+
+class LeftOut(Enum):
+    """Which blocks of a file are not stored."""
+
+    NOTHING = auto()
+    ZEROS = auto()
+    """And those that the disk below has in the same place."""
+    REPEATS = auto()
+    """Those of ZEROS, and those that the file had before."""
 
 
 @dataclass(frozen=True)
@@ -77,18 +89,18 @@ def scan(
     emit: Callable[[bytes], None],
     check: Check,
     *,
-    dense: bool = False,
+    left_out: LeftOut = LeftOut.ZEROS,
     below: Below | None = None,
 ) -> Scan:
     """Read a file once: hash it whole, and hand on the blocks that are to be stored, in order.
 
-    Those are the ones that are neither zeros nor the same as `below`; with `dense` all, and where
-    there are very many short stretches of others, the later of these, too. The size must be of
-    whole blocks unless `dense`. `check` is called about every 4 MiB. Raises OSError,
-    and CheckpointLostError when `below` is not what it was.
+    Where there are very many short stretches of those that are left out, the later of these are
+    stored, too. The size must be of whole blocks unless nothing is left out. `check` is called
+    about every 4 MiB. Raises OSError, and CheckpointLostError when `below` is not what it was.
     """
-    digest, crc, sorter = hashlib.sha256(), Crc32c(), _Sorter(block_size, below, dense=dense)
-    with path.open("rb") as file, sorter:
+    dense = left_out is LeftOut.NOTHING
+    digest, crc = hashlib.sha256(), Crc32c()
+    with path.open("rb") as file, _Sorter(block_size, file.fileno(), left_out, below) as sorter:
         size = os.fstat(file.fileno()).st_size
         for position, piece in _pieces(file.fileno(), size, block_size, check, dense=dense):
             if isinstance(piece, int) and sorter.extents.may_leave_out(piece):
@@ -139,10 +151,14 @@ def _hash_zeros(length: int, digest: hashlib._Hash) -> None:
 class _Sorter:
     """Tells the blocks of a file that are stored from those that are left out."""
 
-    def __init__(self, block_size: int, below: Below | None, *, dense: bool) -> None:
+    def __init__(
+        self, block_size: int, descriptor: int, left_out: LeftOut, below: Below | None
+    ) -> None:
+        """`descriptor` is the file's own; `below` has it as `Below` says."""
         self._block_size = block_size
         self._below = below
-        self._dense = dense
+        self._dense = left_out is LeftOut.NOTHING
+        self._repeats = Repeats(descriptor) if left_out is LeftOut.REPEATS else None
         self._stack = contextlib.ExitStack()
         self._lower = self._stack.enter_context(below.open()) if below else None
         self.extents = ExtentBuilder()
@@ -162,8 +178,26 @@ class _Sorter:
         lower = os.pread(self._lower.fileno(), len(data), position) if self._lower else None
         for kind, begin, end in block_runs(data, self._block_size, lower):
             for first, last in self._left_over(kind, position + begin, position + end):
-                self.extents.data(last - first)
-                yield data[first - position : last - position]
+                stretch = data[first - position : last - position]
+                if self._repeats is None:
+                    yield from self._stored(stretch)
+                else:
+                    yield from self._once(self._repeats, stretch, first)
+
+    def _once(self, repeats: Repeats, data: bytes, position: int) -> Iterator[bytes]:
+        """Yield what of a stretch the file has not had before, and note where all of it is."""
+        begin = 0
+        for at, first in repeats.of(data, position, self._block_size):
+            if self.extents.may_leave_out(self._block_size):
+                yield from self._stored(data[begin:at])
+                self.extents.again(self._block_size, first)
+                begin = at + self._block_size
+        yield from self._stored(data[begin:])
+
+    def _stored(self, data: bytes) -> Iterator[bytes]:
+        if data:
+            self.extents.data(len(data))
+            yield data
 
     def _left_over(self, kind: BlockKind, begin: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield what of a stretch of one kind is stored; note the rest, which is not."""

@@ -15,7 +15,8 @@ from activities.disk.data_dir import DataDir
 from activities.store import objects
 from activities.store.e2b_metadata import E2bKeys
 from activities.store.metadata import TemplateMetadata
-from activities.template.artifacts import WITHOUT_HEADER
+from activities.template.artifacts import LEFT_OUT
+from activities.template.upload import LeftOut
 from tests.support.pages import DOCS, code_in, table_under, tables
 from workflows.worker import WORKFLOWS
 
@@ -29,7 +30,7 @@ OBJECTS = {
     "header_name": [
         objects.header_name(BUILD, artifact)
         for artifact in ArtifactName
-        if artifact != WITHOUT_HEADER
+        if LEFT_OUT[artifact] is not LeftOut.NOTHING
     ],
     "build_log_name": [objects.build_log_name(BUILD)],
     "metadata_name": [objects.metadata_name(BUILD)],

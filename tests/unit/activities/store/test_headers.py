@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import struct
 import tempfile
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -27,7 +29,8 @@ from activities.store.headers import (
     parse_header,
 )
 from activities.store.objects import NAME_SAFE, part_name
-from activities.template.upload import Below, Scan, scan
+from activities.template import repeats, upload
+from activities.template.upload import Below, LeftOut, Scan, scan
 from tests.support.step_checks import go_on
 
 BUILD = uuid.UUID("11111111-2222-4333-8444-555555555555")
@@ -236,6 +239,86 @@ def test_however_mixed_a_stack_is_there_are_few_records(disks: list[list[str]]) 
         assert read_as_e2b(header, stored) == b"".join(BLOCKS[kind] for kind in kinds)
 
 
+# ---- Blocks that a file has more than once
+
+
+memory = st.lists(st.sampled_from("abc.z"), max_size=40)  # "." is a hole, "z" written zeros
+
+
+def scanned_once(directory: Path, kinds: Sequence[str]) -> tuple[bytes, bytes, Scan]:
+    """Write a memory file, and scan it for what is to be stored; return both and what was found."""
+    path = directory / "memfile"
+    contents = {kind: kind.encode() * BLOCK for kind in "abc"} | {"z": bytes(BLOCK)}
+    with path.open("wb") as file:
+        file.truncate(len(kinds) * BLOCK)
+        for number, kind in enumerate(kinds):
+            if kind != ".":
+                os.pwrite(file.fileno(), contents[kind], number * BLOCK)
+    stored = bytearray()
+    with mock.patch.object(upload, "CHUNK_BYTES", 3 * BLOCK):
+        found = scan(path, BLOCK, stored.extend, go_on, left_out=LeftOut.REPEATS)
+    return path.read_bytes(), bytes(stored), found
+
+
+@given(memory)
+def test_equal_blocks_are_stored_once(kinds: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        content, stored, found = scanned_once(Path(directory), kinds)
+    header = header_of(found).to_bytes()
+    assert read_as_e2b(header, {BUILD.bytes: stored}) == content
+    assert restored(parse_header(header), stored) == content
+    blocks = [stored[at : at + BLOCK] for at in range(0, len(stored), BLOCK)]
+    assert len(blocks) == len(set(blocks)) == len(set(kinds) & set("abc"))
+    assert found.sha256 == hashlib.sha256(content).hexdigest()
+    assert (found.stored_bytes, found.stored_crc32c) == (len(stored), crc32c_of(stored))
+
+
+def test_a_copy_of_a_long_stretch_is_one_record(tmp_path: Path) -> None:
+    content, stored, found = scanned_once(tmp_path, "abc.abc.zabc")
+    assert found.extents == (
+        Extent(0, 3 * BLOCK, 0),
+        Extent(3 * BLOCK, BLOCK, None),
+        Extent(4 * BLOCK, 3 * BLOCK, 0),
+        Extent(7 * BLOCK, 2 * BLOCK, None),
+        Extent(9 * BLOCK, 3 * BLOCK, 0),
+    )
+    assert stored == content[: 3 * BLOCK]
+
+
+@given(memory)
+def test_blocks_of_one_hash_are_compared(kinds: list[str]) -> None:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        mock.patch.object(repeats, "hash", lambda _: 7, create=True),
+    ):
+        content, stored, found = scanned_once(Path(directory), kinds)
+    assert restored(header_of(found), stored) == content
+
+
+@given(memory)
+def test_only_so_many_blocks_are_remembered(kinds: list[str]) -> None:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        mock.patch.object(repeats, "REMEMBERED", 1),
+    ):
+        content, stored, found = scanned_once(Path(directory), kinds)
+    assert restored(header_of(found), stored) == content
+    own = [kind for kind in kinds if kind in "abc"]
+    assert len(stored) == BLOCK * (len(own) - max(0, own.count((own or ["a"])[0]) - 1))
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=8, max_size=200))
+def test_however_often_blocks_repeat_there_are_few_records(kinds: list[str]) -> None:
+    many, hole = 4, 16 * BLOCK
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        mock.patch.multiple(headers, MANY_EXTENTS=many, MIN_HOLE_BYTES=hole),
+    ):
+        content, stored, found = scanned_once(Path(directory), kinds)
+    assert len(found.extents) <= many + 2 * -(-len(content) // hole)
+    assert restored(header_of(found), stored) == content
+
+
 def test_headers_of_version_1_are_read() -> None:
     header = Header(BLOCK, BLOCK, BUILD, BUILD, (Extent(0, BLOCK, 0),))
     written = header.to_bytes()
@@ -299,7 +382,7 @@ def test_a_dense_scan_hands_on_everything(tmp_path: Path) -> None:
     path = tmp_path / "snapfile"
     path.write_bytes(content)
     stored = bytearray()
-    found = scan(path, BLOCK, stored.extend, go_on, dense=True)
+    found = scan(path, BLOCK, stored.extend, go_on, left_out=LeftOut.NOTHING)
     assert bytes(stored) == content
     assert (found.size_bytes, found.stored_bytes) == (len(content), len(content))
     assert found.sha256 == hashlib.sha256(content).hexdigest()
