@@ -41,17 +41,20 @@ from activities.store.objects import ObjectKind, parse_object_name
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 30.0
 TIMEOUT = (CONNECT_SECONDS, READ_SECONDS)
-# urllib3 sends a piece within the time to connect, however slow the line is.
+# urllib3 sends a body's next bytes within the time to connect, however slow the line is.
 SEND_TIMEOUT = (READ_SECONDS, READ_SECONDS)
 RETRY_SECONDS = 20.0
 MAX_RETRY_DELAY_SECONDS = 3.0
 MAX_COMPOSE_SOURCES = 32  # of one compose request, by Google's documentation
-PIECE_BYTES = 16 * MIB
-"""What one request of a large upload carries; between two of them it can be stopped.
+MULTIPART_BYTES = 8 * MIB
+"""So much Google's client sends in one request, as one piece of memory."""
+REQUEST_BYTES = 32 * MIB
+"""What one request of a larger upload carries at most: a part of the usual size goes in one.
 
-Each costs a round trip, and the emulator a copy of all that came before it. A connection must send
-one within `SEND_TIMEOUT`: 0.5 MiB/s.
+Each costs a round trip, and the emulator a checksum of all that came before it.
 """
+SENT_BYTES = MIB
+"""What of it is sent at once: then an upload can be stopped. It must go within `SEND_TIMEOUT`."""
 CONNECTIONS = 64
 DELETERS = 8
 LOOKERS = 8
@@ -186,19 +189,21 @@ class Bucket:
 
         `metadata` is the object's custom metadata.
 
-        `check` is called every 16 MiB and before a retry; it ends the upload by raising. Raises
-        PreconditionFailedError; StorageCorruptionError when it did not arrive as sent.
+        `check` is called before each request and retry, and every MiB of a large object; it ends
+        the upload by raising. Raises PreconditionFailedError; StorageCorruptionError when it did
+        not arrive as sent.
         """
         checksum = crc32c_of(data)
+        is_large = len(data) > MULTIPART_BYTES
         with _errors(f"write {name}"):
-            blob = self._bucket.blob(name, chunk_size=PIECE_BYTES)
+            blob = self._bucket.blob(name, chunk_size=REQUEST_BYTES)
             blob.metadata = metadata and dict(metadata)
             blob.upload_from_file(
-                _Checked(data, check),
+                _Bodies(data, check) if is_large else _Checked(data, check),
                 size=len(data),
                 content_type="application/octet-stream",
                 if_generation_match=if_generation_match,
-                checksum="crc32c",
+                checksum=None if is_large else "crc32c",  # of bytes, which a body is not
                 crc32c_checksum_value=checksum,
                 timeout=SEND_TIMEOUT,
                 # Without a precondition a second try could overwrite what came in between.
@@ -368,8 +373,46 @@ class Bucket:
             return _stored(blob)
 
 
+class _Bodies:
+    """Content of which Google's client reads the body of one request after the other."""
+
+    def __init__(self, data: bytes, check: Check) -> None:
+        self._data = memoryview(data)
+        self._check = check
+        self._position = 0
+
+    def tell(self) -> int:
+        """Return how much has been read."""
+        return self._position
+
+    def read(self, size: int) -> _Body:
+        """Return the next body, of at most `size` bytes."""
+        body = _Body(self._data[self._position : self._position + size], self._check)
+        self._position += len(body)
+        return body
+
+
+class _Body:
+    """The body of a request, no copy of the content, which `requests` sends a piece at a time.
+
+    It looks before each whether to go on, and has all of them again for a retry.
+    """
+
+    def __init__(self, data: memoryview, check: Check) -> None:
+        self._data = data
+        self._check = check
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __iter__(self) -> Iterator[memoryview]:
+        for start in range(0, len(self._data), SENT_BYTES):
+            self._check()
+            yield self._data[start : start + SENT_BYTES]
+
+
 class _Checked(io.BytesIO):
-    """Content to send that looks before each piece whether to go on."""
+    """Content to send that looks before it is sent whether to go on."""
 
     def __init__(self, data: bytes, check: Check) -> None:
         super().__init__(data)

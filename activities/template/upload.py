@@ -246,24 +246,25 @@ class PartSender:
         self._room = room
         self._has_room = False
         self._parts: list[Future[StoredObject]] = []
-        self._buffer = bytearray()
+        self._pieces: list[bytes] = []  # of the next part
+        self._pieces_bytes = 0
         self._lock = Lock()
         self.sent_bytes = 0
 
     def add(self, data: bytes) -> None:
         """Take more of the stream; waits while too many parts are under way."""
-        view = memoryview(data)
-        while view:
+        while data:
             self._take_room()
-            fits = self._chunk_bytes - len(self._buffer)
-            self._buffer += view[:fits]
-            view = view[fits:]
-            if len(self._buffer) == self._chunk_bytes:
+            fits = self._chunk_bytes - self._pieces_bytes
+            piece, data = data[:fits], data[fits:]
+            self._pieces.append(piece)
+            self._pieces_bytes += len(piece)
+            if self._pieces_bytes == self._chunk_bytes:
                 self._submit()
 
     def finish(self) -> list[StoredObject]:
         """Send the rest and return all parts in order. Raises what a part failed with."""
-        if self._buffer or not self._parts:
+        if self._pieces or not self._parts:
             self._take_room()
             self._submit()
         return [part.result() for part in self._parts]
@@ -271,7 +272,7 @@ class PartSender:
     def close(self) -> None:
         """Stop: parts that have not begun are dropped, those under way end."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._buffer.clear()
+        self._pieces = []
         if self._has_room:
             self._has_room = False
             self._room.release()
@@ -282,8 +283,9 @@ class PartSender:
             self._has_room = self._room.acquire(timeout=0.5)
 
     def _submit(self) -> None:
-        part = bytes(self._buffer)
-        self._buffer.clear()
+        # The one copy of what was read: no memory is touched for the first time twice.
+        part = b"".join(self._pieces)
+        self._pieces, self._pieces_bytes = [], 0
         future = self._pool.submit(self._send, len(self._parts), part)
         self._has_room = False  # it is the part's from here on
         future.add_done_callback(lambda _: self._room.release())

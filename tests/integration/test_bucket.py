@@ -177,10 +177,18 @@ def test_an_error_sent_with_status_200_is_never_taken_for_an_answer(
     assert empty_bucket.list_objects("") == [stored]
 
 
-def test_an_upload_stops_between_two_pieces(empty_bucket: Bucket) -> None:
+def test_an_upload_stops_within_a_request(empty_bucket: Bucket) -> None:
     with pytest.raises(Stopped):
-        empty_bucket.write_object("a", b"x" * (20 * MIB), if_generation_match=0, check=stop_at(2))
+        empty_bucket.write_object("a", b"x" * (20 * MIB), if_generation_match=0, check=stop_at(20))
     assert empty_bucket.stat_object("a") is None
+
+
+def test_a_large_object_is_sent_in_few_requests(empty_bucket: Bucket, storage: Stack) -> None:
+    data = os.urandom(MIB) * 33
+    storage.traffic(clear=True)
+    stored = empty_bucket.write_object("a", data, if_generation_match=0)
+    assert storage.traffic()["operations"]["resumable-chunk"]["requests"] == 2
+    assert empty_bucket.read_object("a") == (data, stored.generation)
 
 
 def test_a_later_lease_has_a_higher_number(empty_bucket: Bucket) -> None:
