@@ -206,8 +206,9 @@ SERVICES = (
         _emulator_command,
         _emulator_ready,
         ("gcs_emulator",),
-        # It holds an object in memory while it stores it, several times over: collect early.
-        {"GOGC": "30", "GOMEMLIMIT": "512MiB"},
+        # It holds an object in memory while it stores it, several times over: collect early. What
+        # is free it leaves to a kernel that needs it: else it takes all of it anew for each object.
+        {"GOGC": "30", "GOMEMLIMIT": "512MiB", "GODEBUG": "madvdontneed=0"},
     ),
     Service("gcs", _proxy_command, _proxy_ready, ("gcs",)),
     Service(
