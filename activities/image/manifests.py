@@ -5,7 +5,9 @@ Docker's own manifests are alike. Fields may be null where they may be absent.
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterable
 from typing import Annotated
 
 from pydantic import Field
@@ -29,6 +31,9 @@ IMAGE_CONFIG_TYPES = OLD_TYPES | {"application/vnd.oci.image.config.v1+json", DO
 LAYER_TYPES = ("application/vnd.oci.image.", "application/vnd.docker.")
 """How those of layers begin: as dockerd, which looks no further, takes them."""
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+# What is read of a config here, and by dockerd.
+IMAGE_FIELDS = frozenset({"os", "architecture", "variant", "rootfs", "history"})
+INNER_FIELDS = {"rootfs": frozenset({"diff_ids"}), "history": frozenset({"empty_layer"})}
 LARGEST_INT64 = 2**63 - 1
 MAX_TOLD_CHARS = 100
 # As containerd normalizes them: other names of an architecture, and the variant that goes unsaid.
@@ -134,6 +139,35 @@ class ImageFile(Platform):
     def history_count(self) -> int:
         """How many layers its history tells of."""
         return sum(not entry.empty_layer for entry in self.history or ())
+
+
+def read_image_file(body: bytes) -> ImageFile:
+    """Read an image's config as dockerd does, or not at all.
+
+    Go takes a field's name in capitals for the field, and of two of them the last, or neither
+    if that is null. So `OS` says something to dockerd, and nothing to us. Raises ValueError.
+    """
+    found = ImageFile.model_validate_json(body)
+    try:
+        image: _Fields = json.loads(body, object_pairs_hook=_Fields)
+    except RecursionError:
+        raise ValueError("it is too deep") from None
+    _require_clear(image, IMAGE_FIELDS)
+    for name, value in image:
+        if name in INNER_FIELDS:
+            for inner in [value] if isinstance(value, _Fields) else value or ():
+                _require_clear(inner, INNER_FIELDS[name])
+    return found
+
+
+class _Fields(list[tuple[str, "Iterable[_Fields] | None"]]):
+    """An object of JSON, with the fields that it has twice."""
+
+
+def _require_clear(fields: _Fields, known: frozenset[str]) -> None:
+    meant = [name for name, _ in fields if name.casefold() in known]
+    if len(set(meant)) < len(meant) or not known.issuperset(meant):
+        raise ValueError(f"a field is there twice, or in capitals: {printable(', '.join(meant))}")
 
 
 class TagPage(Model):

@@ -41,6 +41,7 @@ from activities.image.manifests import (
     Manifest,
     TagPage,
     Token,
+    read_image_file,
 )
 from activities.image.platform_search import PlatformSearch
 from activities.process.addresses import InternalRegistries
@@ -298,10 +299,14 @@ class RegistryConversation:
     def image_file(self, digest: str) -> ImageFile:
         """Return an image's config, checked by its digest."""
         try:
-            return ImageFile.model_validate_json(self.config(digest))
+            return read_image_file(self.config(digest))
         except ValidationError:
             raise ImageUnusableError(
                 f"{self._reference}: its config is not one of an image"
+            ) from None
+        except ValueError as error:
+            raise ImageUnusableError(
+                f"{self._reference}: its config is not clear: {error}"
             ) from None
 
     def tags(self) -> list[str]:

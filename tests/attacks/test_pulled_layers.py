@@ -141,6 +141,17 @@ async def test_a_config_that_lies_about_its_layers_is_the_images_fault(
         await host.pull(images.reference("lie"))
 
 
+async def test_dockerd_is_shown_one_spelling_of_linux(
+    host: Workbench, images: ServedImages
+) -> None:
+    """20.10 panics at another, and once it has kept that does not start again."""
+    odd: tuple[dict[str, Any], ...] = ({"OS": "Linux"}, {"o\N{LATIN SMALL LETTER LONG S}": "Linux"})
+    for said in odd:
+        images.image("caps", **said)
+        with pytest.raises(ImageUnusableError, match="twice, or in capitals"):
+            await host.pull(images.reference("caps"))
+
+
 async def test_an_image_that_docker_s_disk_has_no_room_for_is_not_fetched(
     host: Workbench, images: ServedImages
 ) -> None:
