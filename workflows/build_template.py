@@ -223,7 +223,7 @@ class BuildTemplate:
                 options=self._options,
             )
             await shielded(asyncio.ensure_future(archive))
-        except ActivityError:
+        except FailureError:
             workflow.logger.warning("the build log could not be archived")
         self._stream.detach_pollers()
         await workflow.wait_condition(workflow.all_handlers_finished)

@@ -13,7 +13,8 @@ from typing import TypeVar, cast, get_type_hints
 from temporalio import workflow
 from temporalio.common import Priority
 
-from activities.contract.requests import BuildOptions
+from activities.contract.errors import InputTooLargeError
+from activities.contract.requests import TEMPORAL_BYTES, BuildOptions
 from activities.contract.status import LogEntry, Told
 from workflows.policies import POLICIES
 
@@ -42,8 +43,10 @@ async def call(
     `total`. `priority` says who is first when several wait in one queue; `hear` is told the lines
     that the activity answers with.
 
-    Raises ActivityError, and CancelledError when the workflow is cancelled.
+    Raises ActivityError, and CancelledError when the workflow is cancelled; ApplicationError when
+    the input is too large.
     """
+    _require_small(method.__name__, argument)
     config = _config(method.__name__, queue, summary, options)
     if wait_seconds is not None:
         config["schedule_to_start_timeout"] = timedelta(seconds=wait_seconds)
@@ -81,12 +84,25 @@ async def call_with_two(
     options: BuildOptions = DEFAULTS,
 ) -> T:
     """Run an activity that takes two inputs, as `call` does."""
+    _require_small(method.__name__, first, second)
     result: T = await workflow.execute_activity_method(
         method,
         args=[first, second],
         **_config(method.__name__, queue, summary, options),
     )
     return result
+
+
+def _require_small(name: str, *inputs: object) -> None:
+    """Raise the failure of an activity that could never begin.
+
+    With its input Temporal would refuse the whole workflow task, again and again: the build would
+    keep its host, and no cancel would get through.
+    """
+    size_bytes = workflow.payload_converter().to_payloads_wrapper(inputs).ByteSize()
+    if size_bytes > TEMPORAL_BYTES:
+        told = f"the input of {name} would have {size_bytes} bytes; at most {TEMPORAL_BYTES} go"
+        raise InputTooLargeError(told).to_application_error()
 
 
 def _config(name: str, queue: str, summary: str, options: BuildOptions) -> workflow.ActivityConfig:

@@ -222,6 +222,12 @@ class FilesTooLargeError(TemplateManagerError):
     )
 
 
+class InputTooLargeError(TemplateManagerError):
+    """What a step would be given is more than Temporal takes."""
+
+    hint = "Use fewer and shorter steps and variables: COPY a script instead of long commands."
+
+
 # ---- Root file system
 
 

@@ -18,10 +18,15 @@ from activities.contract.references import TagName, TemplateName
 from activities.contract.registry_logins import Sealed
 from activities.contract.scope import BuildScope, HostLease, VmShape
 from activities.contract.sources import FromImage, FromTemplate, PersistedSource, Source
+from activities.contract.units import MIB
 
 # As a start command: what the image itself would run.
 IMAGE_COMMAND = "image"
 MAX_IMAGE_STEPS = 100
+TEMPORAL_BYTES = 2 * MIB
+"""Temporal's own limit for what an activity is given, and for what it answers."""
+MAX_CONFIG_BYTES = MIB
+"""Of a request, as JSON: beside it an activity may be given an image's config, layers and more."""
 
 
 class Commands(Model):

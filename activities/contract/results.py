@@ -21,6 +21,10 @@ from activities.contract.names import (
     TenantName,
 )
 from activities.contract.requests import Commands
+from activities.contract.units import KIB
+
+MAX_IMAGE_CONFIG_BYTES = 320 * KIB
+"""Of an image's config, as JSON: it goes to one activity after the other."""
 
 
 class ImageConfig(Model):
@@ -33,6 +37,11 @@ class ImageConfig(Model):
     cmd: tuple[str, ...] = ()
     healthcheck: tuple[str, ...] = Field(default=(), exclude_if=lambda test: not test)
     """Its test: `CMD` or `CMD-SHELL`, and words or a line; `NONE`, or nothing at all."""
+
+    @property
+    def kept_bytes(self) -> int:
+        """How much of it goes from activity to activity."""
+        return len(self.model_dump_json().encode())
 
     @property
     def variables(self) -> dict[str, str]:

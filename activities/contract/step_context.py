@@ -115,6 +115,10 @@ class StepContext(Model):
         whole = posixpath.normpath(posixpath.join("/", self.working_dir, path))
         if whole.startswith("//"):
             whole = whole[1:]
+        if len(whole) > MAX_VALUE_CHARS:  # now: each relative one makes it longer
+            raise TooLongError(
+                f"a path would have {len(whole)} characters; the limit is {MAX_VALUE_CHARS}"
+            )
         return f"{whole.rstrip('/')}/" if path.endswith(("/", "/.")) or path == "." else whole
 
     def _with(self, known: Mapping[str, str], step: Env | Arg) -> dict[str, str]:

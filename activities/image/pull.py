@@ -37,6 +37,7 @@ from activities.contract.results import ImageConfig, PulledImage
 from activities.contract.units import MIB
 from activities.disk.data_dir import DataDir
 from activities.disk.room import Room
+from activities.image.config_size import require_small_config
 from activities.image.docker_daemon import (
     ContainerConfig,
     DaemonInfo,
@@ -195,6 +196,7 @@ class DockerImageActivities(ImageActivities):
             marks.add(host, *pair)
 
     def _keep(self, client: docker.APIClient, remote: RemoteImage) -> None:
+        _describe(remote, find_image(client, remote.config_digest))  # a refused one is not kept
         name = names_here(remote)[0]
         self._pulled.add(name)
         repository, _, tag = name.rpartition(":")
@@ -420,7 +422,7 @@ def _describe(remote: RemoteImage, inspected: InspectedImage | None) -> PulledIm
     if inspected is None or inspected.image_id != remote.config_digest:
         raise ImageDamagedError(f"dockerd does not have {remote.reference.at(remote.digest)}")
     config = inspected.config or ContainerConfig()
-    return PulledImage(
+    described = PulledImage(
         reference=remote.reference.at(remote.digest),
         digest=remote.digest,
         image_id=inspected.image_id,
@@ -436,6 +438,8 @@ def _describe(remote: RemoteImage, inspected: InspectedImage | None) -> PulledIm
             healthcheck=(config.healthcheck.test if config.healthcheck else None) or (),
         ),
     )
+    require_small_config(described.config, described.reference)
+    return described
 
 
 def _raise_for_message(reference: ImageReference, message: str) -> NoReturn:

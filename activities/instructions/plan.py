@@ -11,6 +11,7 @@ from activities.contract.image_steps import Add, Copy, ImageStep, Meaning, Run, 
 from activities.contract.inputs import RunStepsInput
 from activities.contract.names import Step, tenant_mark
 from activities.contract.requests import IMAGE_COMMAND
+from activities.contract.results import MAX_IMAGE_CONFIG_BYTES
 from activities.contract.step_context import (
     E2B_USER,
     StepContext,
@@ -253,6 +254,12 @@ def _shell(command: str, meaning: Meaning) -> dict[str, str]:
 
 def _template_values(build: RunStepsInput, context: StepContext) -> dict[str, str]:
     config = config_after(build.image, build.steps, build.meaning)
+    if config.kept_bytes > MAX_IMAGE_CONFIG_BYTES:
+        raise ImageStepError(
+            f"the steps leave variables of {config.kept_bytes} bytes, as they are kept; the limit "
+            f"is {MAX_IMAGE_CONFIG_BYTES}",
+            step_number=len(build.steps),
+        )
     variables = guest_environment(config, build.env, "")
     values = {"image.user": context.user, "workdir": context.working_dir}
     values |= _shell("start", build.start_meaning or build.meaning)

@@ -17,6 +17,7 @@ from activities.contract.results import ImageConfig, PulledImage, TemplateBase
 from activities.contract.units import MIB
 from activities.disk.data_dir import DataDir
 from activities.disk.room import Room
+from activities.image.config_size import require_small_config
 from activities.process.settings import Settings
 from activities.step.checkpoints import CheckpointStore, fingerprint
 from activities.step.ledger import LeaseLedger
@@ -101,6 +102,8 @@ class BucketBaseActivities(TemplateBaseActivities):
 
 def _as_image(metadata: TemplateMetadata, disk: RootfsCheckpoint) -> PulledImage:
     digest = f"sha256:{metadata.artifacts[ArtifactName.ROOTFS].sha256}"
+    config = _config_of(metadata)
+    require_small_config(config, f"template {metadata.build_id}")
     return PulledImage(
         reference=f"template-manager/template@{digest}",
         digest=digest,
@@ -108,7 +111,7 @@ def _as_image(metadata: TemplateMetadata, disk: RootfsCheckpoint) -> PulledImage
         architecture=metadata.image.architecture,
         size_bytes=metadata.artifacts[ArtifactName.ROOTFS].size_bytes,
         layer_count=0,
-        config=_config_of(metadata),
+        config=config,
         tenant=metadata.config.tenant,
         base=TemplateBase(disk=disk, commands=metadata.commands),
     )

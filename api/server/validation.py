@@ -48,6 +48,7 @@ from activities.contract.registry_logins import (
     Sealed,
 )
 from activities.contract.requests import (
+    MAX_CONFIG_BYTES,
     MAX_IMAGE_STEPS,
     BuildOptions,
     TemplateConfig,
@@ -240,6 +241,7 @@ class _Validator:
             raise invalid_argument(self._violations)
         self._check_preconditions()
         config = self._config()
+        _require_small(config)
         if isinstance(config.source, FromImage):
             reference = config.source.reference
             require_not_anothers(self._settings.registry, reference, self._tenant)
@@ -522,6 +524,17 @@ class _Validator:
                 return GoogleDefaultLogin()
             case _:
                 return None
+
+
+def _require_small(config: TemplateConfig) -> None:
+    """Raise ApiError for what does not fit into a history with all that a build adds to it.
+
+    Characters that JSON spells out make it longer than the request was.
+    """
+    size_bytes = len(config.model_dump_json().encode())
+    if size_bytes > MAX_CONFIG_BYTES:
+        told = f"has {size_bytes} bytes, as it is kept; at most {MAX_CONFIG_BYTES} are allowed"
+        raise invalid_argument([Violation("template", f"{told}: COPY scripts and files")])
 
 
 def _wrong_destination(entry: str) -> str:

@@ -219,6 +219,13 @@ CASES = [
         says="is not the one that its config names",
     ),
     Case(
+        "a config that no history takes",
+        lambda i: i.image("it", config={"Env": ["A=" + "x" * 400_000]}),
+        refused=ImageUnusableError,
+        says="bytes; at most 327680 are taken",
+        docker_differs="dockerd keeps a config on its disk, however large it is",
+    ),
+    Case(
         "more history than layers",
         lambda i: i.image("it", history=[{}, {}]),
         refused=ImageUnusableError,

@@ -13,6 +13,8 @@ from temporalio.client import Client, WorkflowFailureError
 from temporalio.exceptions import ApplicationError, CancelledError
 
 from activities.contract.errors import (
+    LOG_TAIL_LINE_CHARS,
+    LOG_TAIL_LINES,
     CheckpointLostError,
     EarlierWorkerError,
     HostDrainingError,
@@ -30,7 +32,9 @@ from activities.contract.errors import (
 from activities.contract.image_steps import Run, User
 from activities.contract.inputs import BuildInput
 from activities.contract.names import LOG_TOPIC, Step
+from activities.contract.requests import MAX_CONFIG_BYTES, MAX_IMAGE_STEPS
 from activities.contract.results import (
+    MAX_IMAGE_CONFIG_BYTES,
     BuildCheckpoints,
     FoundHost,
     ImageConfig,
@@ -214,6 +218,36 @@ async def test_a_cancelled_step_stops_and_everything_is_undone(
     assert (await handle.query(BuildTemplate.status)).state is BuildState.CANCELLED
     if step is Step.UPLOAD:
         assert "discard_upload keep_parts=False" in host.journal.calls
+
+
+async def test_what_temporal_does_not_take_ends_the_build(
+    client: Client, host: RecordingHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It refused the workflow task for ever: the host was never free, and no cancel got through."""
+    image = pulled_image()
+    large = image.model_copy(update={"config": ImageConfig(env=("A=" + "x" * 1_500_000,))})
+    monkeypatch.setattr("tests.support.recording_host.pulled_image", lambda: large)
+    steps = (Run(command="y" * 30_000),) * 30
+    handle = await start(client, BuildInput(config=config(steps=steps), options=OPTIONS))
+    failure = failure_of(await failure_cause(handle) or Exception())
+    assert (failure.error_type, failure.step) == ("InputTooLargeError", Step.ROOTFS)
+    assert undone(host.journal, "build_rootfs")[-1:] == HOST_UNDO
+
+
+async def test_the_largest_request_and_image_are_taken(
+    client: Client, host: RecordingHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = ImageConfig(env=("A=" + "x" * (MAX_IMAGE_CONFIG_BYTES - 100),))
+    image = pulled_image().model_copy(update={"config": most})
+    monkeypatch.setattr("tests.support.recording_host.pulled_image", lambda: image)
+    steps = tuple(Run(command="\1" * 1700) for _ in range(MAX_IMAGE_STEPS))
+    request = config(steps=steps)
+    assert MAX_CONFIG_BYTES * 0.95 < len(request.model_dump_json()) <= MAX_CONFIG_BYTES
+    tail = ["\N{OGHAM SPACE MARK}" * LOG_TAIL_LINE_CHARS] * LOG_TAIL_LINES
+    host.journal.fail("publish_template", ImageNotFoundError("at the end", log_tail=tail))
+    handle = await start(client, BuildInput(config=request, options=OPTIONS))
+    assert failure_of(await failure_cause(handle) or Exception()).message == "at the end"
+    assert host.journal.calls[-1] == "archive_log"
 
 
 async def test_what_may_pass_is_tried_again(client: Client, host: RecordingHost) -> None:

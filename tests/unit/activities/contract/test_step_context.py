@@ -108,3 +108,9 @@ def test_variables_that_double_in_each_step_come_to_an_end() -> None:
     many = tuple((f"A{number}", "$A" * 16_000) for number in range(100))
     with pytest.raises(TooLongError, match=f"ENV A16: .* limit is {MAX_VARIABLES_CHARS}"):
         after(Env(variables=many))
+
+
+def test_a_directory_that_grows_in_each_step_comes_to_an_end() -> None:
+    deeper = Workdir(path="a/" * 16_000)
+    with pytest.raises(TooLongError, match=f"the limit is {MAX_VALUE_CHARS}"):
+        after(*[deeper] * 100)

@@ -73,6 +73,15 @@ def test_a_change_reaches_what_follows_it_and_nothing_else(settings: Settings) -
     assert [a == b for a, b in zip(before, start, strict=True)] == [True, True, True, False]
 
 
+def test_variables_are_no_longer_than_a_history_takes(settings: Settings) -> None:
+    """Each of these characters is six in JSON."""
+    first = Env(variables=(("A", "\1" * 30_000),))
+    most = Env(variables=(("B", "$A"),))
+    assert plan(settings, asked(first))
+    with pytest.raises(ImageStepError, match=r"variables of 36.* bytes, as they are kept"):
+        plan(settings, asked(first, most))
+
+
 def test_another_disk_image_or_kernel_changes_everything(settings: Settings) -> None:
     before = set(keys(settings, FIRST, SECOND))
     config = pulled_image().model_copy(update={"config": ImageConfig(user="web")})

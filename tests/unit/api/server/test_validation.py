@@ -336,6 +336,15 @@ def test_limits_themselves_are_allowed(changes: dict[str, Any]) -> None:
     assert check(**changes).config.build_id == BUILD
 
 
+def test_what_json_spells_out_is_counted_as_it_is_kept() -> None:
+    steps = [pb.TemplateStep(type="RUN", args=["\1" * 30_000])] * 6
+    with pytest.raises(ApiError) as error:
+        check(steps=steps)
+    [violation] = error.value.violations
+    assert "at most 1048576 are allowed" in violation.description
+    assert len(check(steps=steps[1:]).config.steps) == 5
+
+
 def test_what_is_left_out_comes_from_the_settings() -> None:
     valid = check(from_image="")
     assert valid.config.source == FromImage(reference=f"registry.test/web:{BUILD}", is_own=True)
