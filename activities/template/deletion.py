@@ -8,7 +8,6 @@ from functools import partial
 
 from temporalio import activity
 
-from activities.contract.errors import LeaseLostError
 from activities.contract.image_reference import ImageReference, ImageReferenceError
 from activities.contract.inputs import DeleteTemplateInput
 from activities.contract.interface import DeletionActivities
@@ -78,7 +77,7 @@ class BucketDeletionActivities(DeletionActivities):
         tombstone = self._leases.bury(delete.build_id)
         there = self._there(delete.build_id, delete.tenant)
         # An attempt that was held up may find a new build here, for which a later one made room.
-        require_buried = partial(self._require_buried, delete.build_id, tombstone)
+        require_buried = partial(self._leases.require_current, delete.build_id, tombstone)
         require_buried()
         removed = self._remove(delete.build_id, there)
         # After its metadata: whoever gives it a tag looks for those once more.
@@ -102,10 +101,6 @@ class BucketDeletionActivities(DeletionActivities):
         """List a build's objects. While the tombstone still stands then, none is of a new build."""
         prefixes = template_prefix(build_id), archived_log_name(build_id, tenant)
         return {prefix: self._bucket.list_objects(prefix) for prefix in prefixes}
-
-    def _require_buried(self, build_id: str, tombstone: int) -> None:
-        if not self._leases.is_current(build_id, tombstone):
-            raise LeaseLostError(f"build {build_id} has been taken up while it was deleted")
 
     def _remove(self, build_id: str, there: There) -> int:
         """Remove exactly these objects, and those layers that nobody else needs."""
