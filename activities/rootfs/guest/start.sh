@@ -198,8 +198,15 @@ require_devices() {
         keep_saying failed "the image's init has mounted something over /dev that has no devices"
 }
 
+# By the host's KERNEL_ARGUMENTS, to compare: `kept` leaves the guest's memory as it is, with `cleared`
+# all that is free is cleared, as where that is quick.
+memory_is() { # which
+    $bb grep -qw "template.memory=$1" /proc/cmdline
+}
+
 # What has been read to boot is not kept in the snapshot. What the commands read comes after this.
 forget_boot() {
+    ! memory_is kept || return
     $bb sync
     echo 3 >/proc/sys/vm/drop_caches
 } 2>/dev/null
@@ -208,11 +215,13 @@ forget_boot() {
 # clears what it hands out, first what was freed last: a program that takes memory and ends leaves
 # zeros. All that is free, where that is quick.
 clear_free_memory() {
+    ! memory_is kept || return
     read -r up _ </proc/uptime
     before=${up%.*}${up#*.}
     take_and_free $CLEARED_MB
     read -r up _ </proc/uptime
-    [ $((${up%.*}${up#*.} - before)) -ge $QUICK_HUNDREDTHS ] || take_and_free 1048576
+    [ $((${up%.*}${up#*.} - before)) -ge $QUICK_HUNDREDTHS ] && ! memory_is cleared ||
+        take_and_free 1048576
 } 2>/dev/null
 
 take_and_free() { # how many MiB at most
