@@ -157,12 +157,19 @@ def wait_for(
 
     The deadline is of the monotonic clock, in seconds.
     """
-    while True:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(POLL_SECONDS)
-            return
-        _require_time(deadline, limits, [])
-        check()
+    if child.poll() is not None:
+        return
+    # Popen.wait with a timeout looks 20 times a second; a pidfd tells of the end at once.
+    pidfd = os.pidfd_open(child.pid)
+    try:
+        with selectors.DefaultSelector() as selector:
+            selector.register(pidfd, selectors.EVENT_READ)
+            while child.poll() is None:
+                _require_time(deadline, limits, [])
+                check()
+                selector.select(POLL_SECONDS)
+    finally:
+        os.close(pidfd)
 
 
 def _kill(unshare: int) -> None:
