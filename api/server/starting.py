@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import grpc
 import structlog
@@ -33,7 +32,7 @@ from activities.contract.search_attributes import (
     TENANT,
     TENANT_MEMO,
 )
-from activities.contract.sources import FromImage, FromTemplate
+from activities.contract.sources import FromImage, FromTemplate, Source
 from activities.contract.status import BuildState
 from activities.process.settings import Settings
 from api.errors import (
@@ -54,9 +53,6 @@ from api.server.tenant_room import TenantRoom
 from api.server.validation import ValidRequest, config_sha256, options_for, require_same_config
 from api.server.view import BuildView, state_of_description
 from workflows.build_template import BuildTemplate
-
-if TYPE_CHECKING:  # loads Google's client, see TemplateBucket
-    from activities.store.metadata import TemplateMetadata
 
 CREATE_ATTEMPTS = 3
 MAX_BASES = 100  # templates on templates: more than that go round in a circle
@@ -138,13 +134,14 @@ class BuildStarter:
         Its limits are the settings' of now, but for those that its request asked for.
 
         Raises ApiError FAILED_PRECONDITION when it has not failed, or when its registry's login is
-        not known any more, PERMISSION_DENIED when its tenant may not use its network any more,
-        RESOURCE_EXHAUSTED when its tenant has no room for it.
+        not known any more, PERMISSION_DENIED when the caller may not use its image or its tenant
+        its network any more, RESOURCE_EXHAUSTED when its tenant has no room for it.
         """
         view = await self._finder.view(build_id, template_id)
         if view.state is not BuildState.FAILED:
             raise _not_failed(view)
         config = await self._config_of(view)
+        require_image(await self._image_of(config.source))
         again = BuildInput(
             config=config,
             options=options_for(config, self._settings),
@@ -208,18 +205,18 @@ class BuildStarter:
         base = await self._finder.template(base_id)
         if base is None or base.config.tenant != tenant:
             raise _no_base(base_id, await self._finder.find(base_id))
-        require_image(await self._image_below(base))
+        require_image(await self._image_of(base.config.source))
 
-    async def _image_below(self, template: TemplateMetadata) -> str | None:
-        """Return the image under templates that stand on templates; None when one has gone."""
+    async def _image_of(self, source: Source) -> str | None:
+        """Return the image, or that under templates that stand on templates; None when one has
+        gone."""
         for _ in range(MAX_BASES):
-            source = template.config.source
             if isinstance(source, FromImage):
                 return source.reference
             base = await self._finder.template(source.build_id)
             if base is None:
                 return None
-            template = base
+            source = base.config.source
         return None
 
     async def _start(self, build: BuildInput) -> StartedBuild:

@@ -14,7 +14,7 @@ import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from activities.contract.errors import TemporalUnavailableError
+from activities.contract.errors import ImageNotFoundError, TemporalUnavailableError
 from activities.contract.search_attributes import TENANT_MEMO
 from activities.contract.sources import FromImage, FromTemplate, Source
 from activities.process.settings import Settings
@@ -241,6 +241,22 @@ async def test_tokens_rights_images_and_audit(api: Api, tokens: Path, empty_buck
         ]
         assert (lines[0]["build"], lines[0]["tenant"]) == (created.build_id, "default")
         assert "building" not in str(logs)
+
+
+async def test_a_retry_takes_the_right_to_its_image(api: Api, tokens: Path) -> None:
+    """Another's failed build is no way to an image that a token may not use."""
+    failed: dict[str, str] = {}
+    for image in ("evil.example/x:1", "127.0.0.1:5000/web:1"):
+        api.journal.fail("pull_image", ImageNotFoundError("not there"))
+        failed[image] = await api.completed(from_image=image)
+    settings = api.settings.model_copy(update={"tokens_file": tokens})
+    async with running_server(api.temporal, settings) as server:
+        credentials = ClientCredentials(token=SecretStr("building"))
+        async with TemplateClient(server.address, credentials) as ci:
+            with pytest.raises(CallError, match="ci may not build from evil") as error:
+                await ci.retry(failed["evil.example/x:1"])
+            assert error.value.code is grpc.StatusCode.PERMISSION_DENIED
+            await ci.retry(failed["127.0.0.1:5000/web:1"])
 
 
 async def test_too_many_calls(api: Api) -> None:
