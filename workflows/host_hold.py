@@ -37,6 +37,7 @@ from activities.contract.errors import (
 )
 from activities.contract.inputs import FindHostInput, HoldHostInput
 from activities.contract.interface import (
+    AskedHostActivities,
     HostActivities,
     HostFindingActivities,
     HostReleaseActivities,
@@ -81,12 +82,14 @@ class HostHold:
         lost: Callable[[str, str], None],
         *,
         preferred_host: str | None,
+        warm_host: str | None = None,
         shape: VmShape | None = None,
         weight: float = 1,
         turn: Turn | None = None,
         refused: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`preferred_host` has what an earlier run of the build left; it is asked first. `shape`
+        """`preferred_host` has what an earlier run of the build left; it is asked first.
+        `warm_host` has what builds like it have left; it is asked once, for a free slot. `shape`
         is that of the VM which is to boot; by default as the request alone says. `weight` is the
         tenant's, among those that wait for a host. `turn` is waited for before any host. `refused`
         is told why a host cannot run the build.
@@ -99,6 +102,7 @@ class HostHold:
         self._lost = lost
         self._refused = refused
         self._preferred_host = preferred_host
+        self._warm_host = None if preferred_host else warm_host
         self._priority = Priority(fairness_key=config.tenant, fairness_weight=weight)
         self._hosts_lost = 0
         self._refusals = 0
@@ -169,14 +173,17 @@ class HostHold:
             await self._turn.take()
         retake_from = self._preferred_host
         while True:
+            warm, self._warm_host = self._warm_host, None
             try:
-                await self._hold_once(retake_from)
+                await self._hold_once(retake_from, warm)
                 if self._releasing:
                     return
                 reason = "it let go of the build"
             except ActivityError as error:
                 if is_cancelled_exception(error):
                     raise
+                if warm is not None and self.lease is None:  # it does not take it: any host may
+                    continue
                 if error_type_of(error) == HostDrainingError.__name__:
                     retake_from = None  # it never had the build, so none is lost
                     continue
@@ -190,18 +197,28 @@ class HostHold:
             retake_from = None
             await self._give_up(reason)
 
-    async def _hold_once(self, retake_from: str | None) -> None:
+    async def _hold_once(self, retake_from: str | None, warm: str | None) -> None:
         options = self._options
+        hold = HoldHostInput(
+            build_id=self._config.build_id,
+            template_id=self._config.template_id,
+            retaken_from=retake_from,
+            lifetime_seconds=options.heartbeat_timeout_seconds + options.lease_grace_seconds,
+            shape=self._shape,
+            runs_steps=self._config.runs_steps,
+        )
+        if warm is not None:
+            await call(
+                AskedHostActivities.hold_host_if_free,
+                hold,
+                queue=lease_task_queue(warm),
+                summary=f"hold {warm} if it has a free slot",
+                options=options,
+            )
+            return
         await call(
             HostActivities.hold_host,
-            HoldHostInput(
-                build_id=self._config.build_id,
-                template_id=self._config.template_id,
-                retaken_from=retake_from,
-                lifetime_seconds=options.heartbeat_timeout_seconds + options.lease_grace_seconds,
-                shape=self._shape,
-                runs_steps=self._config.runs_steps,
-            ),
+            hold,
             queue=lease_task_queue(retake_from) if retake_from else SHARED_HOST_TASK_QUEUE,
             summary=f"hold {retake_from} again" if retake_from else "hold a KVM host",
             options=options,

@@ -55,6 +55,7 @@ class HostLoop:
             build.options,
             self._host_lost,
             preferred_host=kept.done.host,
+            warm_host=build.warm_host,
             shape=build.shape,
             weight=build.fairness_weight,
             turn=self.turn,

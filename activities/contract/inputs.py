@@ -51,6 +51,10 @@ class BuildInput(Model):
     """What its guests may reach: what the request asks for or, where it does not say, the service's
     default as far as its tenant may. None in older histories."""
 
+    warm_host: HostName | None = Field(default=None, exclude_if=lambda host: host is None)
+    """Which host has most of what it begins with: it is asked first, and takes the build only if it
+    has a free slot. None in older histories."""
+
     @property
     def shape(self) -> VmShape:
         """The VM that is to boot."""

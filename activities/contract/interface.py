@@ -62,6 +62,15 @@ class HostActivities(ABC):
         """Take a slot, signal `lease_granted`, and heartbeat until cancelled."""
 
 
+class AskedHostActivities(ABC):
+    """A slot on a host that is asked by its name (queue `kvm-lease.<host>`)."""
+
+    @activity.defn(name="hold_host_if_free")
+    @abstractmethod
+    async def hold_host_if_free(self, hold: HoldHostInput, /) -> None:
+        """Hold it as `hold_host` does, unless it has no free slot now."""
+
+
 class HostReleaseActivities(ABC):
     """Giving a slot back at once (queue `kvm-lease.<host>`)."""
 

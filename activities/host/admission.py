@@ -66,7 +66,7 @@ class Admission(CustomSlotSupplier):
 
     @asynccontextmanager
     async def room_for(
-        self, build_id: str, *, is_new: bool, memory_mb: int = 0
+        self, build_id: str, *, is_new: bool, memory_mb: int = 0, if_free: bool = False
     ) -> AsyncIterator[None]:
         """Wait, heartbeating, until one more build fits; enter it in the ledger in the body.
 
@@ -74,11 +74,15 @@ class Admission(CustomSlotSupplier):
 
         A permit is not enough: a retried build comes back to this host without one. Nor is it for a
         new build: Temporal may answer a poll that began before the host was closed, or its disk was
-        full. Raises HostDrainingError then.
+        full, or builds that came without a permit had its slots. Raises HostDrainingError then, and
+        with `if_free` instead of waiting.
         """
+        if if_free and self._entering.locked():  # by one that waits for memory, perhaps
+            raise HostDrainingError("the host is taking another build")
         async with self._entering:
             while self._ledger.get(build_id) is None and not self._fits(memory_mb):
                 self._require_open(is_new)
+                self._require_slot(is_new, if_free)
                 activity.heartbeat()
                 await asyncio.sleep(POLL_SECONDS)
             self._require_open(is_new)
@@ -103,6 +107,11 @@ class Admission(CustomSlotSupplier):
             raise HostDrainingError("the host takes no new builds")
         if is_new and (lacking := self.lacking):
             raise HostDrainingError(f"the host takes no new builds: {lacking}")
+
+    def _require_slot(self, is_new: bool, if_free: bool) -> None:
+        """A new build need not wait here: another host may have a slot for it."""
+        if if_free or (is_new and self._ledger.count() >= self._slots):
+            raise HostDrainingError("the host has no free slot")
 
     def entered_ledger(self) -> None:
         """A build that came with a permit now has its ledger entry, which counts instead."""

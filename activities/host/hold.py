@@ -12,7 +12,11 @@ from temporalio import activity
 
 from activities.contract.errors import HostRestartingError, LeaseLostError
 from activities.contract.inputs import HoldHostInput
-from activities.contract.interface import HostActivities, HostReleaseActivities
+from activities.contract.interface import (
+    AskedHostActivities,
+    HostActivities,
+    HostReleaseActivities,
+)
 from activities.contract.names import HostName
 from activities.contract.scope import BuildScope, HostLease, VmShape
 from activities.host.admission import Admission
@@ -35,7 +39,7 @@ class _Held:
     has_let_go: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class KvmHostActivities(HostActivities, HostReleaseActivities):
+class KvmHostActivities(HostActivities, AskedHostActivities, HostReleaseActivities):
     """Implements `hold_host`. See `interface` for the contract."""
 
     def __init__(
@@ -57,11 +61,24 @@ class KvmHostActivities(HostActivities, HostReleaseActivities):
     @activity.defn(name="hold_host")
     async def hold_host(self, hold: HoldHostInput, /) -> None:
         """Take a slot, signal `lease_granted`, and heartbeat until cancelled."""
+        await self._hold_build(hold, admitted=hold.retaken_from is None)
+
+    @activity.defn(name="hold_host_if_free")
+    async def hold_host_if_free(self, hold: HoldHostInput, /) -> None:
+        """Do so unless there is no free slot now. Raises HostDrainingError then."""
+        await self._hold_build(hold, admitted=False, if_free=True)
+
+    async def _hold_build(
+        self, hold: HoldHostInput, *, admitted: bool, if_free: bool = False
+    ) -> None:
+        """Do so. `admitted` is whether it comes by the shared queue, with a permit."""
         if hold.shape is not None:
             self._require_fit(hold.shape)
-        admitted = hold.retaken_from is None
         memory_mb = self._admission.memory.of_build(hold)
-        async with self._admission.room_for(hold.build_id, is_new=admitted, memory_mb=memory_mb):
+        is_new = hold.retaken_from is None
+        async with self._admission.room_for(
+            hold.build_id, is_new=is_new, memory_mb=memory_mb, if_free=if_free
+        ):
             started = boottime()
             entry = await self._take(hold, memory_mb)
         if admitted:

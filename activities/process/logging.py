@@ -19,6 +19,7 @@ from activities.process.settings import Settings
 
 STEPS = {
     "hold_host": Step.LEASE,
+    "hold_host_if_free": Step.LEASE,
     "pull_image": Step.PULL,
     "build_image": Step.PULL,
     "import_template": Step.PULL,

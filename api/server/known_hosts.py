@@ -14,7 +14,10 @@ from datetime import timedelta
 import structlog
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.api.workflowservice.v1 import (
+    DescribeTaskQueueRequest,
+    DescribeTaskQueueResponse,
+)
 from temporalio.client import Client
 from temporalio.service import RPCError
 
@@ -64,22 +67,30 @@ class KnownHosts:
             self._polled[queue] = (time.monotonic(), polled)
         return polled
 
+    async def waiting(self, queue: str, kind: TaskQueueType.ValueType) -> int:
+        """Return about how many tasks wait there. Raises RPCError."""
+        return (await self._described(queue, kind)).stats.approximate_backlog_count
+
     async def _has_pollers(self, queue: str, kind: TaskQueueType.ValueType) -> bool:
         """Ask Temporal for a queue's workers; True when it does not say."""
-        request = DescribeTaskQueueRequest(
-            namespace=self._client.namespace,
-            task_queue=TaskQueue(name=queue),
-            task_queue_type=kind,
-        )
         try:
-            told = await self._client.workflow_service.describe_task_queue(
-                request, timeout=RPC_LIMIT
-            )
+            told = await self._described(queue, kind)
         except RPCError as error:
             _log.warning("a task queue cannot be described", queue=queue, error=str(error))
             return True
         since = time.time() - POLL_SECONDS
         return any(poller.last_access_time.ToSeconds() >= since for poller in told.pollers)
+
+    async def _described(
+        self, queue: str, kind: TaskQueueType.ValueType
+    ) -> DescribeTaskQueueResponse:
+        request = DescribeTaskQueueRequest(
+            namespace=self._client.namespace,
+            task_queue=TaskQueue(name=queue),
+            task_queue_type=kind,
+            report_stats=True,
+        )
+        return await self._client.workflow_service.describe_task_queue(request, timeout=RPC_LIMIT)
 
     def _age(self) -> float:
         return time.monotonic() - self._known[0] if self._known else float("inf")

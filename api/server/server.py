@@ -50,6 +50,7 @@ from api.server.tenant_room import TenantRoom
 from api.server.tenant_use import TenantUses, show_uses
 from api.server.tls import server_credentials
 from api.server.waiting import WaitingLine
+from api.server.warm_hosts import WarmHosts
 
 KEEPALIVE_MS = 30_000
 # E2B's control planes ping every 10 s, also while they ask nothing.
@@ -106,6 +107,7 @@ class ApiServer:
                 ender=ender,
                 room=TenantRoom(client, bucket, tenants),
                 naming=naming,
+                warm=WarmHosts(client, hosts),
             ),
             ender=ender,
             listing=BuildListing(client, line, Sealer(settings.secret_keys)),

@@ -52,6 +52,7 @@ from api.server.template_bucket import TemplateBucket
 from api.server.tenant_room import TenantRoom
 from api.server.validation import ValidRequest, config_sha256, options_for, require_same_config
 from api.server.view import BuildView, state_of_description
+from api.server.warm_hosts import WarmHosts
 from workflows.build_template import BuildTemplate
 
 CREATE_ATTEMPTS = 3
@@ -82,6 +83,7 @@ class BuildStarter:
         ender: BuildEnder,
         room: TenantRoom,
         naming: TemplateNaming,
+        warm: WarmHosts,
     ) -> None:
         self._client = client
         self._settings = settings
@@ -91,6 +93,7 @@ class BuildStarter:
         self._ender = ender
         self._room = room
         self._naming = naming
+        self._warm = warm
 
     async def create(self, valid: ValidRequest) -> StartedBuild:
         """Start a build, or find the one that this request has started before.
@@ -123,6 +126,7 @@ class BuildStarter:
                 terms=terms,
                 fairness_weight=self._room.weight_of(valid.config.tenant),
                 network=network,
+                warm_host=await self._warm.find(valid.config),
             )
             with contextlib.suppress(WorkflowAlreadyStartedError):  # another call was quicker
                 return await self._start(build)

@@ -24,7 +24,7 @@ from api.server.tenancy import tenant_of
 if TYPE_CHECKING:
     from activities.store.metadata import TemplateMetadata
 
-HOLD_ACTIVITY = "hold_host"
+HOLDS = {"hold_host", "hold_host_if_free"}
 SEND_LAYERS = "send_layers"
 """It runs beside the steps: what the build does is what they do, while one is at work."""
 # What an activity does, in words, until it tells more by a heartbeat.
@@ -216,7 +216,7 @@ async def _running_activity(
     described: WorkflowExecutionDescription, converter: DataConverter
 ) -> RunningActivity | None:
     pending = described.raw_description.pending_activities
-    steps = [info for info in pending if info.activity_type.name != HOLD_ACTIVITY]
+    steps = [info for info in pending if info.activity_type.name not in HOLDS]
     if not steps:
         waits = any(map(_is_not_taken, pending))
         return RunningActivity(Progress(what=WAITING_FOR_HOST), 1, "") if waits else None
@@ -239,7 +239,7 @@ def _waits_for_host(view: BuildView, described: WorkflowExecutionDescription) ->
         return True
     if not pending:  # no worker has run the workflow's first task
         return not view.is_answered and not view.step
-    return all(info.activity_type.name == HOLD_ACTIVITY and _is_not_taken(info) for info in pending)
+    return all(info.activity_type.name in HOLDS and _is_not_taken(info) for info in pending)
 
 
 def _is_not_taken(hold: PendingActivityInfo) -> bool:

@@ -21,6 +21,7 @@ from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 
 from activities.contract.errors import (
     CheckpointLostError,
+    HostDrainingError,
     ReadyTimeoutError,
     StorageUnavailableError,
 )
@@ -125,6 +126,14 @@ async def steps(client: Client) -> Handle:
         return await _end(
             await start(client, BuildInput(config=config(steps=done), options=OPTIONS))
         )
+
+
+async def warm_refused(client: Client) -> Handle:
+    """A build that asks a host with its layers first, which has no free slot."""
+    async with one_host(client) as host:
+        host.journal.fail("hold_host_if_free", HostDrainingError("the host has no free slot"))
+        build = BuildInput(config=config(), options=OPTIONS, warm_host=host.name)
+        return await _end(await start(client, build))
 
 
 async def ahead(client: Client) -> Handle:
@@ -241,6 +250,7 @@ KINDS: dict[str, Callable[[Client], Awaitable[WorkflowHandle[Any, Any]]]] = {
     "whole_reset": reset,
     "whole_on_earlier_host": on_earlier_host,
     "on_template": on_template,
+    "warm_refused": warm_refused,
     "ahead": ahead,
     "ahead_cancel": ahead_cancel,
 }

@@ -24,6 +24,7 @@ def test_there_is_a_history_of_every_kind() -> None:
         *builds,
         *(f"whole_{kind}" for kind in builds),
         "on_template",
+        "warm_refused",
         "ahead",
         "ahead_cancel",
         "delete",

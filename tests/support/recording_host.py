@@ -22,7 +22,7 @@ from activities.contract.checkpoints import (
     SnapshotCheckpoint,
     StoredFile,
 )
-from activities.contract.errors import LeaseLostError, TemplateManagerError
+from activities.contract.errors import HostDrainingError, LeaseLostError, TemplateManagerError
 from activities.contract.inputs import (
     ArchiveLogInput,
     BuildImageInput,
@@ -47,6 +47,7 @@ from activities.contract.inputs import (
 )
 from activities.contract.interface import (
     ArtifactActivities,
+    AskedHostActivities,
     CheckpointActivities,
     DeletionActivities,
     DiskStepActivities,
@@ -169,6 +170,7 @@ def stored(name: str) -> StoredObject:
 
 class RecordingHost(
     HostActivities,
+    AskedHostActivities,
     HostReleaseActivities,
     CheckpointActivities,
     ImageActivities,
@@ -198,9 +200,19 @@ class RecordingHost(
         self.released: set[int] = set()
         self.reused: SnapshotCheckpoint | None = None
 
+    @activity.defn(name="hold_host_if_free")
+    async def hold_host_if_free(self, hold: HoldHostInput, /) -> None:
+        await self.journal.call("hold_host_if_free", hold)
+        if self.lease is not None and self.lease.number not in self.released:
+            raise HostDrainingError("the host has no free slot")
+        await self._hold_build(hold)
+
     @activity.defn(name="hold_host")
     async def hold_host(self, hold: HoldHostInput, /) -> None:
         await self.journal.call("hold_host", hold)
+        await self._hold_build(hold)
+
+    async def _hold_build(self, hold: HoldHostInput) -> None:
         # As a real host, whose ledger forgets a lease that was given back.
         is_kept = self.lease is not None and self.lease.number not in self.released
         if hold.retaken_from is None or self.lease is None or not is_kept:
@@ -426,7 +438,10 @@ async def running_host(
     async with contextlib.AsyncExitStack() as stack:
         queues: list[tuple[str, list[Callable[..., Any]]]] = [
             (SHARED_HOST_TASK_QUEUE, [host.hold_host]),
-            (lease_task_queue(host.name), [host.hold_host, host.release_host]),
+            (
+                lease_task_queue(host.name),
+                [host.hold_host, host.hold_host_if_free, host.release_host],
+            ),
             (step_task_queue(host.name), step_methods(host)),
         ]
         for queue, methods in queues:

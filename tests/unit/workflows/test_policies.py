@@ -16,6 +16,7 @@ from workflows.policies import POLICIES
 # Persisted: a history that was recorded yesterday asks for these.
 NAMES = [
     "hold_host",
+    "hold_host_if_free",
     "release_host",
     "tell_host",
     "pull_image",

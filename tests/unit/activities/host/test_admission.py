@@ -127,6 +127,44 @@ async def test_a_full_host_takes_no_new_build_and_goes_on_with_its_own(tmp_path:
         await asyncio.wait_for(full.reserve_slot(CONTEXT), 0.5)
 
 
+async def test_a_new_build_does_not_wait_for_a_slot_of_one_host(admission: Admission) -> None:
+    """Its permit may be of before a build came that needed none; another host may be free."""
+    await hold_builds(admission, 2)
+    for if_free in (False, True):
+        with pytest.raises(HostDrainingError, match="no free slot"):
+            async with admission.room_for(str(uuid.uuid4()), is_new=True, if_free=if_free):
+                pass
+
+
+async def test_a_build_that_asks_for_a_free_slot_does_not_wait(tmp_path: Path) -> None:
+    """Neither for memory, nor behind a build that does."""
+    admission = Admission(LeaseLedger(DataDir(tmp_path)), 2, Room((), 0), MEMORY)
+    admission.open = True
+    async with admission.room_for(str(uuid.uuid4()), is_new=True, memory_mb=4096, if_free=True):
+        with pytest.raises(HostDrainingError, match="taking another"):
+            async with admission.room_for(str(uuid.uuid4()), is_new=True, if_free=True):
+                pass
+    await hold_builds(admission, 1)
+    with pytest.raises(HostDrainingError, match="no free slot"):
+        async with admission.room_for(str(uuid.uuid4()), is_new=True, memory_mb=4096, if_free=True):
+            pass
+
+
+async def hold_builds(admission: Admission, count: int) -> None:
+    """Have so many builds held that have come without a permit."""
+    for _ in range(count):
+        build_id = str(uuid.uuid4())
+        async with admission.room_for(build_id, is_new=True, if_free=True):
+            admission._ledger.put(
+                build_id=build_id,
+                template_id="t",
+                workflow_id="w",
+                number=1,
+                lifetime_seconds=60,
+                memory_mb=1,
+            )
+
+
 async def test_a_host_with_room_hands_out_its_slots(admission: Admission) -> None:
     for _ in range(2):
         await asyncio.wait_for(admission.reserve_slot(CONTEXT), 5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 
 from activities.contract import interface
-from api.server.view import DOING, HOLD_ACTIVITY
+from api.server.view import DOING, HOLDS
 
 OF_NO_BUILD = {"tell_host", "sweep_host", "sweep_bucket"}
 OF_A_TENANT = {
@@ -24,5 +24,5 @@ def test_every_activity_of_a_build_is_told_in_words() -> None:
         for name, method in inspect.getmembers(room, inspect.isfunction)
         if inspect.iscoroutinefunction(method)
     }
-    others = OF_NO_BUILD | OF_A_TENANT | OF_A_DELETE | {HOLD_ACTIVITY}
+    others = OF_NO_BUILD | OF_A_TENANT | OF_A_DELETE | HOLDS
     assert set(DOING) == activities - others
