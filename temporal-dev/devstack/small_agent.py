@@ -11,15 +11,15 @@ PORT = 49983
 VERSION = "0.2.4"
 SECONDS_UNTIL_IT_LISTENS = 4
 ANSWER = b"HTTP/1.1 204 No Content\r\n"
-# In a guest with busybox and a shell. As E2B's agent it takes a while to listen.
+# In a guest with a shell; what else it takes is ours. As E2B's agent it takes a while to listen.
 AGENT = f"""\
 #!/bin/sh
 case ${{1-}} in
     -version) echo {VERSION} && exit ;;
     answer) printf 'HTTP/1.1 204 No Content\\r\\nConnection: close\\r\\n\\r\\n' && exit ;;
 esac
-/bin/busybox sleep {SECONDS_UNTIL_IT_LISTENS}
-exec /bin/busybox nc -ll -p {PORT} -e /.template/agent answer
+/.template/busybox sleep {SECONDS_UNTIL_IT_LISTENS}
+exec /.template/busybox nc -ll -p {PORT} -e /.template/agent answer
 """
 
 

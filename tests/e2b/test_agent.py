@@ -7,12 +7,12 @@ from pathlib import Path
 import agent_bench
 import pytest
 
-pytestmark = [pytest.mark.counts_host, pytest.mark.whole]
+pytestmark = [pytest.mark.counts_host, pytest.mark.whole, pytest.mark.timeout(600)]
 
 
 def test_after_each_resume_the_agent_answers_its_first_request(tmp_path: Path) -> None:
-    found = agent_bench.answers_of_resumes(tmp_path / "bench", 3, lambda _: None)
-    assert len(found) == 3
-    for answers in found:
+    found = agent_bench.answers_of_resumes(tmp_path / "bench", 2, lambda _: None, "alpine-like")
+    assert agent_bench.AS_BUILT in found and len(found) >= 2
+    for answers in found.values():
         print(answers)
-        assert min(answers) > 0
+        assert len(answers) == 2 and all(min(answer) > 0 for answer in answers)
