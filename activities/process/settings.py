@@ -125,6 +125,9 @@ class Settings(BaseSettings):
     """What no guest may reach besides the host and what is not public, as a JSON list."""
     kernel_arguments: Annotated[str, StringConstraints(pattern=r"^[ -~]*$", max_length=1000)] = ""
     """What guest kernels are given besides what we say; of two words for a thing the last holds."""
+    equal_pages_once: bool = True
+    """Whether a memory file's equal pages are one in the bucket: not for an orchestrator of E2B's
+    that is older than June 2026, which would pause such sandboxes with wrong memory."""
     use_jailer: bool = True
     """Whether Firecracker runs in its jailer, where one lies beside it."""
     vm_first_user: Annotated[int, Field(ge=1000, lt=2**32 - 100_000)] = 30_000

@@ -196,9 +196,14 @@ class BucketArtifactActivities(ArtifactActivities):
         work = Upload(upload.scope, attempt, running, require_current)
         return self.maker.stack(upload.chain, work)
 
-    @staticmethod
+    def _left_out(self, name: str) -> LeftOut:
+        left_out = LEFT_OUT[ArtifactName(name)]
+        if left_out is LeftOut.REPEATS and not self._settings.equal_pages_once:
+            return LeftOut.ZEROS
+        return left_out
+
     def _scan(
-        path: Path, upload: UploadArtifactInput, running: RunningStep, below: Below | None
+        self, path: Path, upload: UploadArtifactInput, running: RunningStep, below: Below | None
     ) -> Scan:
         running.progress(f"reading {upload.name}")
         found = scan(
@@ -206,7 +211,7 @@ class BucketArtifactActivities(ArtifactActivities):
             BLOCK_BYTES,
             lambda _: None,
             running.check,
-            left_out=LEFT_OUT[upload.name],
+            left_out=self._left_out(upload.name),
             below=below,
         )
         _require_unchanged(upload, found)
@@ -220,7 +225,7 @@ class BucketArtifactActivities(ArtifactActivities):
         outdated: StoredObject | None,
         below: Below | None,
     ) -> tuple[Scan, StoredObject]:
-        left_out, prefix = LEFT_OUT[upload.name], _parts_of(upload)
+        left_out, prefix = self._left_out(upload.name), _parts_of(upload)
         sent = self._sender.send(path, upload.name, prefix, running, left_out=left_out, below=below)
         _require_unchanged(upload, sent.found)
         stored = self._compose(upload, sent.parts, sent.found, running, outdated)

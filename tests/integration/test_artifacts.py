@@ -181,6 +181,27 @@ async def test_no_block_of_a_memory_is_sent_twice(held: HeldBuild, empty_bucket:
     assert parse_header(header[0]).size == len(content)
 
 
+async def test_an_operator_may_want_equal_pages_apart(
+    held: HeldBuild, empty_bucket: Bucket
+) -> None:
+    """An older orchestrator joins records of one build as if their storage were contiguous."""
+    what = snapshot(held)
+    apart = replace(held, settings=held.settings.model_copy(update={"equal_pages_once": False}))
+    await upload(apart, empty_bucket, what, "memfile")
+    content = held.store.file(what, ArtifactName.MEMFILE).read_bytes()
+    header = empty_bucket.read_object(f"{BUILD}/memfile.header")
+    assert header is not None
+    stored = [one for one in parse_header(header[0]).extents if one.storage_offset is not None]
+    assert [one.storage_offset for one in stored] == [0, *(one.storage_end for one in stored[:-1])]
+    data = empty_bucket.read_object(f"{BUILD}/memfile")
+    assert data is not None
+    assert data[0] == b"".join(
+        block
+        for block in (content[at : at + 4096] for at in range(0, len(content), 4096))
+        if any(block)
+    )
+
+
 async def test_uploading_twice_changes_nothing(held: HeldBuild, empty_bucket: Bucket) -> None:
     what = snapshot(held)
     first = await upload(held, empty_bucket, what, "memfile")
