@@ -467,7 +467,10 @@ def test_steps_and_a_template_on_top_of_them(
     with nothing_left(product, keep=("files/",)):
         first = product.create(template, {sha256: tmp_path / "files.tar"})
         assert product.ended(first)["state"] == "completed"
-        assert "from a COPY" in product.log(first)
+        log = product.log(first)
+        assert "from a COPY" in log
+        sending = [line for line in log if line.startswith(("upload: started", "layer "))]
+        assert ": sent " in sending[0]  # the first layer went up before the upload
 
         told = 'echo "$GREETING in $(/bin/busybox pwd)"; exec /bin/busybox sleep 1000'
         ready = "/bin/busybox sleep 1"
