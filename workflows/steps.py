@@ -428,7 +428,8 @@ class BuildSteps:
             summary="undo: discard upload",
             options=self._options,
         )
-        if discarded.published is not None:
+        # Before the verification it is an earlier run's, and this one was reset: it goes on.
+        if discarded.published is not None and self._kept.done.verification is not None:
             self._telling.say("the template was published before the build was stopped: it stays")
             self._kept.published = discarded.published
             self._telling.failure = None

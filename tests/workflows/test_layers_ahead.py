@@ -11,7 +11,7 @@ import pytest_asyncio
 from temporalio.client import Client, WorkflowFailureError
 from temporalio.contrib.workflow_streams import WorkflowStreamClient
 
-from activities.contract.errors import ImageNotFoundError
+from activities.contract.errors import CheckpointLostError, ImageNotFoundError
 from activities.contract.image_steps import Run
 from activities.contract.inputs import BuildInput
 from activities.contract.names import LOG_TOPIC, Step
@@ -113,3 +113,17 @@ async def test_a_host_of_an_earlier_version_is_not_asked(client: Client) -> None
     async with running_stack(client, host):
         await asyncio.wait_for((await with_steps(client)).result(), 60)
     assert host.journal.of(SENDING) == []
+
+
+async def test_a_reset_of_what_is_published_goes_on_when_it_is_undone(
+    client: Client, host: RecordingHost
+) -> None:
+    """Its first run has published; that is no result of a run that has verified nothing yet."""
+    await asyncio.wait_for((await start(client)).result(), 60)
+    assert host.journal.published is not None
+    host.journal.fail("start_vm", CheckpointLostError("rootfs gone", step=Step.ROOTFS))
+    handle = await start(client)
+    result = await asyncio.wait_for(handle.result(), 60)
+    assert host.journal.of(DISCARDS[0]) == [DISCARDS[0]]
+    assert host.journal.of("publish_template") == ["publish_template"] * 2
+    assert {record.outcome for record in result.timeline} == {"done", "rewound"}
