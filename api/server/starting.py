@@ -112,7 +112,7 @@ class BuildStarter:
             valid = replace(valid, config=await self._files.found(valid.config, valid.cache_scope))
         for _ in range(CREATE_ATTEMPTS):
             existing = await self._existing(valid)
-            if existing is not None:
+            if isinstance(existing, StartedBuild):
                 return existing
             if isinstance(source, FromTemplate):
                 await self._require_base(source.build_id, valid.config.tenant)
@@ -129,7 +129,7 @@ class BuildStarter:
                 warm_host=await self._warm.find(valid.config),
             )
             with contextlib.suppress(WorkflowAlreadyStartedError):  # another call was quicker
-                return await self._start(build)
+                return await self._start(build, existing)
         raise _busy(valid.config.build_id)
 
     async def retry(self, build_id: str, template_id: str = "") -> StartedBuild:
@@ -178,21 +178,22 @@ class BuildStarter:
             raise _no_worker()
         return status.done
 
-    async def _existing(self, valid: ValidRequest) -> StartedBuild | None:
-        """Return the build that answers the request; None when one is to be started."""
+    async def _existing(self, valid: ValidRequest) -> StartedBuild | WorkflowIDReusePolicy:
+        """Return the build that answers the request; when one is to be started, after what."""
         build_id = valid.config.build_id
         await self._finder.require_id(build_id, valid.config.tenant)
         described = await self._finder.describe(build_id)
         if described is None:
-            return await self._existing_in_bucket(valid)
+            # Another call may start it meanwhile, with another config, and it may be over by then.
+            return await self._existing_in_bucket(valid) or WorkflowIDReusePolicy.REJECT_DUPLICATE
         state = state_of_description(described)
         if state is BuildState.CANCELLING:
             raise _being_cancelled(build_id)
         if state is BuildState.CANCELLED:
-            return None
+            return WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY
         if await self._finder.was_deleted(build_id, described):
             await self._ender.finish_delete(build_id)
-            return None
+            return WorkflowIDReusePolicy.ALLOW_DUPLICATE
         require_same_config(valid.config, await described.memo_value(CONFIG_SHA256_MEMO, ""))
         return StartedBuild(build_id, described.id, described.run_id)
 
@@ -223,7 +224,11 @@ class BuildStarter:
             source = base.config.source
         return None
 
-    async def _start(self, build: BuildInput) -> StartedBuild:
+    async def _start(
+        self,
+        build: BuildInput,
+        after: WorkflowIDReusePolicy = WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+    ) -> StartedBuild:
         config, image = build.config, build.config.source.described
         await self._naming.await_build(config)
         handle = await self._client.start_workflow(
@@ -233,7 +238,7 @@ class BuildStarter:
             task_queue=WORKFLOW_TASK_QUEUE,
             # Not USE_EXISTING: that would take a build of another config for the same.
             id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
-            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+            id_reuse_policy=after,
             memo={
                 CONFIG_SHA256_MEMO: config_sha256(config),
                 IMAGE_MEMO: image,
