@@ -200,6 +200,9 @@ PROVOKED = {
         "workflows/test_delete_tenant.py::"
         "test_what_cannot_be_deleted_is_told_and_keeps_nothing_else_from_it"
     ),
+    "InputTooLargeError": (
+        "workflows/test_build_template.py::test_what_temporal_does_not_take_ends_the_build"
+    ),
     "BuildCancelledError": f"{HERE}::test_a_cancelled_build_says_so",
 }
 NOT_PROVOKED = {
