@@ -61,21 +61,19 @@ class KvmHostActivities(HostActivities, AskedHostActivities, HostReleaseActiviti
     @activity.defn(name="hold_host")
     async def hold_host(self, hold: HoldHostInput, /) -> None:
         """Take a slot, signal `lease_granted`, and heartbeat until cancelled."""
-        await self._hold_build(hold, admitted=hold.retaken_from is None)
+        await self._hold_build(hold)
 
     @activity.defn(name="hold_host_if_free")
     async def hold_host_if_free(self, hold: HoldHostInput, /) -> None:
         """Do so unless there is no free slot now. Raises HostDrainingError then."""
-        await self._hold_build(hold, admitted=False, if_free=True)
+        await self._hold_build(hold, if_free=True)
 
-    async def _hold_build(
-        self, hold: HoldHostInput, *, admitted: bool, if_free: bool = False
-    ) -> None:
-        """Do so. `admitted` is whether it comes by the shared queue, with a permit."""
+    async def _hold_build(self, hold: HoldHostInput, *, if_free: bool = False) -> None:
         if hold.shape is not None:
             self._require_fit(hold.shape)
         memory_mb = self._admission.memory.of_build(hold)
         is_new = hold.retaken_from is None
+        admitted = is_new and not if_free  # it came by the shared queue, with a permit
         async with self._admission.room_for(
             hold.build_id, is_new=is_new, memory_mb=memory_mb, if_free=if_free
         ):
