@@ -32,6 +32,15 @@ UNUSABLE = (
 """What a layer fails with that this host cannot use: then another is used, or none."""
 
 
+def require_size(settings: Settings, whose: str, size_bytes: int) -> None:
+    """Raise RootfsTooLargeError for a disk in the bucket that a host does not take."""
+    size_mb, most_mb = size_bytes // MIB, settings.max_rootfs_mb
+    if size_mb > most_mb:
+        raise RootfsTooLargeError(
+            f"the disk of {whose} has {size_mb} MiB; the limit is {most_mb} MiB"
+        )
+
+
 class LayerDisks:
     """The layers of a bucket, as the disks of a host. Blocking."""
 
@@ -89,11 +98,7 @@ class LayerDisks:
         TemplateDamagedError, StorageCorruptionError, StorageUnavailableError and
         StorageDeniedError.
         """
-        size_mb, most_mb = record.size_bytes // MIB, self._settings.max_rootfs_mb
-        if size_mb > most_mb:
-            raise RootfsTooLargeError(
-                f"the disk of layer {record.layer_id} has {size_mb} MiB; the limit is {most_mb} MiB"
-            )
+        require_size(self._settings, f"layer {record.layer_id}", record.size_bytes)
         artifact = disk_in_bucket(record)
         most = min(artifact.size_bytes, sum(stored.size_bytes for stored in artifact.stored))
         self._room.require("take a disk out of the bucket", most)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from temporalio import activity
 
 from activities.contract.checkpoints import DiskKey, RootfsCheckpoint, RootfsFacts
-from activities.contract.errors import RootfsTooLargeError, TemplateNotFoundError
+from activities.contract.errors import TemplateNotFoundError
 from activities.contract.inputs import ImportTemplateInput
 from activities.contract.interface import TemplateBaseActivities
 from activities.contract.names import ArtifactName, Step
@@ -20,6 +20,7 @@ from activities.disk.room import Room
 from activities.image.config_size import require_small_config
 from activities.process.settings import Settings
 from activities.step.checkpoints import CheckpointStore, fingerprint
+from activities.step.layer_disks import require_size
 from activities.step.ledger import LeaseLedger
 from activities.step.running_step import RunningStep, running_step
 from activities.step.vm_requirements import require_parts
@@ -57,12 +58,8 @@ class BucketBaseActivities(TemplateBaseActivities):
         metadata = read_metadata(self._bucket, take.build_id)
         if metadata is None or metadata.config.tenant != take.scope.tenant:
             raise TemplateNotFoundError(f"there is no template {take.build_id} to start from")
-        size_mb = metadata.artifacts[ArtifactName.ROOTFS].size_bytes // MIB
-        if size_mb > self._settings.max_rootfs_mb:
-            raise RootfsTooLargeError(
-                f"the disk of template {take.build_id} has {size_mb} MiB; "
-                f"the limit is {self._settings.max_rootfs_mb} MiB"
-            )
+        size_bytes = metadata.artifacts[ArtifactName.ROOTFS].size_bytes
+        require_size(self._settings, f"template {take.build_id}", size_bytes)
         disk = self._disk(step, take, metadata, attempt)
         key = DiskKey(owner=take.scope.tenant, fingerprint=disk.fingerprint)
         self._maker.copy_of_template(key, disk.facts, metadata, take.scope)
