@@ -35,6 +35,7 @@ from activities.store.metadata import read_metadata
 from activities.template.ahead import BucketLayerActivities
 from activities.template.layering import LayerMaker
 from activities.template.sending import FileSender
+from tests.support.example_template import pulled_image
 from tests.support.held_build import HeldBuild
 from tests.support.layered_builds import LayeredBuild, changed
 from tests.support.step_checks import go_on
@@ -159,23 +160,12 @@ async def test_two_hosts_flatten_one_image_at_once(
             assert sha256_of(target / ArtifactName.ROOTFS, go_on) == sha256(build.disk)
 
 
-IMAGE = PulledImage(
-    reference="registry/web@sha256:" + "a" * 64,
-    digest="sha256:" + "a" * 64,
-    image_id="sha256:" + "b" * 64,
-    architecture="amd64",
-    size_bytes=1,
-    layer_count=1,
-    config=ImageConfig(),
-)
-
-
 def asked(scope: BuildScope, disk: RootfsCheckpoint, count: int = 2) -> RunStepsInput:
     """Ask for so many steps. The shape that is asked for is none of this host's: no VM runs."""
     return RunStepsInput(
         vm=VmRef(scope=scope, purpose=VmPurpose.BOOT),
         disk=disk,
-        image=IMAGE,
+        image=pulled_image().model_copy(update={"config": ImageConfig()}),
         steps=tuple(Run(command=f"make {number}") for number in range(count)),
         shape=VmShape(
             memory_mb=64, vcpu_count=1, kernel_version="none", firecracker_version="none"
