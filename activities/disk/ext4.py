@@ -32,7 +32,10 @@ FEATURES = (
 )
 # e2fsck keeps a map of blocks and of inodes in memory: enough for a whole disk of 64 GiB.
 FSCK_MEMORY_MB = 2048
-TOOL_LIMITS = ChildLimits(seconds=1800, memory_mb=2048)
+# Of 4 GiB and more e2fsprogs read and write the bitmaps with a thread for each processor that the
+# machine may have, and give up where they get none.
+THREADS = os.sysconf("SC_NPROCESSORS_CONF")
+TOOL_LIMITS = ChildLimits(seconds=1800, memory_mb=2048, threads=THREADS)
 MIN_INODES = 1024
 BYTES_PER_INODE = 16384  # mke2fs's usual ratio, so that the free space can be used for files too
 SPARE_INODES = 256
@@ -117,7 +120,7 @@ def resize_filesystem(image: Path, size_bytes: int, check: Callable[[], None]) -
 
 def fsck_limits(seconds: int = 600) -> ChildLimits:
     """Return what e2fsck may take of a host for one disk."""
-    return ChildLimits(seconds=seconds, memory_mb=FSCK_MEMORY_MB)
+    return ChildLimits(seconds=seconds, memory_mb=FSCK_MEMORY_MB, threads=THREADS)
 
 
 def check_filesystem(

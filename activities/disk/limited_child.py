@@ -33,6 +33,8 @@ KEPT_BYTES = 64 * 1024
 # which the kernel takes back; and what stands between us and the child itself.
 PAGES_MB = 256
 PROCESSES = 4
+# Of nobody on this machine, ours and others': RLIMIT_NPROC counts them together.
+NOBODYS_PROCESSES = 4096
 # setpriv(1) and capabilities(7): what looking into files and directories of any owner takes, and
 # what making any of them takes. Nothing that reaches beyond files.
 READS_ANY = ("dac_read_search",)
@@ -41,10 +43,12 @@ MAKES_ANY = ("chown", "dac_override", "dac_read_search", "fowner", "fsetid", "mk
 
 @dataclass(frozen=True)
 class ChildLimits:
-    """What one child may take. It may never start another process."""
+    """What one child may take."""
 
     seconds: float
     memory_mb: int = 1024
+    threads: int = 0
+    """How many it may start. Without any it can start no process either."""
     file_bytes: int = 1 << 44
     """How long a file may become that it writes."""
     open_files: int = 256
@@ -87,7 +91,7 @@ def limited_child(
 
     The caller's mounts are the child's: start it in the thread that made them, and stay there.
     """
-    with child_cgroups(Limits(limits.memory_mb + PAGES_MB, PROCESSES)) as cgroups:
+    with child_cgroups(Limits(limits.memory_mb + PAGES_MB, PROCESSES + limits.threads)) as cgroups:
         process = subprocess.Popen(
             _wrapped(command, limits, capabilities, cgroups),
             stdin=stdin,
@@ -222,6 +226,8 @@ def _wrapped(
     cgroups: Sequence[Path],
 ) -> list[str | Path]:
     kept = ",".join(["-all", *(f"+{name}" for name in capabilities)])
+    # Nobody has this one already: with a limit of 1 it can start no other.
+    processes = NOBODYS_PROCESSES if limits.threads else 1
     confined: list[str | Path] = [
         *("unshare", "--net", "--ipc", "--pid", "--fork", "--kill-child"),
         *("setpriv", "--reuid", "nobody", "--regid", "nogroup", "--clear-groups"),
@@ -230,7 +236,7 @@ def _wrapped(
         *("--no-new-privs", "--pdeathsig", "KILL"),
         *("prlimit", f"--as={limits.memory_mb * MIB}", f"--fsize={limits.file_bytes}"),
         *(f"--cpu={int(limits.seconds) + 1}", f"--nofile={limits.open_files}"),
-        *("--nproc=1", "--core=0", "--"),  # nobody has this one already: it can start no other
+        *(f"--nproc={processes}", "--core=0", "--"),
         *command,
     ]
     return ["setpriv", "--pdeathsig", "KILL", *joining(cgroups, confined)]

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -21,6 +22,7 @@ from activities.disk.cgroups import PARENT, Limits, cgroup_of, host_trees
 from activities.disk.child_cgroups import child_cgroups, leftover_child_cgroups
 from activities.disk.ext4 import check_filesystem
 from activities.disk.limited_child import (
+    PROCESSES,
     READS_ANY,
     ChildEnd,
     ChildLimits,
@@ -84,6 +86,25 @@ def test_a_child_does_no_more_than_it_may(code: str, error: bytes) -> None:
     end = run_python(f"import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n{code}")
     assert end.code != 0 or not error
     assert error in end.errors
+
+
+def test_a_child_that_may_start_threads_starts_no_more() -> None:
+    code = (
+        "import threading\n"
+        "over = threading.Event()\n"
+        "begun = 0\n"
+        "try:\n"
+        "    while begun < 64:\n"
+        "        threading.Thread(target=over.wait).start()\n"
+        "        begun += 1\n"
+        "except RuntimeError:\n"
+        "    pass\n"
+        "over.set()\n"
+        "print(begun)\n"
+    )
+    most = replace(LIMITS, memory_mb=1024, threads=8)
+    begun = int(run_python(code, most).output)
+    assert most.threads <= begun <= most.threads + PROCESSES
 
 
 def test_a_child_ends_at_its_deadline() -> None:

@@ -31,6 +31,7 @@ from activities.contract.errors import (
 )
 from activities.contract.names import Step
 from activities.contract.results import PulledImage
+from activities.disk import ext4
 from activities.disk.tree_content import BLOCK, LARGE_FILE_BYTES
 from activities.rootfs.guest_root import HOSTS
 from tests.support.file_trees import (
@@ -311,6 +312,17 @@ async def test_the_free_space_is_what_was_asked_for(
     assert 0 <= free - disk_size_mb * MIB <= max(disk_size_mb * MIB * 0.02, MIB)
     assert disk.f_favail >= 2000  # as many files again
     assert rootfs.stat().st_blocks * 512 < 60 * MIB  # free space takes no room on the host
+
+
+async def test_disks_of_many_gibibytes(host: Workbench, registry: Registry) -> None:
+    """From 4 GiB on the tools of ext4 want threads: without any, they gave up."""
+    image = await pulled(host, registry, "wide", everything())
+    rootfs = await host.build_rootfs(image, disk_size_mb=5000)
+    assert rootfs.stat().st_size > 5000 * MIB
+    for size_bytes in (6000 * MIB, 4600 * MIB):
+        ext4.resize_filesystem(rootfs, size_bytes, lambda: None)
+        ext4.check_filesystem(rootfs, lambda: None)
+    assert await differences(host, image, rootfs) == {}
 
 
 async def test_many_files_have_inodes(host: Workbench, registry: Registry) -> None:
