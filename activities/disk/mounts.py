@@ -12,6 +12,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -106,6 +107,18 @@ def sync_filesystem(path: Path) -> None:
         _check(_libc.syncfs(descriptor), f"sync {path}")
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def writing_out(path: Path) -> Iterator[None]:
+    """Write out, while the body runs, what has been written before it. Raises as sync_filesystem.
+
+    The disk has work then while the processor has; what the body writes is not part of it.
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        written = pool.submit(sync_filesystem, path)  # in this thread's mount namespace
+        yield
+    written.result()
 
 
 def mounts_under(directory: Path) -> list[Path]:

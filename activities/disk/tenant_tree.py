@@ -6,7 +6,7 @@ before it is opened, and only regular files and directories ever are: a device, 
 never. What is written stands under its name by a rename, so that nothing is written through.
 
 No other module opens what is in such a tree (`tests/unit/test_tenant_trees.py`). Imports only the
-standard library: it also runs in `activities.rootfs.tree_work`, a child process.
+standard library: it also runs in children (`activities.rootfs.tree_program`).
 """
 
 from __future__ import annotations
@@ -42,6 +42,13 @@ class _OpenHow(ctypes.Structure):
         ("mode", ctypes.c_uint64),
         ("resolve", ctypes.c_uint64),
     )
+
+
+class RefusedTreeError(Exception):
+    """A tree is not taken, in words for its user."""
+
+    limit = ""
+    """Which limit of ours it is beyond, if it is one."""
 
 
 class TooLargeError(Exception):

@@ -1,6 +1,6 @@
 """How much is in a file tree, and what it will need in an ext4.
 
-Imports only the standard library and `tenant_tree`: it also runs in `activities.rootfs.tree_work`.
+Imports only the standard library and `tenant_tree`: it also runs in `activities.rootfs.tree_look`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from activities.disk.sparse_files import data_extents
-from activities.disk.tenant_tree import open_directory, open_file
+from activities.disk.tenant_tree import RefusedTreeError, open_directory, open_file
 
 BLOCK = 4096
 CHECK_EVERY_ENTRIES = 256
@@ -27,7 +27,7 @@ EXTENTS_IN_INODE = 4
 EXTENTS_IN_BLOCK = 340
 
 
-class TreeLimitError(Exception):
+class TreeLimitError(RefusedTreeError):
     """A tree has more in it than it may."""
 
     def __init__(self, message: str, limit: str) -> None:

@@ -25,6 +25,8 @@ from activities.step.running_step import RunningStep
 
 COPY_ERROR_LINES = 20
 COPY_ERROR_BYTES = 64 * 1024
+# tar sets neither of them, but would write 1 KiB about them for each file.
+WITHOUT = "--pax-option=delete=atime,delete=ctime"
 
 
 def copy_tree(
@@ -45,7 +47,7 @@ def copy_tree(
     names = [name.encode("latin-1") for name in content.large_files]
     large = [name for name in names if not name.startswith(b".template/")]
     not_large = [b"--exclude=./" + name for name in large]
-    reader = [*TAR, "--create", "--format=posix", "--sparse", "-C", str(source)]
+    reader = [*TAR, "--create", "--format=posix", WITHOUT, "--sparse", "-C", str(source)]
     reader += ["--anchored", "--no-wildcards", f"--exclude=.{IN_GUEST}"]
     reader += [*map(os.fsdecode, not_large), "."]
     writer = [*TAR, "--extract", "--same-owner", "--preserve-permissions", "--absolute-names"]

@@ -1,6 +1,6 @@
 """What we put into a guest: everything under `/.template`, and what a bare image lacks.
 
-It is staged in a directory, from where `tree_work` writes it into the root file system. Values that
+It is staged in a directory, from where `tree_fill` writes it into the root file system. Values that
 came from outside are files, never parts of a script.
 """
 

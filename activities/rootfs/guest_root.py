@@ -1,6 +1,6 @@
 """Putting our files, and what a bare image lacks, into a root file system.
 
-Imports only the standard library and `tenant_tree`: it runs in `tree_work`, a child process.
+Imports only the standard library and `tenant_tree`: it runs in `tree_fill`, a child process.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 
 from activities.contract.guest_network import GUEST_ADDRESS, HOST_NAME
-from activities.disk.tenant_tree import TenantTree
+from activities.disk.tenant_tree import RefusedTreeError, TenantTree
 
 IN_GUEST = "/.template"
 # Mount points, and where Docker mounts files: it adds them to a container as well.
@@ -25,7 +25,7 @@ ff02::2\tip6-allrouters
 """
 
 
-class WorkdirError(Exception):
+class WorkdirError(RefusedTreeError):
     """WORKDIR cannot be made, in words for its user."""
 
 

@@ -1,7 +1,7 @@
 """What a guest must know of its image: the user, the init, the shell. Read from the image's files.
 
 Nothing of the image runs. Imports only the standard library and `tenant_tree`: it runs in
-`tree_work`, a child process.
+`tree_look`, a child process.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from activities.disk.tenant_tree import TenantTree, TooLargeError
+from activities.disk.tenant_tree import RefusedTreeError, TenantTree, TooLargeError
 
 ACCOUNTS_BYTES = 16 * 1024 * 1024
 LINE_BYTES = 64 * 1024  # as long a line as Docker reads (Go's bufio.Scanner)
@@ -31,7 +31,7 @@ INITS = frozenset({"openrc-init", "runit-init", "runit", "finit", "dinit"})
 INITS_WITH_INITTAB = frozenset({"busybox", "init"})
 
 
-class LookError(Exception):
+class LookError(RefusedTreeError):
     """The image cannot be made a guest of, in words for its user."""
 
 

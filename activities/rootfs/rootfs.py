@@ -292,7 +292,8 @@ class HostRootfsActivities(RootfsActivities):
                 (place.target / "lost+found").rmdir()  # no file of the image's
                 self._copy(place, content, step)
                 step.check()
-                added = children.fill(place.target, place.staged)
+                with mounts.writing_out(place.target):
+                    added = children.fill(place.target, place.staged)
                 mounts.sync_filesystem(place.target)
                 free = os.statvfs(place.target)
         used = free.f_files - free.f_ffree

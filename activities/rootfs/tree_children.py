@@ -1,4 +1,4 @@
-"""What is asked of a tenant's tree, by a child process that does it (`tree_work`)."""
+"""What is asked of a tenant's tree, by child processes that do it (`tree_program`)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -29,8 +30,8 @@ from activities.disk.limited_child import (
 )
 from activities.disk.tree_content import Content
 from activities.process.settings import Settings
+from activities.rootfs import tree_fill, tree_look
 from activities.rootfs.image_look import Look
-from activities.rootfs.tree_work import FillTask, SurveyTask
 
 SOURCE = Path(__file__).resolve().parents[2]
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
@@ -40,6 +41,17 @@ SETTINGS = {
     "path_bytes": "TEMPLATE_MANAGER_MAX_IMAGE_PATH_BYTES",
     "memory": "TEMPLATE_MANAGER_TREE_MEMORY_MB",
 }
+
+
+class Program(NamedTuple):
+    """A program of ours that works on trees, and what it may do."""
+
+    module: str
+    capabilities: tuple[str, ...]
+
+
+LOOKS = Program(tree_look.__name__, READS_ANY)
+FILLS = Program(tree_fill.__name__, MAKES_ANY)
 
 
 class Refused(Model):
@@ -89,14 +101,14 @@ class TreeChildren:
         too long, and FilesystemToolError.
         """
         task = self._survey_task(root, config, command, path)
-        return Survey.model_validate_json(self._ask("survey", task, READS_ANY))
+        return Survey.model_validate_json(self._ask(LOOKS, "survey", task))
 
     def look(
         self, root: Path, config: ImageConfig, command: Sequence[str] = (), path: str = ""
     ) -> Look:
         """Look at a tree that has been measured; raises as `survey`."""
         task = self._survey_task(root, config, command, path)
-        return Looked.model_validate_json(self._ask("look", task, READS_ANY)).look
+        return Looked.model_validate_json(self._ask(LOOKS, "look", task)).look
 
     def fill(self, root: Path, staged: Path) -> list[str]:
         """Put what all guests of an image need, staged, into its root file system.
@@ -105,17 +117,17 @@ class TreeChildren:
         FilesystemToolError.
         """
         task = self._fill_task(root, staged, "/")
-        return Filled.model_validate_json(self._ask("fill", task, MAKES_ANY)).added
+        return Filled.model_validate_json(self._ask(FILLS, "fill", task)).added
 
     def finish(self, root: Path, staged: Path, workdir: str) -> list[str]:
         """Add what a request gives, staged, to what `fill` has filled; otherwise as `fill`."""
         task = self._fill_task(root, staged, workdir)
-        return Filled.model_validate_json(self._ask("finish", task, MAKES_ANY)).added
+        return Filled.model_validate_json(self._ask(FILLS, "finish", task)).added
 
     def _survey_task(
         self, root: Path, config: ImageConfig, command: Sequence[str], path: str
-    ) -> SurveyTask:
-        return SurveyTask(
+    ) -> tree_look.SurveyTask:
+        return tree_look.SurveyTask(
             root=str(root),
             user=config.user,
             workdir=config.working_dir or "/",
@@ -125,16 +137,16 @@ class TreeChildren:
             max_path_bytes=self.settings.max_image_path_bytes,
         )
 
-    def _fill_task(self, root: Path, staged: Path, workdir: str) -> FillTask:
-        return FillTask(
+    def _fill_task(self, root: Path, staged: Path, workdir: str) -> tree_fill.FillTask:
+        return tree_fill.FillTask(
             root=str(root),
             staged=str(staged),
             workdir=workdir,
             dns_server=self.settings.dns_server,
         )
 
-    def _ask(self, what: str, task: Mapping[str, object], capabilities: tuple[str, ...]) -> bytes:
-        command = [sys.executable, "-P", "-B", "-m", "activities.rootfs.tree_work", what]
+    def _ask(self, program: Program, what: str, task: Mapping[str, object]) -> bytes:
+        command = [sys.executable, "-S", "-P", "-B", "-m", program.module, what]
         limits = ChildLimits(seconds=self.seconds, memory_mb=self.settings.tree_memory_mb)
         with tempfile.TemporaryFile() as asked:
             asked.write(json.dumps(task).encode())
@@ -144,7 +156,7 @@ class TreeChildren:
                     command,
                     limits,
                     self.check,
-                    capabilities=capabilities,
+                    capabilities=program.capabilities,
                     environment={"PYTHONPATH": str(SOURCE)},
                     stdin=asked,
                     max_output_bytes=MAX_ANSWER_BYTES,

@@ -39,3 +39,20 @@ def test_one_that_stays_busy_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(MountError) as error:
         in_mount_namespace(body)
     assert error.value.errno == errno.EBUSY
+
+
+def test_what_could_not_be_written_out_meanwhile_is_told_after_the_body(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def fail(path: Path) -> None:
+        begun.set()
+        goes_on.wait(60)
+        raise MountError(errno.ENOSPC, f"cannot sync {path}")
+
+    monkeypatch.setattr(mounts, "sync_filesystem", fail)
+    with pytest.raises(MountError) as error, mounts.writing_out(tmp_path):
+        assert begun.wait(60)  # while the body runs
+        goes_on.set()
+    assert error.value.errno == errno.ENOSPC
