@@ -2,7 +2,8 @@
 
 Everything is real: API, workflow, hosts, VMs. Bytes are those that reached the bucket, by its
 proxy, less what the build's log says of its memory, to 0.1 MiB. Each time is the better one of two
-builds. The fresh host pulls the image, too: a layer does not spare that.
+builds. The fresh host pulls the image, too: a layer does not spare that. And it is the worst case:
+the host that has the layers is asked first, and has just died.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ POLICIES = {
     "find_host":           Policy(MINUTE, attempts=3),
     "hold_host":           Policy(MAX_HOLD, attempts=1, wait=lambda o: o.lease_wait_seconds,
                                   heartbeat=True, undo="release_host"),
-    "hold_host_if_free":   Policy(MAX_HOLD, attempts=1, wait=5, heartbeat=True,
+    "hold_host_if_free":   Policy(MAX_HOLD, attempts=1, wait=2, heartbeat=True,
                                   undo="release_host"),
     "release_host":        Policy(5, attempts=1, total=5),
     "tell_host":           Policy(10, attempts=2, wait=5, total=10),

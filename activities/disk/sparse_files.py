@@ -54,7 +54,7 @@ def copy_private(
         writer.truncate(size_bytes)
         done = 0
         for start, length in data_extents(reader.fileno(), size_bytes):
-            for more in _copy_extent(reader.fileno(), writer.fileno(), start, length, check):
+            for more in copy_extent(reader.fileno(), writer.fileno(), start, length, check):
                 done += more
                 copied(done)
 
@@ -126,7 +126,7 @@ def _reflink(source: int, target: int) -> bool:
     return True
 
 
-def _copy_extent(
+def copy_extent(
     source: int, target: int, start: int, length: int, check: Callable[[], None]
 ) -> Iterator[int]:
     """Copy, yielding how many bytes each time."""

@@ -116,10 +116,11 @@ class VmDiskStepActivities(DiskStepActivities):
         self, running: RunningStep, build: RunStepsInput, todo: Sequence[Work], attempt: int
     ) -> tuple[RootfsCheckpoint, int]:
         """Return the disk to begin with, and how many pieces of work it has behind it."""
-        for done in range(len(todo), 0, -1):
-            key = disk_key(build, todo[done - 1])
-            found = self._find(running, build, key.fingerprint)
-            found = found or self._layers.bring(key, build.vm.scope, attempt, running)
+        disks = (*build.disk.chain, *(disk_key(build, work) for work in todo))
+        for left in range(len(todo)):
+            done, chain = len(todo) - left, disks[: len(disks) - left]
+            found = self._find(running, build, chain[-1].fingerprint)
+            found = found or self._layers.bring(chain, build.vm.scope, attempt, running)
             if found is not None:
                 return found, done
         return build.disk, 0

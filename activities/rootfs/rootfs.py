@@ -11,6 +11,7 @@ import os
 import platform
 import shlex
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -183,7 +184,7 @@ class HostRootfsActivities(RootfsActivities):
         asked_command(build)  # before anything is made: there may be none
         chain = self._chain(build)
         key = chain[-1].fingerprint
-        found = self._find(step, build, key) or self._bring(step, build.scope, chain[-1], attempt)
+        found = self._find(step, build, key) or self._bring(step, build.scope, chain, attempt)
         if found is None:
             bare = None if build.bare else self._build(step, build.as_bare(), attempt)
             found = self._alone(step, build, key, attempt, bare)
@@ -199,9 +200,9 @@ class HostRootfsActivities(RootfsActivities):
         return (*self._chain(build.as_bare()), DiskKey(owner=owner, fingerprint=key))
 
     def _bring(
-        self, step: RunningStep, scope: BuildScope, key: DiskKey, attempt: int
+        self, step: RunningStep, scope: BuildScope, chain: Sequence[DiskKey], attempt: int
     ) -> RootfsCheckpoint | None:
-        return self._layers.bring(key, scope, attempt, step) if self._layers else None
+        return self._layers.bring(chain, scope, attempt, step) if self._layers else None
 
     def _alone(
         self,

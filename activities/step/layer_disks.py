@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from activities.contract.checkpoints import DiskKey, RootfsCheckpoint
@@ -20,7 +21,7 @@ from activities.process.settings import Settings
 from activities.step.checkpoints import CheckpointStore
 from activities.step.running_step import RunningStep
 from activities.store.bucket import Bucket
-from activities.store.download import pull_artifact
+from activities.store.download import DiskHere, pull_artifact
 from activities.store.layers import LayerObjects, LayerRecord, layer_id
 
 UNUSABLE = (
@@ -67,12 +68,14 @@ class LayerDisks:
         return record
 
     def bring(
-        self, key: DiskKey, scope: BuildScope, attempt: int, running: RunningStep
+        self, chain: Sequence[DiskKey], scope: BuildScope, attempt: int, running: RunningStep
     ) -> RootfsCheckpoint | None:
-        """Bring a disk to this host, if the bucket has it; None when it is to be made here.
+        """Bring the last disk of a chain to this host, if the bucket has it.
 
-        Raises StorageUnavailableError and StorageDeniedError.
+        Of the highest below it that is here, only the difference is fetched. None when it is to be
+        made here. Raises StorageUnavailableError and StorageDeniedError.
         """
+        key = chain[-1]
         record = self.find(key, scope)
         if record is None:
             return None
@@ -82,15 +85,38 @@ class LayerDisks:
             if found is not None:  # another build of the same was quicker
                 return found
             try:
-                taken = self.take(record, place, scope, running)
+                here = self._here(chain[:-1], record, scope)
+                taken = self.take(record, place, scope, running, here)
             except UNUSABLE as error:
                 running.log.warn(f"layer {record.layer_id} is not used: {error}")
                 return None
         running.log.info(f"layer {record.layer_id} is taken from the bucket: nothing is made here")
         return taken.model_copy(update={"reused": True})
 
+    def _here(
+        self, chain: Sequence[DiskKey], record: LayerRecord, scope: BuildScope
+    ) -> DiskHere | None:
+        """Return the highest of these disks that is here, with the bytes of a layer below."""
+        below = [layer.layer_id for layer in record.below]
+        for key in reversed(chain):
+            layer = layer_of(key)
+            local = self._store.look(RootfsCheckpoint, key.fingerprint, scope.build_id)
+            if local is None or layer not in below:
+                continue
+            stored = self._objects.read(layer)  # two hosts' bytes of one layer differ
+            if stored and stored.sha256 == local.files[ArtifactName.ROOTFS].sha256:
+                has = record.below[: below.index(layer) + 1]
+                path = self._store.file(local, ArtifactName.ROOTFS)
+                return DiskHere(path, frozenset(each.objects["data"] for each in has))
+        return None
+
     def take(
-        self, record: LayerRecord, place: Path, scope: BuildScope, running: RunningStep
+        self,
+        record: LayerRecord,
+        place: Path,
+        scope: BuildScope,
+        running: RunningStep,
+        here: DiskHere | None = None,
     ) -> RootfsCheckpoint:
         """Bring a disk to this host, as the checkpoint that it was on another one.
 
@@ -107,7 +133,7 @@ class LayerDisks:
             running.check()
             running.progress("downloading the disk", done, total, "bytes")
 
-        pull_artifact(self._bucket, artifact, place / ArtifactName.ROOTFS, tell)
+        pull_artifact(self._bucket, artifact, place / ArtifactName.ROOTFS, tell, here)
         made = RootfsCheckpoint(
             fingerprint=record.fingerprint, host=self._settings.host, facts=record.facts
         )

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -20,11 +21,12 @@ from activities.contract.errors import (
     TemplateNotFoundError,
 )
 from activities.contract.names import ArtifactName
-from activities.contract.results import UploadedArtifact
+from activities.contract.results import StoredObject, UploadedArtifact
 from activities.contract.units import MIB
 from activities.disk.room import NO_ROOM
-from activities.disk.sparse_files import sha256_of, sync_directory
+from activities.disk.sparse_files import copy_extent, sha256_of, sync_directory
 from activities.store.bucket import Bucket
+from activities.store.headers import Extent
 from activities.store.metadata import TemplateMetadata, read_metadata, wrong_objects
 from activities.store.objects import METADATA
 from activities.store.stacks import StoredRange, stored_ranges
@@ -33,6 +35,15 @@ WORKERS = 4
 
 ProgressCallback = Callable[[str, int, int], None]
 """Called with an artifact's name, the bytes that have come and their total."""
+
+
+@dataclass(frozen=True)
+class DiskHere:
+    """A disk on this host that has the bytes of some layers, each block in its place."""
+
+    path: Path
+    layers: frozenset[StoredObject]
+    """The data of these."""
 
 
 def pull_template(
@@ -105,16 +116,26 @@ def _disk_full(directory: Path, why: str) -> HostDiskFullError:
 
 
 def pull_artifact(
-    bucket: Bucket, artifact: UploadedArtifact, target: Path, progress: ProgressCallback
+    bucket: Bucket,
+    artifact: UploadedArtifact,
+    target: Path,
+    progress: ProgressCallback,
+    here: DiskHere | None = None,
 ) -> None:
     """Write one file of a template, or the disk of a layer, to `target`.
 
-    Blocking; raises as `pull_template`. What `progress` raises ends it.
+    What a disk that is here has of it is copied, not fetched; unless the whole is not what it
+    should be then. Blocking; raises as `pull_template`. What `progress` raises ends it.
     """
     with _written_to(target.parent), _part(target) as temporary:
         ranges = stored_ranges(bucket, artifact)
         _require_room(target.parent, ranges)
-        _fetch(bucket, artifact, ranges, temporary, progress)
+        try:
+            _fetch(bucket, artifact, ranges, temporary, progress, here=here)
+        except StorageCorruptionError:
+            if here is None:
+                raise
+            _fetch(bucket, artifact, ranges, temporary, progress)
         temporary.replace(target)
 
 
@@ -124,13 +145,20 @@ def _fetch(
     ranges: Sequence[StoredRange],
     target: Path,
     progress: ProgressCallback,
+    *,
+    here: DiskHere | None = None,
 ) -> None:
+    has = here.layers if here else ()
+    to_copy = [extent for each in ranges if each.stored in has for extent in each.extents]
+    ranges = [each for each in ranges if each.stored not in has]
+    name, size_bytes = artifact.name, _bytes_of(ranges)
     with target.open("wb") as file:
         file.truncate(artifact.size_bytes)
-        _fill(bucket, artifact.name, ranges, file.fileno(), progress)
+        if here is not None:
+            _copy(here.path, to_copy, file.fileno(), lambda: progress(name, 0, size_bytes))
+        _fill(bucket, name, ranges, file.fileno(), progress)
         os.fsync(file.fileno())
-    size_bytes = _bytes_of(ranges)
-    sha256 = sha256_of(target, lambda: progress(artifact.name, size_bytes, size_bytes))
+    sha256 = sha256_of(target, lambda: progress(name, size_bytes, size_bytes))
     if sha256 != artifact.sha256:
         raise StorageCorruptionError(f"{artifact.name} did not arrive as it was built")
 
@@ -168,6 +196,16 @@ def _fill(
             for size_bytes in pool.map(fetch, batch):
                 done += size_bytes
                 progress(name, done, total)
+
+
+def _copy(
+    source: Path, extents: Sequence[Extent], descriptor: int, check: Callable[[], None]
+) -> None:
+    """Copy blocks to the same places; what the source does not have any more stays zeros."""
+    with contextlib.suppress(OSError), source.open("rb") as file:
+        for extent in extents:
+            for _ in copy_extent(file.fileno(), descriptor, extent.offset, extent.length, check):
+                pass
 
 
 def _bytes_of(ranges: Sequence[StoredRange]) -> int:

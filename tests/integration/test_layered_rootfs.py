@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from devstack.registry import Layer, Registry
+from devstack.stack import Stack
 from devstack.workbench import Workbench, workbench
 from temporalio.testing import ActivityEnvironment
 
@@ -178,20 +179,30 @@ def asked(scope: BuildScope, disk: RootfsCheckpoint, count: int = 2) -> RunSteps
     )
 
 
-def with_base(host: Host, scope: BuildScope) -> tuple[LayeredBuild, RootfsCheckpoint]:
-    """Have a host make the disk that steps begin with."""
+def with_base(
+    host: Host, scope: BuildScope, seed: str = "base"
+) -> tuple[LayeredBuild, RootfsCheckpoint]:
+    """Have a host make the disk that steps begin with, of 1.2 MiB that come of `seed`."""
     bench = host.bench
     held = HeldBuild(bench.settings, bench.ledger, bench.store, scope)
-    build = LayeredBuild(held, host.bucket).makes("base", "base", 300)
+    build = LayeredBuild(held, host.bucket).makes("base", seed, 300)
     [key] = build.chain
     return build, RootfsCheckpoint(
         fingerprint=key.fingerprint, host=bench.settings.host, chain=build.chain
     )
 
 
+@pytest.mark.parametrize(
+    ("base_here", "most_mib"), [(None, 2), ("base", 1), ("other bytes of it", 2)]
+)
 async def test_a_host_takes_the_disk_of_a_step_out_of_the_bucket(
-    tmp_path: Path, empty_bucket: Bucket
+    tmp_path: Path,
+    empty_bucket: Bucket,
+    storage: Stack,
+    base_here: str | None,
+    most_mib: int,
 ) -> None:
+    """Of what it has already, which must be the very bytes, it fetches only the difference."""
     async with hosts(tmp_path, empty_bucket, 2) as (one, two):
         build, base = with_base(one, one.scope())
         wanted = asked(build.held.scope, base)
@@ -203,8 +214,13 @@ async def test_a_host_takes_the_disk_of_a_step_out_of_the_bucket(
         await build.publish(build.boots())
 
         scope = two.scope()
+        if base_here:
+            with_base(two, scope, base_here)
+        storage.traffic(clear=True)
         made = await ActivityEnvironment().run(two.steps().run_steps, asked(scope, base))
         assert made.reused and made.chain == build.chain
+        fetched = storage.traffic()["operations"]["download"]["bytes_out"]
+        assert (most_mib - 1) << 20 < fetched < most_mib << 20
         assert "is taken from the bucket" in two.bench.log_of(scope)
         both = (host.bench.store.file(made, ArtifactName.ROOTFS) for host in (one, two))
         assert len({sha256_of(path, go_on) for path in both}) == 1

@@ -16,7 +16,7 @@ from activities.contract.errors import (
 from activities.contract.names import ArtifactName
 from activities.contract.results import UploadedArtifact
 from activities.store.bucket import Bucket
-from activities.store.download import pull_artifact
+from activities.store.download import DiskHere, pull_artifact
 from activities.store.headers import BLOCK_BYTES, Extent, Header, parse_header
 from activities.store.metadata import wrong_objects
 from activities.store.stacks import GAP_BYTES, RANGE_BYTES, stored_ranges
@@ -60,6 +60,22 @@ def test_only_what_the_disk_needs_is_fetched_and_none_of_it_twice(
     storage.traffic(clear=True)
     pull(empty_bucket, top, tmp_path / "pulled")
     assert storage.traffic()["operations"]["download"]["requests"] == len(ranges) + 1
+
+
+def test_what_is_here_already_is_copied(
+    empty_bucket: Bucket, tmp_path: Path, storage: Stack
+) -> None:
+    disks = changed_disks(tmp_path, 4)
+    top = store_stack(empty_bucket, disks)
+    below = frozenset(layer.objects["data"] for layer in top.layers[:3])
+    ranges = [each for each in stored_ranges(empty_bucket, top) if each.stored not in below]
+    for here, requests in ((disks[2], len(ranges) + 1), (disks[1], None), (tmp_path / "no", None)):
+        storage.traffic(clear=True)
+        has = DiskHere(here, below)
+        pull_artifact(empty_bucket, top, tmp_path / "pulled", lambda *_: None, has)
+        assert (tmp_path / "pulled").read_bytes() == disks[-1].read_bytes()
+        downloads = storage.traffic()["operations"]["download"]["requests"]
+        assert requests is None or downloads == requests
 
 
 def test_what_a_layer_lacks_is_told_and_nothing_is_left(
