@@ -208,7 +208,7 @@ SERVICES = (
         ("gcs_emulator",),
         # It holds an object in memory while it stores it, several times over: collect early. What
         # is free it leaves to a kernel that needs it: else it takes all of it anew for each object.
-        {"GOGC": "30", "GOMEMLIMIT": "512MiB", "GODEBUG": "madvdontneed=0"},
+        {"GOGC": "30", "GOMEMLIMIT": "1GiB", "GODEBUG": "madvdontneed=0"},
     ),
     Service("gcs", _proxy_command, _proxy_ready, ("gcs",)),
     Service(
