@@ -323,6 +323,7 @@ class Proxy:
             "fault": exchange.fault.kind if exchange.fault else None,
             "bytes_in": exchange.bytes_in,
             "bytes_out": exchange.bytes_out,
+            "began": round(time.time() - seconds, 4),
             "seconds": round(seconds, 4),
         }
 
