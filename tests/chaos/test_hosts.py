@@ -49,12 +49,12 @@ def _works_in(process: psutil.Process, directory: Path) -> bool:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("step", ["ready", "upload"])
+@pytest.mark.parametrize("step", ["sending", "ready", "upload"])
 def test_a_frozen_host_is_fenced_off(product: ChaosProduct, step: str) -> None:
     """Another host finishes the build; the frozen one, when it wakes, harms nothing."""
     with another_host(product) as other_data, nothing_left(product, product.data_dir, other_data):
         product.stack.stop(OTHER)  # so that the build is on the host that is frozen
-        build_id = product.new_build()
+        build_id = product.new_build_for(step)
         product.until(build_id, lambda status: bool(status["host"]))
         product.stack.restart(OTHER)
         assert product.hit(build_id, step, lambda: _signal_host(product, signal.SIGSTOP))
@@ -85,13 +85,14 @@ def _swept(product: ChaosProduct) -> None:
 
 
 @pytest.mark.full
-def test_a_host_that_never_comes_back_costs_its_grace(product: ChaosProduct) -> None:
+@pytest.mark.parametrize("step", ["sending", "ready"])
+def test_a_host_that_never_comes_back_costs_its_grace(product: ChaosProduct, step: str) -> None:
     with another_host(product) as other_data, nothing_left(product, product.data_dir, other_data):
         product.stack.stop(OTHER)
-        build_id = product.new_build()
+        build_id = product.new_build_for(step)
         product.until(build_id, lambda status: bool(status["host"]))
         product.stack.restart(OTHER)
-        assert product.hit(build_id, "ready", lambda: product.kill("host"))
+        assert product.hit(build_id, step, lambda: product.kill("host"))
         began = time.monotonic()
         status = product.ended_somehow(build_id)
         assert status["state"] == "completed", status

@@ -39,6 +39,7 @@ STEPS = {
     "pull": "pull_image",
     "rootfs": "build_rootfs",
     "steps": "run_steps",
+    "sending": "send_layers",
     "start": "start_vm",
     "ready": "wait_until_ready",
     "snapshot": "snapshot_vm",
@@ -57,7 +58,7 @@ PROCESSES = (
     "registry",
     "temporal",
 )
-STEPS_WITH_A_VM = ("steps", "ready", "snapshot", "verify")
+STEPS_WITH_A_VM = ("steps", "sending", "ready", "snapshot", "verify")
 SHORT = {
     ("host", "ready"),
     ("temporal", "ready"),
@@ -116,20 +117,23 @@ class ChaosProduct(Product):
         """Start a build that comes by this step of the table, and fits no earlier checkpoint."""
         if step == "pull":
             self.forget_image()
-        if step != "steps":
+        if step not in ("steps", "sending"):
             return self.new_build()
         run = pb.TemplateStep(type="RUN", args=["sleep 3; echo $CASE >/made"])
         return self.build_with_steps(run)
 
-    def build_with_steps(self, *steps: pb.TemplateStep) -> str:
-        """Start a build with steps, on an image with a shell, that fits no earlier checkpoint."""
+    def build_with_steps(self, *steps: pb.TemplateStep, case: str = "") -> str:
+        """Start a build with steps, on an image with a shell.
+
+        It fits no checkpoint but those of builds with the same steps and the same `case`.
+        """
         image = images.make_and_push("alpine-like", self.registry, lambda _: None)
-        case = pb.TemplateStep(type="ENV", args=["CASE", str(uuid.uuid4())])
+        env = pb.TemplateStep(type="ENV", args=["CASE", case or str(uuid.uuid4())])
         template = pb.TemplateConfig(
             template_id="steps",
             build_id=str(uuid.uuid4()),
             from_image=image,
-            steps=[case, *steps],
+            steps=[env, *steps],
             memory_mb=256,
             vcpu_count=1,
             disk_size_mb=32,
@@ -209,6 +213,8 @@ def running_chaos_product(**env: str) -> Iterator[ChaosProduct]:
         "TEMPLATE_MANAGER_BUILD": json.dumps(OPTIONS),
         "TEMPLATE_MANAGER_SWEEP_INTERVAL_SECONDS": "5",
         "TEMPLATE_MANAGER_RESTART_GRACE_SECONDS": "1",
+        # What a step writes goes up in more parts than are sent at a time.
+        "TEMPLATE_MANAGER_UPLOAD_CHUNK_MB": "2",
         **env,
     }
     with Stack(only=PARTS, apps=APPS, env=values) as stack:
