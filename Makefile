@@ -53,7 +53,8 @@ chaos: setup-tests  ## Kill everything in every step of a build; prints a table 
 	@$(PYTHON) temporal-dev/devstack run --only docker,kernel,firecracker -- \
 	  pytest --whole tests/integration/test_fair_share.py tests/workflows/test_tenant_line.py \
 	  tests/integration/test_side_by_side.py tests/integration/test_layered_templates.py \
-	  tests/integration/test_layered_rootfs.py
+	  tests/integration/test_layered_rootfs.py tests/integration/test_layers_ahead.py \
+	  tests/workflows/test_warm_host.py
 
 lint: venv  ## ruff, and the walls between rooms
 	@ruff check . && ruff format --check . && lint-imports

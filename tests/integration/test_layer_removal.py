@@ -7,27 +7,24 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from devstack.stack import Stack
-from pydantic import SecretStr
 from temporalio.client import WorkflowExecutionStatus
 from temporalio.testing import ActivityEnvironment
 
 from activities.contract.errors import LeaseLostError
-from activities.contract.inputs import DeleteTemplateInput, DiscardUploadInput, SweepInput
+from activities.contract.inputs import DiscardUploadInput, SweepInput
 from activities.contract.names import ArtifactName
 from activities.contract.references import TemplateReference
 from activities.contract.results import DeletedTemplate, SweepReport
 from activities.contract.scope import BuildScope
 from activities.host.bucket_sweep import BucketSweep
 from activities.process.clock import utc_now
-from activities.process.sealing import Sealer
-from activities.process.settings import Settings
 from activities.store import bucket as bucket_module
 from activities.store import layers as layers_module
 from activities.store.bucket import Bucket
@@ -50,12 +47,16 @@ from api.server.template_bucket import TemplateBucket
 from tests.support.example_template import metadata
 from tests.support.layered_bucket import (
     InterruptedBucket,
+    delete,
+    deleting,
     id_of,
+    input_of,
     is_there,
     make_chain,
     make_layer,
     release,
     scope_of,
+    sweep,
     write_layer,
 )
 
@@ -69,10 +70,6 @@ def layers(empty_bucket: Bucket) -> LayerObjects:
     return LayerObjects(empty_bucket)
 
 
-def deleting(bucket: Bucket) -> BucketDeletionActivities:
-    return BucketDeletionActivities(bucket, Sealer(SecretStr("")), Settings())
-
-
 @pytest.fixture
 def deletion(empty_bucket: Bucket) -> BucketDeletionActivities:
     return deleting(empty_bucket)
@@ -82,14 +79,6 @@ def publish(bucket: Bucket, scope: BuildScope) -> None:
     """Write what the sweep takes for a template."""
     for name in (artifact_name(scope.build_id, ArtifactName.ROOTFS), metadata_name(scope.build_id)):
         bucket.write_object(name, b"x", metadata={"tenant": scope.tenant})
-
-
-def input_of(scope: BuildScope) -> DeleteTemplateInput:
-    return DeleteTemplateInput(template_id="web", build_id=scope.build_id, tenant=scope.tenant)
-
-
-async def delete(deletion: BucketDeletionActivities, scope: BuildScope) -> DeletedTemplate:
-    return await ActivityEnvironment().run(deletion.delete_objects, input_of(scope))
 
 
 async def end_delete(
@@ -279,18 +268,6 @@ def test_an_end_that_was_held_up_takes_nothing_from_the_retry_that_published(
 
 
 # ---- The sweep
-
-
-async def sweep(
-    bucket: Bucket, *, running: Collection[str] = (), hours: float = 1, dry_run: bool = False
-) -> SweepReport:
-    async def describe(build_id: str) -> WorkflowExecutionStatus | None:
-        return RUNNING if build_id in running else None
-
-    sweeper = BucketSweep(
-        bucket, describe, late_arrival_seconds=0.0, most_files_bytes=8, layer_max_age_hours=hours
-    )
-    return await ActivityEnvironment().run(sweeper.sweep_bucket, SweepInput(dry_run=dry_run))
 
 
 def what(report: SweepReport) -> list[tuple[str, str]]:

@@ -226,6 +226,7 @@ async def test_a_host_takes_the_disk_of_a_step_out_of_the_bucket(
         assert len({sha256_of(path, go_on) for path in both}) == 1
 
 
+@pytest.mark.whole
 async def test_of_a_lost_host_another_takes_what_was_sent_before(
     tmp_path: Path, empty_bucket: Bucket
 ) -> None:

@@ -25,15 +25,21 @@ from activities.contract.results import PublishedTemplate, StoredObject
 from activities.disk.sparse_files import sha256_of
 from activities.step.layer_disks import layer_of
 from activities.store.bucket import Bucket
-from activities.store.download import pull_template
 from activities.store.layers import LayerObjects
 from activities.store.log_archive import BucketLogActivities
-from activities.store.metadata import TemplateMetadata, read_metadata, wrong_objects
+from activities.store.metadata import read_metadata, wrong_objects
 from activities.store.objects import metadata_name
 from activities.template.artifacts import remove_objects
 from activities.template.base import BucketBaseActivities
 from activities.template.layering import LayerMaker, Upload
-from tests.support.layered_builds import BLOCK, LayeredBuild, build_on, stored_of
+from tests.support.layered_builds import (
+    BLOCK,
+    LayeredBuild,
+    build_on,
+    metadata_of,
+    pulls_the_same,
+    stored_of,
+)
 from tests.support.step_checks import go_on
 
 pytestmark = pytest.mark.counts_nothing
@@ -41,20 +47,8 @@ pytestmark = pytest.mark.counts_nothing
 ROOTFS = ArtifactName.ROOTFS
 
 
-def pulls_the_same(bucket: Bucket, build: LayeredBuild, target: Path) -> bool:
-    """Whether a pull gives the disk of a build; without the bytes, of which a test would tell."""
-    pull_template(bucket, build.held.scope.build_id, target, lambda *_: None)
-    return (target / ROOTFS).read_bytes() == build.disk
-
-
 def is_read_by_e2b(bucket: Bucket, build: LayeredBuild) -> bool:
     return read_as_e2b(bucket, build.held.scope.build_id) == build.disk
-
-
-def metadata_of(bucket: Bucket, build: LayeredBuild) -> TemplateMetadata:
-    found = read_metadata(bucket, build.held.scope.build_id)
-    assert found is not None
-    return found
 
 
 def read_as_e2b(bucket: Bucket, build_id: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 
 import pytest
 from devstack.stack import Stack
@@ -20,11 +21,21 @@ from activities.step.layer_disks import layer_of
 from activities.store.bucket import Bucket
 from activities.store.layers import LayerObjects
 from activities.store.lease_numbers import LeaseObjects
-from activities.store.metadata import read_metadata
-from activities.template import ahead
+from activities.store.metadata import read_metadata, wrong_objects
+from activities.store.objects import LEASES, STORED
+from activities.template import ahead, layering
 from activities.template.ahead import BucketLayerActivities
 from activities.template.artifacts import discard_upload
-from tests.support.layered_builds import BLOCK, LayeredBuild, build_on, disk_named
+from activities.template.layering import LayerMaker
+from tests.support.layered_bucket import delete, deleting, sweep
+from tests.support.layered_builds import (
+    BLOCK,
+    LayeredBuild,
+    build_on,
+    disk_named,
+    metadata_of,
+    pulls_the_same,
+)
 from tests.support.step_checks import go_on
 
 pytestmark = pytest.mark.counts_nothing
@@ -172,3 +183,81 @@ async def test_of_a_cancelled_build_nothing_is_left(
     assert is_whole(empty_bucket, build.chain[0])
     names = [stored.name for stored in empty_bucket.list_objects(f"{layer_of(build.chain[1])}/")]
     assert names == [] or is_whole(empty_bucket, build.chain[1])  # it may have been quicker
+
+
+# ---- Others, at the same time
+
+
+async def test_of_two_hosts_that_send_the_same_both_are_right(
+    empty_bucket: Bucket, tmp_path: Path
+) -> None:
+    """Each step has left other bytes on either; one host's become layers, none is written twice."""
+    builds = [build_on(tmp_path / host, empty_bucket) for host in "ab"]
+    for host, build in zip("ab", builds, strict=True):
+        for name in NAMES:
+            build.makes(name, f"{name} of {host}", 100)
+    work = [sending(build, ActivityEnvironment()) for build in builds]
+    async with asyncio.timeout(120):
+        sent = await asyncio.gather(*work)
+    assert sum(sent) == sum(is_whole(empty_bucket, key) for key in builds[0].chain)
+    snapshots = [build.boots() for build in builds]
+    both = zip(builds, snapshots, strict=True)
+    await asyncio.gather(*(build.publish(snapshot) for build, snapshot in both))
+    for host, build in zip("ab", builds, strict=True):
+        assert wrong_objects(empty_bucket, metadata_of(empty_bucket, build)) == []
+        assert pulls_the_same(empty_bucket, build, tmp_path / "out" / host)
+        assert not any("/.parts/" in name for name in left_of(empty_bucket, build))
+
+
+POINTS = {
+    "parts": (layering, "compose_tree"),
+    "data": (LayerMaker, "_recorded"),
+    "header": (LayerObjects, "commit"),
+}
+"""What of a layer is in the bucket, and what brings the next of it."""
+
+
+def held_at(monkeypatch: pytest.MonkeyPatch, point: str) -> tuple[Event, Event]:
+    """Hold every layer at a point: told by one event, until the other is set."""
+    place, name = POINTS[point]
+    go_on: Callable[..., object] = getattr(place, name)
+    reached, released = Event(), Event()
+
+    def wait(*arguments: object, **named: object) -> object:
+        reached.set()
+        assert released.wait(60)
+        return go_on(*arguments, **named)
+
+    monkeypatch.setattr(place, name, wait)
+    return reached, released
+
+
+@pytest.mark.parametrize(
+    "point",
+    [each if each == "header" else pytest.param(each, marks=pytest.mark.whole) for each in POINTS],
+)
+async def test_a_delete_and_a_sweep_take_nothing_from_a_build_that_sends(
+    empty_bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    """The build is at its third layer; a template on the two below is all that was on them."""
+    template = build_on(tmp_path / "h1", empty_bucket)
+    for name in NAMES[:2]:
+        template.makes(name, name, 50)
+    await template.publish(template.boots())
+    build = build_on(tmp_path / "h1", empty_bucket)
+    for name in NAMES:
+        build.makes(name, name, 50)
+    reached, released = held_at(monkeypatch, point)
+    work = sending(build, ActivityEnvironment())
+    await until(reached.is_set)
+    await delete(deleting(empty_bucket), template.held.scope)
+    await sweep(empty_bucket, running={build.held.scope.build_id}, hours=0)
+    released.set()
+    assert await work == 3
+    assert [is_whole(empty_bucket, key) for key in build.chain] == [True] * 3
+    await build.publish(build.boots())
+    assert wrong_objects(empty_bucket, metadata_of(empty_bucket, build)) == []
+    assert pulls_the_same(empty_bucket, build, tmp_path / "out")
+    await delete(deleting(empty_bucket), build.held.scope)
+    left = [stored.name for stored in empty_bucket.list_objects("")]
+    assert [name for name in left if not name.startswith((LEASES, STORED))] == []

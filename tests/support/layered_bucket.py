@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+
+from pydantic import SecretStr
+from temporalio.client import WorkflowExecutionStatus
+from temporalio.testing import ActivityEnvironment
 
 from activities.contract.checkpoints import RootfsFacts
+from activities.contract.inputs import DeleteTemplateInput, SweepInput
 from activities.contract.names import ArtifactName, Step
-from activities.contract.results import LayerReference, StoredObject
+from activities.contract.results import (
+    DeletedTemplate,
+    LayerReference,
+    StoredObject,
+    SweepReport,
+)
 from activities.contract.scope import BuildScope, HostLease
+from activities.host.bucket_sweep import BucketSweep
 from activities.process.clock import utc_now
+from activities.process.sealing import Sealer
+from activities.process.settings import Settings
 from activities.store.bucket import Bucket
 from activities.store.layers import LayerClaim, LayerObjects, LayerRecord, layer_id, layer_metadata
 from activities.store.objects import artifact_name, header_name
+from activities.template.deletion import BucketDeletionActivities
 
 
 def scope_of(build_id: str = "", tenant: str = "acme") -> BuildScope:
@@ -105,6 +119,35 @@ def release(layers: LayerObjects, build_id: str, *, collect: bool = False) -> li
 def is_there(bucket: Bucket, record: LayerRecord) -> bool:
     """Whether every object of a layer is what its record says."""
     return all(bucket.stat_object(each.name) == each for each in record.objects.values())
+
+
+async def delete(deletion: BucketDeletionActivities, scope: BuildScope) -> DeletedTemplate:
+    """Delete the objects of a build."""
+    return await ActivityEnvironment().run(deletion.delete_objects, input_of(scope))
+
+
+def deleting(bucket: Bucket) -> BucketDeletionActivities:
+    """Return what deletes from a bucket, and from no registry."""
+    return BucketDeletionActivities(bucket, Sealer(SecretStr("")), Settings())
+
+
+def input_of(scope: BuildScope) -> DeleteTemplateInput:
+    """Return what a delete of a build is asked for by."""
+    return DeleteTemplateInput(template_id="web", build_id=scope.build_id, tenant=scope.tenant)
+
+
+async def sweep(
+    bucket: Bucket, *, running: Collection[str] = (), hours: float = 1, dry_run: bool = False
+) -> SweepReport:
+    """Sweep a bucket while those builds run; layers that nobody needs go after so many hours."""
+
+    async def describe(build_id: str) -> WorkflowExecutionStatus | None:
+        return WorkflowExecutionStatus.RUNNING if build_id in running else None
+
+    sweeper = BucketSweep(
+        bucket, describe, late_arrival_seconds=0.0, most_files_bytes=8, layer_max_age_hours=hours
+    )
+    return await ActivityEnvironment().run(sweeper.sweep_bucket, SweepInput(dry_run=dry_run))
 
 
 class InterruptedBucket(Bucket):

@@ -21,7 +21,9 @@ from activities.contract.names import ArtifactName, Step
 from activities.contract.results import PublishedTemplate, UploadedArtifact, Verification
 from activities.step.checkpoints import fingerprint
 from activities.store.bucket import Bucket
+from activities.store.download import pull_template
 from activities.store.lease_numbers import LeaseObjects
+from activities.store.metadata import TemplateMetadata, read_metadata
 from activities.template.artifacts import BucketArtifactActivities
 from tests.support.example_template import pulled_image, template_config
 from tests.support.held_build import HeldBuild, hold
@@ -139,3 +141,16 @@ def stored_of(uploads: Sequence[UploadedArtifact]) -> int:
     """Return how many bytes of disks are stored for these, layers once."""
     objects = {stored.name: stored for each in uploads for stored in each.stored}
     return sum(s.size_bytes for name, s in objects.items() if name.endswith("rootfs.ext4"))
+
+
+def pulls_the_same(bucket: Bucket, build: LayeredBuild, target: Path) -> bool:
+    """Whether a pull gives the disk of a build; without the bytes, of which a test would tell."""
+    pull_template(bucket, build.held.scope.build_id, target, lambda *_: None)
+    return (target / ArtifactName.ROOTFS).read_bytes() == build.disk
+
+
+def metadata_of(bucket: Bucket, build: LayeredBuild) -> TemplateMetadata:
+    """Return what is published of a build."""
+    found = read_metadata(bucket, build.held.scope.build_id)
+    assert found is not None
+    return found

@@ -117,6 +117,7 @@ async def test_the_host_that_built_the_like_of_it_last_is_found(client: Client) 
         assert await warm.find(asked(force=True)) is None
 
 
+@pytest.mark.whole
 async def test_where_builds_wait_for_a_host_none_is_asked_first(client: Client) -> None:
     hosts = KnownHosts(client)
     warm = WarmHosts(client, hosts)
