@@ -30,7 +30,7 @@ def locked(path: Path, check: Callable[[], None]) -> Iterator[None]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             _wait_for(descriptor, check)
-            if _is_still(path, descriptor):
+            if is_still(path, descriptor):
                 yield
                 return
         finally:
@@ -85,7 +85,8 @@ def _wait_for(descriptor: int, check: Callable[[], None]) -> None:
             return
 
 
-def _is_still(path: Path, descriptor: int) -> bool:
+def is_still(path: Path, descriptor: int) -> bool:
+    """Whether a path names the file that is open as `descriptor`."""
     # Whoever removed the file while we waited has left us the lock of a file that is gone.
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())

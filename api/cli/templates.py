@@ -50,8 +50,11 @@ def pull(
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Download rootfs.ext4, memfile and snapfile, byte for byte, straight from the bucket."""
-    with template_errors(as_json), transfer_bars() as show:
+    """Download rootfs.ext4, memfile and snapfile, byte for byte, straight from the bucket.
+
+    Interrupted, it goes on where it was when it is called again.
+    """
+    with template_errors(as_json), _kept_in(directory), transfer_bars() as show:
         from activities.store.bucket import Bucket
         from activities.store.download import pull_template
         from activities.store.names import find_build
@@ -65,6 +68,18 @@ def pull(
     else:
         out.print(f"template {metadata.template_id} is in {directory}", soft_wrap=True)
         err.print(f"→ template-manager run {shlex.quote(str(directory))}", soft_wrap=True)
+
+
+@contextmanager
+def _kept_in(directory: Path) -> Iterator[None]:
+    from activities.contract.errors import StorageUnavailableError
+
+    try:
+        yield
+    except (KeyboardInterrupt, StorageUnavailableError):
+        told = f"what has come is kept in {directory}: the same command goes on with it"
+        err.print(f"→ {told}", soft_wrap=True)
+        raise
 
 
 @app.command(

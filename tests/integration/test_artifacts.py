@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,7 @@ from activities.contract.results import (
     UploadedArtifact,
     Verification,
 )
+from activities.disk.sparse_files import sha256_of
 from activities.process.clock import utc_now
 from activities.store.bucket import Bucket
 from activities.store.download import pull_template
@@ -49,10 +51,10 @@ from activities.store.headers import parse_header
 from activities.store.lease_numbers import LeaseObjects
 from activities.store.metadata import read_metadata, wrong_objects
 from activities.store.names import TenantNames
-from activities.store.objects import parts_prefix
+from activities.store.objects import METADATA, parts_prefix
 from activities.template.artifacts import BucketArtifactActivities, discard_upload
 from activities.template.upload import PartSender
-from tests.support.command_line import cli
+from tests.support.command_line import cli, started
 from tests.support.example_template import BUILD, pulled_image, template_config
 from tests.support.held_build import HeldBuild, hold
 from tests.support.step_checks import go_on
@@ -410,6 +412,47 @@ async def test_a_download_that_is_damaged_leaves_no_file(
     with storage.faults(rule), pytest.raises(StorageCorruptionError):
         pull_template(empty_bucket, BUILD, out, lambda *_: None)
     assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+async def test_an_interrupted_pull_goes_on_when_it_is_called_again(
+    held: HeldBuild, empty_bucket: Bucket, storage: Stack, tmp_path: Path, number: signal.Signals
+) -> None:
+    what = snapshot(held)
+    await publish(held, empty_bucket, what)
+    out, whence = tmp_path / "out", ("--bucket", empty_bucket.name)
+    slow = {
+        "kind": "slow",
+        "operation": "download",
+        "path": "memfile\\?",
+        "delay": 4,
+        "count": None,
+    }
+    with storage.faults(slow):
+        process = await started("pull", BUILD, str(out), *whence)
+        async with asyncio.timeout(60):
+            while not (out / ".memfile.part").exists() or not _come(out / ".rootfs.ext4.part.list"):
+                await asyncio.sleep(0.05)
+            process.send_signal(number)
+            _, told = await process.communicate()
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    assert (b"the same command goes on" in told) == (number == signal.SIGINT)
+    assert not (out / "rootfs.ext4").exists()
+
+    storage.traffic(clear=True)
+    again = await cli("pull", BUILD, str(out), *whence)
+    assert again.code == 0, again.err
+    fetched = [each["path"] for each in storage.traffic()["requests"]]
+    assert any("memfile?" in path for path in fetched)
+    assert not any("rootfs.ext4?" in path for path in fetched)
+    assert {path.name for path in out.iterdir()} == {*ArtifactName, METADATA}
+    for name in ArtifactName:
+        assert sha256_of(out / name, go_on) == sha256_of(held.store.file(what, name), go_on)
+
+
+def _come(listed: Path) -> int:
+    """Return how many ranges a list of them has."""
+    return len(listed.read_bytes().splitlines()) - 1 if listed.exists() else 0
 
 
 async def test_a_pull_that_fails_leaves_what_was_there(

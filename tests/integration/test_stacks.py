@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import uuid
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from devstack.stack import Stack
 
 from activities.contract.errors import (
     StorageCorruptionError,
+    TargetUnusableError,
     TemplateDamagedError,
     TemplateManagerError,
 )
@@ -76,6 +79,83 @@ def test_what_is_here_already_is_copied(
         assert (tmp_path / "pulled").read_bytes() == disks[-1].read_bytes()
         downloads = storage.traffic()["operations"]["download"]["requests"]
         assert requests is None or downloads == requests
+
+
+def interrupted_pull(bucket: Bucket, artifact: UploadedArtifact, target: Path) -> Path:
+    """Begin to pull, and end it when some has come; return what of it is there."""
+
+    def stop(_: str, done: int, total: int) -> None:
+        if total > done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pull_artifact(bucket, artifact, target, stop)
+    return target.with_name(f".{target.name}.part")
+
+
+@pytest.mark.parametrize("harm", ["none", "other bytes", "shorter", "gone", "no list", "torn list"])
+def test_what_has_come_before_is_not_fetched_again(
+    empty_bucket: Bucket, tmp_path: Path, storage: Stack, harm: str
+) -> None:
+    disks = changed_disks(tmp_path, 4)
+    top = store_stack(empty_bucket, disks)
+    part = interrupted_pull(empty_bucket, top, tmp_path / "pulled")
+    listed = part.with_name(f"{part.name}.list")
+    if harm == "other bytes":
+        part.write_bytes(random.Random(1).randbytes(part.stat().st_size))
+    elif harm == "shorter":
+        os.truncate(part, 5)
+    elif harm == "gone":
+        part.unlink()
+    elif harm == "no list":
+        listed.unlink()
+    elif harm == "torn list":
+        os.truncate(listed, listed.stat().st_size - 3)
+    storage.traffic(clear=True)
+    assert pull(empty_bucket, top, tmp_path / "pulled") == disks[-1].read_bytes()
+    downloads = storage.traffic()["operations"]["download"]["requests"] - 1
+    assert (downloads < len(stored_ranges(empty_bucket, top))) == (harm in {"none", "torn list"})
+    assert not part.exists() and not listed.exists()
+
+
+def test_of_another_file_nothing_is_gone_on_with(empty_bucket: Bucket, tmp_path: Path) -> None:
+    disks = changed_disks(tmp_path, 4)
+    part = interrupted_pull(empty_bucket, store_stack(empty_bucket, disks), tmp_path / "pulled")
+    other = store_stack(empty_bucket, disks[:2])
+    assert pull(empty_bucket, other, tmp_path / "pulled") == disks[1].read_bytes()
+    assert not part.exists()
+
+
+def test_two_do_not_write_one_file_at_once(empty_bucket: Bucket, tmp_path: Path) -> None:
+    disks, told = changed_disks(tmp_path, 2), list[str]()
+    top = store_stack(empty_bucket, disks)
+
+    def second(*_: object) -> None:
+        if not told:
+            with pytest.raises(TargetUnusableError) as caught:
+                pull_artifact(empty_bucket, top, tmp_path / "pulled", lambda *_: None)
+            told.append(caught.value.message)
+
+    pull_artifact(empty_bucket, top, tmp_path / "pulled", second)
+    assert told == [f"another process is writing {tmp_path / 'pulled'}"]
+    assert (tmp_path / "pulled").read_bytes() == disks[-1].read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["link", "directory", "fifo"])
+def test_what_is_in_the_way_is_not_written_through(
+    empty_bucket: Bucket, tmp_path: Path, kind: str
+) -> None:
+    top, place = store_stack(empty_bucket, changed_disks(tmp_path, 2)), tmp_path / ".pulled.part"
+    (tmp_path / "mine").write_text("mine")
+    if kind == "link":
+        place.symlink_to("mine")
+    elif kind == "directory":
+        place.mkdir()
+    else:
+        os.mkfifo(place)
+    with pytest.raises(TargetUnusableError):
+        pull_artifact(empty_bucket, top, tmp_path / "pulled", lambda *_: None)
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 def test_what_a_layer_lacks_is_told_and_nothing_is_left(
