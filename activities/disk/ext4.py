@@ -40,20 +40,33 @@ MIN_INODES = 1024
 BYTES_PER_INODE = 16384  # mke2fs's usual ratio, so that the free space can be used for files too
 SPARE_INODES = 256
 MIN_BYTES = 8 * MIB
+GROUP_BLOCKS = 8 * BLOCK  # as many as one block has bits
+INODES_PER_BLOCK = BLOCK // INODE_BYTES
+GROUPS_PER_BLOCK = BLOCK // 64  # descriptors, with the feature 64bit
+MAX_GROWN_BLOCKS = (1 << 32) - 1  # resize_inode keeps room to grow a thousandfold, at most this far
+TOP_BLOCKS = 8  # the root, lost+found, the inode for growing; two to spare
 MAX_RESERVED_CLUSTERS = 4096  # ext4_calculate_resv_clusters: 2 % of the blocks, at most this
 
 
 def bytes_for(content: Content, free_bytes: int) -> int:
-    """Return a first guess at the size of a file system with `free_bytes` left to root."""
-    inodes = inodes_for(content, content.bytes + free_bytes)
-    total = content.bytes + free_bytes + inodes * INODE_BYTES + 2 * MIB
-    reserved = min(total // BLOCK // 50, MAX_RESERVED_CLUSTERS) * BLOCK
-    return _whole_blocks(max(total + reserved, MIN_BYTES))
+    """Return the size of a file system with `free_bytes` left to root.
+
+    A few blocks off, or some dozens where so many inodes are wanted that mke2fs makes its groups
+    smaller.
+    """
+    wanted = content.blocks + blocks_of(free_bytes)
+    inodes = inodes_for(content, free_bytes)
+    total = wanted
+    for _ in range(5):  # what it keeps grows with it, by ever less
+        reserved = min(total // 50, MAX_RESERVED_CLUSTERS)
+        total = wanted + reserved + _own_blocks(total, inodes)
+    return max(total * BLOCK, MIN_BYTES)
 
 
-def inodes_for(content: Content, size_bytes: int) -> int:
+def inodes_for(content: Content, free_bytes: int) -> int:
     """Return how many inodes to make: twice the image's, or mke2fs's usual number."""
-    return max(MIN_INODES, 2 * content.files + SPARE_INODES, size_bytes // BYTES_PER_INODE)
+    usual = (content.bytes + free_bytes) // BYTES_PER_INODE
+    return max(MIN_INODES, 2 * content.files + SPARE_INODES, usual)
 
 
 def make_filesystem(
@@ -64,15 +77,16 @@ def make_filesystem(
     "Free" is what `df` shows when `content` is in it. Returns the size in bytes.
     """
     size_bytes = bytes_for(content, free_bytes)
-    inodes = inodes_for(content, size_bytes)
+    inodes = inodes_for(content, free_bytes)
     wanted = content.bytes + free_bytes
     for _ in range(4):
         _mke2fs(image, size_bytes, inodes, uuid, check)
         excess = available_blocks(image) * BLOCK - wanted
-        if 0 <= excess <= max(free_bytes // 200, 16 * BLOCK):
+        better = _whole_blocks(max(size_bytes - excess + 8 * BLOCK, MIN_BYTES))
+        if 0 <= excess <= max(free_bytes // 200, 16 * BLOCK) or better == size_bytes:
             break
-        size_bytes = _whole_blocks(max(size_bytes - excess + 8 * BLOCK, MIN_BYTES))
-    return size_bytes
+        size_bytes = better
+    return image.stat().st_size
 
 
 def make_filled_filesystem(
@@ -143,6 +157,18 @@ def check_filesystem(
         raise FilesystemDamagedError(
             f"e2fsck found errors in {image.name} (exit code {end.code})", log_tail=lines
         )
+
+
+def _own_blocks(total: int, inodes: int) -> int:
+    """Count what an empty ext4 of so many blocks and inodes takes itself, as mke2fs lays it out."""
+    groups = -(-total // GROUP_BLOCKS)
+    tables = groups * -(-inodes // groups // INODES_PER_BLOCK)
+    descriptors = -(-groups // GROUPS_PER_BLOCK)
+    largest = -(-min(total * 1024, MAX_GROWN_BLOCKS) // GROUP_BLOCKS)
+    to_grow = min(-(-largest // GROUPS_PER_BLOCK) - descriptors, BLOCK // 4)
+    powers = (base**power for base in (3, 5, 7) for power in range(1, 21))
+    copies = min(groups, 2) + sum(1 for group in powers if group < groups)  # sparse_super
+    return tables + 2 * groups + copies * (1 + descriptors + to_grow) + TOP_BLOCKS
 
 
 def _mke2fs(
