@@ -37,7 +37,8 @@ from activities.image.containers import DEFAULT_PATH
 from activities.process.settings import Settings
 from activities.rootfs.image_look import Look, is_shell_form
 
-AGENT_SECONDS = 20
+# Of a program in Go, as E2B's agent is, which starts threads and reserves addresses at once.
+AGENT_LIMITS = ChildLimits(seconds=20, memory_mb=2048, threads=64)
 GUEST_FILES = Path(__file__).resolve().parent / "guest"
 
 
@@ -159,9 +160,8 @@ def agent_version(settings: Settings, check: Callable[[], None]) -> str:
     agent = settings.guest_agent_path
     if agent is None:
         return ""
-    limits = ChildLimits(AGENT_SECONDS, settings.tree_memory_mb)
     try:
-        end = run_limited([agent, "-version"], limits, check, capabilities=READS_ANY)
+        end = run_limited([agent, "-version"], AGENT_LIMITS, check, capabilities=READS_ANY)
     except ChildTimeoutError as error:
         raise AgentMissingError(f"the agent does not run: {error}") from None
     said = (end.output + end.errors).decode(errors="replace").strip()

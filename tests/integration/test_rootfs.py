@@ -8,6 +8,7 @@ import shutil
 import stat
 import struct
 import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ from activities.contract.names import Step
 from activities.contract.results import PulledImage
 from activities.disk import ext4
 from activities.disk.tree_content import BLOCK, LARGE_FILE_BYTES
+from activities.rootfs.guest_files import agent_version
 from activities.rootfs.guest_root import HOSTS
 from tests.support.file_trees import (
     ADDED_DIRECTORIES,
@@ -395,6 +397,21 @@ async def test_the_agent_is_put_in_and_asked_for_its_version(
     tree = await asyncio.to_thread(tree_of_ext4, rootfs, tmp_path / "mounted")
     assert tree["/.template/agent"].mode == 0o755
     host.remove_images()
+
+
+def test_an_agent_may_start_threads(tmp_path: Path) -> None:
+    """One in Go does so before anything else, and reserves some hundred MiB of addresses."""
+    agent = tmp_path / "agent"
+    agent.write_text(
+        f"#!{sys.executable} -IS\n"
+        "import mmap, threading\n"
+        "reserved = mmap.mmap(-1, 700 << 20)\n"
+        "threads = [threading.Thread(target=print, args=['0.5.1']) for _ in range(20)]\n"
+        "for thread in threads: thread.start()\n"
+    )
+    agent.chmod(0o755)
+    host = workbench(tmp_path / "data", guest_agent_path=agent, tree_memory_mb=256)
+    assert agent_version(host.settings, lambda: None) == "0.5.1"
 
 
 async def test_an_image_that_is_gone_goes_back_to_the_pull(
