@@ -6,7 +6,11 @@ small one, which starts a shell for each answer: how much memory E2B's own needs
 
 It is an idle Debian. Before each resume its files are dropped from the page cache: in turns those
 of the template as it is built, of one whose guest kept its memory as it was when it was ready,
-and, where the VMM tells what a guest uses first, of the first one without that.
+and, where the VMM tells what a guest uses first, of the first one without that. Each round has
+another order, so that none always comes after the same.
+
+Where `FIRECRACKER_BINARY` and `GUEST_KERNEL_DIR` are set (docs/firecracker.md), it is a small guest
+on real Firecracker, whose agent fills some MiB, frees them and reads its disk before it listens.
 """
 
 from __future__ import annotations
@@ -18,12 +22,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import permutations
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 import images
 from devstack.environment import REPOSITORY
+from devstack.given_firecracker import SLOW_SECONDS, GivenFirecracker
 from devstack.services import ALL_PARTS, Progress
 from devstack.stack import APPS, Stack
 from rich.console import Console
@@ -38,8 +44,36 @@ from activities.store.objects import METADATA
 
 CLI = str(Path(sys.executable).with_name("template-manager"))
 LINES_TOLD = 5  # of `run --json`
-KEEP_MEMORY = "template.memory=kept"
 AS_BUILT = "as it is built"
+KEPT = "memory kept as it was"
+MIB = 1 << 20
+
+
+class Guest(NamedTuple):
+    """What the templates are made of."""
+
+    image: str
+    options: Sequence[str]
+    memories: dict[str, str]
+    """What is done to its memory, by the template's name: words for its kernel."""
+    settings: dict[str, str]
+    agent: dict[str, str]
+    """How its agent differs; see `write_agent`."""
+
+
+DEBIAN = Guest("debian", ("--memory", "512"), {KEPT: "template.memory=kept", AS_BUILT: ""}, {}, {})
+# The text is written in user mode, which is quick also where KVM emulates the guest's kernel.
+FILL = "while (n < 100000) made[n] = n++"  # 12 MiB, no page as another
+BUSY = f"/.template/busybox awk 'BEGIN {{ {FILL} }}'"
+READS = "/.template/busybox dd if=/dev/vda of=/dev/null bs=1M count=8"
+
+
+class Template(NamedTuple):
+    """A template in a directory, and what its build took."""
+
+    directory: Path
+    stored_mb: float
+    """Of its memory file."""
 
 
 class Answers(NamedTuple):
@@ -52,15 +86,36 @@ class Answers(NamedTuple):
 
 def bench_agent(place: Path, small: bool, console: Console, say: Progress) -> None:
     """Tell how soon an agent answers, by many resumes of each template."""
-    found = answers_of_resumes(place, 3 if small else 10, say)
-    table = Table(title="Nothing in the page cache: ms until a guest's agent answers first")
-    for column in ("template", "resumes", "ping", "slowest", "then agent", "slowest", "2nd answer"):
-        table.add_column(column, justify="left" if column == "template" else "right")
+    given = GivenFirecracker.named()
+    guest = _real_guest(given, place / "given") if given else DEBIAN
+    times = 3 if small else 6 if given else 10
+    templates, found = resume_in_turns(place / "of", times, say, guest)
+    table = Table(title=f"Nothing in the page cache: ms until the agent of {_what(given)} answers")
+    numbers = ("stored MiB", "resumes", "ping", "slowest", "then agent", "slowest", "2nd answer")
+    table.add_column("template")
+    for column in numbers:
+        table.add_column(column, justify="right")
     for name, answers in found.items():
-        guest, first, second = zip(*answers, strict=True)
-        numbers = (median(guest), max(guest), median(first), max(first), median(second))
-        table.add_row(name, str(len(answers)), *(f"{number:.1f}" for number in numbers))
+        ping, first, second = zip(*answers, strict=True)
+        took = (median(ping), max(ping), median(first), max(first), median(second))
+        stored = f"{templates[name].stored_mb:.1f}"
+        table.add_row(name, stored, str(len(answers)), *(f"{number:.1f}" for number in took))
     console.print(table)
+
+
+def _what(given: GivenFirecracker | None) -> str:
+    return f"a small guest on {given.binary.name}" if given else "an idle Debian on the stand-in"
+
+
+def _real_guest(given: GivenFirecracker, place: Path) -> Guest:
+    return Guest(
+        "busybox",
+        ("--memory", "128", "--disk", "64", "--ready-timeout", str(int(SLOW_SECONDS))),
+        DEBIAN.memories,
+        given.settings(place),
+        # Its init gives the agent what its glibc needs; few processes, which take long to start.
+        {"shell": "/bin/busybox sh", "first": f"{BUSY}; {READS}"},
+    )
 
 
 def answers_of_resumes(
@@ -70,53 +125,63 @@ def answers_of_resumes(
 
     Raises OSError and RuntimeError when it does not answer at once.
     """
-    place.mkdir()
-    with _stack(place, KERNEL_ARGUMENTS=KEEP_MEMORY) as stack:
-        kept = _built(stack, image, place / "kept", say)
-    with _stack(place) as stack:
-        templates = {
-            AS_BUILT: _built(stack, image, place / "built", say),
-            "memory kept as it was": kept,
-        }
-        if (plain := _without_prefetch(templates[AS_BUILT], place / "plain")) is not None:
-            templates["not told what is used first"] = plain
-        found: dict[str, list[Answers]] = {name: [] for name in templates}
+    return resume_in_turns(place, times, say, DEBIAN._replace(image=image))[1]
+
+
+def resume_in_turns(
+    place: Path, times: int, say: Progress, guest: Guest
+) -> tuple[dict[str, Template], dict[str, list[Answers]]]:
+    """Return the templates and their answers, by what they are; see `answers_of_resumes`."""
+    place.mkdir(parents=True)
+    templates = {}
+    for number, (name, word) in enumerate(guest.memories.items()):
+        words = f"{guest.settings.get('KERNEL_ARGUMENTS', '')} {word}".strip()
+        with _stack(place, guest, KERNEL_ARGUMENTS=words) as stack:
+            say(f"building a template with an agent that takes 4 s to listen: {name}")
+            templates[name] = _built(stack, guest, place / str(number), say)
+    if plain := _without_prefetch(templates[AS_BUILT], place / "plain"):
+        templates["not told what is used first"] = plain
+    found: dict[str, list[Answers]] = {name: [] for name in templates}
+    orders = list(permutations(templates))
+    with _stack(place, guest) as stack:
         for number in range(times):
-            for name, template in templates.items():
-                say(f"resuming it, {number + 1} of {times}: {name}")
-                found[name].append(_resumed(stack, template))
-    return found
+            for name in orders[number % len(orders)]:
+                found[name].append(_resumed(stack, templates[name].directory))
+                took = ", ".join(f"{ms:.0f}" for ms in found[name][-1])
+                say(f"resumed, {number + 1} of {times}: {name}: {took} ms")
+    return templates, found
 
 
-def _stack(place: Path, **settings: str) -> Stack:
+def _stack(place: Path, guest: Guest, **settings: str) -> Stack:
     """Return a stack whose templates have an agent."""
-    agent = write_agent(place / "agent")
+    agent = write_agent(place / "agent", **guest.agent)
     only = [part for part in ALL_PARTS if part != "docker"]
-    settings["GUEST_AGENT_PATH"] = str(agent)
+    settings = guest.settings | {"GUEST_AGENT_PATH": str(agent)} | settings
     env = {f"TEMPLATE_MANAGER_{name}": value for name, value in settings.items()}
     return Stack(only=only, apps=APPS, env=env)
 
 
-def _built(stack: Stack, name: str, target: Path, say: Progress) -> Path:
+def _built(stack: Stack, guest: Guest, target: Path, say: Progress) -> Template:
     """Build a template, and have it in a directory."""
-    image = images.make_and_push(name, stack.variables["TEMPLATE_MANAGER_REGISTRY"], say)
-    say("building a template with an agent that takes 4 s to listen")
-    _call(stack, "build", "--image", image, "--name", "agent", "--memory", "512", "--follow")
+    image = images.make_and_push(guest.image, stack.variables["TEMPLATE_MANAGER_REGISTRY"], say)
+    _call(stack, "build", "--image", image, "--name", "agent", *guest.options, "--follow")
     _call(stack, "pull", "agent", str(target))
-    return target
+    told = json.loads((target / METADATA).read_text())
+    stored = told["artifacts"]["memfile"]["objects"]["data"]["size_bytes"]
+    return Template(target, stored / MIB)
 
 
-def _without_prefetch(template: Path, target: Path) -> Path | None:
+def _without_prefetch(template: Template, target: Path) -> Template | None:
     """Make the same template that does not say what is used first; None where none does."""
-    told = json.loads((template / METADATA).read_text())
+    told = json.loads((template.directory / METADATA).read_text())
     if not told["verification"].pop("prefetch", None):
         return None
     target.mkdir()
-    for path in template.iterdir():
+    for path in template.directory.iterdir():
         if path.name != METADATA:
             (target / path.name).hardlink_to(path)
     (target / METADATA).write_text(json.dumps(told))
-    return target
+    return template._replace(directory=target)
 
 
 def _forget(template: Path) -> None:
@@ -152,7 +217,12 @@ def _ask_twice() -> Sequence[float]:
 
 def _call(stack: Stack, *arguments: str) -> None:
     command = [CLI, *arguments]
-    subprocess.run(command, env=_variables(stack), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        command,
+        env=_variables(stack),
+        check=True,
+        stdout=subprocess.DEVNULL if not os.environ.get("XSHOW") else None,
+    )
 
 
 def _variables(stack: Stack) -> dict[str, str]:

@@ -13,19 +13,20 @@ SECONDS_UNTIL_IT_LISTENS = 4
 ANSWER = b"HTTP/1.1 204 No Content\r\n"
 # In a guest with a shell; what else it takes is ours. As E2B's agent it takes a while to listen.
 AGENT = f"""\
-#!/bin/sh
+#!SHELL
 case ${{1-}} in
     -version) echo {VERSION} && exit ;;
     answer) printf 'HTTP/1.1 204 No Content\\r\\nConnection: close\\r\\n\\r\\n' && exit ;;
 esac
 /.template/busybox sleep {SECONDS_UNTIL_IT_LISTENS}
+FIRST
 exec /.template/busybox nc -ll -p {PORT} -e /.template/agent answer
 """
 
 
-def write_agent(path: Path) -> Path:
-    """Write the program; return where it is."""
-    path.write_text(AGENT)
+def write_agent(path: Path, shell: str = "/bin/sh", first: str = ":") -> Path:
+    """Write the program; return where it is. Before it listens it does what `first` says."""
+    path.write_text(AGENT.replace("SHELL", shell).replace("FIRST", first))
     path.chmod(0o755)
     return path
 

@@ -11,37 +11,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from devstack.environment import FIRECRACKER_VERSION
+from devstack.given_firecracker import SLOW_SECONDS
 from devstack.registry import Layer, Registry
 
 from activities.microvm.network import in_network
 from tests.support.local_http import HTTPD, get_page
 from tests.support.real_firecracker import (
     IMAGE_CONFIG,
-    KERNEL_VERSION,
     MEMORY_MB,
-    NO_AVX,
-    RESUME_SECONDS,
-    SLOW_SECONDS,
     RealFirecracker,
 )
 from tests.support.real_stack import Product, nothing_left, running_product
 
-BUILD = {"ready_timeout_seconds": SLOW_SECONDS, "retry_attempts": 2}
-
 
 @pytest.fixture
 def product(firecracker: RealFirecracker, tmp_path: Path) -> Iterator[Product]:
-    kernels, versions = firecracker.install(tmp_path, jailed=firecracker.jailer is not None)
-    with running_product(
-        TEMPLATE_MANAGER_BUILD=json.dumps(BUILD),
-        TEMPLATE_MANAGER_KERNEL_ARGUMENTS=NO_AVX,
-        TEMPLATE_MANAGER_RESUME_SECONDS=str(RESUME_SECONDS),
-        TEMPLATE_MANAGER_KERNELS_DIR=str(kernels),
-        TEMPLATE_MANAGER_DEFAULT_KERNEL_VERSION=KERNEL_VERSION,
-        TEMPLATE_MANAGER_FIRECRACKER_DIR=str(versions),
-        TEMPLATE_MANAGER_DEFAULT_FIRECRACKER_VERSION=FIRECRACKER_VERSION,
-    ) as running:
+    settings = firecracker.settings(tmp_path)
+    with running_product(**{f"TEMPLATE_MANAGER_{k}": v for k, v in settings.items()}) as running:
         yield running
 
 

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import pytest_asyncio
 from devstack.environment import FIRECRACKER_VERSION, environment
+from devstack.given_firecracker import KERNEL_VERSION
 from devstack.registry import Layer, Registry
 
 from activities.contract.checkpoints import RootfsCheckpoint, SnapshotCheckpoint
@@ -35,7 +36,6 @@ from tests.support.host_resources import vm_cgroups
 from tests.support.real_firecracker import (
     FILTERED,
     JAILED,
-    KERNEL_VERSION,
     STAND_IN,
     UNJAILED,
     RealFirecracker,

@@ -1,41 +1,28 @@
-"""Firecracker itself, where a machine has it: named by the environment, and never fetched.
-
-`FIRECRACKER_BINARY`, and `GUEST_KERNEL_DIR`, which has a `vmlinux.bin` that this machine's KVM can
-run (of one CPU, it may be). A guest may take minutes to boot there.
-"""
+"""Firecracker itself for tests, or a loud skip where a machine has none (see `devstack`)."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from devstack.environment import FIRECRACKER_VERSION
+from devstack.given_firecracker import (
+    KERNEL_VERSION,
+    NO_AVX,
+    RESUME_SECONDS,
+    SLOW_SECONDS,
+    GivenFirecracker,
+)
 
 from tests.support.vm_host import VmHost, vm_host
 
-KERNEL_VERSION = "vmlinux-given"
 STAND_IN = "the stand-in"
 JAILED, FILTERED, UNJAILED = "in its jailer", "in its jailer, filtered", "without its jailer"
 TEST_SECONDS = 1800
 MEMORY_MB = 128
-SLOW_SECONDS = 900.0
-RESUME_SECONDS = 600.0
-# Where KVM emulates the guest's kernel, that kernel may save less of a process's registers than its
-# programs see and glibc uses (docs/firecracker.md): those of two processes get mixed up. A kernel
-# gives such an argument to its init, as a variable.
-NO_AVX = "GLIBC_TUNABLES=glibc.cpu.hwcaps=" + ",".join(
-    f"-{name}"
-    for name in (
-        *("AVX", "AVX2", "AVX512F", "AVX512BW", "AVX512VL"),
-        *("AVX_Fast_Unaligned_Load", "XSAVE", "XSAVEC"),
-    )
-)
 IMAGE_CONFIG = {"Env": [NO_AVX]}
 """Of images whose commands real Firecracker's guests run."""
 MISSING = (
@@ -43,23 +30,15 @@ MISSING = (
 )
 
 
-@dataclass(frozen=True)
-class RealFirecracker:
+class RealFirecracker(GivenFirecracker):
     """One version of it, with a kernel."""
-
-    binary: Path
-    kernel_dir: Path
-    jailer: Path | None = None
 
     @classmethod
     def given(cls) -> RealFirecracker:
         """Return what the environment names; skips the test when it names none."""
-        binary, kernel_dir = (os.environ.get(n) for n in ("FIRECRACKER_BINARY", "GUEST_KERNEL_DIR"))
-        if not binary or not kernel_dir:
+        if (named := cls.named()) is None:
             pytest.skip(MISSING)
-        jailer = os.environ.get("JAILER_BINARY")
-        found = Path(jailer).resolve() if jailer else None
-        return cls(Path(binary).resolve(), Path(kernel_dir).resolve(), found)
+        return named
 
     @property
     def version(self) -> tuple[int, int]:
@@ -69,18 +48,10 @@ class RealFirecracker:
         return int(major), int(minor)
 
     def install(self, place: Path, *, jailed: bool = False) -> tuple[Path, Path]:
-        """Lay kernel and binary out as a host has them; returns the two directories."""
-        kernel = place / "kernels" / KERNEL_VERSION
-        kernel.parent.mkdir(parents=True)
-        kernel.symlink_to(self.kernel_dir)
-        binary = place / "versions" / FIRECRACKER_VERSION / "firecracker"
-        binary.parent.mkdir(parents=True)
-        binary.symlink_to(self.binary)
-        if jailed:
-            if self.jailer is None:
-                pytest.skip("NOTHING WAS SHOWN IN THE JAILER: JAILER_BINARY is not set")
-            binary.with_name("jailer").symlink_to(self.jailer)
-        return kernel.parent, binary.parent.parent
+        """Do as everywhere; skips the test when it is to be jailed and nothing can do that."""
+        if jailed and self.jailer is None:
+            pytest.skip("NOTHING WAS SHOWN IN THE JAILER: JAILER_BINARY is not set")
+        return super().install(place, jailed=jailed)
 
     @asynccontextmanager
     async def host(
