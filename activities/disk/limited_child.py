@@ -35,6 +35,9 @@ PAGES_MB = 256
 PROCESSES = 4
 # Of nobody on this machine, ours and others': RLIMIT_NPROC counts them together.
 NOBODYS_PROCESSES = 4096
+# Else glibc reserves 64 MiB of addresses for each thread, which RLIMIT_AS counts: on a host with 32
+# processors e2fsck's threads had none left for their stacks.
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 # setpriv(1) and capabilities(7): what looking into files and directories of any owner takes, and
 # what making any of them takes. Nothing that reaches beyond files.
 READS_ANY = ("dac_read_search",)
@@ -99,7 +102,7 @@ def limited_child(
             stderr=stderr,
             cwd=cwd,
             start_new_session=True,
-            env={**child_environment(), **(environment or {})},
+            env={**child_environment(), **ONE_ARENA, **(environment or {})},
             pass_fds=pass_fds,
             pipesize=pipe_bytes,
         )

@@ -88,22 +88,28 @@ def test_a_child_does_no_more_than_it_may(code: str, error: bytes) -> None:
     assert error in end.errors
 
 
-def test_a_child_that_may_start_threads_starts_no_more() -> None:
-    code = (
-        "import threading\n"
-        "over = threading.Event()\n"
-        "begun = 0\n"
-        "try:\n"
-        "    while begun < 64:\n"
-        "        threading.Thread(target=over.wait).start()\n"
-        "        begun += 1\n"
-        "except RuntimeError:\n"
-        "    pass\n"
-        "over.set()\n"
-        "print(begun)\n"
-    )
-    most = replace(LIMITS, memory_mb=1024, threads=8)
-    begun = int(run_python(code, most).output)
+STARTS_THREADS = (
+    "import threading\n"
+    "over = threading.Event()\n"
+    "begun = 0\n"
+    "try:\n"
+    "    while begun < 64:\n"
+    "        threading.Thread(target=over.wait).start()\n"
+    "        begun += 1\n"
+    "except RuntimeError:\n"
+    "    pass\n"
+    "over.set()\n"
+    "print(begun)\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("threads", "memory_mb"),
+    [(8, 1024), pytest.param(32, 512, id="many, with addresses for their stacks and little more")],
+)
+def test_a_child_that_may_start_threads_starts_no_more(threads: int, memory_mb: int) -> None:
+    most = replace(LIMITS, memory_mb=memory_mb, threads=threads)
+    begun = int(run_python(STARTS_THREADS, most).output)
     assert most.threads <= begun <= most.threads + PROCESSES
 
 

@@ -19,7 +19,7 @@ STARTERS = {
 MADE = {
     "child_environment()",
     "{}",
-    "{**child_environment(), **(environment or {})}",
+    "{**child_environment(), **ONE_ARENA, **(environment or {})}",
     "environment_of_stack(os.environ)",
 }
 OF_THE_USER = {("api/cli/image_builders.py", "_builders_environment()")}
