@@ -699,11 +699,11 @@ def _tell_upload(seconds: UploadRound, size: int, plain: float) -> None:
         f"of parallel PUTs: {seconds.puts / seconds.ours:.2f} with compose (limit {UPLOAD_LIMIT}), "
         f"{seconds.puts / without:.2f} without ours, {composed / seconds.ours:.2f} with both"
     )
+    bare = seconds.puts / (seconds.puts + seconds.compose)
     left = seconds.puts / UPLOAD_LIMIT - seconds.compose
     console.print(
-        f"{UPLOAD_LIMIT} with compose leaves {seconds.puts:.2f} / {UPLOAD_LIMIT} - "
-        f"{seconds.compose:.2f} = {left:.2f} s to all the rest of ours, "
-        f"{left / seconds.puts:.2f} of what the PUTs take"
+        f"with our compose the PUTs themselves would reach {bare:.2f}: {UPLOAD_LIMIT} leaves "
+        f"{seconds.puts:.2f} / {UPLOAD_LIMIT} - {seconds.compose:.2f} = {left:.2f} s to the rest"
     )
 
 

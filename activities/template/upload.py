@@ -2,7 +2,8 @@
 
 The data between the zero blocks goes up in chunks, several at a time, each an object of its own
 under `<build_id>/.parts/<artifact>/` that is named by its position and checksum. What an earlier
-attempt has sent is not sent again. The parts are composed into the artifact and then removed.
+attempt has sent is not sent again. The parts are composed into the artifact and then removed
+(docs/decisions/0039-parts-and-compose.md).
 """
 
 from __future__ import annotations
