@@ -144,6 +144,18 @@ async def test_a_ready_command_that_is_not_found_is_named_early(host: VmHost, pu
 
 
 @pytest.mark.whole
+@pytest.mark.whole
+async def test_a_ready_command_may_need_more_than_its_first_attempt_has(
+    host: VmHost, push: Push
+) -> None:
+    """As what E2B's wait_for_timeout(40_000) is."""
+    image = await host.bench.pull(push(alpine("slow")))
+    ready = "/probe/busybox sleep 40"
+    vm = await booted(host, image, 240, start_command=SOON, ready_command=ready)
+    told = messages(log_of(host, vm))
+    assert "[ended after 30 s; the next attempt may take 120 s]" in told
+
+
 async def test_without_a_ready_command_the_rule_of_a_second_is_told(
     host: VmHost, push: Push
 ) -> None:

@@ -5,7 +5,10 @@
 # ready-attempt, ready, failed; out-part and err-part are the beginnings of lines.
 set -u
 . /.template/common.sh
-ATTEMPT_SECONDS=30
+# What the ready command's first attempt may take. One that has taken all of it may take LONGER times
+# as much the next time: it may be one that hangs, or `sleep 60`, which never ends sooner.
+FIRST_SECONDS=30
+LONGER=4
 READY_BYTES=1048576
 LINE_CHARS=2000
 # More of it in a row is a flood: what the pipes hold, and as much again.
@@ -109,13 +112,20 @@ bound_ready_output() {
 is_ready() { # attempt
     : >$ready_out
     $bb chmod 622 $ready_out
-    $bb setsid $bb timeout -k 2 $ATTEMPT_SECONDS $bb sh $t/run.sh ready \
+    tried_at=$(whole_seconds)
+    $bb setsid $bb timeout -k 2 $attempt_seconds $bb sh $t/run.sh ready \
         </dev/null >$ready_out 2>&1 3>&-
     code=$?
+    took=$(($(whole_seconds) - tried_at))
     if [ $code -ge 128 ] && read -r group <$state/ready.pid; then
         $bb kill -KILL -"$group" 2>/dev/null
     fi
     say_ready_output
+    if [ $code != 0 ] && [ $took -ge $attempt_seconds ]; then
+        cut="ended after $attempt_seconds s"
+        attempt_seconds=$((attempt_seconds * LONGER))
+        say ready-out "[$cut; the next attempt may take $attempt_seconds s]"
+    fi
     say ready-attempt "$1 $code"
     [ $code = 0 ]
 }
@@ -135,6 +145,7 @@ say_ready_output() {
 
 wait_until_ready() {
     attempt=0
+    attempt_seconds=$FIRST_SECONDS
     pause=200000
     while :; do
         attempt=$((attempt + 1))
@@ -157,6 +168,11 @@ outlives_its_first_second() {
         tries=$((tries + 1))
     done
     ! start_has_failed
+}
+
+whole_seconds() { # since the kernel's start
+    read -r up _ </proc/uptime
+    echo "${up%.*}"
 }
 
 age() { # since the start command was started, in hundredths of a second
