@@ -39,6 +39,8 @@ from activities.rootfs.image_look import Look, is_shell_form
 
 # Of a program in Go, as E2B's agent is, which starts threads and reserves addresses at once.
 AGENT_LIMITS = ChildLimits(seconds=20, memory_mb=2048, threads=64)
+# Go's garbage collector starts up to a thread for each processor: on a large host more than these.
+FEW_PROCESSORS = {"GOMAXPROCS": "4"}
 GUEST_FILES = Path(__file__).resolve().parent / "guest"
 
 
@@ -161,7 +163,13 @@ def agent_version(settings: Settings, check: Callable[[], None]) -> str:
     if agent is None:
         return ""
     try:
-        end = run_limited([agent, "-version"], AGENT_LIMITS, check, capabilities=READS_ANY)
+        end = run_limited(
+            [agent, "-version"],
+            AGENT_LIMITS,
+            check,
+            capabilities=READS_ANY,
+            environment=FEW_PROCESSORS,
+        )
     except ChildTimeoutError as error:
         raise AgentMissingError(f"the agent does not run: {error}") from None
     said = (end.output + end.errors).decode(errors="replace").strip()

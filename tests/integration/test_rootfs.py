@@ -34,7 +34,7 @@ from activities.contract.names import Step
 from activities.contract.results import PulledImage
 from activities.disk import ext4
 from activities.disk.tree_content import BLOCK, LARGE_FILE_BYTES
-from activities.rootfs.guest_files import agent_version
+from activities.rootfs.guest_files import AGENT_LIMITS, agent_version
 from activities.rootfs.guest_root import HOSTS
 from tests.support.file_trees import (
     ADDED_DIRECTORIES,
@@ -412,6 +412,16 @@ def test_an_agent_may_start_threads(tmp_path: Path) -> None:
     agent.chmod(0o755)
     host = workbench(tmp_path / "data", guest_agent_path=agent, tree_memory_mb=256)
     assert agent_version(host.settings, lambda: None) == "0.5.1"
+
+
+def test_an_agent_in_go_is_told_of_few_processors(tmp_path: Path) -> None:
+    """It might start a thread for each of a large host's, more than it may."""
+    agent = tmp_path / "agent"
+    agent.write_text('#!/bin/sh\necho "$GOMAXPROCS"\n')
+    agent.chmod(0o755)
+    host = workbench(tmp_path / "data", guest_agent_path=agent)
+    processors = int(agent_version(host.settings, lambda: None))
+    assert 1 <= processors < AGENT_LIMITS.threads / 4
 
 
 async def test_an_image_that_is_gone_goes_back_to_the_pull(
