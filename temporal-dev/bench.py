@@ -11,7 +11,8 @@ Ten parts, each beside a peer or the machine's own limit, measured in the same r
 - `steps`: what a step costs that does nothing, and a changed one of ten; `pip install` in a RUN,
   beside a container;
 - `layers`: what a second template of an image and one on a template send, beside the first; a build
-  on a fresh host whose steps are stored, beside the host that has made them;
+  on a fresh host whose steps are stored, beside the host that has made them; a step while the
+  layer below it goes up, beside the same one with nothing to send;
 - `memory`: what the memory of an idle guest takes in its template, beside what the guest counts;
 - `upload`: a sparse file to the bucket, by phases, beside one plain stream and parallel PUTs;
 - `network`: a guest's way to the internet, beside the host's own;

@@ -1,4 +1,5 @@
-"""What layers of disks spare, for `make bench`: bytes to the bucket, and time on a fresh host.
+"""What layers of disks spare, for `make bench`: bytes to the bucket, and time on a fresh host; and
+what a step loses by a layer that goes up beside it.
 
 Everything is real: API, workflow, hosts, VMs. Bytes are those that reached the bucket, by its
 proxy, less what the build's log says of its memory, to 0.1 MiB. Each time is the better one of two
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import statistics
 import sys
 import time
 import uuid
@@ -25,7 +27,7 @@ from devstack.services import ALL_PARTS, Progress
 from devstack.stack import APPS, Stack
 from rich.console import Console
 from rich.table import Table
-from steps_bench import built_to_end, run
+from steps_bench import DoneStep, built_to_end, done_steps, run
 
 sys.path.insert(0, str(REPOSITORY))
 
@@ -36,8 +38,12 @@ from api.pb import template_manager_pb2 as pb
 MOST_OF_FIRST = 10  # % of the disk of an image's first template
 MOST_OF_CHANGE = 10_000_000  # bytes, without the memfile, of a template on another
 MOST_OF_SAME_HOST = 1.5
+MOST_BY_SENDING = 1.1
 ROUNDS = 2
+ROUNDS_OF_SENDING = 5
 CHANGE = "dd if=/dev/urandom of=/changed bs=1000000 count=1"
+MADE = "dd if=/dev/urandom of=/made bs=1000000 count=32"
+COMPUTES = "dd if=/dev/zero bs=1000000 count=300 | sha256sum"
 SENT = re.compile(r"^(?P<what>memfile|snapfile): sent (?P<mebibytes>[0-9.]+) MiB ")
 
 
@@ -49,6 +55,7 @@ class Built(NamedTuple):
     sent_bytes: int
     memfile_bytes: int
     snapfile_bytes: int
+    steps: Sequence[DoneStep]
 
     @property
     def disk_bytes(self) -> int:
@@ -90,7 +97,12 @@ class Builder:
         told = [found for entry in log if (found := SENT.match(entry.message))]
         sent = {found["what"]: round(float(found["mebibytes"]) * MIB) for found in told}
         built = Built(
-            template.build_id, seconds, self._sent_bytes(), sent["memfile"], sent["snapfile"]
+            template.build_id,
+            seconds,
+            self._sent_bytes(),
+            sent["memfile"],
+            sent["snapfile"],
+            done_steps(log),
         )
         self.say(f"{seconds:.1f} s, {megabytes(built.besides_memfile)} sent besides the memfile")
         return built
@@ -130,7 +142,11 @@ def bench_layers(console: Console, small: bool, say: Progress) -> None:
         table = Table(title="Layers of disks")
         for column in ("what", "measured", "limit"):
             table.add_column(column, justify="left" if column == "what" else "right")
-        for row in (*tell_bytes(builder), *tell_times(builder, 1 if small else ROUNDS)):
+        for row in (
+            *tell_bytes(builder),
+            *tell_times(builder, 1 if small else ROUNDS),
+            *tell_sending(builder, 1 if small else ROUNDS_OF_SENDING),
+        ):
             table.add_row(*row)
     console.print(table)
 
@@ -159,7 +175,7 @@ def tell_times(builder: Builder, rounds: int) -> Iterator[tuple[str, str, str]]:
 
     Its start command is another each time: memory is no layer, and is made on either host.
     """
-    made = run("dd if=/dev/urandom of=/made bs=1000000 count=32")
+    made = run(MADE)
 
     def rebuild(where: str) -> float:
         return builder.build(f"again, {where}", made, start=f": {uuid.uuid4()}; sleep 1000").seconds
@@ -178,6 +194,37 @@ def tell_times(builder: Builder, rounds: int) -> Iterator[tuple[str, str, str]]:
         f"{min(fresh):.1f} s, × {ratio:.2f}",
         f"× {MOST_OF_SAME_HOST}",
     )
+
+
+def tell_sending(builder: Builder, rounds: int) -> Iterator[tuple[str, str, str]]:
+    """Tell how much longer a step takes that computes, while the layer below it goes up.
+
+    It does so in the first of two builds; the second one finds the disk on the host and its layer
+    in the bucket, so that there is nothing to send.
+    """
+    while_sent: list[DoneStep] = []
+    alone: list[DoneStep] = []
+    for number in range(rounds):
+        made = run(f"{MADE}; : {uuid.uuid4()}")
+        for took in (while_sent, alone):
+            what = "while its layer goes up" if took is while_sent else "with its layer sent"
+            computes = run(f"{COMPUTES}; : {uuid.uuid4()}")
+            built = builder.build(f"a step on 32 MB, {what}, {number + 1}", made, computes)
+            took.append(built.steps[-2])  # the last are the template's own files
+            builder.say(f"{took[-1].seconds:.1f} s, of them {took[-1].boot:.1f} s to boot")
+    for what, took in (("sent before", alone), ("sent meanwhile", while_sent)):
+        yield f"a step on a disk of 32 MB, {what}", _of_step(took), ""
+    ratio = _median(while_sent) / _median(alone)
+    yield "the latter, beside the former", f"× {ratio:.2f}", f"× {MOST_BY_SENDING}"
+
+
+def _median(took: Sequence[DoneStep]) -> float:
+    return statistics.median(step.seconds for step in took)
+
+
+def _of_step(took: Sequence[DoneStep]) -> str:
+    boot = statistics.median(step.boot for step in took)
+    return f"{_median(took):.1f} s, {boot:.1f} s to boot"
 
 
 def megabytes(size_bytes: int) -> str:

@@ -147,7 +147,11 @@ def copy(tar: Path) -> pb.TemplateStep:
 
 async def built(address: str, image: str, steps: Sequence[pb.TemplateStep]) -> list[DoneStep]:
     """Build with these steps; returns what each piece of their work has taken."""
-    log = await log_of(address, image, steps)
+    return done_steps(await log_of(address, image, steps))
+
+
+def done_steps(log: Sequence[pb.TemplateBuildLogEntry]) -> list[DoneStep]:
+    """Return what each piece of the steps' work has taken, by the log of a build."""
     pieces = [
         entry
         for entry in log
