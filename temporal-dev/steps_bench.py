@@ -160,7 +160,7 @@ def done_steps(log: Sequence[pb.TemplateBuildLogEntry]) -> list[DoneStep]:
     ]
     ups = [time_of(entry) for entry in log if entry.message.startswith("guest is up")]
     rest = [e for e in log if e.fields.get("pipeline_step") == Step.BOOT]
-    ends = [*(time_of(piece) for piece in pieces[1:]), time_of(rest[0])]
+    ends = [*(time_of(piece) for piece in pieces), time_of(rest[0])][1:]  # none of no work
     done = []
     for piece, end in zip(pieces, ends, strict=True):
         began = time_of(piece)
