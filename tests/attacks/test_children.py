@@ -62,7 +62,7 @@ def test_a_child_is_nobody_with_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     sets = {rows[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")}
     assert sets == {f"{1 << 2:016x}"}  # CAP_DAC_READ_SEARCH
     environment = run_python("import os; print(sorted(os.environ))").output
-    assert environment == b"['LC_ALL', 'PATH']\n"
+    assert environment == b"['LC_ALL', 'MALLOC_ARENA_MAX', 'PATH']\n"
 
 
 def test_a_child_reaches_no_network() -> None:

@@ -32,7 +32,10 @@ class Ended:
 async def started(
     *arguments: str, env: Mapping[str, str] | None = None
 ) -> asyncio.subprocess.Process:
+    # A shell that runs the tests in the background has them, and so it, ignore Ctrl-C.
     return await asyncio.create_subprocess_exec(
+        "env",
+        "--default-signal=INT",
         sys.executable,
         "-m",
         "api.cli.main",
