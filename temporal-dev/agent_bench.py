@@ -217,12 +217,7 @@ def _ask_twice() -> Sequence[float]:
 
 def _call(stack: Stack, *arguments: str) -> None:
     command = [CLI, *arguments]
-    subprocess.run(
-        command,
-        env=_variables(stack),
-        check=True,
-        stdout=subprocess.DEVNULL if not os.environ.get("XSHOW") else None,
-    )
+    subprocess.run(command, env=_variables(stack), check=True, stdout=subprocess.DEVNULL)
 
 
 def _variables(stack: Stack) -> dict[str, str]:
