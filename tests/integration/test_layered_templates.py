@@ -37,6 +37,7 @@ from tests.support.layered_builds import (
     LayeredBuild,
     build_on,
     metadata_of,
+    publish_at_once,
     pulls_the_same,
     stored_of,
 )
@@ -119,12 +120,8 @@ async def test_two_hosts_make_one_base_at_once(empty_bucket: Bucket, tmp_path: P
     builds = [build_on(tmp_path / host, empty_bucket).makes("base", host, 400) for host in "ab"]
     for host, build in zip("ab", builds, strict=True):
         build.makes("step", f"step {host}", 20)
-    snapshots = [build.boots() for build in builds]
-    both = zip(builds, snapshots, strict=True)
-    await asyncio.gather(*(build.publish(snapshot) for build, snapshot in both))
-    for host, build in zip("ab", builds, strict=True):
-        assert wrong_objects(empty_bucket, metadata_of(empty_bucket, build)) == []
-        assert pulls_the_same(empty_bucket, build, tmp_path / "out" / host)
+    await publish_at_once(empty_bucket, builds, tmp_path / "out")
+    for build in builds:
         assert is_read_by_e2b(empty_bucket, build)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import uuid
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from activities.step.checkpoints import fingerprint
 from activities.store.bucket import Bucket
 from activities.store.download import pull_template
 from activities.store.lease_numbers import LeaseObjects
-from activities.store.metadata import TemplateMetadata, read_metadata
+from activities.store.metadata import TemplateMetadata, read_metadata, wrong_objects
 from activities.template.artifacts import BucketArtifactActivities
 from tests.support.example_template import pulled_image, template_config
 from tests.support.held_build import HeldBuild, hold
@@ -154,3 +155,13 @@ def metadata_of(bucket: Bucket, build: LayeredBuild) -> TemplateMetadata:
     found = read_metadata(bucket, build.held.scope.build_id)
     assert found is not None
     return found
+
+
+async def publish_at_once(bucket: Bucket, builds: Sequence[LayeredBuild], place: Path) -> None:
+    """Boot and publish builds at the same time, and require that each is pulled as it was built."""
+    snapshots = [build.boots() for build in builds]
+    each = zip(builds, snapshots, strict=True)
+    await asyncio.gather(*(build.publish(snapshot) for build, snapshot in each))
+    for build in builds:
+        assert wrong_objects(bucket, metadata_of(bucket, build)) == []
+        assert pulls_the_same(bucket, build, place / build.held.scope.build_id)
