@@ -34,7 +34,7 @@ async def started(
 ) -> asyncio.subprocess.Process:
     # A shell that runs the tests in the background has them, and so it, ignore Ctrl-C.
     return await asyncio.create_subprocess_exec(
-        "env",
+        "/usr/bin/env",  # of whatever PATH `env` has
         "--default-signal=INT",
         sys.executable,
         "-m",
