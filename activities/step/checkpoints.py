@@ -109,9 +109,8 @@ class CheckpointStore:
         it hashes the files.
         """
         manifest, directory = self._manifest(kind, key), self.path(kind.STEP, key)
-        if manifest is None:
+        if manifest is None or not self._take(directory, build_id):
             return None
-        self._reference(directory, build_id)
         if all(self._is_whole(directory / n, f, check) for n, f in manifest.files.items()):
             os.utime(directory)
             return manifest.model_copy(update={"reused": True})
@@ -124,9 +123,8 @@ class CheckpointStore:
         As `require`, it looks at sizes and times only.
         """
         manifest, directory = self._manifest(kind, key), self.path(kind.STEP, key)
-        if manifest is None:
+        if manifest is None or not self._take(directory, build_id):
             return None
-        self._reference(directory, build_id)
         if all(_looks_whole(directory / n, f) for n, f in manifest.files.items()):
             return manifest
         return None
@@ -166,7 +164,10 @@ class CheckpointStore:
                 raise CheckpointLostError(
                     f"{name} of {checkpoint.step} is gone or damaged", step=checkpoint.step
                 )
-        self._reference(directory, build_id)
+        if not self._take(directory, build_id):
+            raise CheckpointLostError(
+                f"what {checkpoint.step} left has just been evicted", step=checkpoint.step
+            )
         return directory
 
     def is_there(self, kind: type[C], key: str) -> bool:
@@ -340,6 +341,14 @@ class CheckpointStore:
         work.rename(target)
         sync_directory(target.parent)
         shutil.rmtree(old, ignore_errors=True)
+
+    def _take(self, directory: Path, build_id: str) -> bool:
+        """Take a reference to a checkpoint; False when it is being evicted at this moment."""
+        try:
+            self._reference(directory, build_id)
+        except FileNotFoundError:
+            return False
+        return True
 
     @staticmethod
     def _reference(directory: Path, build_id: str) -> None:

@@ -10,7 +10,7 @@ from activities.contract.errors import CheckpointLostError
 from activities.contract.names import ArtifactName, Step
 from activities.contract.scope import BuildScope, HostLease, VmShape
 from activities.disk.data_dir import DataDir
-from activities.step.checkpoints import CheckpointStore, FailedStep, fingerprint
+from activities.step.checkpoints import C, CheckpointStore, FailedStep, fingerprint
 from tests.support.step_checks import go_on
 
 BUILD = "11111111-1111-4111-8111-111111111111"
@@ -70,6 +70,25 @@ def test_a_look_takes_a_reference_and_leaves_the_hashing_to_the_reader(
     assert store.look(RootfsCheckpoint, KEY, OTHER) is None
     assert store.path(Step.ROOTFS, KEY).exists()
     assert store.look(RootfsCheckpoint, "0" * 64, OTHER) is None
+
+
+class EvictedAtOnce(CheckpointStore):
+    """A store whose checkpoints are evicted when their manifest has just been read."""
+
+    def _manifest(self, kind: type[C], key: str) -> C | None:
+        found = super()._manifest(kind, key)
+        assert self.evict(self.path(kind.STEP, key), [BUILD])
+        return found
+
+
+def test_a_checkpoint_that_is_evicted_at_this_moment_is_not_found(tmp_path: Path) -> None:
+    store = EvictedAtOnce(DataDir(tmp_path), "h1")
+    make(store)
+    assert store.find(RootfsCheckpoint, KEY, OTHER, go_on) is None
+    make(store)
+    assert store.look(RootfsCheckpoint, KEY, OTHER) is None
+    with pytest.raises(CheckpointLostError, match="evicted"):
+        store.require(EMPTY, OTHER)  # of its files nothing is missing
 
 
 def test_a_damaged_checkpoint_is_not_found_and_removed(store: CheckpointStore) -> None:
