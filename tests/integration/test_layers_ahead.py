@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event
 
 import pytest
 from devstack.stack import Stack
+from temporalio.client import WorkflowExecutionStatus
 from temporalio.testing import ActivityEnvironment
 
 from activities.contract.checkpoints import DiskKey
 from activities.contract.errors import TemplateManagerError
-from activities.contract.inputs import DiscardUploadInput, SendLayersInput
+from activities.contract.inputs import DiscardUploadInput, SendLayersInput, SweepInput
 from activities.contract.names import Step
+from activities.contract.requests import BuildOptions
+from activities.contract.results import SweepReport
 from activities.disk.sparse_files import sha256_of
+from activities.host.sweep import HostSweep
+from activities.image.docker_daemon import make_docker_client
 from activities.step.build_log import read_entries
 from activities.step.layer_disks import layer_of
 from activities.store.bucket import Bucket
+from activities.store.layer_leftovers import collect_all_of
 from activities.store.layers import LayerObjects
 from activities.store.lease_numbers import LeaseObjects
 from activities.store.metadata import read_metadata, wrong_objects
 from activities.store.objects import LEASES, STORED
+from activities.store.stored import TenantStored, read_stored
 from activities.template import ahead, layering
 from activities.template.ahead import BucketLayerActivities
 from activities.template.artifacts import discard_upload
 from activities.template.layering import LayerMaker
-from tests.support.layered_bucket import delete, deleting, sweep
+from tests.support.layered_bucket import delete, deleting, is_there, make_layer, sweep
 from tests.support.layered_builds import (
     BLOCK,
     LayeredBuild,
@@ -42,10 +51,14 @@ from tests.support.step_checks import go_on
 pytestmark = pytest.mark.counts_nothing
 
 NAMES = ("base", "step 1", "step 2")
+CHAIN = tuple(map(disk_named, NAMES))
+SHORT = BuildOptions(lease_grace_seconds=0.0)
 
 
-def sending(build: LayeredBuild, environment: ActivityEnvironment) -> asyncio.Task[int]:
-    """Begin to send the disks of those names, whether they are there or not."""
+def sending(
+    build: LayeredBuild, environment: ActivityEnvironment, chain: Sequence[DiskKey] = CHAIN
+) -> asyncio.Task[int]:
+    """Begin to send these disks, whether they are there or not."""
     held = build.held
     activities = BucketLayerActivities(
         held.settings,
@@ -54,7 +67,7 @@ def sending(build: LayeredBuild, environment: ActivityEnvironment) -> asyncio.Ta
         LeaseObjects(build.bucket),
         build.activities().maker,
     )
-    asked = SendLayersInput(scope=held.scope, chain=tuple(map(disk_named, NAMES)))
+    asked = SendLayersInput(scope=held.scope, chain=tuple(chain))
     return asyncio.create_task(environment.run(activities.send_layers, asked))
 
 
@@ -215,24 +228,28 @@ POINTS = {
 
 
 def held_at(monkeypatch: pytest.MonkeyPatch, point: str) -> tuple[Event, Event]:
-    """Hold every layer at a point: told by one event, until the other is set."""
+    """Hold the first layer that comes to a point: told by one event, until the other is set."""
     place, name = POINTS[point]
     go_on: Callable[..., object] = getattr(place, name)
     reached, released = Event(), Event()
 
     def wait(*arguments: object, **named: object) -> object:
-        reached.set()
-        assert released.wait(60)
+        if not reached.is_set():
+            reached.set()
+            assert released.wait(60)
         return go_on(*arguments, **named)
 
     monkeypatch.setattr(place, name, wait)
     return reached, released
 
 
-@pytest.mark.parametrize(
+at_each_point = pytest.mark.parametrize(
     "point",
     [each if each == "header" else pytest.param(each, marks=pytest.mark.whole) for each in POINTS],
 )
+
+
+@at_each_point
 async def test_a_delete_and_a_sweep_take_nothing_from_a_build_that_sends(
     empty_bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
@@ -256,5 +273,104 @@ async def test_a_delete_and_a_sweep_take_nothing_from_a_build_that_sends(
     assert wrong_objects(empty_bucket, metadata_of(empty_bucket, build)) == []
     assert pulls_the_same(empty_bucket, build, tmp_path / "out")
     await delete(deleting(empty_bucket), build.held.scope)
+    left = [stored.name for stored in empty_bucket.list_objects("")]
+    assert [name for name in left if not name.startswith((LEASES, STORED))] == []
+
+
+async def sweep_host(build: LayeredBuild) -> SweepReport:
+    """Sweep the host of a build that runs: no other does, and the cache may keep nothing."""
+
+    async def describe(build_id: str) -> WorkflowExecutionStatus | None:
+        runs = build_id == build.held.scope.build_id
+        return WorkflowExecutionStatus.RUNNING if runs else None
+
+    held = build.held
+    sweeper = HostSweep(
+        held.settings.model_copy(update={"build": SHORT, "checkpoint_max_mb": 0}),
+        held.ledger,
+        held.store,
+        LeaseObjects(build.bucket),
+        make_docker_client(),
+        describe,
+    )
+    report: SweepReport = await ActivityEnvironment().run(sweeper.sweep_host, SweepInput())
+    assert [item.error for item in report.items if item.error] == []
+    return report
+
+
+@at_each_point
+async def test_its_host_s_sweep_takes_nothing_from_a_build_that_sends(
+    empty_bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    """What only a build had that has gone, it does take; and no lock, however old its file."""
+    gone = build_on(tmp_path / "h1", empty_bucket).makes("base", "base", 50)
+    gone.makes("of its own", "own", 50)
+    build = build_on(tmp_path / "h1", empty_bucket)
+    for name in NAMES:
+        build.makes(name, name, 50)
+    reached, released = held_at(monkeypatch, point)
+    work = sending(build, ActivityEnvironment())
+    await until(reached.is_set)
+    for lock in (tmp_path / "h1" / "locks").iterdir():
+        os.utime(lock, (1, 1))
+    report = await sweep_host(build)
+    assert [item.name for item in report.items if item.kind == "checkpoint"] == [
+        f"{Step.ROOTFS}/{gone.chain[-1].fingerprint}"
+    ]
+    held_locks = [lock.name for lock in (tmp_path / "h1" / "locks").iterdir()]
+    assert f"layer.{layer_of(CHAIN[0])}" in held_locks
+    released.set()
+    assert await work == 3
+    await build.publish(build.boots())
+    assert pulls_the_same(empty_bucket, build, tmp_path / "out")
+
+
+@at_each_point
+@pytest.mark.parametrize("base_by", ["another tenant", "the tenant"])
+async def test_a_tenant_is_removed_while_a_frozen_host_sends(
+    empty_bucket: Bucket,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    point: str,
+    base_by: str,
+) -> None:
+    """It is at everybody's base, or at a layer of the tenant's own.
+
+    Another tenant's build needs that base, and a layer of the removed one's.
+    """
+    mine, theirs = (build_on(tmp_path / t, empty_bucket, tenant=t) for t in ("acme", "beta"))
+    for build in (mine, theirs):
+        tenant = build.held.scope.tenant
+        build.makes("base", "base", 50).makes("step", tenant, 20, owner=tenant)
+    if base_by == "another tenant":
+        await theirs.publish(theirs.boots())
+    reached, released = held_at(monkeypatch, point)
+    work = sending(mine, ActivityEnvironment(), mine.chain)
+    await until(reached.is_set)
+    if base_by == "the tenant":
+        await theirs.publish(theirs.boots())
+    used = make_layer(empty_bucket, mine.held.scope, "beta builds on it", owner="acme")
+    assert LayerObjects(empty_bucket).refer(used.layer_id, theirs.held.scope)
+    deletion = deleting(empty_bucket)
+    deleted = await delete(deletion, mine.held.scope)
+    collect_all_of(empty_bucket, "acme")
+    released.set()
+    with contextlib.suppress(TemplateManagerError):
+        await work
+    late = ActivityEnvironment().run
+    await late(deletion.remove_late_arrivals, deleted, mine.held.scope.build_id)
+    for _ in range(2):  # it counts before it removes
+        await sweep(empty_bucket, running={theirs.held.scope.build_id})
+    assert left_of(empty_bucket, mine) == []
+    assert is_there(empty_bucket, used)
+    own = sum(stored.size_bytes for stored in empty_bucket.list_objects(f"{used.layer_id}/"))
+    counted = read_stored(empty_bucket)
+    assert counted is not None
+    assert counted.of("acme") == TenantStored(templates=0, bytes=own)
+    assert counted.of("beta").templates == 1
+    assert empty_bucket.list_objects(f"{layer_of(mine.chain[1])}/") == []
+    assert wrong_objects(empty_bucket, metadata_of(empty_bucket, theirs)) == []
+    assert pulls_the_same(empty_bucket, theirs, tmp_path / "out")
+    await delete(deletion, theirs.held.scope)
     left = [stored.name for stored in empty_bucket.list_objects("")]
     assert [name for name in left if not name.startswith((LEASES, STORED))] == []
