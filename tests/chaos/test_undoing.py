@@ -52,11 +52,15 @@ def _cancel(product: ChaosProduct, build_id: str) -> float:
 
 
 @pytest.mark.parametrize(
-    "step", [pytest.param("rootfs", marks=FULL), "ready", pytest.param("upload", marks=FULL)]
+    "step",
+    [
+        step if step == "ready" else pytest.param(step, marks=FULL)
+        for step in ("rootfs", "sending", "ready", "upload")
+    ],
 )
 def test_delete_while_it_is_built(product: ChaosProduct, step: str) -> None:
     with nothing_left(product):
-        build_id = product.new_build()
+        build_id = product.new_build_for(step)
         ended: list[int] = []
         hit = product.hit(
             build_id, step, lambda: ended.append(product.cli("delete", build_id).code)
@@ -152,13 +156,13 @@ def test_a_disk_that_fills_in_the_middle(product: ChaosProduct, tmp_path: Path) 
     "step",
     [
         step if step == "verify" else pytest.param(step, marks=FULL)
-        for step in ("pull", "rootfs", "start", "verify", "upload", "publish")
+        for step in ("pull", "rootfs", "sending", "start", "verify", "upload", "publish")
     ],
 )
 def test_reset(product: ChaosProduct, step: str) -> None:
     """Temporal's Reset, to just before a step: the result is right again."""
     with nothing_left(product):
-        build_id = product.new_build()
+        build_id = product.new_build_for(step)
         assert product.ended_somehow(build_id)["state"] == "completed"
         run_id = asyncio.run(_reset(product, build_id, STEPS[step]))
         assert run_id
