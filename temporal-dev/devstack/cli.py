@@ -19,7 +19,7 @@ def _print_status(stack: StackEnvironment) -> None:
     for status in stack_status(stack):
         ports = " ".join(f"{name}={port}" for name, port in status.ports.items())
         pid = str(status.pid or "-")
-        print(f"{status.name:<14}{status.state:<10}{pid:<9}{ports:<36}{status.log}")
+        print(f"{status.name:<14}{status.state:<10}{pid:<9}{ports:<55} {status.log}")
 
 
 def _print_environment(stack: StackEnvironment) -> None:
