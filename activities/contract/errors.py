@@ -198,7 +198,8 @@ class ImageStepError(TemplateManagerError):
 
     hint = (
         "Read the step's last lines; run the same instruction in a container of the image. A limit "
-        "that it names is the template's (CLI: --disk, --memory) or an operator's (docs/steps.md)."
+        "that it names is disk_size_mb (CLI: --disk) or memory_mb (CLI: --memory) of the template, "
+        "or an operator's (docs/steps.md)."
     )
 
 
@@ -365,7 +366,8 @@ class StartCommandError(TemplateManagerError):
 
     hint = (
         "Run the command in a container of the image; check its path, its #! line and what that "
-        "names, arguments and USER."
+        "names, arguments and USER. If it says that the disk is full or memory is short, raise "
+        "disk_size_mb (CLI: --disk) or memory_mb (CLI: --memory)."
     )
 
 

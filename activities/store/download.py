@@ -62,7 +62,10 @@ def pull_template(
     """
     metadata = read_metadata(bucket, build_id)
     if metadata is None:
-        raise TemplateNotFoundError(f"there is no template {build_id} in bucket {bucket.name}")
+        raise TemplateNotFoundError(
+            f"there is no template {build_id} in bucket {bucket.name}",
+            hint="Check the bucket, and with template-manager status that the build is completed.",
+        )
     if wrong := wrong_objects(bucket, metadata):
         raise TemplateDamagedError(f"template {build_id} is damaged: {', '.join(wrong)}")
     with _written_to(directory):

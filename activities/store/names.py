@@ -202,8 +202,10 @@ class TenantNames:
         names = self.read(name)
         before = names.tags.get(tag) if names else None
         if before is None or not before.previous:
-            why = f"{name}:{tag} has stood for no other build" if before else _no_tag(name, tag)
-            raise TemplateNotFoundError(why)
+            if before is None:
+                raise TemplateNotFoundError(_no_tag(name, tag))
+            why = f"{name}:{tag} has stood for no other build"
+            raise TemplateNotFoundError(why, hint="Let it stand for a build that you name.")
 
         def change(names: TemplateNames | None) -> TemplateNames:
             now = names.tags.get(tag) if names else None

@@ -173,7 +173,8 @@ def run_call(command: Callable[[], Coroutine[None, None, None]], as_json: bool) 
     try:
         run_to_end(command())
     except CredentialsError as error:
-        fail(str(error), "Check the TEMPLATE_MANAGER_TLS_… variables.", Exit.USAGE, as_json=as_json)
+        hint = "Check TEMPLATE_MANAGER_TOKEN_FILE and the TEMPLATE_MANAGER_TLS_… variables."
+        fail(str(error), hint, Exit.USAGE, as_json=as_json)
     except CallError as error:
         _show_call_error(error, as_json)
         raise typer.Exit(exit_code_of(error)) from None

@@ -45,6 +45,7 @@ OPTIONS = {
 }
 _ENTRY = re.compile(r"template\.env\[(['\"])(?P<name>.*)\1\]")
 _STEP = re.compile(r"template\.steps\[(?P<number>\d+)\]")
+_OF_A_LIST = re.compile(r"(?P<field>template\.(?:network\.allowed|tags))\[(?P<number>\d+)\]")
 # In sentences only names that are no words of plain English.
 _WORDS = {
     name.rpartition(".")[2]: option
@@ -63,6 +64,8 @@ def option_of(field: str) -> str:
         return f"--env {entry['name']}"
     if step := _STEP.fullmatch(field):
         return f"--dockerfile, step {int(step['number']) + 1}"
+    if one := _OF_A_LIST.fullmatch(field):
+        return f"{OPTIONS[one['field']]}, entry {int(one['number']) + 1}"
     return OPTIONS.get(field, field)
 
 

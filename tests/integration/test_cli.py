@@ -169,6 +169,7 @@ async def test_names_are_given_moved_listed_pulled_and_taken_away(
         assert said in pulled.err
     back = await cli("tag", "--roll-back", "web:candidate", *at(api))
     assert (back.code, "has stood for no other build" in back.err) == (2, True)
+    assert "→ Let it stand for a build that you name." in back.err
     removed = await cli("tag", "--remove", "web:candidate", *at(api))
     assert (removed.code, removed.out) == (0, "web:candidate is gone\n")
     assert (await cli("tag", "web:candidate", *at(api))).code == 2

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from activities.contract.errors import ImageStepError
 from api.cli.wording import OPTIONS, in_options, option_of
 from api.pb import template_manager_pb2 as pb
 
@@ -20,6 +21,8 @@ ROOT = Path(__file__).parents[4]
         ("template.env['MY-NAME']", "--env MY-NAME"),
         ('template.env["it\'s"]', "--env it's"),
         ("template.steps[3]", "--dockerfile, step 4"),
+        ("template.network.allowed[1]", "--network, entry 2"),
+        ("template.tags[0]", "--tag, entry 1"),
         ("template.from_template.build_id", "--from-template"),
         ("template.from_image_registry.aws.aws_region", "--aws-region"),
         ("states", "--state"),
@@ -45,6 +48,11 @@ def test_a_field_is_what_the_user_wrote(field: str, option: str) -> None:
         (
             "Make the image or disk_size_mb (CLI: --disk) smaller.",
             "Make the image or --disk smaller.",
+        ),
+        (
+            ImageStepError.hint.partition(". ")[2],
+            "A limit that it names is --disk or --memory of the template, or an operator's "
+            "(docs/steps.md).",
         ),
         ("memory_mb: is 1; vcpu_count: is 3", "--memory: is 1; --vcpu: is 3"),
         ("the template is at this level", "the template is at this level"),
