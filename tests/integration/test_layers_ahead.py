@@ -7,7 +7,6 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from threading import Event
 
 import pytest
 from devstack.stack import Stack
@@ -32,10 +31,10 @@ from activities.store.lease_numbers import LeaseObjects
 from activities.store.metadata import read_metadata, wrong_objects
 from activities.store.objects import LEASES, STORED
 from activities.store.stored import TenantStored, read_stored
-from activities.template import ahead, layering
+from activities.template import ahead
 from activities.template.ahead import BucketLayerActivities
 from activities.template.artifacts import discard_upload
-from activities.template.layering import LayerMaker
+from tests.support.held_layers import POINTS, held_at
 from tests.support.layered_bucket import delete, deleting, is_there, make_layer, sweep
 from tests.support.layered_builds import (
     BLOCK,
@@ -217,30 +216,6 @@ async def test_of_two_hosts_that_send_the_same_both_are_right(
     await publish_at_once(empty_bucket, builds, tmp_path / "out")
     for build in builds:
         assert not any("/.parts/" in name for name in left_of(empty_bucket, build))
-
-
-POINTS = {
-    "parts": (layering, "compose_tree"),
-    "data": (LayerMaker, "_recorded"),
-    "header": (LayerObjects, "commit"),
-}
-"""What of a layer is in the bucket, and what brings the next of it."""
-
-
-def held_at(monkeypatch: pytest.MonkeyPatch, point: str) -> tuple[Event, Event]:
-    """Hold the first layer that comes to a point: told by one event, until the other is set."""
-    place, name = POINTS[point]
-    go_on: Callable[..., object] = getattr(place, name)
-    reached, released = Event(), Event()
-
-    def wait(*arguments: object, **named: object) -> object:
-        if not reached.is_set():
-            reached.set()
-            assert released.wait(60)
-        return go_on(*arguments, **named)
-
-    monkeypatch.setattr(place, name, wait)
-    return reached, released
 
 
 at_each_point = pytest.mark.parametrize(

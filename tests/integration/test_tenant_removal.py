@@ -13,9 +13,12 @@ import pytest
 import pytest_asyncio
 from devstack.stack import Stack
 from pydantic import SecretStr
+from temporalio import activity
 from temporalio.client import Client
 
+from activities.contract.checkpoints import RootfsCheckpoint
 from activities.contract.errors import ReadyTimeoutError
+from activities.contract.inputs import BuildRootfsInput, HoldHostInput, SendLayersInput
 from activities.contract.names import (
     WORKFLOW_TASK_QUEUE,
     ArtifactName,
@@ -28,6 +31,8 @@ from activities.process.settings import Settings
 from activities.process.temporal import register_search_attributes
 from activities.store.bucket import Bucket
 from activities.store.layers import EVERYBODY, LayerObjects
+from activities.store.lease_numbers import LeaseObjects
+from activities.store.metadata import wrong_objects
 from activities.store.objects import (
     OWNERS,
     archived_log_name,
@@ -36,15 +41,26 @@ from activities.store.objects import (
     metadata_name,
 )
 from activities.store.owners import claim
+from activities.store.stored import count_stored
+from activities.template.ahead import BucketLayerActivities
 from api.client.client import TemplateClient
 from api.client.credentials import ClientCredentials
 from api.server.access import hash_token
 from api.server.server import running_server
 from api.server.tenant_removal import TenantRemover
+from tests.support import held_build
 from tests.support.command_line import Ended, cli
 from tests.support.example_template import metadata
+from tests.support.held_layers import held_at
 from tests.support.layered_bucket import id_of, make_chain, make_layer, release, scope_of
-from tests.support.recording_host import Journal, RecordingHost, running_host, workflow_worker
+from tests.support.layered_builds import LayeredBuild, build_on, metadata_of, pulls_the_same
+from tests.support.recording_host import (
+    Journal,
+    RecordingHost,
+    rootfs_checkpoint,
+    running_host,
+    workflow_worker,
+)
 from tests.support.running_api import serving, settings_for, template_of
 from tests.support.temporal_server import start_temporal
 from workflows.delete_tenant import DeleteTenant
@@ -67,11 +83,11 @@ class Service:
     journal: Journal
 
     @asynccontextmanager
-    async def at_work(self) -> AsyncIterator[None]:
-        """A worker with the real activities of the bucket, and a recorded host."""
+    async def at_work(self, sending: RecordingHost | None = None) -> AsyncIterator[None]:
+        """A worker with the real activities of the bucket, and a host that at most sends."""
         real = bucket_activities(self.settings, self.temporal)
         remover = served_by(TenantRemover(self.temporal, self.settings))
-        host = RecordingHost(f"h-{uuid.uuid4().hex[:8]}", self.journal)
+        host = sending or RecordingHost(f"h-{uuid.uuid4().hex[:8]}", self.journal)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(workflow_worker(self.temporal, [*real, *remover]))
             await stack.enter_async_context(running_host(self.temporal, host))
@@ -130,6 +146,43 @@ async def service(storage: Stack, empty_bucket: Bucket, tmp_path: Path) -> Async
             yield Service(environment.client, settings, empty_bucket, server.address, Journal())
 
 
+class SendingHost(RecordingHost):
+    """A host that has two disks for each build, and sends their layers for real."""
+
+    def __init__(self, service: Service, place: Path) -> None:
+        super().__init__("sending-host", service.journal, sends_ahead=True)
+        self._bucket = service.bucket
+        self._place = place
+        self.builds: dict[str, LayeredBuild] = {}
+
+    @activity.defn(name="hold_host")
+    async def hold_host(self, hold: HoldHostInput, /) -> None:
+        number = LeaseObjects(self._bucket).take(hold.build_id, self.name, "workflow", None)
+        self.journal.next_lease = number
+        held = held_build.hold(self._place, number, hold.build_id)
+        self.builds[hold.build_id] = LayeredBuild(held, self._bucket)
+        await super().hold_host(hold)
+
+    @activity.defn(name="build_rootfs")
+    async def build_rootfs(self, build: BuildRootfsInput, /) -> RootfsCheckpoint:
+        made = self.builds[build.scope.build_id]
+        makes_disks(made, build.scope.tenant)
+        return rootfs_checkpoint(self.name, made.chain)
+
+    @activity.defn(name="send_layers")
+    async def send_layers(self, send: SendLayersInput, /) -> int:
+        build = self.builds[send.scope.build_id]
+        held, leases = build.held, LeaseObjects(self._bucket)
+        maker = build.activities().maker
+        real = BucketLayerActivities(held.settings, held.ledger, held.store, leases, maker)
+        return await real.send_layers(send)
+
+
+def makes_disks(build: LayeredBuild, tenant: str) -> None:
+    """Have everybody's base made, and what a tenant's step has made of it."""
+    build.makes("base", "base", 50).makes("step", tenant, 20, owner=tenant)
+
+
 def of(builds: Iterable[str], names: set[str]) -> set[str]:
     return {name for name in names if any(build in name for build in builds)}
 
@@ -170,6 +223,42 @@ async def test_all_that_is_the_tenant_s_goes_and_nothing_else(service: Service) 
         again = await service.remove("acme", "--yes")
         assert (again.code, again.out) == (0, "0 builds, and 0 files and logs, are removed\n")
         assert service.objects() == kept
+
+
+async def cancelled(service: Service, build_id: str) -> None:
+    """Wait until a build has been asked to end."""
+    handle = service.temporal.get_workflow_handle(build_workflow_id(build_id))
+    async with asyncio.timeout(SECONDS):
+        while not any(
+            event.HasField("workflow_execution_cancel_requested_event_attributes")
+            for event in (await handle.fetch_history()).events
+        ):
+            await asyncio.sleep(0.05)
+
+
+async def test_a_build_that_sends_its_layers_is_removed_with_them(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it still ends to send, too; the base that it has in common with others stays."""
+    bucket = service.bucket
+    theirs = build_on(tmp_path / "beta", bucket, tenant="beta")
+    makes_disks(theirs, "beta")
+    await theirs.publish(theirs.boots())
+    kept = service.objects()
+    reached, released = held_at(monkeypatch, "header")
+    host = SendingHost(service, tmp_path / "acme")
+    async with service.at_work(host):
+        mine = await service.build("acme", until="wait_until_ready")
+        assert await asyncio.to_thread(reached.wait, SECONDS)
+        removal = asyncio.create_task(service.remove("acme", "--yes", "--json"))
+        await cancelled(service, mine)
+        released.set()
+        ended = await removal
+    assert ended.json == {"tenant": "acme", "builds": 1, "objects": 0, "left": []}
+    assert service.objects() == kept
+    assert wrong_objects(bucket, metadata_of(bucket, theirs)) == []
+    assert pulls_the_same(bucket, theirs, tmp_path / "out")
+    assert set(count_stored(bucket).tenants) == {"beta"}
 
 
 async def test_a_removal_goes_on_when_its_worker_is_back(service: Service) -> None:
