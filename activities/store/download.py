@@ -90,8 +90,10 @@ def _move_in(directory: Path, parts: Mapping[str, Path], metadata: TemplateMetad
         if (directory / name).is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(directory / name))
     draft = directory / f".{METADATA}.part"
+    draft.unlink(missing_ok=True)  # whatever it is: nothing is written through a link or a pipe
     try:
-        draft.write_text(metadata.to_json())
+        with draft.open("x") as file:
+            file.write(metadata.to_json())
         (directory / METADATA).unlink(missing_ok=True)  # of another template, if any
         for name, part in parts.items():
             part.replace(directory / name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -54,14 +54,18 @@ def pull(
 
     Interrupted, it goes on where it was when it is called again.
     """
-    with template_errors(as_json), _kept_in(directory), transfer_bars() as show:
+    with template_errors(as_json), _kept_in(directory) as came, transfer_bars() as show:
         from activities.store.bucket import Bucket
         from activities.store.download import pull_template
         from activities.store.names import find_build
 
+        def tell(name: str, done: int, total: int) -> None:
+            came(done)
+            show(name, done, total)
+
         store = Bucket(bucket or read_settings().bucket)
         build_id = find_build(store, build_id)
-        metadata = pull_template(store, build_id, directory, show)
+        metadata = pull_template(store, build_id, directory, tell)
     sizes = {name: artifact.size_bytes for name, artifact in metadata.artifacts.items()}
     if as_json:
         print_json({"build_id": build_id, "directory": str(directory), "size_bytes": sizes})
@@ -71,14 +75,22 @@ def pull(
 
 
 @contextmanager
-def _kept_in(directory: Path) -> Iterator[None]:
+def _kept_in(directory: Path) -> Iterator[Callable[[int], None]]:
+    """Say what an interrupted pull leaves. Yields what is to be told how many bytes have come."""
     from activities.contract.errors import StorageUnavailableError
 
+    most = 0
+
+    def came(done: int) -> None:
+        nonlocal most
+        most = max(most, done)
+
     try:
-        yield
+        yield came
     except (KeyboardInterrupt, StorageUnavailableError):
-        told = f"what has come is kept in {directory}: the same command goes on with it"
-        err.print(f"→ {told}", soft_wrap=True)
+        if most:
+            told = f"what has come is kept in {directory}: the same command goes on with it"
+            err.print(f"→ {told}", soft_wrap=True)
         raise
 
 

@@ -450,6 +450,41 @@ async def test_an_interrupted_pull_goes_on_when_it_is_called_again(
         assert sha256_of(out / name, go_on) == sha256_of(held.store.file(what, name), go_on)
 
 
+async def test_a_pull_that_is_ended_before_anything_has_come_does_not_say_that_it_has(
+    held: HeldBuild, empty_bucket: Bucket, storage: Stack, tmp_path: Path
+) -> None:
+    await publish(held, empty_bucket, snapshot(held))
+    slow = {"kind": "slow", "operation": "download", "path": "rootfs.ext4\\?", "delay": 4}
+    with storage.faults({**slow, "count": None}):
+        process = await started("pull", BUILD, str(tmp_path), "--bucket", empty_bucket.name)
+        async with asyncio.timeout(60):
+            while not (tmp_path / ".rootfs.ext4.part.list").exists():
+                await asyncio.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            _, told = await process.communicate()
+    assert process.returncode == 130
+    assert b"what has come" not in told
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+async def test_a_pull_writes_through_nothing_that_lies_in_its_way(
+    held: HeldBuild, empty_bucket: Bucket, tmp_path: Path, kind: str
+) -> None:
+    await publish(held, empty_bucket, snapshot(held))
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    out.mkdir()
+    mine.write_text("mine")
+    way = out / f".{METADATA}.part"
+    way.symlink_to(mine) if kind == "link" else os.mkfifo(way)
+    async with asyncio.timeout(60):
+        ended = await cli("pull", BUILD, str(out), "--bucket", empty_bucket.name)
+    assert ended.code == 0, ended.err
+    assert mine.read_text() == "mine"
+    assert not (out / METADATA).is_symlink()
+    assert (out / METADATA).is_file()
+    assert {path.name for path in out.iterdir()} == {*ArtifactName, METADATA}
+
+
 def _come(listed: Path) -> int:
     """Return how many ranges a list of them has."""
     return len(listed.read_bytes().splitlines()) - 1 if listed.exists() else 0
