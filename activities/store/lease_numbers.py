@@ -7,7 +7,7 @@ grow, also over a delete, so a later lease always has the higher number.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from activities.contract.errors import LeaseLostError, PreconditionFailedError
@@ -81,13 +81,15 @@ class LeaseObjects:
                     stored.size_bytes,
                 )
 
-    def bury(self, build_id: str) -> int:
+    def bury(self, build_id: str, check: Callable[[], None] = lambda: None) -> int:
         """Outdate every lease of a deleted build by a tombstone; returns its generation.
 
-        Raises LeaseLostError when one is taken at this very moment: by a new build, perhaps.
+        `check` ends it by raising: what is outdated had been taken before. Raises LeaseLostError
+        when one is taken at this very moment: by a new build, perhaps.
         """
         body = json.dumps({"deleted": utc_now().isoformat()}).encode()
         generation = self.current(build_id) or 0
+        check()
         try:
             return self._bucket.write_object(
                 lease_name(build_id), body, if_generation_match=generation

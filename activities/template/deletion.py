@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from temporalio import activity
 
+from activities.contract.errors import LeaseLostError
 from activities.contract.image_reference import ImageReference, ImageReferenceError
 from activities.contract.inputs import DeleteTemplateInput
 from activities.contract.interface import DeletionActivities
@@ -15,6 +16,7 @@ from activities.contract.names import tenant_mark
 from activities.contract.results import DeletedTemplate, StoredObject
 from activities.image.registry import RegistryAccess, delete_tag
 from activities.image.registry_login import GOOGLE_DELETES, HostLogins, credentials_for
+from activities.process.attempts import IsAwaited, this_attempt
 from activities.process.beating import beating
 from activities.process.sealing import SealedFor, Sealer
 from activities.process.settings import Settings
@@ -32,8 +34,18 @@ There = Mapping[str, Sequence[StoredObject]]
 class BucketDeletionActivities(DeletionActivities):
     """Deletes objects and image tags. See `interface` for the contract."""
 
-    def __init__(self, bucket: Bucket, sealer: Sealer, settings: Settings) -> None:
-        """`settings` say how to speak to registries, and what they get of this machine's."""
+    def __init__(
+        self,
+        bucket: Bucket,
+        sealer: Sealer,
+        settings: Settings,
+        attempt: Callable[[], IsAwaited] = this_attempt,
+    ) -> None:
+        """`settings` say how to speak to registries, and what they get of this machine's.
+
+        `attempt` is asked in an activity what tells whether that attempt is still waited for.
+        """
+        self._attempt = attempt
         self._bucket = bucket
         self._sealer = sealer
         self._access = RegistryAccess.of(settings)
@@ -45,7 +57,13 @@ class BucketDeletionActivities(DeletionActivities):
     async def delete_objects(self, delete: DeleteTemplateInput, /) -> DeletedTemplate:
         """Leave a tombstone, then remove all objects, `metadata.json` first, and then those layers
         that nobody else needs."""
-        return await beating(asyncio.to_thread(self._delete_objects, delete))
+        is_awaited, loop = self._attempt(), asyncio.get_running_loop()
+
+        def require_awaited() -> None:
+            if not asyncio.run_coroutine_threadsafe(is_awaited(), loop).result():
+                raise LeaseLostError(f"another attempt deletes build {delete.build_id}")
+
+        return await beating(asyncio.to_thread(self._delete_objects, delete, require_awaited))
 
     @activity.defn(name="delete_image_tag")
     async def delete_image_tag(self, delete: DeleteTemplateInput, /) -> DeletedTemplate:
@@ -73,10 +91,15 @@ class BucketDeletionActivities(DeletionActivities):
         )
         return delete_tag(reference, credentials, self._access)
 
-    def _delete_objects(self, delete: DeleteTemplateInput) -> DeletedTemplate:
-        tombstone = self._leases.bury(delete.build_id)
+    def _delete_objects(
+        self, delete: DeleteTemplateInput, require_awaited: Callable[[], None]
+    ) -> DeletedTemplate:
+        # An attempt that was held up may find a new build here, for which a later one made room:
+        # running, or ended and without a lease. None begins while this attempt is waited for, so
+        # what was seen before it still was is none of a new build's.
+        tombstone = self._leases.bury(delete.build_id, require_awaited)
         there = self._there(delete.build_id, delete.tenant)
-        # An attempt that was held up may find a new build here, for which a later one made room.
+        require_awaited()
         require_buried = partial(self._leases.require_current, delete.build_id, tombstone)
         require_buried()
         removed = self._remove(delete.build_id, there)

@@ -34,6 +34,7 @@ from activities.store.log_archive import read_archived_log, to_jsonl
 from activities.store.objects import archived_log_name, lease_name
 from activities.template.deletion import BucketDeletionActivities
 from tests.support.example_template import BUILD, build_status, template_config
+from tests.support.layered_bucket import only_attempt
 from workflows.policies import POLICIES
 
 pytestmark = pytest.mark.counts_nothing
@@ -48,7 +49,8 @@ def settings(**more: Any) -> Settings:
 
 @pytest.fixture
 def deletion(empty_bucket: Bucket) -> BucketDeletionActivities:
-    return BucketDeletionActivities(empty_bucket, Sealer(SecretStr(KEY)), settings())
+    sealer = Sealer(SecretStr(KEY))
+    return BucketDeletionActivities(empty_bucket, sealer, settings(), only_attempt)
 
 
 async def delete_objects(deletion: BucketDeletionActivities) -> DeletedTemplate:

@@ -135,13 +135,20 @@ async def test_a_new_build_of_the_same_id_keeps_its_layers(
     assert not layers.collect(made.layer_id)
 
 
+@pytest.mark.parametrize("has_ended", [False, True])
 def test_a_delete_that_was_held_up_takes_nothing_from_a_new_build_of_the_id(
-    layers: LayerObjects, empty_bucket: Bucket, pytestconfig: pytest.Config
+    layers: LayerObjects, empty_bucket: Bucket, pytestconfig: pytest.Config, has_ended: bool
 ) -> None:
     """Its attempt has timed out, and a later one has ended, when its thread goes on."""
     stride = 1 if pytestconfig.getoption("--whole") else 4
     scope, ended = scope_of(), 0
     names = TenantNames(empty_bucket, scope.tenant)
+    leases = LeaseObjects(empty_bucket)
+    number_of_lease, is_outdated = 0, False
+
+    def require_awaited() -> None:
+        if is_outdated:
+            raise LeaseLostError("another attempt deletes it")
 
     def build() -> LayerRecord:
         made = layers.refer(id_of("base"), scope) or make_layer(empty_bucket, scope, "base")
@@ -151,16 +158,23 @@ def test_a_delete_that_was_held_up_takes_nothing_from_a_new_build_of_the_id(
         return made
 
     def delete_and_build() -> None:
-        deleting(empty_bucket)._delete_objects(input_of(scope))
-        LeaseObjects(empty_bucket).take(scope.build_id, "h1", "w", None)
+        nonlocal number_of_lease, is_outdated
+        deleted = deleting(empty_bucket)._delete_objects(input_of(scope), require_awaited)
+        is_outdated = True
+        assert deleted.tombstone_generation is not None
+        leases.unbury(scope.build_id, deleted.tombstone_generation)
+        number_of_lease = leases.take(scope.build_id, "h1", "w", None)
         build()
+        if has_ended:
+            leases.release(scope.build_id, number_of_lease)
 
-    for number in range(1, 80, stride):
+    for number in (*range(4), *range(4, 80, stride)):
+        is_outdated = False
         empty_bucket.delete_objects(empty_bucket.list_objects(""))
         build()
         held_up = InterruptedBucket(empty_bucket.name, number, delete_and_build)
         with contextlib.suppress(LeaseLostError):
-            deleting(held_up)._delete_objects(input_of(scope))
+            deleting(held_up)._delete_objects(input_of(scope), require_awaited)
             ended += 1
         if not held_up.was_interrupted:
             assert ended
@@ -171,6 +185,7 @@ def test_a_delete_that_was_held_up_takes_nothing_from_a_new_build_of_the_id(
         assert not layers.collect(made.layer_id)
         assert empty_bucket.stat_object(metadata_name(scope.build_id)) is not None
         assert names.resolve(TemplateReference("", "web", "stable")) == scope.build_id
+        assert has_ended or leases.is_current(scope.build_id, number_of_lease)
     raise AssertionError("it never ends")
 
 

@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 
 import grpc
 import pytest
-from pydantic import SecretStr
 from temporalio.testing import ActivityEnvironment
 
 from activities.contract.errors import (
@@ -20,17 +19,15 @@ from activities.contract.errors import (
 )
 from activities.contract.inputs import DeleteTemplateInput, MoveTagsInput
 from activities.contract.references import TemplateReference
-from activities.process.sealing import Sealer
-from activities.process.settings import Settings
 from activities.store import names as store
 from activities.store.bucket import Bucket
 from activities.store.names import AwaitedBuild, TenantNames, find_build, list_names
 from activities.store.objects import metadata_name, names_object
-from activities.template.deletion import BucketDeletionActivities
 from activities.template.naming import BucketNameActivities
 from api.client.client import CallError
 from api.pb import template_manager_pb2 as pb
 from tests.support.example_template import metadata
+from tests.support.layered_bucket import deleting
 from tests.support.running_api import Api
 
 pytestmark = pytest.mark.counts_nothing
@@ -157,11 +154,11 @@ async def test_the_activities_move_tags_and_take_them_away_with_the_build(
         for _ in range(2):
             moved = await ActivityEnvironment().run(moving.move_tags, move)
             assert moved.kept == ()
-    deleting = BucketDeletionActivities(empty_bucket, Sealer(SecretStr("")), Settings())
+    removing = deleting(empty_bucket)
 
     async def deleted(build_id: str) -> tuple[str, ...]:
         what = DeleteTemplateInput(template_id="web", build_id=build_id)
-        return (await ActivityEnvironment().run(deleting.delete_objects, what)).names
+        return (await ActivityEnvironment().run(removing.delete_objects, what)).names
 
     assert await deleted(second) == ("web:stable", "web:v2")
     left = names.read("web")

@@ -21,6 +21,7 @@ from activities.contract.results import (
 )
 from activities.contract.scope import BuildScope, HostLease
 from activities.host.bucket_sweep import BucketSweep
+from activities.process.attempts import IsAwaited
 from activities.process.clock import utc_now
 from activities.process.sealing import Sealer
 from activities.process.settings import Settings
@@ -121,14 +122,23 @@ def is_there(bucket: Bucket, record: LayerRecord) -> bool:
     return all(bucket.stat_object(each.name) == each for each in record.objects.values())
 
 
+def only_attempt() -> IsAwaited:
+    """Return what tells of an attempt that it is the last."""
+
+    async def is_awaited() -> bool:
+        return True
+
+    return is_awaited
+
+
 async def delete(deletion: BucketDeletionActivities, scope: BuildScope) -> DeletedTemplate:
     """Delete the objects of a build."""
     return await ActivityEnvironment().run(deletion.delete_objects, input_of(scope))
 
 
 def deleting(bucket: Bucket) -> BucketDeletionActivities:
-    """Return what deletes from a bucket, and from no registry."""
-    return BucketDeletionActivities(bucket, Sealer(SecretStr("")), Settings())
+    """Return what deletes from a bucket, and from no registry, in the only attempt there is."""
+    return BucketDeletionActivities(bucket, Sealer(SecretStr("")), Settings(), only_attempt)
 
 
 def input_of(scope: BuildScope) -> DeleteTemplateInput:
