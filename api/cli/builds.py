@@ -593,7 +593,10 @@ def cancel(
     as_json: AsJson = False,
     api_address: ApiAddress = DEFAULT_API_ADDRESS,
 ) -> None:
-    """Stop a build and undo it; returns when all is undone."""
+    """Stop a build and undo it; returns when all is undone.
+
+    What it has on a host that does not answer, that host's sweep removes.
+    """
     run_call(lambda: _undo(api_address, build_id, "cancelled", as_json), as_json)
 
 
