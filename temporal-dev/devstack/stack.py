@@ -21,6 +21,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from activities.contract.results import SweepReport
+from activities.disk.data_dir import DataDir
+from activities.host.orphans import remove_all
+from activities.microvm.network import leftover_networks
+from activities.microvm.vm_process import leftover_supervisors, leftover_vms
 from devstack import processes
 from devstack.environment import APP_PREFIXES, REPOSITORY, StackEnvironment, environment, state_dir
 from devstack.ports import StackPorts, port_variable
@@ -149,12 +154,24 @@ def start_apps(
 
 
 def stop_all(stack: StackEnvironment, progress: Progress = print_progress) -> None:
-    """Stop what this stack started: the product first, then what it stands on. Data stays."""
+    """Stop what this stack started: the product first, then what it stands on. Data stays.
+
+    The VMs of builds that were at work end too, which else outlive their host: such a build begins
+    that step anew when the stack is up again.
+    """
     with _locked(stack):
         for name in reversed(_known_names(stack)):
             service = _service(name)
             if processes.stop(stack.files(name), service.stop_seconds):
                 progress(f"{name}: stopped")
+        for place in stack.state_dir.glob("data*"):
+            for item in _end_vms(DataDir(place)).items:
+                progress(f"{item.kind} {item.name}: {item.error or 'removed'}")
+
+
+def _end_vms(data_dir: DataDir) -> SweepReport:
+    vms = [*leftover_vms(data_dir), *leftover_supervisors(data_dir), *leftover_networks(data_dir)]
+    return remove_all(vms, dry_run=False)
 
 
 def restart(stack: StackEnvironment, name: str, progress: Progress = print_progress) -> None:
