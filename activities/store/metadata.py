@@ -10,7 +10,7 @@ import json
 import operator
 from datetime import datetime
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from activities.contract.checkpoints import RootfsFacts, SnapshotFacts
 from activities.contract.errors import TemplateDamagedError
@@ -95,6 +95,16 @@ class TemplateMetadata(Model):
     """What its guest could reach until it was snapshotted."""
     inherited: Commands | None = Field(default=None, exclude_if=lambda commands: commands is None)
     """What it runs, where its base has had a say in that."""
+
+    @field_validator("artifacts")
+    @classmethod
+    def _has_all(cls, artifacts: dict[str, UploadedArtifact]) -> dict[str, UploadedArtifact]:
+        for name in ArtifactName:
+            if name not in artifacts or "data" not in artifacts[name].objects:
+                raise ValueError(f"there is no {name}")
+            if any("data" not in layer.objects for layer in artifacts[name].layers):
+                raise ValueError(f"{name} has a layer without data")
+        return artifacts
 
     @property
     def layers(self) -> tuple[LayerReference, ...]:

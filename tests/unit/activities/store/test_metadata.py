@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from activities.contract.names import ArtifactName
 from activities.contract.results import UsedBlocks
 from activities.contract.sources import FromImage
 from activities.store.metadata import FORMAT_VERSION, TemplateMetadata
@@ -106,6 +108,23 @@ def test_metadata_with_any_value_in_any_place_is_read_or_not_valid(data: st.Data
     except ValidationError:
         return
     assert TemplateMetadata.model_validate_json(found.model_dump_json()) == found
+
+
+@pytest.mark.parametrize("name", ArtifactName)
+def test_metadata_without_an_artifact_or_its_data_is_none(name: ArtifactName) -> None:
+    """Whoever reads it would end at the missing one, without a word of what is wrong."""
+    document = json.loads(metadata().model_dump_json())
+    artifact = document["artifacts"].pop(name)
+    with pytest.raises(ValidationError, match=f"there is no {name}"):
+        TemplateMetadata.model_validate(document)
+    document["artifacts"][name] = artifact | {"objects": {}}
+    with pytest.raises(ValidationError, match=f"there is no {name}"):
+        TemplateMetadata.model_validate(document)
+    header = {"header": artifact["objects"]["data"]}
+    layer = {"layer_id": str(uuid.uuid4()), "objects": header}
+    document["artifacts"][name] = artifact | {"layers": [layer]}
+    with pytest.raises(ValidationError, match=f"{name} has a layer without data"):
+        TemplateMetadata.model_validate(document)
 
 
 @given(st.one_of(st.binary(max_size=100), hostile_bytes))
