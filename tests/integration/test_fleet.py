@@ -19,6 +19,6 @@ def test_a_fleet_builds_with_few_events() -> None:
     assert 0 < ran.busy <= TINY.slot_count
     assert 0 < ran.open_cpu_seconds < ran.cpu_seconds * len(ran.held)
     assert max(ran.events) <= MOST_EVENTS
-    assert ran.calls["RespondWorkflowTaskCompleted"] >= 4 * 10
+    assert ran.calls["RespondWorkflowTaskCompleted"] >= 4 * 5  # a busy worker takes several at once
     names = [process.name for process in ran.processes]
     assert names == ["temporal", "worker", "gcs", "gcs-emulator", "hosts from 0"]
