@@ -7,6 +7,7 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Event
 
 import pytest
 from devstack.stack import Stack
@@ -28,11 +29,10 @@ from activities.store.bucket import Bucket
 from activities.store.layer_leftovers import collect_all_of
 from activities.store.layers import LayerObjects
 from activities.store.lease_numbers import LeaseObjects
-from activities.store.metadata import read_metadata, wrong_objects
+from activities.store.metadata import read_metadata
 from activities.store.objects import LEASES, STORED
 from activities.store.stored import TenantStored, read_stored
 from activities.template import ahead
-from activities.template.ahead import BucketLayerActivities
 from activities.template.artifacts import discard_upload
 from tests.support.held_layers import POINTS, held_at
 from tests.support.layered_bucket import delete, deleting, is_there, make_layer, sweep
@@ -41,9 +41,9 @@ from tests.support.layered_builds import (
     LayeredBuild,
     build_on,
     disk_named,
-    metadata_of,
     publish_at_once,
     pulls_the_same,
+    require_whole,
 )
 from tests.support.step_checks import go_on
 
@@ -58,16 +58,20 @@ def sending(
     build: LayeredBuild, environment: ActivityEnvironment, chain: Sequence[DiskKey] = CHAIN
 ) -> asyncio.Task[int]:
     """Begin to send these disks, whether they are there or not."""
-    held = build.held
-    activities = BucketLayerActivities(
-        held.settings,
-        held.ledger,
-        held.store,
-        LeaseObjects(build.bucket),
-        build.activities().maker,
-    )
-    asked = SendLayersInput(scope=held.scope, chain=tuple(chain))
-    return asyncio.create_task(environment.run(activities.send_layers, asked))
+    asked = SendLayersInput(scope=build.held.scope, chain=tuple(chain))
+    return asyncio.create_task(environment.run(build.layer_activities().send_layers, asked))
+
+
+async def sending_held_at(
+    build: LayeredBuild, monkeypatch: pytest.MonkeyPatch, point: str
+) -> tuple[asyncio.Task[int], Event]:
+    """Have all disks of a build made and sent, held at a point until the event is set."""
+    for name in NAMES:
+        build.makes(name, name, 50)
+    reached, released = held_at(monkeypatch, point)
+    work = sending(build, ActivityEnvironment())
+    await until(reached.is_set)
+    return work, released
 
 
 async def until(is_so: Callable[[], bool]) -> None:
@@ -85,6 +89,12 @@ def left_of(bucket: Bucket, build: LayeredBuild) -> list[str]:
     build_id = build.held.scope.build_id
     names = (stored.name for stored in bucket.list_objects(""))
     return [name for name in names if build_id in name and not name.startswith(".leases/")]
+
+
+def require_nothing_left(bucket: Bucket) -> None:
+    """Require that a bucket has nothing but leases and what sweeps count."""
+    left = [stored.name for stored in bucket.list_objects("")]
+    assert [name for name in left if not name.startswith((LEASES, STORED))] == []
 
 
 async def test_a_disk_goes_up_while_the_next_step_is_at_work(
@@ -234,22 +244,16 @@ async def test_a_delete_and_a_sweep_take_nothing_from_a_build_that_sends(
         template.makes(name, name, 50)
     await template.publish(template.boots())
     build = build_on(tmp_path / "h1", empty_bucket)
-    for name in NAMES:
-        build.makes(name, name, 50)
-    reached, released = held_at(monkeypatch, point)
-    work = sending(build, ActivityEnvironment())
-    await until(reached.is_set)
+    work, released = await sending_held_at(build, monkeypatch, point)
     await delete(deleting(empty_bucket), template.held.scope)
     await sweep(empty_bucket, running={build.held.scope.build_id}, hours=0)
     released.set()
     assert await work == 3
     assert [is_whole(empty_bucket, key) for key in build.chain] == [True] * 3
     await build.publish(build.boots())
-    assert wrong_objects(empty_bucket, metadata_of(empty_bucket, build)) == []
-    assert pulls_the_same(empty_bucket, build, tmp_path / "out")
+    require_whole(empty_bucket, build, tmp_path / "out")
     await delete(deleting(empty_bucket), build.held.scope)
-    left = [stored.name for stored in empty_bucket.list_objects("")]
-    assert [name for name in left if not name.startswith((LEASES, STORED))] == []
+    require_nothing_left(empty_bucket)
 
 
 async def sweep_host(build: LayeredBuild) -> SweepReport:
@@ -281,11 +285,7 @@ async def test_its_host_s_sweep_takes_nothing_from_a_build_that_sends(
     gone = build_on(tmp_path / "h1", empty_bucket).makes("base", "base", 50)
     gone.makes("of its own", "own", 50)
     build = build_on(tmp_path / "h1", empty_bucket)
-    for name in NAMES:
-        build.makes(name, name, 50)
-    reached, released = held_at(monkeypatch, point)
-    work = sending(build, ActivityEnvironment())
-    await until(reached.is_set)
+    work, released = await sending_held_at(build, monkeypatch, point)
     for lock in (tmp_path / "h1" / "locks").iterdir():
         os.utime(lock, (1, 1))
     report = await sweep_host(build)
@@ -344,8 +344,6 @@ async def test_a_tenant_is_removed_while_a_frozen_host_sends(
     assert counted.of("acme") == TenantStored(templates=0, bytes=own)
     assert counted.of("beta").templates == 1
     assert empty_bucket.list_objects(f"{layer_of(mine.chain[1])}/") == []
-    assert wrong_objects(empty_bucket, metadata_of(empty_bucket, theirs)) == []
-    assert pulls_the_same(empty_bucket, theirs, tmp_path / "out")
+    require_whole(empty_bucket, theirs, tmp_path / "out")
     await delete(deletion, theirs.held.scope)
-    left = [stored.name for stored in empty_bucket.list_objects("")]
-    assert [name for name in left if not name.startswith((LEASES, STORED))] == []
+    require_nothing_left(empty_bucket)

@@ -32,7 +32,6 @@ from activities.process.temporal import register_search_attributes
 from activities.store.bucket import Bucket
 from activities.store.layers import EVERYBODY, LayerObjects
 from activities.store.lease_numbers import LeaseObjects
-from activities.store.metadata import wrong_objects
 from activities.store.objects import (
     OWNERS,
     archived_log_name,
@@ -42,7 +41,6 @@ from activities.store.objects import (
 )
 from activities.store.owners import claim
 from activities.store.stored import count_stored
-from activities.template.ahead import BucketLayerActivities
 from api.client.client import TemplateClient
 from api.client.credentials import ClientCredentials
 from api.server.access import hash_token
@@ -53,7 +51,7 @@ from tests.support.command_line import Ended, cli
 from tests.support.example_template import metadata
 from tests.support.held_layers import held_at
 from tests.support.layered_bucket import id_of, make_chain, make_layer, release, scope_of
-from tests.support.layered_builds import LayeredBuild, build_on, metadata_of, pulls_the_same
+from tests.support.layered_builds import LayeredBuild, build_on, require_whole
 from tests.support.recording_host import (
     Journal,
     RecordingHost,
@@ -171,11 +169,7 @@ class SendingHost(RecordingHost):
 
     @activity.defn(name="send_layers")
     async def send_layers(self, send: SendLayersInput, /) -> int:
-        build = self.builds[send.scope.build_id]
-        held, leases = build.held, LeaseObjects(self._bucket)
-        maker = build.activities().maker
-        real = BucketLayerActivities(held.settings, held.ledger, held.store, leases, maker)
-        return await real.send_layers(send)
+        return await self.builds[send.scope.build_id].layer_activities().send_layers(send)
 
 
 def makes_disks(build: LayeredBuild, tenant: str) -> None:
@@ -256,8 +250,7 @@ async def test_a_build_that_sends_its_layers_is_removed_with_them(
         ended = await removal
     assert ended.json == {"tenant": "acme", "builds": 1, "objects": 0, "left": []}
     assert service.objects() == kept
-    assert wrong_objects(bucket, metadata_of(bucket, theirs)) == []
-    assert pulls_the_same(bucket, theirs, tmp_path / "out")
+    require_whole(bucket, theirs, tmp_path / "out")
     assert set(count_stored(bucket).tenants) == {"beta"}
 
 

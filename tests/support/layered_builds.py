@@ -25,6 +25,7 @@ from activities.store.bucket import Bucket
 from activities.store.download import pull_template
 from activities.store.lease_numbers import LeaseObjects
 from activities.store.metadata import TemplateMetadata, read_metadata, wrong_objects
+from activities.template.ahead import BucketLayerActivities
 from activities.template.artifacts import BucketArtifactActivities
 from tests.support.example_template import pulled_image, template_config
 from tests.support.held_build import HeldBuild, hold
@@ -87,6 +88,11 @@ class LayeredBuild:
         return BucketArtifactActivities(
             held.settings, self.bucket, held.ledger, held.store, LeaseObjects(self.bucket)
         )
+
+    def layer_activities(self) -> BucketLayerActivities:
+        held, leases = self.held, LeaseObjects(self.bucket)
+        maker = self.activities().maker
+        return BucketLayerActivities(held.settings, held.ledger, held.store, leases, maker)
 
     async def upload(self, snapshot: SnapshotCheckpoint) -> dict[str, UploadedArtifact]:
         sent = UploadArtifactsInput(
@@ -157,11 +163,16 @@ def metadata_of(bucket: Bucket, build: LayeredBuild) -> TemplateMetadata:
     return found
 
 
+def require_whole(bucket: Bucket, build: LayeredBuild, target: Path) -> None:
+    """Require that a build's template has all its objects, and is pulled as it was built."""
+    assert wrong_objects(bucket, metadata_of(bucket, build)) == []
+    assert pulls_the_same(bucket, build, target)
+
+
 async def publish_at_once(bucket: Bucket, builds: Sequence[LayeredBuild], place: Path) -> None:
     """Boot and publish builds at the same time, and require that each is pulled as it was built."""
     snapshots = [build.boots() for build in builds]
     each = zip(builds, snapshots, strict=True)
     await asyncio.gather(*(build.publish(snapshot) for build, snapshot in each))
     for build in builds:
-        assert wrong_objects(bucket, metadata_of(bucket, build)) == []
-        assert pulls_the_same(bucket, build, place / build.held.scope.build_id)
+        require_whole(bucket, build, place / build.held.scope.build_id)
