@@ -108,8 +108,8 @@ class CheckpointStore:
         A condemned one is not found. A damaged one is removed, so that it is made again. Blocking:
         it hashes the files.
         """
-        manifest, directory = self._manifest(kind, key), self.path(kind.STEP, key)
-        if manifest is None or not self._take(directory, build_id):
+        manifest, directory = self._taken(kind, key, build_id), self.path(kind.STEP, key)
+        if manifest is None:
             return None
         if all(self._is_whole(directory / n, f, check) for n, f in manifest.files.items()):
             os.utime(directory)
@@ -122,12 +122,18 @@ class CheckpointStore:
 
         As `require`, it looks at sizes and times only.
         """
-        manifest, directory = self._manifest(kind, key), self.path(kind.STEP, key)
-        if manifest is None or not self._take(directory, build_id):
+        manifest, directory = self._taken(kind, key, build_id), self.path(kind.STEP, key)
+        if manifest is None:
             return None
         if all(_looks_whole(directory / n, f) for n, f in manifest.files.items()):
             return manifest
         return None
+
+    def _taken(self, kind: type[C], key: str, build_id: str) -> C | None:
+        manifest = self._manifest(kind, key)
+        if manifest is None or not self._take(self.path(kind.STEP, key), build_id):
+            return None
+        return manifest
 
     def _manifest(self, kind: type[C], key: str) -> C | None:
         directory = self.path(kind.STEP, key)

@@ -79,16 +79,16 @@ def _kept_in(directory: Path) -> Iterator[Callable[[int], None]]:
     """Say what an interrupted pull leaves. Yields what is to be told how many bytes have come."""
     from activities.contract.errors import StorageUnavailableError
 
-    most = 0
+    has_come = False
 
     def came(done: int) -> None:
-        nonlocal most
-        most = max(most, done)
+        nonlocal has_come
+        has_come = has_come or done > 0
 
     try:
         yield came
     except (KeyboardInterrupt, StorageUnavailableError):
-        if most:
+        if has_come:
             told = f"what has come is kept in {directory}: the same command goes on with it"
             err.print(f"→ {told}", soft_wrap=True)
         raise
